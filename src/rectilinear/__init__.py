@@ -1,3 +1,65 @@
-"""Measure how linear each block of a transformer decoder is."""
+"""Measure how linear each block of a transformer decoder is.
+
+The public names are imported when first used, so that ``import rectilinear`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from rectilinear.core.block_moments import BlockAccumulator, BlockMoments
+    from rectilinear.core.moments import Moments, MomentsAccumulator
+    from rectilinear.core.scores import score_block
+    from rectilinear.core.solve import solve
+    from rectilinear.data.stories import generate_stories
+    from rectilinear.errors import JobError, RequestError
+    from rectilinear.measurement.measure import measure
+    from rectilinear.measurement.profile import Profile
+    from rectilinear.models.blocks import find_blocks
+    from rectilinear.report.plots import plot_profile
+
+_HOMES = {
+    "BlockAccumulator": "core.block_moments",
+    "BlockMoments": "core.block_moments",
+    "JobError": "errors",
+    "Moments": "core.moments",
+    "MomentsAccumulator": "core.moments",
+    "Profile": "measurement.profile",
+    "RequestError": "errors",
+    "find_blocks": "models.blocks",
+    "generate_stories": "data.stories",
+    "measure": "measurement.measure",
+    "plot_profile": "report.plots",
+    "score_block": "core.scores",
+    "solve": "core.solve",
+}
+
+__all__ = [
+    "BlockAccumulator",
+    "BlockMoments",
+    "JobError",
+    "Moments",
+    "MomentsAccumulator",
+    "Profile",
+    "RequestError",
+    "find_blocks",
+    "generate_stories",
+    "measure",
+    "plot_profile",
+    "score_block",
+    "solve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

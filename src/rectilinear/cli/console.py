@@ -1,0 +1,86 @@
+"""What commands share on a terminal and on disk: progress, and results that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rectilinear.errors import JobError, RequestError
+from rectilinear.measurement.collect import Progress as Report
+
+
+def stdout() -> Console:
+    """Where results go; wide where it is not a terminal, so that tables in logs stay whole."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A progress bar with an ETA on a terminal, silence elsewhere; libraries' own bars are off."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks: dict[str, int] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)  # type: ignore[assignment]
+            bar.update(tasks[stage], completed=done)  # type: ignore[arg-type]
+
+        yield report
+
+
+def check_out(out: Path | None, overwrite: bool) -> None:
+    """Refuse an output folder before any work is done for it.
+
+    Raises:
+        RequestError: it is not empty and may not be overwritten, is not a folder, or cannot be
+            written.
+    """
+    if out is None:
+        return
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"expected a folder for --out, got the file {out}")
+    if out.exists() and any(out.iterdir()) and not overwrite:
+        raise RequestError(f"--out {out} is not empty; choose another folder, or add --overwrite")
+    nearest = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not os.access(nearest, os.W_OK):
+        raise RequestError(f"cannot write to {nearest} for --out {out}")
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A folder to write results into, which become ``out``'s only when all of them are there.
+
+    Raises:
+        JobError: they could not be written.
+    """
+    out = out.absolute()
+    try:
+        existed = out.exists()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            yield stage
+            out.mkdir(exist_ok=True)
+            for file in sorted(stage.iterdir()):
+                os.replace(file, out / file.name)
+        except BaseException:
+            if not existed and out.exists():
+                shutil.rmtree(out, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    except OSError as error:
+        raise JobError(f"cannot write to {out}: {error.strerror or error}") from error

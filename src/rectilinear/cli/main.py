@@ -1,0 +1,81 @@
+"""The command line: one program, one file a command, and what every command shares at its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+import rectilinear
+from rectilinear.cli import demo, inspect, measure
+from rectilinear.errors import JobError, RequestError
+
+app = typer.Typer(
+    name="rectilinear",
+    help="Measure how linear each block of a transformer decoder is.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("inspect", help=inspect.__doc__)(inspect.inspect)
+app.command("measure", help=measure.__doc__)(measure.measure)
+app.command("demo", help=demo.__doc__)(demo.demo)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"rectilinear {rectilinear.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; exit 0 when done, 1 when the job failed, 2 when the request was wrong.
+
+    An interrupted command exits 130 (Ctrl-C) or 143 (SIGTERM), as shells expect.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(standalone_mode=False)
+    except (RequestError, typer.TyperException) as error:
+        code = _fail(error, 2)
+    except JobError as error:
+        code = _fail(error, 1)
+    except MemoryError:
+        code = _fail(JobError("out of memory; try a smaller --batch-size"), 1)
+    except BrokenPipeError:
+        # The reader of our output is gone; keep Python from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:
+        print("rectilinear: interrupted, nothing was written", file=sys.stderr)
+    sys.exit(code)
+
+
+def _fail(error: Exception, code: int) -> int:
+    text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+    print(f"rectilinear: error: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    sys.exit(128 + signum)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The options that commands share, each written once."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from rectilinear.errors import RequestError
+
+
+class DTypeName(str, Enum):
+    """Names of ``--dtype``."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class ConventionName(str, Enum):
+    """Names of ``--convention``."""
+
+    block = "block"
+    paper = "paper"
+
+
+class ProductsName(str, Enum):
+    """Names of ``--products``."""
+
+    auto = "auto"
+    float32 = "float32"
+    float64 = "float64"
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id, path, or 'storyteller' (built in).", show_default=False)
+]
+Text = Annotated[
+    str,
+    typer.Option(
+        "--text",
+        metavar="TEXT",
+        help="A .txt (documents separated by a line <|endoftext|>), .jsonl or .parquet file, a folder of "
+        "these, a Hub dataset id, or 'stories' (generated).",
+        show_default=False,
+    ),
+]
+Column = Annotated[str, typer.Option(help="Column of the text in .jsonl, .parquet and Hub datasets.")]
+Config = Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")]
+Split = Annotated[str, typer.Option(help="Split of a Hub dataset.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens to measure on, at most.")]
+SeqLen = Annotated[int, typer.Option(min=1, help="Tokens in a row.")]
+Folds = Annotated[int, typer.Option(min=1, help="Folds for held-out scores; 1 for none.")]
+Blocks = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Dotted path of the block stack, such as model.layers; found when not given."),
+]
+Convention = Annotated[
+    ConventionName,
+    typer.Option(help="'paper' takes the last state after the final norm and lets padding count, as the paper did."),
+]
+Products = Annotated[
+    ProductsName, typer.Option(help="Precision of products; 'auto' is float64 where float32 would not do.")
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of whatever is random: the generated stories.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:0|mps", help="Where to run.")]
+DType = Annotated[DTypeName, typer.Option(help="Of the weights; 'auto' is the checkpoint's own.")]
+BatchSize = Annotated[
+    str, typer.Option(metavar="N|auto", help="Rows in a forward pass; 'auto' halves it when memory runs out.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the checkpoint.")
+]
+
+
+def parse_batch_size(value: str) -> int | Literal["auto"]:
+    """The number in ``--batch-size``, or ``"auto"``.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    if value == "auto":
+        return "auto"
+    if not value.isdecimal() or int(value) < 1:
+        raise RequestError(f"expected --batch-size N or auto, got {value!r}")
+    return int(value)

@@ -1,0 +1,216 @@
+"""Second moments of paired vectors: fixed size, exact under merging, gathered in one pass.
+
+For rows ``x`` (``[tokens, p]``) and ``d`` (``[tokens, q]``) with means ``mx`` and ``md``:
+
+    gram   = sum (x - mx)(x - mx)'        [p, p]
+    cross  = sum (x - mx)(d - md)'        [p, q]
+    energy = sum |d - md|^2
+
+Every score, map and filter of this package is computed from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+# Widest column strip of one product. Only the strips on and above the diagonal of the Gram
+# matrix are computed, which saves up to half of its operations.
+_STRIP = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Centred second moments of ``count`` pairs ``(x, d)``; all tensors are float64.
+
+    Attributes:
+        count: number of pairs n.
+        mean_x: ``[p]``, mean of x.
+        mean_d: ``[q]``, mean of d.
+        gram: ``[p, p]``, ``sum (x - mean_x)(x - mean_x)'``.
+        cross: ``[p, q]``, ``sum (x - mean_x)(d - mean_d)'``.
+        energy: ``sum |d - mean_d|^2``.
+        products: coarsest precision in which products of activations were formed; sums are
+            always float64.
+    """
+
+    count: int
+    mean_x: Tensor
+    mean_d: Tensor
+    gram: Tensor
+    cross: Tensor
+    energy: float
+    products: torch.dtype = torch.float64
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of both samples together (Chan, Golub and LeVeque, 1979)."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        return self._combine(other, sign=1)
+
+    def __sub__(self, other: Moments) -> Moments:
+        """Moments of this sample without ``other``, which must be a part of it.
+
+        Raises:
+            ValueError: ``other`` holds as many pairs as this, or more.
+        """
+        if not other.count:
+            return self
+        if other.count >= self.count:
+            raise ValueError(f"expected fewer than {self.count} pairs to take away, got {other.count}")
+        return self._combine(other, sign=-1)
+
+    def _combine(self, other: Moments, sign: int) -> Moments:
+        count = self.count + sign * other.count
+        shift_x, shift_d = other.mean_x - self.mean_x, other.mean_d - self.mean_d
+        # n_a n_b / n for a sum; the same with the sign of n_b for a difference.
+        weight = sign * self.count * other.count / count
+        share = sign * other.count / count
+        return Moments(
+            count=count,
+            mean_x=self.mean_x + share * shift_x,
+            mean_d=self.mean_d + share * shift_d,
+            gram=torch.add(self.gram, other.gram, alpha=sign).addr_(shift_x, shift_x, alpha=weight),
+            cross=torch.add(self.cross, other.cross, alpha=sign).addr_(shift_x, shift_d, alpha=weight),
+            energy=self.energy + sign * other.energy + weight * float(shift_d @ shift_d),
+            products=min(self.products, other.products, key=lambda dtype: dtype.itemsize),
+        )
+
+    def to(self, device: torch.device | str) -> Moments:
+        """The same moments on another device."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=False)
+            for name in ("mean_x", "mean_d", "gram", "cross")
+        }
+        return replace(self, **moved)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """A flat dictionary of tensors, for ``torch.save`` or ``safetensors``."""
+        return {
+            "count": torch.tensor(self.count),
+            "mean_x": self.mean_x,
+            "mean_d": self.mean_d,
+            "gram": self.gram,
+            "cross": self.cross,
+            "energy": torch.tensor(self.energy, dtype=torch.float64),
+            "products": torch.tensor(self.products.itemsize),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Moments:
+        """The inverse of `to_tensors`."""
+        return cls(
+            count=int(tensors["count"]),
+            mean_x=tensors["mean_x"],
+            mean_d=tensors["mean_d"],
+            gram=tensors["gram"],
+            cross=tensors["cross"],
+            energy=float(tensors["energy"]),
+            products={4: torch.float32, 8: torch.float64}[int(tensors["products"])],
+        )
+
+
+class MomentsAccumulator:
+    """Gathers `Moments` batch by batch.
+
+    Products are formed in ``products`` (float32, never TF32, or float64) around a provisional
+    centre, the mean of the first batch; sums across batches are float64. ``products`` may be
+    changed between batches.
+    """
+
+    def __init__(self, products: torch.dtype = torch.float64) -> None:
+        self.products = products
+        self.count = 0
+        self._coarsest = torch.float64
+
+    def update(self, x: Tensor, d: Tensor) -> None:
+        """Add pairs.
+
+        Args:
+            x: ``[tokens, p]``, any floating dtype.
+            d: ``[tokens, q]``, on the same device.
+
+        Raises:
+            ValueError: shapes do not pair, or differ from earlier batches.
+        """
+        if x.ndim != 2 or d.ndim != 2 or len(x) != len(d):
+            raise ValueError(f"expected x [tokens, p] and d [tokens, q], got {[*x.shape]} and {[*d.shape]}")
+        if not len(x):
+            return
+        if not self.count:
+            self._start(x, d)
+        elif (x.shape[1], d.shape[1]) != self._cross.shape:
+            raise ValueError(f"expected widths {[*self._cross.shape]}, got {[x.shape[1], d.shape[1]]}")
+        x = x.to(self.products) - self._centre_x.to(x.device, self.products)
+        d = d.to(self.products) - self._centre_d.to(d.device, self.products)
+        with exact_products(x.device.type):
+            for start in range(0, x.shape[1], _STRIP):
+                strip = x[:, start : start + _STRIP].T
+                self._gram[start : start + _STRIP, start:] += self._host(strip @ x[:, start:])
+            self._cross += self._host(x.T @ d)
+            self._energy += self._host(torch.linalg.vecdot(d, d)).double().sum()
+        self._sum_x += self._host(x.sum(0))
+        self._sum_d += self._host(d.sum(0))
+        self.count += len(x)
+        self._coarsest = min(self._coarsest, self.products, key=lambda dtype: dtype.itemsize)
+
+    @property
+    def width(self) -> int:
+        """Width p of x (0 before the first pair)."""
+        return len(self._sum_x) if self.count else 0
+
+    def freeze(self) -> Moments:
+        """The moments so far.
+
+        Raises:
+            ValueError: nothing was added yet.
+        """
+        if not self.count:
+            raise ValueError("expected at least one pair, got none")
+        mean_x, mean_d = self._sum_x / self.count, self._sum_d / self.count
+        upper = self._gram.triu()
+        gram = upper + upper.triu(1).T
+        return Moments(
+            count=self.count,
+            mean_x=self._centre_x + mean_x,
+            mean_d=self._centre_d + mean_d,
+            gram=gram.addr_(mean_x, mean_x, alpha=-self.count),
+            cross=torch.addr(self._cross, mean_x, mean_d, alpha=-self.count),
+            energy=max(float(self._energy - self.count * mean_d @ mean_d), 0.0),
+            products=self._coarsest,
+        )
+
+    def _start(self, x: Tensor, d: Tensor) -> None:
+        p, q = x.shape[1], d.shape[1]
+        home = x.device if holds_float64(x.device) else torch.device("cpu")
+        zeros = {"dtype": torch.float64, "device": home}
+        # Rounded to float32, so that what is subtracted is what is recorded in either precision.
+        self._centre_x, self._centre_d = (part.to(home).double().mean(0).float().double() for part in (x, d))
+        self._sum_x, self._sum_d = torch.zeros(p, **zeros), torch.zeros(q, **zeros)  # type: ignore[arg-type]
+        self._gram, self._cross = torch.zeros(p, p, **zeros), torch.zeros(p, q, **zeros)  # type: ignore[arg-type]
+        self._energy = torch.zeros((), **zeros)  # type: ignore[arg-type]
+
+    def _host(self, part: Tensor) -> Tensor:
+        return part.to(self._gram.device)
+
+
+def holds_float64(device: torch.device) -> bool:
+    """Whether the device computes in float64 (Apple's MPS does not)."""
+    return device.type != "mps"
+
+
+@contextmanager
+def exact_products(device_type: str) -> Iterator[None]:
+    """Matrix products in full float32 or float64: no TF32, no bfloat16 passes, no autocast."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+

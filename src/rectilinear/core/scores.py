@@ -1,0 +1,202 @@
+"""Linearity scores of a block, all from its moments.
+
+With centred ``X``, ``D`` and ``Y = X + D`` over n tokens of width p, the best linear maps to Y
+and to D leave the same residual ``RSS = Sdd - tr(Sxd' Sxx^+ Sxd)``, so that one solve gives
+
+    linearity        = 1 - RSS / Syy,    Syy = tr(Sxx) + 2 tr(Sxd) + Sdd
+    update linearity = 1 - RSS / Sdd     (the "without residual" score of arXiv 2405.12250)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rectilinear.core.block_moments import BlockMoments, total
+from rectilinear.core.moments import Moments
+from rectilinear.core.solve import Solution, solve
+
+
+@dataclass(frozen=True)
+class Linearity:
+    """How much of the output, or of the update, a linear map of the input explains.
+
+    None stands for a value that the data cannot give.
+
+    Attributes:
+        in_sample: ``1 - RSS / S``, the paper's score.
+        adjusted: ``1 - (1 - R2)(n - 1)/(n - p - 1)``; None when ``n <= p + 1``.
+        held_out: mean over folds of ``1 - RSS / S`` on a fold, with the means and the map of
+            the other folds, and S about those means.
+        stderr: standard error of that mean over folds.
+    """
+
+    in_sample: float | None
+    adjusted: float | None
+    held_out: float | None
+    stderr: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of one set of tokens at one block.
+
+    Attributes:
+        tokens: number of tokens n.
+        linearity: of the output y.
+        update_linearity: of the update d.
+        identity: ``1 - |D|^2 / |Y|^2``, what doing nothing explains.
+        update_ratio: ``|D| / |Y|``, centred.
+        null: what independent data would score in sample, ``p / (n - 1)``, at most 1.
+        solution: the map, and how it was found.
+        moments: the moments of these tokens.
+    """
+
+    tokens: int
+    linearity: Linearity
+    update_linearity: Linearity
+    identity: float | None
+    update_ratio: float | None
+    null: float
+    solution: Solution = field(repr=False)
+    moments: Moments = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockScores:
+    """Scores of one block.
+
+    Attributes:
+        all_tokens: over every token.
+        without_sinks: over the tokens that are not attention sinks; None if all are.
+        sinks: number of attention sinks.
+        sink_energy: their share of ``|Y|^2``, centred over all tokens.
+        cosine: mean over all tokens of ``cos(x, y)``, uncentred.
+    """
+
+    all_tokens: Scores
+    without_sinks: Scores | None
+    sinks: int
+    sink_energy: float | None
+    cosine: float
+
+
+def score_block(block: BlockMoments) -> BlockScores:
+    """Score a block from its moments.
+
+    Raises:
+        ValueError: the moments hold no tokens, or x and d differ in width.
+    """
+    sinks = total(block.sinks)
+    everything = score_folds(block.folds)
+    if sinks is None:
+        without = everything
+    else:
+        without = score_folds(block.regular) if total(block.regular) else None
+    n = everything.tokens
+    return BlockScores(
+        all_tokens=everything,
+        without_sinks=without,
+        sinks=sinks.count if sinks else 0,
+        sink_energy=_sink_energy(sinks, everything.moments) if sinks else 0.0,
+        cosine=block.cosine_sum / n,
+    )
+
+
+def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
+    """Score one set of tokens, held in folds.
+
+    Raises:
+        ValueError: there are no tokens, or x and d differ in width.
+    """
+    moments = total(folds)
+    if moments is None:
+        raise ValueError("expected at least one token, got none")
+    n, (p, q) = moments.count, moments.cross.shape
+    if p != q:
+        raise ValueError(f"expected input and update of one width, got {p} and {q}")
+    solution = solve(moments)
+    output, update = _energies(moments)
+    held_out = [held_out_shares(fold, moments - fold) for fold in folds if fold and fold.count < n]
+    whole = len(held_out) == len(folds) > 1
+
+    def linearity(energy: float, which: int) -> Linearity:
+        in_sample = _share(solution.residual, energy)
+        adjusted = None
+        if in_sample is not None and n > p + 1:
+            adjusted = 1 - (1 - in_sample) * (n - 1) / (n - p - 1)
+        values = [shares[which] for shares in held_out] if whole else [None]
+        return Linearity(in_sample, adjusted, *_mean_and_stderr(values))
+
+    identity = _share(update, output)
+    return Scores(
+        tokens=n,
+        linearity=linearity(output, 0),
+        update_linearity=linearity(update, 1),
+        identity=identity,
+        update_ratio=None if identity is None else math.sqrt(update / output),
+        null=min(1.0, p / (n - 1)) if n > 1 else 1.0,
+        solution=solution,
+        moments=moments,
+    )
+
+
+def output_energy(moments: Moments) -> float:
+    """``|Y|^2``, centred: ``tr(Sxx) + 2 tr(Sxd) + Sdd``."""
+    return float(moments.gram.trace() + 2 * moments.cross.trace()) + moments.energy
+
+
+def _energies(moments: Moments) -> tuple[float, float]:
+    """``|Y|^2`` and ``|D|^2``, taken for zero where rounding decides (a constant has no variance)."""
+    eps = 8 * torch.finfo(moments.products).eps
+    mean_y = moments.mean_x + moments.mean_d
+    output, update = output_energy(moments), moments.energy
+    parts = float(moments.gram.trace()) + moments.energy
+    if output <= max(eps * parts, moments.count * eps**2 * float(mean_y @ mean_y)):
+        output = 0.0
+    if update <= moments.count * eps**2 * float(moments.mean_d @ moments.mean_d):
+        update = 0.0
+    return output, update
+
+
+def held_out_shares(fold: Moments, train: Moments) -> tuple[float | None, float | None]:
+    """Linearity and update linearity of a fold under the means and the map of other tokens."""
+    coefficients = solve(train).coefficients
+    shift_x, shift_d = fold.mean_x - train.mean_x, fold.mean_d - train.mean_d
+    bias = shift_d - shift_x @ coefficients
+    residual = (
+        fold.energy
+        + _inner(coefficients, fold.gram @ coefficients - 2 * fold.cross)
+        + fold.count * float(bias @ bias)
+    )
+    shift_y = shift_x + shift_d
+    output = output_energy(fold) + fold.count * float(shift_y @ shift_y)
+    update = fold.energy + fold.count * float(shift_d @ shift_d)
+    return _share(residual, output), _share(residual, update)
+
+
+def _sink_energy(sinks: Moments, everything: Moments) -> float | None:
+    energy = output_energy(everything)
+    shift = (sinks.mean_x + sinks.mean_d) - (everything.mean_x + everything.mean_d)
+    part = output_energy(sinks) + sinks.count * float(shift @ shift)
+    return part / energy if energy > 0 else None
+
+
+def _share(residual: float, energy: float) -> float | None:
+    return 1 - residual / energy if energy > 0 else None
+
+
+def _mean_and_stderr(values: list[float | None]) -> tuple[float | None, float | None]:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None, None
+    mean = sum(known) / len(known)
+    variance = sum((value - mean) ** 2 for value in known) / (len(known) - 1)
+    return mean, math.sqrt(variance / len(known))
+
+
+def _inner(a: Tensor, b: Tensor) -> float:
+    return float(a.flatten() @ b.flatten())

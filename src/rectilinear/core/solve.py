@@ -1,0 +1,123 @@
+"""Least squares from moments: a scaled Cholesky factorisation where it is safe, else `eigh`.
+
+The Gram matrix is scaled to unit diagonal first, which makes it a correlation matrix: massive
+activations live in a few coordinates, and the scaling takes them out of the condition number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rectilinear.core.moments import Moments
+
+# A pivot of the correlation's Cholesky factor is the share of a column's variance that the
+# columns before it leave unexplained. Below this share rounding decides, and `eigh` takes over.
+_SAFE_PIVOT = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A factorisation ``gram^+ = T T'`` of a Gram matrix, restricted to its numerical range.
+
+    Attributes:
+        scale: ``[p]``, ``1 / sqrt(diag(gram))``; zero for columns that never vary.
+        correlation: ``[p, p]``, the Gram matrix scaled to unit diagonal.
+        basis: for ``cholesky`` the lower factor ``L`` of the correlation, ``[p, p]``; for
+            ``eigh`` its eigenvectors over the square roots of their eigenvalues, ``[p, rank]``.
+        rank: number of directions kept.
+        cutoff: eigenvalues of the correlation below this were taken for zero.
+        method: ``"cholesky"`` or ``"eigh"``.
+    """
+
+    scale: Tensor
+    correlation: Tensor
+    basis: Tensor
+    rank: int
+    cutoff: float
+    method: Literal["cholesky", "eigh"]
+
+    @cached_property
+    def condition(self) -> float:
+        """Largest over smallest kept eigenvalue of the correlation (1 when nothing was kept)."""
+        if not self.rank:
+            return 1.0
+        eigenvalues = torch.linalg.eigvalsh(self.correlation)
+        return float(eigenvalues[-1] / eigenvalues[-self.rank])
+
+    def whiten(self, cross: Tensor) -> Tensor:
+        """``T' cross``, ``[rank, q]``; its squared norm is what a linear map explains."""
+        scaled = cross * self.scale[:, None]
+        if self.method == "cholesky":
+            return torch.linalg.solve_triangular(self.basis, scaled, upper=False)
+        return self.basis.T @ scaled
+
+    def unwhiten(self, white: Tensor) -> Tensor:
+        """``T white``, ``[p, q]``: the coefficients, from `whiten`'s answer."""
+        if self.method == "cholesky":
+            scaled = torch.linalg.solve_triangular(self.basis.T, white, upper=True)
+        else:
+            scaled = self.basis @ white
+        return scaled * self.scale[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The least-squares map ``d ~ (x - mean_x) coefficients + mean_d``.
+
+    Attributes:
+        factor: how it was found: rank, condition, cutoff and method.
+        white: ``[rank, q]``, the map in whitened coordinates.
+        explained: ``tr(cross' gram^+ cross)``, the energy of d that the map accounts for.
+        residual: ``energy - explained``, the residual sum of squares.
+    """
+
+    factor: Factor
+    white: Tensor
+    explained: float
+    residual: float
+
+    @cached_property
+    def coefficients(self) -> Tensor:
+        """``[p, q]``; of least norm in scaled coordinates where the Gram matrix is deficient."""
+        return self.factor.unwhiten(self.white)
+
+
+def factorise(moments: Moments) -> Factor:
+    """Factorise the Gram matrix of some moments.
+
+    Columns that never vary beyond rounding are left out. Eigenvalues of the correlation below
+    ``8 sqrt(p) eps`` times the largest cannot be told from zero, eps being that of the products.
+    """
+    eps = torch.finfo(moments.products).eps
+    variance = moments.gram.diagonal()
+    alive = variance > moments.count * (8 * eps * moments.mean_x).square()
+    scale = torch.where(alive, variance, 1.0).rsqrt() * alive
+    correlation = moments.gram * scale * scale[:, None]
+    p = len(correlation)
+    noise = 8 * math.sqrt(p) * eps
+    if p == int(alive.sum()):
+        lower, failed = torch.linalg.cholesky_ex(correlation)
+        if not failed and float(lower.diagonal().square().min()) > max(_SAFE_PIVOT, noise):
+            return Factor(scale, correlation, lower, p, noise, "cholesky")
+    eigenvalues, vectors = torch.linalg.eigh(correlation)
+    cutoff = noise * float(eigenvalues[-1])
+    kept = eigenvalues > cutoff
+    basis = vectors[:, kept] / eigenvalues[kept].sqrt()
+    return Factor(scale, correlation, basis, int(kept.sum()), cutoff, "eigh")
+
+
+def solve(moments: Moments) -> Solution:
+    """The best linear map from x to d, from moments alone.
+
+    The best map for ``y = x + d`` is the identity plus this one, with the same residual.
+    """
+    factor = factorise(moments)
+    white = factor.whiten(moments.cross)
+    explained = float(white.square().sum())
+    return Solution(factor, white, explained, moments.energy - explained)

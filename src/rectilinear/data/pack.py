@@ -1,0 +1,70 @@
+"""Documents to token rows, in one fixed way, so that anyone can check a number."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from rectilinear.errors import RequestError
+
+#: Token ids of each of some documents, special tokens included.
+Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """Packed rows of tokens.
+
+    Attributes:
+        ids: ``[rows, seq_len]`` int64.
+        fingerprint: SHA-256 of the ids, row by row, as little-endian int64, in hexadecimal.
+    """
+
+    ids: Tensor
+    fingerprint: str
+
+
+def pack_rows(documents: Iterable[str], tokenize: Tokenize, seq_len: int, max_tokens: int) -> TokenRows:
+    """Pack documents into rows of equal length.
+
+    Documents are trimmed of surrounding white space, empty ones skipped, each tokenised with the
+    tokenizer's own special tokens, concatenated in order and cut into rows of ``seq_len``; the
+    remainder is dropped and the first ``max_tokens // seq_len`` rows are kept. Reads no further
+    than needed.
+
+    Raises:
+        RequestError: not even one row.
+    """
+    if seq_len < 1 or max_tokens < seq_len:
+        raise RequestError(f"expected max tokens >= row length >= 1, got {max_tokens} and {seq_len}")
+    wanted = max_tokens // seq_len * seq_len
+    tokens: list[int] = []
+    texts = (text for text in map(str.strip, documents) if text)
+    for group in _groups(texts, 64):
+        for ids in tokenize(group):
+            tokens.extend(ids)
+        if len(tokens) >= wanted:
+            break
+    rows = min(len(tokens), wanted) // seq_len
+    if not rows:
+        raise RequestError(f"expected text for at least one row of {seq_len} tokens, got {len(tokens)} tokens")
+    packed = torch.tensor(tokens[: rows * seq_len], dtype=torch.int64).view(rows, seq_len)
+    return TokenRows(packed, fingerprint([packed]))
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the bytes of tensors, in order and little-endian, in hexadecimal."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _groups(texts: Iterator[str], size: int) -> Iterator[list[str]]:
+    while group := list(islice(texts, size)):
+        yield group

@@ -1,0 +1,138 @@
+"""Text sources: files, folders, Hub datasets and generated stories, as streams of documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from rectilinear.data.stories import generate_stories
+from rectilinear.errors import RequestError
+
+#: The line that separates documents in a ``.txt`` file.
+SEPARATOR = "<|endoftext|>"
+
+#: Stories of seed 0 are what the embedded decoder was trained on; text never uses them.
+_FIRST_STORY_SEED = 1
+
+_SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+def open_text(
+    source: str | Path,
+    *,
+    column: str = "text",
+    config: str | None = None,
+    split: str = "train",
+    seed: int = 0,
+) -> Iterator[str]:
+    """Stream the documents of a text source, in order.
+
+    Args:
+        source: a ``.txt`` file (documents separated by a line ``<|endoftext|>``), a ``.jsonl`` or
+            ``.parquet`` file, a folder of these (in order of name), a Hub dataset id, or
+            ``"stories"`` (generated, endless).
+        column: where the text is in jsonl, parquet and Hub datasets.
+        config: configuration of a Hub dataset.
+        split: split of a Hub dataset.
+        seed: which generated stories.
+
+    Raises:
+        RequestError: there is no such source; at once. While reading: a column that is not
+            there, a line that is not JSON, a file that is not UTF-8.
+    """
+    if str(source) == "stories":
+        return generate_stories(seed + _FIRST_STORY_SEED)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+        if not files:
+            raise RequestError(f"expected .txt, .jsonl or .parquet files in {path}, found none")
+        return chain.from_iterable(_read_file(file, column) for file in files)
+    if path.is_file():
+        if path.suffix not in _SUFFIXES:
+            raise RequestError(f"expected a .txt, .jsonl or .parquet file, got {path}")
+        return _read_file(path, column)
+    if path.suffix in _SUFFIXES or path.is_absolute() or str(source).startswith(("./", "../", "~")):
+        raise RequestError(f"no text at {source}: expected a file, a folder, a Hub dataset id or 'stories'")
+    return _read_hub(str(source), column, config, split)
+
+
+def _read_file(path: Path, column: str) -> Iterator[str]:
+    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    try:
+        yield from readers[path.suffix](path, column)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x}") from None
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _read_txt(path: Path, column: str) -> Iterator[str]:
+    lines: list[str] = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.strip() == SEPARATOR:
+                yield "".join(lines)
+                lines = []
+            else:
+                lines.append(line)
+    yield "".join(lines)
+
+
+def _read_jsonl(path: Path, column: str) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise RequestError(f"{where}: expected JSON, got {line.strip()[:40]!r} ({error.msg})") from None
+            if not isinstance(record, dict):
+                raise RequestError(f"{where}: expected a JSON object, got {type(record).__name__}")
+            yield _text_of(record, column, where)
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise RequestError(f"cannot read {path} as parquet: {str(error).splitlines()[0]}") from None
+    names = file.schema_arrow.names
+    if column not in names:
+        raise _missing_column(column, names, str(path))
+    for batch in file.iter_batches(batch_size=256, columns=[column]):
+        for record in batch.to_pylist():
+            yield _text_of(record, column, str(path))
+
+
+def _read_hub(source: str, column: str, config: str | None, split: str) -> Iterator[str]:
+    import datasets
+
+    try:
+        records = datasets.load_dataset(source, config, split=split, streaming=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RequestError(
+            f"no text {source!r}: expected a file, a folder, 'stories' or a Hub dataset id ({reason})"
+        ) from None
+    return (_text_of(record, column, source) for record in records)
+
+
+def _text_of(record: dict[str, object], column: str, where: str) -> str:
+    if column not in record:
+        raise _missing_column(column, list(record), where)
+    text = record[column]
+    if not isinstance(text, str):
+        raise RequestError(f"{where}: expected text in column {column!r}, got {type(text).__name__}")
+    return text
+
+
+def _missing_column(column: str, names: list[str], where: str) -> RequestError:
+    return RequestError(f"{where}: no column {column!r}; there are {', '.join(names)}; try --column {names[0]}")

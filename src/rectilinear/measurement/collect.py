@@ -1,0 +1,166 @@
+"""One pass over the data: the moments of every block of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rectilinear.core.block_moments import BlockAccumulator, BlockMoments, NonFiniteError
+from rectilinear.errors import JobError, RequestError
+from rectilinear.models.blocks import BlockStack
+from rectilinear.models.capture import capture_blocks, evaluating, run, runnable
+
+#: Inputs of one forward pass: a tensor ``[rows, ...]``, or keyword arguments, among them an
+#: ``attention_mask`` ``[rows, seq_len]`` where there is padding.
+Batch = Tensor | Mapping[str, Any]
+
+#: Called with what is being done, how much of it is done, and how much there is.
+Progress = Callable[[str, int, int], None]
+
+#: ``block``: what goes into and comes out of each block, padding left out. ``paper``: the last
+#: state is taken after the final norm, and padding counts.
+Convention = Literal["block", "paper"]
+
+#: Precision of products of activations; ``auto`` takes float32 where the data shows that it is
+#: accurate enough, float64 elsewhere.
+Products = Literal["auto", "float32", "float64"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure; recorded in the profile.
+
+    Attributes:
+        folds: contiguous folds for held-out scores; 1 for none.
+        convention: see `Convention`.
+        sink_ratio: a token is an attention sink at a block if ``|x|`` exceeds this many times
+            the median norm of the first row.
+        products: see `Products`.
+
+    Raises:
+        RequestError: a value out of range.
+    """
+
+    folds: int = 4
+    convention: Convention = "block"
+    sink_ratio: float = 10.0
+    products: Products = "auto"
+
+    def __post_init__(self) -> None:
+        if self.folds < 1:
+            raise RequestError(f"expected at least 1 fold, got {self.folds}")
+        if not self.sink_ratio > 0:
+            raise RequestError(f"expected a positive sink ratio, got {self.sink_ratio}")
+        if self.convention not in ("block", "paper"):
+            raise RequestError(f"expected convention 'block' or 'paper', got {self.convention!r}")
+        if self.products not in ("auto", "float32", "float64"):
+            raise RequestError(f"expected products 'auto', 'float32' or 'float64', got {self.products!r}")
+
+
+def collect_moments(
+    model: nn.Module,
+    stack: BlockStack,
+    batches: Sequence[Batch],
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> list[BlockMoments]:
+    """The moments of every block of the stack, from one pass over the batches.
+
+    Row i of N belongs to fold ``i * folds // N``. No more is kept than the moments and, while a
+    block runs, its input.
+
+    Raises:
+        JobError: a block's activations are not finite, or it has no tensor in or out.
+    """
+    settings = settings or Settings()
+    lengths = [count_rows(batch) for batch in batches]
+    total = sum(lengths)
+    folds = min(settings.folds, total)
+    products = None if settings.products == "auto" else getattr(torch, settings.products)
+    accumulators = [BlockAccumulator(folds, settings.sink_ratio, products) for _ in stack.blocks]
+    paper = settings.convention == "paper"
+    pieces: list[_Piece] = []
+
+    def consume(index: int, x: Tensor, y: Tensor) -> None:
+        for piece in pieces:
+            try:
+                accumulators[index].update(piece.of(x), piece.of(y), piece.fold, piece.first_row(x))
+            except NonFiniteError as error:
+                raise JobError(f"block {index}: {error}; try --dtype float32") from None
+            except ValueError as error:
+                raise JobError(f"block {index}: {error}") from error
+
+    done = 0
+    final = runnable(model) if paper else None
+    with evaluating(model), capture_blocks(stack.blocks, consume, final=final):
+        for batch, length in zip(batches, lengths, strict=True):
+            pieces[:] = _pieces(done, length, total, folds, None if paper else _mask_of(batch))
+            run(model, batch)
+            done += length
+            if progress:
+                progress("rows", done, total)
+    return [accumulator.freeze() for accumulator in accumulators]
+
+
+def count_rows(batch: Batch) -> int:
+    """Rows of a batch: the first size of its first tensor.
+
+    Raises:
+        RequestError: it holds no tensor.
+    """
+    tensors = tensors_of(batch)
+    if not tensors or not tensors[0].ndim:
+        raise RequestError(f"expected batches of tensors [rows, ...], got {type(batch).__name__}")
+    return len(tensors[0])
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in order."""
+    values = batch.values() if isinstance(batch, Mapping) else [batch]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Consecutive rows of a batch that belong to one fold."""
+
+    start: int
+    stop: int
+    rows: int
+    fold: int
+    mask: Tensor | None  # [stop - start, seq_len] bool
+
+    def of(self, hidden: Tensor) -> Tensor:
+        """``[tokens, width]``: these rows' tokens of ``[rows, ..., width]`` or ``[rows * seq_len, width]``."""
+        hidden = hidden.reshape(self.rows, -1, hidden.shape[-1])[self.start : self.stop]
+        return hidden.flatten(0, 1) if self.mask is None else hidden[self.mask.to(hidden.device)]
+
+    def first_row(self, hidden: Tensor) -> int | None:
+        """How many of those tokens form the first row; None where a row is a single vector."""
+        if self.mask is not None:
+            return int(self.mask[0].sum()) or None
+        tokens = hidden.numel() // hidden.shape[-1] // self.rows
+        return tokens if tokens > 1 else None
+
+
+def _pieces(done: int, rows: int, total: int, folds: int, mask: Tensor | None) -> list[_Piece]:
+    fold_of = [(done + row) * folds // total for row in range(rows)]
+    edges = [0, *(row for row in range(1, rows) if fold_of[row] != fold_of[row - 1]), rows]
+    return [
+        _Piece(start, stop, rows, fold_of[start], None if mask is None else mask[start:stop])
+        for start, stop in pairwise(edges)
+        if stop > start
+    ]
+
+
+def _mask_of(batch: Batch) -> Tensor | None:
+    """``[rows, seq_len]`` bool, true for real tokens; None where nothing is padding."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.all()):
+        return None
+    return mask.bool()

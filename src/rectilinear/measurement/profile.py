@@ -1,0 +1,218 @@
+"""The linearity profile of a model: the schema of ``profile.json``, and what to be warned about."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rectilinear.core.block_moments import FLOAT32_CONDITION
+from rectilinear.core.scores import BlockScores, Linearity
+from rectilinear.errors import RequestError
+
+FILE_NAME = "profile.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ModelRecord(_Record):
+    """Which model was measured."""
+
+    id: str
+    revision: str | None
+    architecture: str
+    num_blocks: int
+    width: int
+    parameters: int
+    sha256: str = Field(description="of the weights as loaded: names, dtypes, shapes and bytes")
+
+
+class DataRecord(_Record):
+    """Which tokens it was measured on."""
+
+    source: str
+    fingerprint: str = Field(description="SHA-256 of the inputs")
+    tokens: int
+    rows: int
+    seq_len: int | None
+
+
+class EnvironmentRecord(_Record):
+    """Which software and hardware measured it."""
+
+    rectilinear: str
+    torch: str
+    transformers: str | None
+    device: str
+    dtype: str
+
+
+class LinearityRecord(_Record):
+    """See `rectilinear.core.scores.Linearity`; null where the data cannot give a value."""
+
+    in_sample: float | None
+    adjusted: float | None
+    held_out: float | None
+    stderr: float | None
+
+
+class WithoutSinksRecord(_Record):
+    """The scores over tokens that are not attention sinks, and what the sinks carry."""
+
+    tokens: int
+    sinks: int
+    sink_energy: float | None
+    linearity: LinearityRecord
+    update_linearity: LinearityRecord
+
+
+class SolveRecord(_Record):
+    """How the least-squares problem over all tokens was solved."""
+
+    rank: int
+    condition: float
+    method: Literal["cholesky", "eigh"]
+    cutoff: float
+    products: Literal["float32", "float64"]
+
+
+class BlockRecord(_Record):
+    """The scores of one block; definitions in docs/method.md."""
+
+    index: int
+    linearity: LinearityRecord
+    update_linearity: LinearityRecord
+    identity: float | None
+    update_ratio: float | None
+    cosine: float
+    null: float
+    without_sinks: WithoutSinksRecord
+    solve: SolveRecord
+
+
+class Profile(_Record):
+    """How linear each block of a model is on some text."""
+
+    schema_: Literal["rectilinear.profile/1"] = Field("rectilinear.profile/1", alias="schema")
+    model: ModelRecord
+    data: DataRecord
+    settings: dict[str, Any]
+    environment: EnvironmentRecord
+    blocks: tuple[BlockRecord, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> str:
+        """The text of ``profile.json``."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False) + "\n"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``profile.json`` into a folder and return its path."""
+        path = Path(folder) / FILE_NAME
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read a ``profile.json``, or the one in a folder.
+
+        Raises:
+            RequestError: there is none, or it is not a profile.
+        """
+        file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+        try:
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RequestError(f"no profile at {file}: {error.strerror}") from None
+        except ValueError as error:
+            reason = "; ".join(str(error).splitlines()[:2])
+            raise RequestError(f"{file}: expected a rectilinear profile ({reason})") from None
+
+
+def block_record(index: int, scores: BlockScores) -> BlockRecord:
+    """One block's entry of the profile."""
+    whole, without = scores.all_tokens, scores.without_sinks
+    nothing = Linearity(None, None, None, None)
+    factor = whole.solution.factor
+    return BlockRecord(
+        index=index,
+        linearity=_linearity(whole.linearity),
+        update_linearity=_linearity(whole.update_linearity),
+        identity=whole.identity,
+        update_ratio=whole.update_ratio,
+        cosine=scores.cosine,
+        null=whole.null,
+        without_sinks=WithoutSinksRecord(
+            tokens=without.tokens if without else 0,
+            sinks=scores.sinks,
+            sink_energy=scores.sink_energy,
+            linearity=_linearity(without.linearity if without else nothing),
+            update_linearity=_linearity(without.update_linearity if without else nothing),
+        ),
+        solve=SolveRecord(
+            rank=factor.rank,
+            condition=factor.condition,
+            method=factor.method,
+            cutoff=factor.cutoff,
+            products="float64" if whole.moments.products.itemsize == 8 else "float32",
+        ),
+    )
+
+
+def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, folds: int) -> list[str]:
+    """What a reader of these scores must know, each with what to do about it."""
+    tokens = data.tokens
+    found = []
+    if tokens <= width:
+        found.append(
+            f"{tokens} tokens for width {width}: every in-sample score is 1 by construction; "
+            f"measure at least {20 * width} tokens"
+        )
+    elif tokens < 20 * width:
+        found.append(
+            f"{tokens} tokens are fewer than 20 x width {width}: in-sample scores are biased up (independent data "
+            f"would score {blocks[0].null:.3f}); read held_out or adjusted, or measure {20 * width} tokens"
+        )
+    if any(b.linearity.held_out is None and b.linearity.in_sample is not None for b in blocks):
+        found.append(f"no held-out scores: {folds} folds need at least 2 rows of text, one for each fold")
+    elif tokens * (folds - 1) // folds <= width:
+        found.append(
+            f"held-out maps were fitted on about {tokens * (folds - 1) // folds} tokens, no more than width {width}: "
+            f"folds are too small; measure more tokens"
+        )
+    found += _about_blocks(
+        [b for b in blocks if b.solve.rank < width and tokens > width],
+        lambda b: f"{b.solve.rank} of {width}",
+        "rank-deficient Gram matrix, directions that never vary were left out: rank",
+    )
+    found += _about_blocks(
+        [b for b in blocks if b.solve.products == "float32" and b.solve.condition > FLOAT32_CONDITION],
+        lambda b: f"{b.solve.condition:.0e}",
+        "float32 products resolve this correlation poorly, scores may be off by 1e-10 times its condition number; "
+        "try --products float64: condition",
+    )
+    found += _about_blocks(
+        [b for b in blocks if b.linearity.in_sample is None or b.update_linearity.in_sample is None],
+        lambda b: "output" if b.linearity.in_sample is None else "update",
+        "no variance to explain, scores are null: constant",
+    )
+    found += _about_blocks(
+        [b for b in blocks if (b.without_sinks.sink_energy or 0) > 0.5],
+        lambda b: f"{b.without_sinks.sinks} tokens, {b.without_sinks.sink_energy or 0:.1%}",
+        "attention sinks carry most of |Y|^2 and decide the scores over all tokens, read without_sinks: sinks",
+    )
+    return found
+
+
+def _about_blocks(blocks: list[BlockRecord], detail: Any, text: str) -> list[str]:
+    if not blocks:
+        return []
+    return [f"{text} " + "; ".join(f"{detail(b)} (block {b.index})" for b in blocks)]
+
+
+def _linearity(linearity: Linearity) -> LinearityRecord:
+    return LinearityRecord(**vars(linearity))
+

@@ -1,0 +1,123 @@
+"""Running a model and handing over what goes into and comes out of each block, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rectilinear.errors import JobError
+
+#: Called with a block's index, its input and its output, as the block returned them.
+Consume = Callable[[int, Tensor, Tensor], None]
+
+
+def runnable(model: nn.Module) -> nn.Module:
+    """The module to call for hidden states: the base model where there is one (no logits)."""
+    base = getattr(model, "base_model", model)
+    return base if isinstance(base, nn.Module) else model
+
+
+def run(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> None:
+    """One forward pass, for its hooks: on the model's device, without gradients, cache or logits."""
+    module = runnable(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if not isinstance(inputs, Mapping):
+        inputs = inputs.to(device)
+        with torch.no_grad():
+            module(inputs, **_no_cache(model))
+        return
+    moved = {name: t.to(device) if isinstance(t, Tensor) else t for name, t in inputs.items()}
+    with torch.no_grad():
+        module(**{**_no_cache(model), **moved})
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, every submodule's own mode restored at the end."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def capture_blocks(
+    blocks: Sequence[nn.Module], consume: Consume, *, final: nn.Module | None = None
+) -> Iterator[None]:
+    """While open, hand ``(index, input, output)`` of each block to ``consume`` as it runs.
+
+    Nothing is kept: an input lives until its block returns. A block that writes over its input
+    is noticed at its first call and given to ``consume`` with a copy of what came in.
+
+    Args:
+        blocks: the block stack.
+        consume: what to do with a pair.
+        final: where given, the last block's output is taken from this module's output instead:
+            the last hidden state after the final norm, as the paper has it.
+
+    Raises:
+        JobError: while running, a block without a tensor input or output.
+    """
+    waiting: dict[int, tuple[Tensor, Tensor, int]] = {}
+    overwriting: dict[int, bool] = {}
+
+    def before(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = _input_of(index, args, kwargs)
+        waiting[index] = (x, x.clone() if overwriting.get(index, True) else x, x._version)
+
+    def finish(index: int, output: Any) -> None:
+        if index not in waiting:
+            raise JobError(f"block {index}: its output came without its input")
+        original, x, version = waiting.pop(index)
+        overwriting.setdefault(index, original._version != version)
+        y = _output_of(index, output)
+        if x.shape != y.shape:
+            raise JobError(f"block {index}: expected an output shaped like its input {[*x.shape]}, got {[*y.shape]}")
+        consume(index, x, y)
+
+    last = len(blocks) - 1
+    handles = []
+    try:
+        for index, block in enumerate(blocks):
+            handles.append(
+                block.register_forward_pre_hook(
+                    lambda module, args, kwargs, index=index: before(index, args, kwargs), with_kwargs=True
+                )
+            )
+            source = final if final is not None and index == last else block
+            handles.append(
+                source.register_forward_hook(lambda module, args, output, index=index: finish(index, output))
+            )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _no_cache(model: nn.Module) -> dict[str, bool]:
+    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+
+
+def _input_of(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    candidates = (*args[:1], kwargs.get("hidden_states"), *kwargs.values())
+    for candidate in candidates:
+        if isinstance(candidate, Tensor) and candidate.is_floating_point():
+            return candidate
+    raise JobError(f"block {index}: expected hidden states as first argument or hidden_states=, got none")
+
+
+def _output_of(index: int, output: Any) -> Tensor:
+    if isinstance(output, Mapping):
+        output = next(iter(output.values()), None)
+    elif isinstance(output, (tuple, list)):
+        output = output[0] if output else None
+    if not isinstance(output, Tensor):
+        raise JobError(f"block {index}: expected a tensor or a tuple that starts with one, got {type(output).__name__}")
+    return output

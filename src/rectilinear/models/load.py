@@ -1,0 +1,197 @@
+"""Loading models and tokenizers, from a folder, the Hub, or the one that is built in."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from rectilinear.errors import RequestError
+
+if TYPE_CHECKING:
+    from rectilinear.models.blocks import BlockStack
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+#: Name of the small decoder that comes with this package, trained on generated stories.
+STORYTELLER = "storyteller"
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def resolve(model: str | Path) -> str:
+    """Where to load a model from: the built-in one's folder, else the path or Hub id itself.
+
+    Raises:
+        RequestError: something that can only be a path is not a folder.
+    """
+    name = str(model)
+    if name == STORYTELLER:
+        return str(Path(__file__).parent / STORYTELLER)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        raise RequestError(f"no model at {name}: expected a folder with a config.json, or a Hub id")
+    return name
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of that name; for ``auto`` CUDA, then MPS, then the CPU.
+
+    Raises:
+        RequestError: no such device here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"expected a device such as cpu, cuda:0 or mps, got {device!r} ({reason})") from None
+    return picked
+
+
+def load_config(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The configuration of a model.
+
+    Raises:
+        RequestError: there is none, or transformers does not know it.
+    """
+    from transformers import AutoConfig
+
+    return _load(AutoConfig, model, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_model(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: DType = "auto",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A decoder with its weights, in evaluation mode, on a device.
+
+    Args:
+        model: Hub id, path, or ``"storyteller"``.
+        revision: branch, tag or commit on the Hub.
+        device: ``auto``, ``cpu``, ``cuda:0``, ``mps``.
+        dtype: of the weights; ``auto`` is the checkpoint's own.
+        trust_remote_code: run modelling code that comes with the checkpoint.
+
+    Raises:
+        RequestError: no such model, or not one that loads.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = pick_device(device)
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    loaded: PreTrainedModel = _load(AutoModelForCausalLM, model, dtype=kind, **options)
+    return loaded.to(place).eval()  # type: ignore[arg-type]
+
+
+def load_tokenizer(
+    model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Raises:
+        RequestError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer, model, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def check_rows(config: PretrainedConfig | None, seq_len: int, largest_id: int | None = None) -> None:
+    """Refuse rows that the model cannot take.
+
+    Raises:
+        RequestError: rows longer than its context, or a token id outside its vocabulary.
+    """
+    if config is None:
+        return
+    text = config.get_text_config(decoder=True)
+    context = getattr(text, "max_position_embeddings", None)
+    if isinstance(context, int) and 0 < context < seq_len:
+        raise RequestError(f"expected rows within the model's context of {context} tokens, got --seq-len {seq_len}")
+    vocabulary = getattr(text, "vocab_size", None)
+    if largest_id is not None and isinstance(vocabulary, int) and largest_id >= vocabulary:
+        raise RequestError(
+            f"expected token ids below the model's vocabulary of {vocabulary}, got {largest_id}; "
+            "is this the model's own tokenizer?"
+        )
+
+
+def build_without_weights(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The decoder of a configuration on the ``meta`` device: its structure, no memory.
+
+    Raises:
+        RequestError: the configuration is not that of a decoder.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        raise RequestError(f"expected a causal language model, got {config.model_type} ({_first_line(error)})") from None
+
+
+def describe(model: PreTrainedModel, stack: BlockStack) -> dict[str, Any]:
+    """What there is to know of a decoder and its block stack without weights.
+
+    Returns:
+        ``architecture``, ``blocks`` (path of the stack), ``found_by``, ``block_class``,
+        ``num_blocks``, ``width``, ``parameters``, ``block_parameters`` (of all blocks),
+        ``vocabulary`` and ``context`` in tokens (None where the model has no limit).
+    """
+    text = model.config.get_text_config(decoder=True)
+    classes = sorted({type(block).__name__ for block in stack})
+    return {
+        "architecture": type(model).__name__,
+        "blocks": stack.path,
+        "found_by": stack.rule,
+        "block_class": "/".join(classes),
+        "num_blocks": len(stack),
+        "width": getattr(text, "hidden_size", None),
+        "parameters": _count_parameters([model]),
+        "block_parameters": _count_parameters(list(stack)),
+        "vocabulary": getattr(text, "vocab_size", None),
+        "context": getattr(text, "max_position_embeddings", None),
+    }
+
+
+def _count_parameters(modules: list[nn.Module]) -> int:
+    unique = {id(parameter): parameter.numel() for module in modules for parameter in module.parameters()}
+    return sum(unique.values())
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the state dict in order of name, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _load(auto_class, model: str | Path, **options):  # type: ignore[no-untyped-def]
+    try:
+        return auto_class.from_pretrained(resolve(model), **options)
+    except RequestError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # Hub, configuration, code and weight errors share no narrower class.
+        what = auto_class.__name__.removeprefix("Auto")
+        raise RequestError(f"cannot load {what} of {str(model)!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,132 @@
+"""Figures of profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart by colour-blind readers and in grey.
+_BLUE, _ORANGE, _GREY, _GREEN = "#0072B2", "#D55E00", "#666666", "#009E73"
+
+_STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rectilinear",
+}
+
+
+def plot_profile(profile: Profile) -> Figure:
+    """Linearity and update linearity by depth, in sample against held out.
+
+    Left the score of the block's output, with the level that doing nothing reaches (identity);
+    right the score of its update. In both the null level, what independent data would score in
+    sample. Error bars are two standard errors over folds.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(7.2, 3.1), layout="constrained")
+        left, right = figure.subplots(1, 2, sharex=True)
+        _draw(left, profile, lambda block: block.linearity, "Linearity of the output, $y = x + d$")
+        _line(left, profile, lambda block: block.identity, "identity (do nothing)", _GREEN, "--")
+        _draw(right, profile, lambda block: block.update_linearity, "Linearity of the update, $d$")
+        for axes in (left, right):
+            _line(axes, profile, lambda block: block.null, "null (independent data)", _GREY, ":")
+            _finish(axes, profile)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+        name = Path(profile.model.id).name or profile.model.id
+        source = Path(profile.data.source).name or profile.data.source
+        figure.suptitle(
+            f"{name}, {profile.data.tokens:,} tokens of {source}", x=0.01, ha="left", fontsize=9, color=_GREY
+        )
+    return figure
+
+
+def save_profile_figure(profile: Profile, folder: str | Path) -> None:
+    """Write ``profile.png`` (300 dpi) and ``profile.svg`` into a folder."""
+    import matplotlib
+
+    figure = plot_profile(profile)
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(Path(folder) / "profile.png", dpi=300)
+        figure.savefig(Path(folder) / "profile.svg", metadata={"Date": None})
+
+
+def _draw(axes: Axes, profile: Profile, score: Callable[[BlockRecord], LinearityRecord], title: str) -> None:
+    depth = [block.index for block in profile.blocks]
+    scores = [score(block) for block in profile.blocks]
+    nan = float("nan")
+    axes.plot(
+        depth,
+        [nan if s.in_sample is None else s.in_sample for s in scores],
+        color=_BLUE,
+        marker="o",
+        markersize=4,
+        linewidth=1.2,
+        label="in sample",
+    )
+    axes.errorbar(
+        depth,
+        [nan if s.held_out is None else s.held_out for s in scores],
+        yerr=[0.0 if s.stderr is None else 2 * s.stderr for s in scores],
+        color=_ORANGE,
+        marker="s",
+        markersize=3.5,
+        markerfacecolor="white",
+        linewidth=1.2,
+        capsize=2,
+        label="held out ± 2 s.e.",
+    )
+    if any(block.without_sinks.sinks for block in profile.blocks):
+        without = [b.without_sinks for b in profile.blocks]
+        values = [w.linearity if "output" in title else w.update_linearity for w in without]
+        axes.plot(
+            depth,
+            [nan if v.held_out is None else v.held_out for v in values],
+            color=_ORANGE,
+            linestyle="none",
+            marker="x",
+            markersize=4,
+            label="held out, without sinks",
+        )
+    axes.set_title(title)
+    axes.set_xlabel("block")
+
+
+def _line(
+    axes: Axes, profile: Profile, value: Callable[[BlockRecord], float | None], label: str, color: str, style: str
+) -> None:
+    values = [value(block) for block in profile.blocks]
+    axes.plot(
+        [block.index for block in profile.blocks],
+        [float("nan") if v is None else v for v in values],
+        color=color,
+        linestyle=style,
+        linewidth=1.0,
+        label=label,
+    )
+
+
+def _finish(axes: Axes, profile: Profile) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    low, _ = axes.get_ylim()
+    axes.set_ylim(max(min(0.0, low), -0.3), 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    axes.set_xlim(-0.4, len(profile.blocks) - 0.6)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
