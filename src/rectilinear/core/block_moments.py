@@ -95,8 +95,9 @@ class BlockAccumulator:
         folds: number of folds K.
         sink_ratio: a token is an attention sink if ``|x|`` exceeds this many times the median
             norm of the first row.
-        products: precision of the products; None starts in float64 and goes on in float32 once
-            2p tokens show that the Gram matrix is conditioned well enough for it.
+        products: precision of the products; None starts in float64 and, where the activations
+            are no finer than float32, goes on in float32 once 2p tokens show that the Gram
+            matrix is conditioned well enough for it.
     """
 
     def __init__(
@@ -130,7 +131,8 @@ class BlockAccumulator:
         if not len(x):
             return
         if not holds_float64(x.device):
-            self._products, self._undecided = torch.float32, False
+            self._products = torch.float32
+        self._undecided &= holds_float64(x.device) and x.dtype is not torch.float64
         x, y = x.to(self._products), y.to(self._products)
         norms, cosines = _norms_and_cosines(x, y)
         if self._sink_norm is None:

@@ -22,6 +22,9 @@ from torch import Tensor
 # matrix are computed, which saves up to half of its operations.
 _STRIP = 256
 
+# Most rows of one product: longer sums in float32 would round visibly.
+_ROWS = 2048
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -145,6 +148,12 @@ class MomentsAccumulator:
             self._start(x, d)
         elif (x.shape[1], d.shape[1]) != self._cross.shape:
             raise ValueError(f"expected widths {[*self._cross.shape]}, got {[x.shape[1], d.shape[1]]}")
+        for rows in zip(x.split(_ROWS), d.split(_ROWS), strict=True):
+            self._add(*rows)
+        self.count += len(x)
+        self._coarsest = min(self._coarsest, self.products, key=lambda dtype: dtype.itemsize)
+
+    def _add(self, x: Tensor, d: Tensor) -> None:
         x = x.to(self.products) - self._centre_x.to(x.device, self.products)
         d = d.to(self.products) - self._centre_d.to(d.device, self.products)
         with exact_products(x.device.type):
@@ -155,8 +164,6 @@ class MomentsAccumulator:
             self._energy += self._host(torch.linalg.vecdot(d, d)).double().sum()
         self._sum_x += self._host(x.sum(0))
         self._sum_d += self._host(d.sum(0))
-        self.count += len(x)
-        self._coarsest = min(self._coarsest, self.products, key=lambda dtype: dtype.itemsize)
 
     @property
     def width(self) -> int:
@@ -188,14 +195,20 @@ class MomentsAccumulator:
         p, q = x.shape[1], d.shape[1]
         home = x.device if holds_float64(x.device) else torch.device("cpu")
         zeros = {"dtype": torch.float64, "device": home}
-        # Rounded to float32, so that what is subtracted is what is recorded in either precision.
-        self._centre_x, self._centre_d = (part.to(home).double().mean(0).float().double() for part in (x, d))
+        self._centre_x, self._centre_d = _centre(x.to(home)), _centre(d.to(home))
         self._sum_x, self._sum_d = torch.zeros(p, **zeros), torch.zeros(q, **zeros)  # type: ignore[arg-type]
         self._gram, self._cross = torch.zeros(p, p, **zeros), torch.zeros(p, q, **zeros)  # type: ignore[arg-type]
         self._energy = torch.zeros((), **zeros)  # type: ignore[arg-type]
 
     def _host(self, part: Tensor) -> Tensor:
         return part.to(self._gram.device)
+
+
+def _centre(rows: Tensor) -> Tensor:
+    mean = rows.double().mean(0)
+    # Products of float32 activations may change precision on the way: a centre that is a float32
+    # number is subtracted as it is recorded in either.
+    return mean if rows.dtype is torch.float64 else mean.float().double()
 
 
 def holds_float64(device: torch.device) -> bool:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers and in grey.
 _BLUE, _ORANGE, _GREY, _GREEN = "#0072B2", "#D55E00", "#666666", "#009E73"
 
+_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS = "in sample", "held out ± 2 s.e.", "held out, without sinks"
+_IDENTITY, _NULL = "identity (do nothing)", "null (independent data)"
+_LEGEND = [_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS, _IDENTITY, _NULL]
+
 _STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -39,15 +43,16 @@ def plot_profile(profile: Profile) -> Figure:
 
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 3.1), layout="constrained")
-        left, right = figure.subplots(1, 2, sharex=True)
-        _draw(left, profile, lambda block: block.linearity, "Linearity of the output, $y = x + d$")
-        _line(left, profile, lambda block: block.identity, "identity (do nothing)", _GREEN, "--")
-        _draw(right, profile, lambda block: block.update_linearity, "Linearity of the update, $d$")
+        left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+        _draw(left, profile, "linearity", "Linearity of the output, $y = x + d$")
+        _line(left, profile, lambda block: block.identity, _IDENTITY, _GREEN, "--")
+        _draw(right, profile, "update_linearity", "Linearity of the update, $d$")
         for axes in (left, right):
-            _line(axes, profile, lambda block: block.null, "null (independent data)", _GREY, ":")
+            _line(axes, profile, lambda block: block.null, _NULL, _GREY, ":")
             _finish(axes, profile)
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=8)
+        named = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
+        order = sorted(named, key=_LEGEND.index)
+        figure.legend([named[label] for label in order], order, loc="outside lower center", ncols=len(order), fontsize=8)
         name = Path(profile.model.id).name or profile.model.id
         source = Path(profile.data.source).name or profile.data.source
         figure.suptitle(
@@ -66,18 +71,20 @@ def save_profile_figure(profile: Profile, folder: str | Path) -> None:
         figure.savefig(Path(folder) / "profile.svg", metadata={"Date": None})
 
 
-def _draw(axes: Axes, profile: Profile, score: Callable[[BlockRecord], LinearityRecord], title: str) -> None:
+def _draw(axes: Axes, profile: Profile, name: str, title: str) -> None:
     depth = [block.index for block in profile.blocks]
-    scores = [score(block) for block in profile.blocks]
+    scores: list[LinearityRecord] = [getattr(block, name) for block in profile.blocks]
     nan = float("nan")
     axes.plot(
         depth,
         [nan if s.in_sample is None else s.in_sample for s in scores],
         color=_BLUE,
+        alpha=0.45,
         marker="o",
-        markersize=4,
-        linewidth=1.2,
-        label="in sample",
+        markersize=7,
+        markeredgewidth=0,
+        linewidth=3,
+        label=_IN_SAMPLE,
     )
     axes.errorbar(
         depth,
@@ -89,11 +96,10 @@ def _draw(axes: Axes, profile: Profile, score: Callable[[BlockRecord], Linearity
         markerfacecolor="white",
         linewidth=1.2,
         capsize=2,
-        label="held out ± 2 s.e.",
+        label=_HELD_OUT,
     )
     if any(block.without_sinks.sinks for block in profile.blocks):
-        without = [b.without_sinks for b in profile.blocks]
-        values = [w.linearity if "output" in title else w.update_linearity for w in without]
+        values: list[LinearityRecord] = [getattr(block.without_sinks, name) for block in profile.blocks]
         axes.plot(
             depth,
             [nan if v.held_out is None else v.held_out for v in values],
@@ -101,7 +107,7 @@ def _draw(axes: Axes, profile: Profile, score: Callable[[BlockRecord], Linearity
             linestyle="none",
             marker="x",
             markersize=4,
-            label="held out, without sinks",
+            label=_WITHOUT_SINKS,
         )
     axes.set_title(title)
     axes.set_xlabel("block")

@@ -1,0 +1,80 @@
+"""A profile in plain words, for a reader who meets these numbers for the first time."""
+
+from __future__ import annotations
+
+from rectilinear.measurement.profile import BlockRecord, Profile
+
+
+def explain_profile(profile: Profile) -> list[str]:
+    """A few paragraphs that say what the profile's numbers mean; every number in them is the profile's."""
+    blocks = [b for b in profile.blocks if b.linearity.in_sample is not None and b.update_linearity.in_sample is not None]
+    if not blocks:
+        return ["No block's output varied, so there is nothing to explain."]
+    return [
+        f"What was measured. The model reads {profile.data.tokens:,} tokens. Each of its {profile.model.num_blocks} "
+        f"blocks takes a vector x of {profile.model.width} numbers for each token and returns y = x + d; d is the "
+        "block's update. The question is how much of y, and of d, a single matrix could have computed from x.",
+        _about_outputs(blocks),
+        _about_updates(blocks),
+        _about_trust(profile, blocks),
+        _about_sinks(blocks),
+    ]
+
+
+def _about_outputs(blocks: list[BlockRecord]) -> str:
+    linear = [_percent(b.linearity.in_sample) for b in blocks]
+    nothing = [_percent(b.identity) for b in blocks]
+    return (
+        f"The output. A linear map explains {_span(linear)} of the variation of y. That sounds linear, but doing "
+        f"nothing (y = x) already explains {_span(nothing)}: most of a high score only says that a block adds a "
+        "small update to what it was given."
+    )
+
+
+def _about_updates(blocks: list[BlockRecord]) -> str:
+    most = max(blocks, key=lambda b: b.update_linearity.in_sample or 0.0)
+    least = min(blocks, key=lambda b: b.update_linearity.in_sample or 0.0)
+    return (
+        f"The update. Of d itself a linear map explains {_percent(most.update_linearity.in_sample):.1f} % at block "
+        f"{most.index}, the most linear one, and {_percent(least.update_linearity.in_sample):.1f} % at block "
+        f"{least.index}, the least. What is left is what only a nonlinear block, or one that looks at other tokens, "
+        "can do. This number, not the one before, says how much of a block's own contribution a matrix could make."
+    )
+
+
+def _about_trust(profile: Profile, blocks: list[BlockRecord]) -> str:
+    null = _percent(blocks[0].null)
+    pairs = [b.update_linearity for b in blocks if b.update_linearity.held_out is not None]
+    if not pairs:
+        return f"How far to trust it. Data without any relation would score {null:.2f} % here; there were too few rows to hold any out."
+    gap = max(_percent(p.in_sample) - _percent(p.held_out) for p in pairs)
+    error = max(_percent(p.stderr) for p in pairs)
+    return (
+        f"How far to trust it. Any map fits a little noise: data without any relation would score {null:.2f} % here. "
+        f"On text held out from the fit the update's score is lower by at most {gap:.2f} points, with a standard "
+        f"error over {profile.settings['folds']} parts of the text of at most {error:.2f} points. Quote the held-out "
+        "score with its error."
+    )
+
+
+def _about_sinks(blocks: list[BlockRecord]) -> str:
+    found = [b for b in blocks if b.without_sinks.sinks]
+    if not found:
+        return (
+            "Attention sinks. In some models a few tokens carry vectors so long that they alone decide a score. "
+            "There are none here; where there are, read the scores without them."
+        )
+    worst = max(found, key=lambda b: b.without_sinks.sink_energy or 0.0)
+    return (
+        f"Attention sinks. At block {worst.index} {worst.without_sinks.sinks} of {worst.without_sinks.tokens + worst.without_sinks.sinks:,} "
+        f"tokens carry {_percent(worst.without_sinks.sink_energy):.1f} % of the variation of y. So few tokens can decide "
+        "a score; the scores without them are given beside it."
+    )
+
+
+def _percent(value: float | None) -> float:
+    return 100 * (value or 0.0)
+
+
+def _span(values: list[float]) -> str:
+    return f"{min(values):.1f} % to {max(values):.1f} %"

@@ -1,0 +1,421 @@
+"""Real models in a real pass, against scores computed from the activations they would have stored."""
+
+import os
+import weakref
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BloomConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    Qwen3Config,
+)
+
+import rectilinear
+from rectilinear import JobError, RequestError
+from tests import oracle
+
+SHARED = Path(os.environ.get("RECTILINEAR_SHARED", Path(__file__).parents[2].parent / "shared"))
+
+TINY = {
+    "llama": LlamaConfig(
+        vocab_size=96,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    ),
+    "gpt2": GPT2Config(vocab_size=96, n_embd=24, n_layer=3, n_head=4, n_positions=64),
+    "gpt_neox": GPTNeoXConfig(
+        vocab_size=96,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+    "opt": OPTConfig(
+        vocab_size=96,
+        hidden_size=24,
+        word_embed_proj_dim=24,
+        ffn_dim=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    ),
+    "bloom": BloomConfig(vocab_size=96, hidden_size=24, n_layer=3, n_head=4),
+    "qwen3": Qwen3Config(
+        vocab_size=96,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=6,
+        max_position_embeddings=64,
+    ),
+    "mixtral": MixtralConfig(
+        vocab_size=96,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        max_position_embeddings=64,
+    ),
+}
+
+
+def build(family, dtype=torch.float32, **changes):
+    config = type(TINY[family])(**{**TINY[family].to_dict(), **changes})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Larger weights than an untrained model has, so that blocks do something.
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.to(dtype).eval()
+
+
+def token_rows(rows=24, seq_len=20, seed=0):
+    return torch.randint(3, 96, (rows, seq_len), generator=torch.Generator().manual_seed(seed))
+
+
+def hidden_states(model, batches):
+    """Input and output of every block, stored: by transformers' own means, and a hook for the last output."""
+    states, last = [], []
+    stack = rectilinear.find_blocks(model).blocks
+    handle = stack[-1].register_forward_hook(
+        lambda module, args, output: last.append(output if isinstance(output, torch.Tensor) else output[0])
+    )
+    with torch.no_grad():
+        for batch in batches:
+            states.append(model(**batch, output_hidden_states=True, use_cache=False).hidden_states[:-1])
+    handle.remove()
+    layers = [torch.cat(layer) for layer in zip(*states, strict=True)]
+    return [*layers, torch.cat(last)]
+
+
+def flatten(profile):
+    """Every number of a profile's blocks, by name."""
+
+    def walk(prefix, value):
+        if isinstance(value, dict):
+            for key, part in value.items():
+                yield from walk(f"{prefix}.{key}", part)
+        elif isinstance(value, (int, float)):
+            yield prefix, float(value)
+
+    return {
+        name: number
+        for block in profile.blocks
+        for name, number in walk(str(block.index), block.model_dump(exclude={"solve"}))
+    }
+
+
+def assert_same(one, two, tolerance):
+    a, b = flatten(one), flatten(two)
+    assert a.keys() == b.keys()
+    assert len(a) > 20 * len(one.blocks)
+    for name, value in a.items():
+        assert abs(b[name] - value) <= tolerance, name
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"no test material at {SHARED}; set RECTILINEAR_SHARED")
+def test_every_score_of_a_trained_model_equals_the_oracle():
+    folder = SHARED / "models/stories260K"
+    profile = rectilinear.measure(folder, SHARED / "data/tinystories/valid.txt", max_tokens=100_000, seq_len=256)
+    assert profile.data.tokens == 390 * 256
+    assert len(profile.blocks) == 5
+
+    # Rows packed by hand, as the documentation says.
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    text = (SHARED / "data/tinystories/valid.txt").read_text(encoding="utf-8")
+    ids = [i for story in text.split("<|endoftext|>") if story.strip() for i in tokenizer(story.strip())["input_ids"]]
+    rows = torch.tensor(ids[: 390 * 256]).view(390, 256)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    states = hidden_states(model, [{"input_ids": part} for part in rows.split(65)])
+    folds = np.repeat(np.arange(390) * 4 // 390, 256)
+    for block, (x, y) in zip(profile.blocks, pairwise(states), strict=True):
+        x, y = (state.flatten(0, 1).double().numpy() for state in (x, y))
+        expected = oracle.in_sample(x, y)
+        held_out = oracle.held_out(x, y, folds)
+        for got, column in ((block.linearity, 0), (block.update_linearity, 1)):
+            assert abs(got.in_sample - expected[column]) <= 1e-6
+            assert abs(got.adjusted - oracle.adjusted(expected[column], 390 * 256, 64)) <= 1e-6
+            assert abs(got.held_out - held_out[:, column].mean()) <= 1e-6
+            assert abs(got.stderr - held_out[:, column].std(ddof=1) / 2) <= 1e-6
+        output, update = (((z - z.mean(0)) ** 2).sum() for z in (y, y - x))
+        assert abs(block.identity - (1 - update / output)) <= 1e-6
+        assert abs(block.update_ratio - (update / output) ** 0.5) <= 1e-6
+        cosines = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
+        assert abs(block.cosine - cosines.mean()) <= 1e-6
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_families_against_stored_activations(family):
+    model, rows = build(family), token_rows()
+    profile = rectilinear.measure(model, list(rows.split(5)))
+    states = hidden_states(model, [{"input_ids": rows}])
+    assert profile.model.num_blocks == 3
+    assert profile.model.width == 24
+    for block, (x, y) in zip(profile.blocks, pairwise(states), strict=True):
+        expected = oracle.in_sample(x.flatten(0, 1), y.flatten(0, 1))
+        assert block.linearity.in_sample == pytest.approx(expected[0], abs=1e-6)
+        assert block.update_linearity.in_sample == pytest.approx(expected[1], abs=1e-6)
+        assert 0 < block.update_linearity.in_sample < 1
+
+
+def test_bfloat16_and_tied_embeddings():
+    model, rows = build("llama", torch.bfloat16, tie_word_embeddings=True), token_rows()
+    profile = rectilinear.measure(model, [rows])
+    states = hidden_states(model, [{"input_ids": rows}])
+    assert profile.environment.dtype == "bfloat16"
+    embedding = model.get_input_embeddings().weight
+    assert model.get_output_embeddings().weight is embedding
+    assert profile.model.parameters == sum(p.numel() for p in model.parameters())
+    for block, (x, y) in zip(profile.blocks, pairwise(states), strict=True):
+        expected = oracle.in_sample(x.float().flatten(0, 1), y.float().flatten(0, 1))
+        assert block.update_linearity.in_sample == pytest.approx(expected[1], abs=1e-6)
+
+
+class Mixer(nn.Module):
+    """A module that has never heard of transformers: feature vectors in, numbered blocks inside."""
+
+    def __init__(self, width=12):
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed = nn.Linear(20, width)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width)) for _ in range(3)
+        )
+        self.layers.append(nn.Linear(width, width))
+        self.head = nn.Linear(width, 2)
+
+    def forward(self, features):
+        x = self.embed(features)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("shape", [(400, 20), (40, 10, 20)])
+def test_a_plain_module(shape):
+    model = Mixer()
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(0)) 
+    profile = rectilinear.measure(model, features.split(7), blocks="layers")
+    x = model.embed(features).detach()
+    for block, layer in zip(profile.blocks, model.layers, strict=True):
+        y = layer(x).detach()
+        expected = oracle.in_sample(x.reshape(-1, 12), y.reshape(-1, 12))
+        assert block.linearity.in_sample == pytest.approx(expected[0], abs=1e-6)
+        x = y
+    assert profile.blocks[3].linearity.in_sample == pytest.approx(1, abs=1e-6)
+    assert profile.blocks[0].linearity.in_sample < 0.999
+
+
+def test_batch_size_row_order_and_padding_change_nothing():
+    model, rows = build("llama", torch.float64), token_rows()
+    with torch.no_grad():
+        # Rows that begin with token 3 have massive vectors from block 0 on.
+        model.get_input_embeddings().weight[3] *= 200
+        rows[2::5, 4] = 3
+    whole = rectilinear.measure(model, [rows])
+    assert whole.blocks[0].without_sinks.sinks > 0
+    for size in (1, 3, 7):
+        assert_same(whole, rectilinear.measure(model, rows.split(size)), 1e-9)
+
+    padded = torch.nn.functional.pad(rows, (0, 9))
+    mask = (torch.arange(29) < 20).long().expand(len(rows), -1)
+    batches = [
+        {"input_ids": ids, "attention_mask": part} for ids, part in zip(padded.split(6), mask.split(6), strict=True)
+    ]
+    assert_same(whole, rectilinear.measure(model, batches), 1e-9)
+
+    # Any order within folds leaves all scores; any order at all leaves those of all tokens.
+    generator = torch.Generator().manual_seed(3)
+    within = torch.cat([fold[torch.randperm(6, generator=generator)] for fold in rows.split(6)])
+    assert_same(whole, rectilinear.measure(model, [within]), 1e-9)
+    shuffled = rectilinear.measure(model, [rows[torch.randperm(24, generator=generator)]])
+    for one, two in zip(whole.blocks, shuffled.blocks, strict=True):
+        assert two.linearity.in_sample == pytest.approx(one.linearity.in_sample, abs=1e-9)
+        assert two.update_linearity.adjusted == pytest.approx(one.update_linearity.adjusted, abs=1e-9)
+        assert two.without_sinks.linearity.in_sample == pytest.approx(
+            one.without_sinks.linearity.in_sample, abs=1e-9
+        )
+        assert two.cosine == pytest.approx(one.cosine, abs=1e-9)
+
+
+def test_rows_of_different_lengths_count_their_own_tokens_only():
+    model, rows = build("llama", torch.float64), token_rows(12)
+    lengths = torch.arange(12) % 5 + 14
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    profile = rectilinear.measure(model, [{"input_ids": rows, "attention_mask": mask}])
+    assert profile.data.tokens == int(lengths.sum())
+    states = hidden_states(model, [{"input_ids": rows, "attention_mask": mask}])
+    folds = np.repeat(np.arange(12) * 4 // 12, lengths)
+    for block, (x, y) in zip(profile.blocks, pairwise(states), strict=True):
+        x, y = x[mask.bool()], y[mask.bool()]
+        assert block.linearity.in_sample == pytest.approx(oracle.in_sample(x, y)[0], abs=1e-9)
+        assert block.linearity.held_out == pytest.approx(oracle.held_out(x, y, folds)[:, 0].mean(), abs=1e-9)
+
+
+def test_the_paper_s_convention_takes_the_normed_state_and_counts_padding():
+    model, rows = build("gpt2"), token_rows()
+    mask = torch.ones_like(rows)
+    mask[:, 15:] = 0
+    batch = {"input_ids": rows, "attention_mask": mask}
+    profile = rectilinear.measure(model, [batch], convention="paper")
+    assert profile.data.tokens == rows.numel()
+    assert profile.settings["convention"] == "paper"
+    with torch.no_grad():
+        states = model(**batch, output_hidden_states=True).hidden_states
+    for block, (x, y) in zip(profile.blocks, pairwise(states), strict=True):
+        expected = oracle.in_sample(x.flatten(0, 1), y.flatten(0, 1))
+        assert block.linearity.in_sample == pytest.approx(expected[0], abs=1e-6)
+        assert block.update_linearity.in_sample == pytest.approx(expected[1], abs=1e-6)
+    ours = rectilinear.measure(model, [batch])
+    assert abs(ours.blocks[-1].linearity.in_sample - profile.blocks[-1].linearity.in_sample) > 1e-3
+
+
+def test_the_model_is_left_as_it_was():
+    model, rows = build("llama"), token_rows()
+    model.train()
+    model.model.layers[1].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    rectilinear.measure(model, [rows])
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_head_is_not_run():
+    model = build("llama")
+
+    def refuse(*_):
+        raise AssertionError("logits were computed")
+
+    model.lm_head.register_forward_pre_hook(refuse)
+    rectilinear.measure(model, [token_rows()])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_name_their_block(value):
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = value
+    with pytest.raises(JobError, match="^block 1: "):
+        rectilinear.measure(model, [token_rows()])
+
+
+def test_memory_does_not_grow_with_the_number_of_tokens():
+    """What is alive at once: one batch's activations, however many batches there are."""
+    model = build("llama")
+    alive, most = set(), 0
+
+    def watch(module, args, output):
+        nonlocal most
+        alive.add(key := id(output))
+        weakref.finalize(output, alive.discard, key)
+        most = max(most, len(alive))
+
+    for layer in model.model.layers:
+        layer.register_forward_hook(watch)
+    rectilinear.measure(model, token_rows(60).split(2))
+    assert most <= 3
+
+
+def test_a_batch_too_large_for_memory_is_halved(monkeypatch, tmp_path):
+    model, sizes = build("llama"), []
+
+    def limit(module, args, kwargs):
+        sizes.append(len(args[0] if args else kwargs["input_ids"]))
+        if sizes[-1] > 20:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    model.model.register_forward_pre_hook(limit, with_kwargs=True)
+    text = tmp_path / "text.txt"
+    text.write_text("word " * 4000, encoding="utf-8")
+
+    def tokenizer(texts, **_):
+        return {"input_ids": [[3 + hash(i * 7919) % 90 for i in range(4000)] for _ in texts]}
+
+    profile = rectilinear.measure(model, text, tokenizer=tokenizer, seq_len=32, max_tokens=3200)
+    assert sizes[:3] == [64, 32, 16]
+    assert profile.settings["batch_size"] == 16
+    assert profile.data.tokens == 3200
+
+
+def test_too_little_data_is_warned_about():
+    model = build("llama")
+    assert "1 by construction" in " ".join(rectilinear.measure(model, [token_rows(4, 6)]).warnings)
+    few = " ".join(rectilinear.measure(model, [token_rows(20, 20)]).warnings)
+    assert "fewer than 20 x width 24" in few
+    assert "measure 480 tokens" in few
+    one_row = rectilinear.measure(model, [token_rows(1, 60)])
+    assert "no held-out scores" in " ".join(one_row.warnings)
+    assert one_row.blocks[0].linearity.held_out is None
+    assert rectilinear.measure(model, [token_rows(30, 20)]).warnings == ()
+
+
+def test_sinks_and_deficient_inputs_are_warned_about():
+    model, rows = build("llama"), token_rows(30, 20)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3] *= 1000
+        model.get_input_embeddings().weight[:, 5] = 0.5
+        rows[1::3, 7] = 3
+    warnings = " ".join(rectilinear.measure(model, [rows]).warnings)
+    assert "attention sinks carry most" in warnings
+    model = build("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 5] = 0.5
+    assert "rank-deficient Gram matrix" in " ".join(rectilinear.measure(model, [rows]).warnings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 0}, "at least 1 fold"),
+        ({"sink_ratio": 0.0}, "positive sink ratio"),
+        ({"convention": "mine"}, "'block' or 'paper'"),
+        ({"products": "float16"}, "'auto', 'float32' or 'float64'"),
+        ({"batch_size": 0}, "batch size of at least 1"),
+        ({"blocks": "model.nothing"}, "model.layers"),
+    ],
+)
+def test_requests_that_cannot_be_met(options, message):
+    with pytest.raises(RequestError, match=message):
+        rectilinear.measure(build("llama"), [token_rows(2)], **options)
+
+
+def test_no_rows_and_no_tensors():
+    for batches in ([], [torch.empty(0, 5, dtype=torch.long)]):
+        with pytest.raises(RequestError, match="at least one row"):
+            rectilinear.measure(build("llama"), batches)
+    with pytest.raises(RequestError, match="batches of tensors"):
+        rectilinear.measure(build("llama"), [{"input_ids": [1, 2]}])
+
+
+def test_a_profile_survives_its_file(tmp_path):
+    profile = rectilinear.measure(build("llama"), [token_rows()])
+    profile.save(tmp_path)
+    assert rectilinear.Profile.load(tmp_path) == profile
+    with pytest.raises(RequestError, match="no profile at"):
+        rectilinear.Profile.load(tmp_path / "elsewhere")
+    (tmp_path / "profile.json").write_text('{"schema": "something/2"}')
+    with pytest.raises(RequestError, match="expected a rectilinear profile"):
+        rectilinear.Profile.load(tmp_path)

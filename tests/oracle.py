@@ -1,0 +1,48 @@
+"""Scores from stored activations in float64, written from the definitions alone.
+
+Nothing here imports the package: singular vectors and `numpy.linalg.lstsq` stand where the
+package uses moments.
+"""
+
+import numpy as np
+
+# Directions of x this much shorter than the longest are the rounding of float32 activations (a
+# layer norm, say, leaves one direction that only rounding fills).
+RELATIVE_CUTOFF = 1e-6
+
+
+def in_sample(x, y):
+    """(linearity, update linearity) of ``[n, p]`` arrays, by projection on the left singular vectors of x."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    left, singular, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    left = left[:, singular > singular[0] * RELATIVE_CUTOFF]
+
+    def explained(z):
+        z = z - z.mean(0)
+        return np.sum((left.T @ z) ** 2) / np.sum(z**2)
+
+    # Of y the map explains all but the residual of d.
+    d = y - x
+    residual = (1 - explained(d)) * np.sum((d - d.mean(0)) ** 2)
+    return 1 - residual / np.sum((y - y.mean(0)) ** 2), explained(d)
+
+
+def held_out(x, y, folds):
+    """Per fold (linearity, update linearity): fit on the others by lstsq, their means on the fold."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    scores = []
+    for part in np.unique(folds):
+        inside = folds == part
+        mean_x, mean_y = x[~inside].mean(0), y[~inside].mean(0)
+        train_x, test_x = x[~inside] - mean_x, x[inside] - mean_x
+        row = []
+        for target, mean in ((y, mean_y), (y - x, mean_y - mean_x)):
+            coefficients = np.linalg.lstsq(train_x, target[~inside] - mean, rcond=RELATIVE_CUTOFF)[0]
+            test = target[inside] - mean
+            row.append(1 - np.sum((test_x @ coefficients - test) ** 2) / np.sum(test**2))
+        scores.append(row)
+    return np.array(scores)
+
+
+def adjusted(score, n, p):
+    return 1 - (1 - score) * (n - 1) / (n - p - 1)
