@@ -11,10 +11,16 @@ import numpy as np
 RELATIVE_CUTOFF = 1e-6
 
 
+def _scale(x):
+    """One over the norm of each column, so that a massive one does not set the cutoff for the others."""
+    norms = np.linalg.norm(x, axis=0)
+    return np.where(norms > 0, 1 / np.where(norms > 0, norms, 1), 0)
+
+
 def in_sample(x, y):
     """(linearity, update linearity) of ``[n, p]`` arrays, by projection on the left singular vectors of x."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    left, singular, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    left, singular, _ = np.linalg.svd((x - x.mean(0)) * _scale(x - x.mean(0)), full_matrices=False)
     left = left[:, singular > singular[0] * RELATIVE_CUTOFF]
 
     def explained(z):
@@ -34,7 +40,8 @@ def held_out(x, y, folds):
     for part in np.unique(folds):
         inside = folds == part
         mean_x, mean_y = x[~inside].mean(0), y[~inside].mean(0)
-        train_x, test_x = x[~inside] - mean_x, x[inside] - mean_x
+        scale = _scale(x[~inside] - mean_x)
+        train_x, test_x = (x[~inside] - mean_x) * scale, (x[inside] - mean_x) * scale
         row = []
         for target, mean in ((y, mean_y), (y - x, mean_y - mean_x)):
             coefficients = np.linalg.lstsq(train_x, target[~inside] - mean, rcond=RELATIVE_CUTOFF)[0]

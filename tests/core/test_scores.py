@@ -38,7 +38,9 @@ def sample(n, p, seed=0, dtype=torch.float64):
     return x.to(dtype), (x + d).to(dtype)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-6)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-6)]
+)
 def test_scores_equal_the_oracle(dtype, tolerance):
     x, y = sample(3001, 24, dtype=dtype)
     scores = score(x, y).all_tokens

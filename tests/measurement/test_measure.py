@@ -215,7 +215,7 @@ class Mixer(nn.Module):
 @pytest.mark.parametrize("shape", [(400, 20), (40, 10, 20)])
 def test_a_plain_module(shape):
     model = Mixer()
-    features = torch.randn(shape, generator=torch.Generator().manual_seed(0)) 
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     profile = rectilinear.measure(model, features.split(7), blocks="layers")
     x = model.embed(features).detach()
     for block, layer in zip(profile.blocks, model.layers, strict=True):
@@ -253,9 +253,7 @@ def test_batch_size_row_order_and_padding_change_nothing():
     for one, two in zip(whole.blocks, shuffled.blocks, strict=True):
         assert two.linearity.in_sample == pytest.approx(one.linearity.in_sample, abs=1e-9)
         assert two.update_linearity.adjusted == pytest.approx(one.update_linearity.adjusted, abs=1e-9)
-        assert two.without_sinks.linearity.in_sample == pytest.approx(
-            one.without_sinks.linearity.in_sample, abs=1e-9
-        )
+        assert two.without_sinks.linearity.in_sample == pytest.approx(one.without_sinks.linearity.in_sample, abs=1e-9)
         assert two.cosine == pytest.approx(one.cosine, abs=1e-9)
 
 
@@ -318,7 +316,7 @@ def test_activations_that_are_not_finite_name_their_block(value):
     model = build("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = value
-    with pytest.raises(JobError, match="^block 1: "):
+    with pytest.raises(JobError, match=r"^block 1: "):
         rectilinear.measure(model, [token_rows()])
 
 
@@ -419,3 +417,27 @@ def test_a_profile_survives_its_file(tmp_path):
     (tmp_path / "profile.json").write_text('{"schema": "something/2"}')
     with pytest.raises(RequestError, match="expected a rectilinear profile"):
         rectilinear.Profile.load(tmp_path)
+
+
+def test_blocks_that_never_run_are_left_out_and_named():
+    model = Mixer()
+    idle = model.layers[1]
+    model.layers[1] = nn.Identity()
+
+    def forward(features):
+        x = model.embed(features)
+        for layer in (model.layers[0], model.layers[2], model.layers[3]):
+            x = layer(x)
+        return x
+
+    model.layers[1], model.forward = idle, forward
+    profile = rectilinear.measure(model, [torch.randn(400, 20)], blocks="layers")
+    assert [block.index for block in profile.blocks] == [0, 2, 3]
+    assert profile.model.num_blocks == 4
+    assert "[1] never ran" in " ".join(profile.warnings)
+
+
+def test_several_residual_streams_are_refused():
+    model = Mixer()
+    with pytest.raises(JobError, match=r"block 0: expected hidden states \[rows, seq_len, width\]"):
+        rectilinear.measure(model, [torch.randn(4, 3, 5, 20)], blocks="layers")

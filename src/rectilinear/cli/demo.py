@@ -1,9 +1,4 @@
-"""Profile the built-in decoder on generated stories and say in plain words what the numbers mean.
-
-Offline, in under two minutes.
-
-Example: rectilinear demo
-"""
+"""``rectilinear demo``."""
 
 from __future__ import annotations
 
@@ -12,6 +7,12 @@ from rectilinear.cli.console import check_out, progress, staged, stdout
 
 
 def demo(out: options.Out = None, overwrite: options.Overwrite = False, seed: options.Seed = 0) -> None:
+    """Profile the built-in decoder on generated stories and say in plain words what the numbers mean.
+
+    Offline, in under two minutes.
+
+    Example: rectilinear demo
+    """
     check_out(out, overwrite)
 
     import rectilinear

@@ -1,9 +1,4 @@
-"""Show the block stack that would be measured, without loading weights.
-
-With --out also writes inspect.json.
-
-Example: rectilinear inspect storyteller
-"""
+"""``rectilinear inspect``."""
 
 from __future__ import annotations
 
@@ -21,6 +16,12 @@ def inspect(
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
+    """Show the block stack that would be measured, without loading weights.
+
+    With --out also writes inspect.json.
+
+    Example: rectilinear inspect storyteller
+    """
     check_out(out, overwrite)
 
     from rectilinear.models.blocks import find_blocks

@@ -22,9 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("inspect", help=inspect.__doc__)(inspect.inspect)
-app.command("measure", help=measure.__doc__)(measure.measure)
-app.command("demo", help=demo.__doc__)(demo.demo)
+app.command("inspect")(inspect.inspect)
+app.command("measure")(measure.measure)
+app.command("demo")(demo.demo)
 
 
 def _version(asked: bool) -> None:

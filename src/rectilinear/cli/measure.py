@@ -1,9 +1,4 @@
-"""Profile how linear each block of a decoder is on some text.
-
-Prints a table; with --out also writes profile.json, profile.png and profile.svg.
-
-Example: rectilinear measure storyteller --text stories --out profile
-"""
+"""``rectilinear measure``."""
 
 from __future__ import annotations
 
@@ -33,6 +28,12 @@ def measure(
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
+    """Profile how linear each block of a decoder is on some text.
+
+    Prints a table; with --out also writes profile.json, profile.png and profile.svg.
+
+    Example: rectilinear measure storyteller --text stories --out profile
+    """
     check_out(out, overwrite)
     rows_at_once = parse_batch_size(batch_size)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ class Moments:
         gram: ``[p, p]``, ``sum (x - mean_x)(x - mean_x)'``.
         cross: ``[p, q]``, ``sum (x - mean_x)(d - mean_d)'``.
         energy: ``sum |d - mean_d|^2``.
+        rounding: ``[p]``, the size of rounding in the diagonal of ``gram``: eps of the products
+            times the energies of the columns they were formed from.
         products: coarsest precision in which products of activations were formed; sums are
             always float64.
     """
@@ -47,6 +50,7 @@ class Moments:
     gram: Tensor
     cross: Tensor
     energy: float
+    rounding: Tensor
     products: torch.dtype = torch.float64
 
     def __add__(self, other: Moments) -> Moments:
@@ -80,6 +84,7 @@ class Moments:
             gram=torch.add(self.gram, other.gram, alpha=sign).addr_(shift_x, shift_x, alpha=weight),
             cross=torch.add(self.cross, other.cross, alpha=sign).addr_(shift_x, shift_d, alpha=weight),
             energy=self.energy + sign * other.energy + weight * float(shift_d @ shift_d),
+            rounding=(self.rounding + sign * other.rounding).clamp(min=0),
             products=min(self.products, other.products, key=lambda dtype: dtype.itemsize),
         )
 
@@ -87,7 +92,7 @@ class Moments:
         """The same moments on another device."""
         moved = {
             name: getattr(self, name).to(device, non_blocking=False)
-            for name in ("mean_x", "mean_d", "gram", "cross")
+            for name in ("mean_x", "mean_d", "gram", "cross", "rounding")
         }
         return replace(self, **moved)
 
@@ -100,6 +105,7 @@ class Moments:
             "gram": self.gram,
             "cross": self.cross,
             "energy": torch.tensor(self.energy, dtype=torch.float64),
+            "rounding": self.rounding,
             "products": torch.tensor(self.products.itemsize),
         }
 
@@ -113,6 +119,7 @@ class Moments:
             gram=tensors["gram"],
             cross=tensors["cross"],
             energy=float(tensors["energy"]),
+            rounding=tensors["rounding"],
             products={4: torch.float32, 8: torch.float64}[int(tensors["products"])],
         )
 
@@ -148,7 +155,7 @@ class MomentsAccumulator:
             self._start(x, d)
         elif (x.shape[1], d.shape[1]) != self._cross.shape:
             raise ValueError(f"expected widths {[*self._cross.shape]}, got {[x.shape[1], d.shape[1]]}")
-        for rows in zip(x.split(_ROWS), d.split(_ROWS), strict=True):
+        for rows in zip(torch.split(x, _ROWS), torch.split(d, _ROWS), strict=True):
             self._add(*rows)
         self.count += len(x)
         self._coarsest = min(self._coarsest, self.products, key=lambda dtype: dtype.itemsize)
@@ -158,8 +165,10 @@ class MomentsAccumulator:
         d = d.to(self.products) - self._centre_d.to(d.device, self.products)
         with exact_products(x.device.type):
             for start in range(0, x.shape[1], _STRIP):
-                strip = x[:, start : start + _STRIP].T
-                self._gram[start : start + _STRIP, start:] += self._host(strip @ x[:, start:])
+                stop = start + _STRIP
+                strip = self._host(x[:, start:stop].T @ x[:, start:])
+                self._gram[start:stop, start:] += strip
+                self._rounding[start:stop] += torch.finfo(self.products).eps * strip.diagonal()
             self._cross += self._host(x.T @ d)
             self._energy += self._host(torch.linalg.vecdot(d, d)).double().sum()
         self._sum_x += self._host(x.sum(0))
@@ -188,17 +197,18 @@ class MomentsAccumulator:
             gram=gram.addr_(mean_x, mean_x, alpha=-self.count),
             cross=torch.addr(self._cross, mean_x, mean_d, alpha=-self.count),
             energy=max(float(self._energy - self.count * mean_d @ mean_d), 0.0),
+            rounding=self._rounding.clone(),
             products=self._coarsest,
         )
 
     def _start(self, x: Tensor, d: Tensor) -> None:
         p, q = x.shape[1], d.shape[1]
         home = x.device if holds_float64(x.device) else torch.device("cpu")
-        zeros = {"dtype": torch.float64, "device": home}
+        zeros = partial(torch.zeros, dtype=torch.float64, device=home)
         self._centre_x, self._centre_d = _centre(x.to(home)), _centre(d.to(home))
-        self._sum_x, self._sum_d = torch.zeros(p, **zeros), torch.zeros(q, **zeros)  # type: ignore[arg-type]
-        self._gram, self._cross = torch.zeros(p, p, **zeros), torch.zeros(p, q, **zeros)  # type: ignore[arg-type]
-        self._energy = torch.zeros((), **zeros)  # type: ignore[arg-type]
+        self._sum_x, self._sum_d = zeros(p), zeros(q)
+        self._gram, self._cross, self._energy = zeros(p, p), zeros(p, q), zeros(())
+        self._rounding = zeros(p)
 
     def _host(self, part: Tensor) -> Tensor:
         return part.to(self._gram.device)
@@ -226,4 +236,3 @@ def exact_products(device_type: str) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
-

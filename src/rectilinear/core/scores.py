@@ -92,9 +92,8 @@ def score_block(block: BlockMoments) -> BlockScores:
     """
     sinks = total(block.sinks)
     everything = score_folds(block.folds)
-    if sinks is None:
-        without = everything
-    else:
+    without: Scores | None = everything
+    if sinks is not None:
         without = score_folds(block.regular) if total(block.regular) else None
     n = everything.tokens
     return BlockScores(
@@ -128,7 +127,7 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
         adjusted = None
         if in_sample is not None and n > p + 1:
             adjusted = 1 - (1 - in_sample) * (n - 1) / (n - p - 1)
-        values = [shares[which] for shares in held_out] if whole else [None]
+        values: list[float | None] = [shares[which] for shares in held_out] if whole else [None]
         return Linearity(in_sample, adjusted, *_mean_and_stderr(values))
 
     identity = _share(update, output)
@@ -168,9 +167,7 @@ def held_out_shares(fold: Moments, train: Moments) -> tuple[float | None, float 
     shift_x, shift_d = fold.mean_x - train.mean_x, fold.mean_d - train.mean_d
     bias = shift_d - shift_x @ coefficients
     residual = (
-        fold.energy
-        + _inner(coefficients, fold.gram @ coefficients - 2 * fold.cross)
-        + fold.count * float(bias @ bias)
+        fold.energy + _inner(coefficients, fold.gram @ coefficients - 2 * fold.cross) + fold.count * float(bias @ bias)
     )
     shift_y = shift_x + shift_d
     output = output_energy(fold) + fold.count * float(shift_y @ shift_y)

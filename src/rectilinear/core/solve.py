@@ -54,13 +54,14 @@ class Factor:
         """``T' cross``, ``[rank, q]``; its squared norm is what a linear map explains."""
         scaled = cross * self.scale[:, None]
         if self.method == "cholesky":
-            return torch.linalg.solve_triangular(self.basis, scaled, upper=False)
+            white: Tensor = torch.linalg.solve_triangular(self.basis, scaled, upper=False)
+            return white
         return self.basis.T @ scaled
 
     def unwhiten(self, white: Tensor) -> Tensor:
         """``T white``, ``[p, q]``: the coefficients, from `whiten`'s answer."""
         if self.method == "cholesky":
-            scaled = torch.linalg.solve_triangular(self.basis.T, white, upper=True)
+            scaled: Tensor = torch.linalg.solve_triangular(self.basis.T, white, upper=True)
         else:
             scaled = self.basis @ white
         return scaled * self.scale[:, None]
@@ -91,22 +92,25 @@ class Solution:
 def factorise(moments: Moments) -> Factor:
     """Factorise the Gram matrix of some moments.
 
-    Columns that never vary beyond rounding are left out. Eigenvalues of the correlation below
-    ``8 sqrt(p) eps`` times the largest cannot be told from zero, eps being that of the products.
+    Columns that never vary beyond rounding are left out, and so are directions of the
+    correlation whose eigenvalue rounding may have made: below ``8 sqrt(p)`` times the eps of
+    float64 at the largest eigenvalue, plus the rounding of the products at its columns.
     """
-    eps = torch.finfo(moments.products).eps
+    eps = torch.finfo(torch.float64).eps
     variance = moments.gram.diagonal()
-    alive = variance > moments.count * (8 * eps * moments.mean_x).square()
+    alive = variance > moments.count * (8 * eps * moments.mean_x).square() + 8 * moments.rounding
     scale = torch.where(alive, variance, 1.0).rsqrt() * alive
     correlation = moments.gram * scale * scale[:, None]
     p = len(correlation)
-    noise = 8 * math.sqrt(p) * eps
+    rounding = float((moments.rounding * scale.square()).max())
     if p == int(alive.sum()):
         lower, failed = torch.linalg.cholesky_ex(correlation)
-        if not failed and float(lower.diagonal().square().min()) > max(_SAFE_PIVOT, noise):
-            return Factor(scale, correlation, lower, p, noise, "cholesky")
+        # The trace, p, bounds the largest eigenvalue.
+        cutoff = 8 * math.sqrt(p) * (eps * p + rounding)
+        if not failed and float(lower.diagonal().square().min()) > max(_SAFE_PIVOT, cutoff):
+            return Factor(scale, correlation, lower, p, cutoff, "cholesky")
     eigenvalues, vectors = torch.linalg.eigh(correlation)
-    cutoff = noise * float(eigenvalues[-1])
+    cutoff = 8 * math.sqrt(p) * (eps * float(eigenvalues[-1]) + rounding)
     kept = eigenvalues > cutoff
     basis = vectors[:, kept] / eigenvalues[kept].sqrt()
     return Factor(scale, correlation, basis, int(kept.sum()), cutoff, "eigh")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,6 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import RequestError
 
 #: Token ids of each of some documents, special tokens included.
@@ -55,14 +55,6 @@ def pack_rows(documents: Iterable[str], tokenize: Tokenize, seq_len: int, max_to
         raise RequestError(f"expected text for at least one row of {seq_len} tokens, got {len(tokens)} tokens")
     packed = torch.tensor(tokens[: rows * seq_len], dtype=torch.int64).view(rows, seq_len)
     return TokenRows(packed, fingerprint([packed]))
-
-
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """SHA-256 of the bytes of tensors, in order and little-endian, in hexadecimal."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _groups(texts: Iterator[str], size: int) -> Iterator[list[str]]:

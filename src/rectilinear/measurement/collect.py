@@ -136,7 +136,13 @@ class _Piece:
     mask: Tensor | None  # [stop - start, seq_len] bool
 
     def of(self, hidden: Tensor) -> Tensor:
-        """``[tokens, width]``: these rows' tokens of ``[rows, ..., width]`` or ``[rows * seq_len, width]``."""
+        """``[tokens, width]``: these rows' tokens of ``[rows, seq_len, width]`` or ``[rows * seq_len, width]``.
+
+        Raises:
+            ValueError: hidden states of another shape, such as several residual streams.
+        """
+        if hidden.ndim not in (2, 3) or hidden[..., 0].numel() % self.rows:
+            raise ValueError(f"expected hidden states [rows, seq_len, width], got {[*hidden.shape]}")
         hidden = hidden.reshape(self.rows, -1, hidden.shape[-1])[self.start : self.stop]
         return hidden.flatten(0, 1) if self.mask is None else hidden[self.mask.to(hidden.device)]
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import rectilinear
 from rectilinear.core.moments import holds_float64
 from rectilinear.core.scores import score_block
-from rectilinear.data.pack import fingerprint, pack_rows
+from rectilinear.data.fingerprint import fingerprint
+from rectilinear.data.pack import pack_rows
 from rectilinear.data.text import open_text
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.collect import (
@@ -74,7 +75,7 @@ def measure(
             as it is; its mode, hooks and weights are left as they were.
         text: a text source (see `rectilinear.data.text.open_text`), or batches: tensors
             ``[rows, seq_len]`` or mappings of keyword arguments, where ``attention_mask`` marks
-            padding, which never enters. Batches that are not a sequence are kept in memory.
+            padding, which never enters.
         tokenizer: for text and a module; default: the one of the module's ``name_or_path``.
         blocks: dotted path of the block stack; default: found by structure.
         max_tokens, seq_len: text becomes ``max_tokens // seq_len`` rows of ``seq_len`` tokens.
@@ -94,7 +95,7 @@ def measure(
         raise RequestError(f"expected a batch size of at least 1, got {batch_size}")
     origin = _Origin(model, revision, trust_remote_code, device, dtype)
     if not isinstance(text, (str, Path)):
-        batches = text if isinstance(text, Sequence) else list(text)
+        batches = list(text)
         prints = fingerprint(tensor for batch in batches for tensor in tensors_of(batch))
         source = _Source("batches", prints, None, {})
         return _profile(origin, origin.load(), batches, source, settings, blocks, progress)
@@ -110,7 +111,7 @@ def measure(
     module = origin.load()
 
     def attempt(size: int) -> Profile:
-        return _profile(origin, module, rows.ids.split(size), source, settings, blocks, progress)
+        return _profile(origin, module, torch.split(rows.ids, size), source, settings, blocks, progress)
 
     if batch_size != "auto":
         return attempt(batch_size)
@@ -149,13 +150,14 @@ class _Origin:
     def load(self) -> nn.Module:
         if isinstance(self.model, nn.Module):
             return self.model
-        return load_model(
+        module: nn.Module = load_model(
             self.model,
             revision=self.revision,
             device=self.device,
             dtype=self.dtype,
             trust_remote_code=self.trust_remote_code,
         )
+        return module
 
     def record(self, module: nn.Module, blocks: int, width: int) -> ModelRecord:
         named = getattr(module, "name_or_path", "") if isinstance(self.model, nn.Module) else self.model
@@ -197,19 +199,25 @@ def _profile(
     moments = collect_moments(module, stack, batches, settings, progress)
     device = _device_of(module)
     solver = device if holds_float64(device) else torch.device("cpu")
-    records, width, tokens = [], 0, 0
+    records, idle, width, tokens = [], [], 0, 0
     for index in range(len(stack)):
         block = moments.pop(0)  # freed once scored
-        if not any(block.folds):
-            raise JobError(f"block {index}: it never ran; expected all of {stack.path or 'the stack'} to run")
-        scores = score_block(block.to(solver))
-        records.append(block_record(index, scores))
-        width, tokens = len(scores.all_tokens.moments.mean_x), max(tokens, scores.all_tokens.tokens)
+        if any(block.folds):
+            scores = score_block(block.to(solver))
+            records.append(block_record(index, scores))
+            width, tokens = len(scores.all_tokens.moments.mean_x), max(tokens, scores.all_tokens.tokens)
+        else:
+            idle.append(index)
         if progress:
             progress("blocks", index + 1, len(stack))
+    if not records:
+        raise JobError(f"no block of {stack.path or 'the stack'} ran; try --blocks with another path")
     data = DataRecord(
         source=source.name, fingerprint=source.fingerprint, tokens=tokens, rows=rows, seq_len=source.seq_len
     )
+    warnings = find_warnings(records, data, width, settings.folds)
+    if idle:
+        warnings.append(f"blocks {idle} never ran on these inputs and are left out")
     batch_size = max(map(count_rows, batches))
     return Profile(
         model=origin.record(module, len(stack), width),
@@ -217,7 +225,7 @@ def _profile(
         settings={**asdict(settings), "blocks": stack.path, "batch_size": batch_size, **source.reading},
         environment=_environment(module),
         blocks=tuple(records),
-        warnings=tuple(find_warnings(records, data, width, settings.folds)),
+        warnings=tuple(warnings),
     )
 
 

@@ -97,7 +97,7 @@ class BlockRecord(_Record):
 class Profile(_Record):
     """How linear each block of a model is on some text."""
 
-    schema_: Literal["rectilinear.profile/1"] = Field("rectilinear.profile/1", alias="schema")
+    schema_: Literal["rectilinear.profile/1"] = Field(default="rectilinear.profile/1", alias="schema")
     model: ModelRecord
     data: DataRecord
     settings: dict[str, Any]
@@ -215,4 +215,3 @@ def _about_blocks(blocks: list[BlockRecord], detail: Any, text: str) -> list[str
 
 def _linearity(linearity: Linearity) -> LinearityRecord:
     return LinearityRecord(**vars(linearity))
-

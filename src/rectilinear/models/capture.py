@@ -48,9 +48,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def capture_blocks(
-    blocks: Sequence[nn.Module], consume: Consume, *, final: nn.Module | None = None
-) -> Iterator[None]:
+def capture_blocks(blocks: Sequence[nn.Module], consume: Consume, *, final: nn.Module | None = None) -> Iterator[None]:
     """While open, hand ``(index, input, output)`` of each block to ``consume`` as it runs.
 
     Nothing is kept: an input lives until its block returns. A block that writes over its input

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import RequestError
 
 if TYPE_CHECKING:
-    from rectilinear.models.blocks import BlockStack
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from rectilinear.models.blocks import BlockStack
 
 #: Name of the small decoder that comes with this package, trained on generated stories.
 STORYTELLER = "storyteller"
@@ -140,7 +141,9 @@ def build_without_weights(config: PretrainedConfig, *, trust_remote_code: bool =
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
-        raise RequestError(f"expected a causal language model, got {config.model_type} ({_first_line(error)})") from None
+        raise RequestError(
+            f"expected a causal language model, got {config.model_type} ({_first_line(error)})"
+        ) from None
 
 
 def describe(model: PreTrainedModel, stack: BlockStack) -> dict[str, Any]:
@@ -173,12 +176,11 @@ def _count_parameters(modules: list[nn.Module]) -> int:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the state dict in order of name, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    """SHA-256 of the state dict in order of name: a line ``name dtype [shape]`` and the bytes of each tensor."""
+    state = sorted(model.state_dict().items())
+    return fingerprint(
+        part for name, tensor in state for part in (f"{name} {tensor.dtype} {[*tensor.shape]}\n", tensor)
+    )
 
 
 def _load(auto_class, model: str | Path, **options):  # type: ignore[no-untyped-def]

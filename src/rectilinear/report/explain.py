@@ -7,7 +7,9 @@ from rectilinear.measurement.profile import BlockRecord, Profile
 
 def explain_profile(profile: Profile) -> list[str]:
     """A few paragraphs that say what the profile's numbers mean; every number in them is the profile's."""
-    blocks = [b for b in profile.blocks if b.linearity.in_sample is not None and b.update_linearity.in_sample is not None]
+    blocks = [
+        b for b in profile.blocks if b.linearity.in_sample is not None and b.update_linearity.in_sample is not None
+    ]
     if not blocks:
         return ["No block's output varied, so there is nothing to explain."]
     return [
@@ -46,7 +48,10 @@ def _about_trust(profile: Profile, blocks: list[BlockRecord]) -> str:
     null = _percent(blocks[0].null)
     pairs = [b.update_linearity for b in blocks if b.update_linearity.held_out is not None]
     if not pairs:
-        return f"How far to trust it. Data without any relation would score {null:.2f} % here; there were too few rows to hold any out."
+        return (
+            f"How far to trust it. Data without any relation would score {null:.2f} % here; there were too few rows to "
+            "hold any out."
+        )
     gap = max(_percent(p.in_sample) - _percent(p.held_out) for p in pairs)
     error = max(_percent(p.stderr) for p in pairs)
     return (
@@ -65,10 +70,11 @@ def _about_sinks(blocks: list[BlockRecord]) -> str:
             "There are none here; where there are, read the scores without them."
         )
     worst = max(found, key=lambda b: b.without_sinks.sink_energy or 0.0)
+    without = worst.without_sinks
     return (
-        f"Attention sinks. At block {worst.index} {worst.without_sinks.sinks} of {worst.without_sinks.tokens + worst.without_sinks.sinks:,} "
-        f"tokens carry {_percent(worst.without_sinks.sink_energy):.1f} % of the variation of y. So few tokens can decide "
-        "a score; the scores without them are given beside it."
+        f"Attention sinks. At block {worst.index} {without.sinks} of {without.tokens + without.sinks:,} tokens carry "
+        f"{_percent(without.sink_energy):.1f} % of the variation of y. So few tokens can decide a score; the scores "
+        "without them are given beside it."
     )
 
 

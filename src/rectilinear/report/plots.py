@@ -52,7 +52,9 @@ def plot_profile(profile: Profile) -> Figure:
             _finish(axes, profile)
         named = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
         order = sorted(named, key=_LEGEND.index)
-        figure.legend([named[label] for label in order], order, loc="outside lower center", ncols=len(order), fontsize=8)
+        figure.legend(
+            [named[label] for label in order], order, loc="outside lower center", ncols=len(order), fontsize=8
+        )
         name = Path(profile.model.id).name or profile.model.id
         source = Path(profile.data.source).name or profile.data.source
         figure.suptitle(

@@ -1,0 +1,82 @@
+"""What the benchmarks share: the model they time, and how a result is kept."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import rectilinear
+
+SEQ_LEN = 256
+
+
+def gpt2_small_shape() -> GPT2LMHeadModel:
+    """GPT-2 small's shape (12 blocks of width 768), random weights, float32."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).eval()
+
+
+def random_rows(tokens: int, vocabulary: int = 50257) -> torch.Tensor:
+    """Rows of random token ids, ``[tokens // 256, 256]``."""
+    return torch.randint(vocabulary, (tokens // SEQ_LEN, SEQ_LEN), generator=torch.Generator().manual_seed(0))
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Median, extremes and number of some measurements."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def save(script: str, question: str, result: dict[str, Any]) -> None:
+    """Write ``NAME.json`` beside ``NAME.py``."""
+    processor = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
+    record = {
+        "question": question,
+        "command": f"python benchmarks/{Path(script).name}" + "".join(f" {word}" for word in sys.argv[1:]),
+        "date": date.today().isoformat(),
+        "versions": {
+            "rectilinear": rectilinear.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": {"processor": processor, "threads": torch.get_num_threads()},
+        **result,
+    }
+    path = Path(script).with_suffix(".json")
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+    print(f"wrote {path}")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

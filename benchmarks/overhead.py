@@ -1,0 +1,67 @@
+"""How much longer does a full profile take than a plain forward pass of the base model?
+
+A profile has 4 folds and keeps attention sinks apart. Both run in one process, in turn, on the
+same rows in the same batches: GPT-2 small's shape, 16,384 tokens, float32. Three cases:
+
+- well conditioned: products in float32, as `auto` chooses for these activations;
+- float64 products: what `auto` chooses where float32 would not be accurate enough;
+- with sinks: one row in eight begins with a token whose vector is massive in every block, so
+  that two sets of scores are solved for.
+"""
+
+from __future__ import annotations
+
+import torch
+from common import gpt2_small_shape, random_rows, save, seconds, spread
+
+import rectilinear
+
+REPEATS, TOKENS, BATCH = 5, 16_384, 8
+
+
+def main() -> None:
+    model, rows = gpt2_small_shape(), random_rows(TOKENS)
+    with_sinks = rows.clone()
+    with_sinks[::8, 0] = 0
+    ordinary = model.transformer.wte.weight[0].clone()
+
+    def make_sink(on: bool) -> None:
+        with torch.no_grad():
+            model.transformer.wte.weight[0] = ordinary * 1000 if on else ordinary
+
+    def forward(ids: torch.Tensor) -> None:
+        with torch.no_grad():
+            for batch in ids.split(BATCH):
+                model.transformer(batch, use_cache=False)
+
+    cases = {
+        "well conditioned": (rows, "auto", False),
+        "float64 products": (rows, "float64", False),
+        "with sinks": (with_sinks, "auto", True),
+    }
+    result = {}
+    for name, (ids, products, sink) in cases.items():
+        make_sink(sink)
+        forward(ids[:BATCH])
+        times = []
+        for _ in range(REPEATS):
+            plain = seconds(lambda ids=ids: forward(ids))
+            full = seconds(
+                lambda ids=ids, products=products: rectilinear.measure(model, ids.split(BATCH), products=products)
+            )
+            again = seconds(lambda ids=ids: forward(ids))
+            times.append((full, (plain + again) / 2))
+        profile = rectilinear.measure(model, ids.split(BATCH), products=products)
+        result[name] = {
+            "ratio": spread([full / plain for full, plain in times]),
+            "forward_seconds": spread([plain for _, plain in times]),
+            "profile_seconds": spread([full for full, _ in times]),
+            "products": sorted({block.solve.products for block in profile.blocks}),
+            "condition": max(block.solve.condition for block in profile.blocks),
+            "sinks": max(block.without_sinks.sinks for block in profile.blocks),
+        }
+    save(__file__, __doc__.splitlines()[0], {"target_ratio": 1.25, "tokens": TOKENS, "batch": BATCH, "cases": result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Commands print and write what the functions give, in the form that other programs read."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+
+import rectilinear
+from rectilinear.cli.main import main
+from rectilinear.report.plots import save_profile_figure
+from tests.conftest import build_llama
+
+SIZE = ("--max-tokens", 2050, "--seq-len", 32, "--device", "cpu", "--batch-size", 16)
+LINEARITY = {"in_sample", "adjusted", "held_out", "stderr"}
+
+
+def measure_as_a_function(checkpoint, text, **options):
+    return rectilinear.measure(
+        str(checkpoint), str(text), max_tokens=2050, seq_len=32, device="cpu", batch_size=16, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(process, tiny_checkpoint, text_file, tmp_path_factory):
+    """What a real process printed, and the folder it wrote."""
+    out = tmp_path_factory.mktemp("measured") / "new" / "profile"
+    return process("measure", tiny_checkpoint, "--text", text_file, *SIZE, "--out", out), out
+
+
+@pytest.fixture(scope="module")
+def written(measured):
+    return json.loads((measured[1] / "profile.json").read_text(encoding="utf-8"))
+
+
+def test_help_of_the_program(process):
+    ran = process("--help")
+    assert (ran.code, ran.err) == (0, "")
+    for name in ("inspect", "measure", "demo"):
+        assert name in ran.out
+
+
+@pytest.mark.parametrize("name", ["inspect", "measure", "demo"])
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_of_a_command_has_an_example(command, name, option):
+    ran = command(name, option)
+    assert (ran.code, ran.err) == (0, "")
+    assert f"Example: rectilinear {name}" in ran.out
+
+
+def test_version(process):
+    assert process("--version") == (0, f"rectilinear {rectilinear.__version__}\n", "")
+
+
+def test_the_installed_program_is_the_same():
+    [script] = entry_points(group="console_scripts", name="rectilinear")
+    assert script.load() is main
+
+
+def test_inspect_shows_the_stack(process, tiny_checkpoint):
+    ran = process("inspect", tiny_checkpoint)
+    assert (ran.code, ran.err) == (0, "")
+    assert "\x1b" not in ran.out
+    assert re.search(r"^blocks +model\.layers$", ran.out, re.M)
+    assert re.search(r"^num blocks +3$", ran.out, re.M)
+    assert re.search(r"^width +16$", ran.out, re.M)
+    assert re.search(r"^architecture +LlamaForCausalLM$", ran.out, re.M)
+
+
+def test_inspect_needs_no_weights(command, save_checkpoint):
+    folder = save_checkpoint(build_llama())
+    (folder / "model.safetensors").unlink()
+    ran = command("inspect", folder)
+    assert ran.code == 0
+    assert re.search(r"^num blocks +3$", ran.out, re.M)
+
+
+def test_inspect_writes_what_it_shows(command, tiny_llama, tiny_checkpoint, tmp_path):
+    ran = command("inspect", tiny_checkpoint, "--out", tmp_path / "out")
+    assert ran.code == 0
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["inspect.json"]
+    found = json.loads((tmp_path / "out" / "inspect.json").read_text())
+    assert found["schema"] == "rectilinear.inspect/1"
+    assert (found["blocks"], found["num_blocks"], found["width"]) == ("model.layers", 3, 16)
+    assert found["parameters"] == sum(p.numel() for p in tiny_llama.parameters())
+
+
+def test_inspect_takes_the_blocks_asked_for(command, tiny_checkpoint):
+    ran = command("inspect", tiny_checkpoint, "--blocks", "model.layers")
+    assert ran.code == 0
+    assert re.search(r"^found by +path$", ran.out, re.M)
+
+
+def test_measure_writes_three_files_and_nothing_else(measured):
+    ran, out = measured
+    assert (ran.code, ran.err) == (0, "")
+    assert sorted(file.name for file in out.iterdir()) == ["profile.json", "profile.png", "profile.svg"]
+    assert [file.name for file in out.parent.iterdir()] == ["profile"]
+
+
+def test_measure_prints_a_table_and_no_terminal_codes(measured, written):
+    ran, out = measured
+    assert not re.search(r"[\x1b\r\x08]", ran.out)
+    assert "3 blocks of width 16, 2,048 tokens" in " ".join(ran.out.split())
+    for block in written["blocks"]:
+        scores = [block["linearity"]["in_sample"], block["update_linearity"]["in_sample"]]
+        [line] = [x for x in ran.out.splitlines() if re.match(rf"│ +{block['index']} │", x)]
+        for score in (*scores, block["identity"]):
+            assert f" {score:.4f} " in line
+    assert str(out) in ran.out
+
+
+def test_profile_has_exactly_the_keys_that_others_read(written):
+    assert written.keys() == {"schema", "model", "data", "settings", "environment", "blocks", "warnings"}
+    assert written["schema"] == "rectilinear.profile/1"
+    model = {"id", "revision", "architecture", "num_blocks", "width", "parameters", "sha256"}
+    assert written["model"].keys() == model
+    assert written["data"].keys() == {"source", "fingerprint", "tokens", "rows", "seq_len"}
+    assert written["environment"].keys() == {"rectilinear", "torch", "transformers", "device", "dtype"}
+    assert isinstance(written["settings"], dict)
+    assert isinstance(written["warnings"], list)
+    without = {"tokens", "sinks", "sink_energy", "linearity", "update_linearity"}
+    scores = {"linearity", "update_linearity", "identity", "update_ratio", "cosine", "null"}
+    assert [block["index"] for block in written["blocks"]] == [0, 1, 2]
+    for block in written["blocks"]:
+        assert block.keys() == {"index", *scores, "without_sinks", "solve"}
+        assert block["without_sinks"].keys() == without
+        for part in (block, block["without_sinks"]):
+            assert part["linearity"].keys() == part["update_linearity"].keys() == LINEARITY
+        assert block["solve"].keys() >= {"rank", "condition", "method"}
+
+
+def test_profile_says_what_was_measured(written, tiny_llama, tiny_checkpoint, text_file):
+    assert written["model"]["id"] == str(tiny_checkpoint)
+    assert written["model"]["architecture"] == "LlamaForCausalLM"
+    assert written["model"]["num_blocks"] == 3
+    assert written["model"]["width"] == 16
+    assert written["model"]["parameters"] == sum(p.numel() for p in tiny_llama.parameters())
+    assert written["data"]["source"] == str(text_file)
+    assert [written["data"][key] for key in ("tokens", "rows", "seq_len")] == [2048, 64, 32]
+    environment = written["environment"]
+    assert (environment["torch"], environment["device"]) == (torch.__version__, "cpu")
+    assert environment["dtype"] == "float32"
+
+
+def test_the_command_equals_the_function(measured, written, tiny_checkpoint, text_file, tmp_path):
+    profile = measure_as_a_function(tiny_checkpoint, text_file)
+    assert json.loads(profile.to_json()) == written
+    save_profile_figure(profile, tmp_path)
+    assert (tmp_path / "profile.svg").read_bytes() == (measured[1] / "profile.svg").read_bytes()
+
+
+def test_every_option_reaches_the_function(command, tiny_checkpoint, documents, tmp_path):
+    source = tmp_path / "tales.jsonl"
+    source.write_text("".join(json.dumps({"text": "no", "tale": text}) + "\n" for text in documents))
+    options = {
+        "folds": 3,
+        "blocks": "model.layers",
+        "column": "tale",
+        "convention": "paper",
+        "products": "float64",
+        "dtype": "bfloat16",
+        "seed": 5,
+        "revision": "main",
+        "config": "english",
+        "split": "test",
+    }
+    flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    ran = command("measure", tiny_checkpoint, "--text", source, *SIZE, *flags, "--out", tmp_path / "out")
+    assert ran.code == 0
+    written = json.loads((tmp_path / "out" / "profile.json").read_text())
+    settings = {key: written["settings"].get(key) for key in options if key not in ("dtype", "revision")}
+    assert settings == {key: options[key] for key in settings}
+    assert (written["environment"]["dtype"], written["model"]["revision"]) == ("bfloat16", "main")
+    assert written == json.loads(measure_as_a_function(tiny_checkpoint, source, **options).to_json())
+
+
+def test_without_out_nothing_is_written(command, tiny_checkpoint, text_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("measure", tiny_checkpoint, "--text", text_file, *SIZE).code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_warnings_are_printed_and_written(command, tiny_checkpoint, text_file, tmp_path):
+    few = ("--max-tokens", 64, "--seq-len", 32, "--device", "cpu")
+    ran = command("measure", tiny_checkpoint, "--text", text_file, *few, "--out", tmp_path / "out")
+    assert ran.code == 0
+    warnings = json.loads((tmp_path / "out" / "profile.json").read_text())["warnings"]
+    assert any("64 tokens are fewer than 20 x width 16" in warning for warning in warnings)
+    said = " ".join(ran.out.split())
+    for warning in warnings:
+        assert f"warning: {warning}" in said
+
+
+def test_overwrite_replaces_results_and_leaves_the_rest(command, tiny_checkpoint, text_file, tmp_path):
+    out = tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    for name in ("profile.json", "notes.txt", "figures/old.png"):
+        (out / name).write_text("old")
+    ran = command("measure", tiny_checkpoint, "--text", text_file, *SIZE, "--out", out, "--overwrite")
+    assert ran.code == 0
+    assert json.loads((out / "profile.json").read_text())["schema"] == "rectilinear.profile/1"
+    assert (out / "profile.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "notes.txt").read_text() == (out / "figures" / "old.png").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_needs_no_overwrite(command, tiny_checkpoint, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert command("inspect", tiny_checkpoint, "--out", tmp_path / "out").code == 0
+    assert (tmp_path / "out" / "inspect.json").exists()
+
+
+def test_a_reader_that_went_away_is_no_traceback(tiny_checkpoint, environment):
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [sys.executable, "-m", "rectilinear", "inspect", str(tiny_checkpoint)]
+    with os.fdopen(writer, "w") as pipe:
+        done = subprocess.run(arguments, stdout=pipe, stderr=subprocess.PIPE, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -1,0 +1,138 @@
+"""Results are whole or not there."""
+
+import os
+
+import pytest
+
+from rectilinear.cli.console import check_out, staged
+from rectilinear.errors import JobError, RequestError
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_text() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def write(folder, names=("a", "b", "c"), text="new"):
+    for name in names:
+        (folder / name).write_text(text)
+
+
+def test_results_appear_when_all_are_there(tmp_path):
+    with staged(tmp_path / "deep" / "out") as folder:
+        write(folder)
+        assert not (tmp_path / "deep" / "out").exists()
+    assert contents(tmp_path / "deep") == {"out": None, "out/a": "new", "out/b": "new", "out/c": "new"}
+
+
+def test_a_relative_path_is_one_from_here(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    monkeypatch.chdir(tmp_path)
+    with staged(Path("out")) as folder:
+        write(folder, "a")
+    assert contents(tmp_path) == {"out": None, "out/a": "new"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, JobError])
+def test_nothing_appears_after_an_exception(error, tmp_path):
+    with pytest.raises(error), staged(tmp_path / "out") as folder:
+        write(folder)
+        raise error
+    assert contents(tmp_path) == {}
+
+
+def test_nothing_appears_after_a_failed_write(tmp_path):
+    with pytest.raises(JobError, match=r"cannot write to .*out: No space left"), staged(tmp_path / "out") as folder:
+        write(folder, "a")
+        raise OSError(28, "No space left on device")
+    assert contents(tmp_path) == {}
+
+
+def test_a_path_under_a_file_is_a_failed_write(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(JobError, match="cannot write to"), staged(tmp_path / "file" / "out"):
+        pytest.fail("there is nowhere to write")
+    assert contents(tmp_path) == {"file": "old"}
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
+def test_nothing_appears_when_the_move_fails_half_way(error, tmp_path, monkeypatch):
+    break_second_move(error, monkeypatch)
+    with pytest.raises((JobError, KeyboardInterrupt)), staged(tmp_path / "out") as folder:
+        write(folder)
+    assert contents(tmp_path) == {}
+
+
+def test_overwriting_leaves_other_files(tmp_path):
+    out = tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    write(out, ("a", "other", "sub/a"), "old")
+    with staged(out) as folder:
+        write(folder, "ab")
+    expected = {"out": None, "out/a": "new", "out/b": "new", "out/other": "old", "out/sub": None, "out/sub/a": "old"}
+    assert contents(tmp_path) == expected
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_old_results_stay_after_an_exception(error, tmp_path):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", "ab", "old")
+    before = contents(tmp_path)
+    with pytest.raises((JobError, KeyboardInterrupt)), staged(tmp_path / "out") as folder:
+        write(folder)
+        raise error
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.xfail(strict=True, reason="results moved before the failure stay, beside old ones")
+def test_old_results_stay_when_the_move_fails_half_way(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out", "abc", "old")
+    before = contents(tmp_path)
+    break_second_move(OSError(5, "Input/output error"), monkeypatch)
+    with pytest.raises(JobError), staged(tmp_path / "out") as folder:
+        write(folder)
+    monkeypatch.undo()
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.xfail(strict=True, reason="folders made on the way to the output folder stay")
+def test_no_folder_on_the_way_stays_after_an_exception(tmp_path):
+    with pytest.raises(ValueError, match="no"), staged(tmp_path / "deep" / "er" / "out"):
+        raise ValueError("no")
+    assert contents(tmp_path) == {}
+
+
+def break_second_move(error, monkeypatch):
+    moves, replace = [], os.replace
+
+    def second_fails(source, target):
+        moves.append(target)
+        if len(moves) == 2:
+            raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+
+
+def test_check_out_accepts_what_can_be_written(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    write(tmp_path / "full", "a", "old")
+    check_out(None, False)
+    check_out(tmp_path / "new" / "deep", False)
+    check_out(tmp_path / "empty", False)
+    check_out(tmp_path / "full", True)
+    assert sorted(contents(tmp_path)) == ["empty", "full", "full/a"]
+
+
+def test_check_out_refuses_the_rest(tmp_path, monkeypatch):
+    write(tmp_path, "a", "old")
+    with pytest.raises(RequestError, match="is not empty"):
+        check_out(tmp_path, False)
+    for overwrite in (False, True):
+        with pytest.raises(RequestError, match="got the file"):
+            check_out(tmp_path / "a", overwrite)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RequestError, match=f"cannot write to {tmp_path}"):
+        check_out(tmp_path / "new" / "deep", False)

@@ -1,0 +1,110 @@
+"""Tiny models, a checkpoint and a text, all built in code from fixed seeds; nothing is downloaded."""
+
+import os
+import random
+from pathlib import Path
+
+# Read when these libraries are first imported, and by the processes that tests start: no Hub, and one thread,
+# which suits models this small and gives the same bits in every process.
+os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+ROOT = Path(__file__).parents[1]
+VOCABULARY, WIDTH, BLOCKS, CONTEXT = 128, 16, 3, 64
+
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared models and texts: ``$RECTILINEAR_SHARED``, or ``shared`` beside the repository."""
+    folder = Path(os.environ.get("RECTILINEAR_SHARED") or ROOT.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip(f"no shared models and texts at {folder}; set RECTILINEAR_SHARED to where they are")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """150 documents of three to eight short sentences, about 7,000 tokens of `tiny_tokenizer`."""
+    rng = random.Random(0)
+    cast, acts = ("cat", "dog", "old man", "red hen", "girl"), ("saw", "met", "fed", "liked", "lost")
+
+    def sentence() -> str:
+        return f"The {rng.choice(cast)} {rng.choice(acts)} a {rng.choice(cast)}, and it was {rng.choice(acts)}."
+
+    return [" ".join(sentence() for _ in range(rng.randint(3, 8))) for _ in range(150)]
+
+
+@pytest.fixture(scope="session")
+def text_file(documents, tmp_path_factory) -> Path:
+    """`documents` as a ``.txt`` file."""
+    path = tmp_path_factory.mktemp("text") / "tales.txt"
+    path.write_text("\n<|endoftext|>\n".join(documents) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(documents) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 128 ids that puts ``<s>`` (0) before and ``</s>`` (1) after each text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    printable = [chr(code) for code in range(33, 127)] + ["Ġ", "Ċ"]  # the last two: blank and end of line
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], initial_alphabet=printable, show_progress=False
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def build_llama(vocabulary: int = VOCABULARY, blocks: int = BLOCKS, seed: int = 0) -> LlamaForCausalLM:
+    """A Llama of width 16, its weights large enough for updates that matter."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=blocks,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> LlamaForCausalLM:
+    """A Llama of three blocks of width 16 and 128 token ids; shared by tests, so leave it as it is."""
+    return build_llama()
+
+
+@pytest.fixture(scope="session")
+def save_checkpoint(tiny_tokenizer, tmp_path_factory):
+    """A function that writes a model and `tiny_tokenizer` into a new folder and returns it."""
+
+    def save(model: LlamaForCausalLM, name: str = "checkpoint") -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        model.save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_llama, save_checkpoint) -> Path:
+    """`tiny_llama` and `tiny_tokenizer` in a folder."""
+    return save_checkpoint(tiny_llama, "tiny-llama")

@@ -1,0 +1,221 @@
+"""Models come from where they should, are told apart by their weights, and wrong requests are refused."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig
+
+from rectilinear.errors import RequestError
+from rectilinear.models.blocks import find_blocks
+from rectilinear.models.load import (
+    build_without_weights,
+    check_rows,
+    describe,
+    load_config,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    resolve,
+    weights_sha256,
+)
+from tests.conftest import build_llama
+
+
+def refusal(function, *args, **options):
+    with pytest.raises(RequestError) as caught:
+        function(*args, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_resolve_takes_folders_and_hub_ids(tmp_path, monkeypatch):
+    (tmp_path / "checkpoint").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve(tmp_path / "checkpoint") == str(tmp_path / "checkpoint")
+    assert resolve("checkpoint") == "checkpoint"
+    assert resolve("~/checkpoint") == str(tmp_path / "checkpoint")
+    assert resolve("gpt2") == "gpt2"
+    assert resolve("openai/gpt2") == "openai/gpt2"
+
+
+@pytest.mark.parametrize("name", ["./none", "../none", "~/none", "/none/at/all", "a/b/c"])
+def test_resolve_refuses_what_can_only_be_a_path(name):
+    assert f"no model at {name}" in refusal(resolve, name)
+
+
+def test_resolve_refuses_a_file(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"")
+    assert "expected a folder" in refusal(resolve, tmp_path / "model.bin")
+
+
+def test_pick_device():
+    assert pick_device("cpu") == torch.device("cpu")
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert pick_device("auto").type == expected
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu cuda"])
+def test_pick_device_refuses_what_is_not_here(name):
+    message = refusal(pick_device, name)
+    assert "expected a device such as cpu, cuda:0 or mps" in message
+    assert repr(name) in message
+
+
+@pytest.mark.xfail(strict=True, reason="the meta device is taken for one that computes")
+def test_pick_device_refuses_meta():
+    refusal(pick_device, "meta")
+
+
+def test_check_rows_takes_rows_up_to_context_and_vocabulary(tiny_llama):
+    check_rows(tiny_llama.config, 64, 127)
+    check_rows(tiny_llama.config, 64)
+    check_rows(None, 10**6, 10**6)
+
+
+def test_check_rows_refuses_what_the_model_cannot_take(tiny_llama):
+    assert "context of 64 tokens, got --seq-len 65" in refusal(check_rows, tiny_llama.config, 65)
+    assert "vocabulary of 128, got 128" in refusal(check_rows, tiny_llama.config, 64, 128)
+
+
+def test_a_loaded_checkpoint_is_the_saved_model(tiny_llama, tiny_checkpoint):
+    loaded = load_model(tiny_checkpoint, device="cpu")
+    assert not loaded.training
+    saved = tiny_llama.state_dict()
+    assert loaded.state_dict().keys() == saved.keys()
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_are_loaded_in_the_dtype_asked_for(tiny_checkpoint, dtype):
+    loaded = load_model(tiny_checkpoint, device="cpu", dtype=dtype)
+    assert {p.dtype for p in loaded.parameters()} == {getattr(torch, dtype)}
+
+
+def test_auto_dtype_is_the_checkpoints_own(save_checkpoint):
+    folder = save_checkpoint(build_llama().to(torch.bfloat16))
+    assert {p.dtype for p in load_model(folder, device="cpu").parameters()} == {torch.bfloat16}
+
+
+def test_a_loaded_tokenizer_adds_its_special_tokens(tiny_checkpoint):
+    ids = load_tokenizer(tiny_checkpoint)("The cat saw a dog")["input_ids"]
+    assert (ids[0], ids[-1]) == (0, 1)
+
+
+@pytest.mark.parametrize("load", [load_config, load_model, load_tokenizer])
+def test_what_is_not_there_is_refused_in_one_line(load, tmp_path):
+    for model in (tmp_path / "none", tmp_path, "nobody/nothing"):
+        assert str(model) in refusal(load, model)
+
+
+def test_broken_weights_are_refused_in_one_line(save_checkpoint):
+    folder = save_checkpoint(build_llama())
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    assert str(folder) in refusal(load_model, folder)
+
+
+@pytest.mark.xfail(strict=True, reason="missing weights are replaced by random ones")
+def test_missing_weights_are_refused(save_checkpoint):
+    from safetensors.torch import load_file, save_file
+
+    file = save_checkpoint(build_llama()) / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert "model.layers.1.mlp.down_proj.weight" in refusal(load_model, file.parent)
+
+
+class Parts(nn.Module):
+    """Names out of order, a shared tensor, a buffer, several dtypes, a scalar and an empty tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.z = nn.Linear(3, 2)
+        self.a = nn.Linear(2, 3).to(torch.float16)
+        self.tied = self.z.weight
+        self.register_buffer("steps", torch.tensor(7))
+        self.register_buffer("none", torch.empty(0))
+
+
+def test_weights_sha256_is_as_described():
+    model = Parts()
+    digest = hashlib.sha256()
+    for name, dtype, shape, values in (
+        ("a.bias", "torch.float16", [3], model.a.bias.detach().numpy()),
+        ("a.weight", "torch.float16", [3, 2], model.a.weight.detach().numpy()),
+        ("none", "torch.float32", [0], np.empty(0, np.float32)),
+        ("steps", "torch.int64", [], np.array(7)),
+        ("tied", "torch.float32", [2, 3], model.z.weight.detach().numpy()),
+        ("z.bias", "torch.float32", [2], model.z.bias.detach().numpy()),
+        ("z.weight", "torch.float32", [2, 3], model.z.weight.detach().numpy()),
+    ):
+        digest.update(f"{name} {dtype} {shape}\n".encode())
+        digest.update(values.tobytes())
+    assert weights_sha256(model) == digest.hexdigest()
+
+
+def test_weights_sha256_changes_with_one_weight_alone(tiny_llama):
+    model = build_llama()
+    before = weights_sha256(model)
+    assert before == weights_sha256(tiny_llama)
+    assert before == weights_sha256(model.train().requires_grad_(False))
+    assert before != weights_sha256(build_llama(seed=1))
+    weight = model.model.layers[1].mlp.down_proj.weight
+    was = weight[0, 0].item()
+    with torch.no_grad():
+        weight[0, 0] = np.nextafter(np.float32(was), np.float32(1)).item()
+    assert before != weights_sha256(model)
+    with torch.no_grad():
+        weight[0, 0] = was
+    assert before == weights_sha256(model)
+
+
+def test_weights_sha256_survives_a_checkpoint(tiny_llama, tiny_checkpoint):
+    assert weights_sha256(load_model(tiny_checkpoint, device="cpu")) == weights_sha256(tiny_llama)
+
+
+def test_structure_takes_no_memory():
+    """A trillion weights would not fit in any memory."""
+    config = LlamaConfig(hidden_size=65536, intermediate_size=262144, num_hidden_layers=16, vocab_size=1000)
+    model = build_without_weights(config)
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert {b.device.type for b in model.buffers()} <= {"meta"}
+    assert sum(p.numel() for p in model.parameters()) > 1e12
+
+
+def test_structure_of_no_decoder_is_refused():
+    from transformers import ViTConfig
+
+    assert "got vit" in refusal(build_without_weights, ViTConfig())
+
+
+def test_describe_says_what_the_config_asked_for():
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=50,
+        tie_word_embeddings=True,
+    )
+    model = build_without_weights(config)
+    attention, mlp, norms = 16 * 16 + 2 * 8 * 16 + 16 * 16, 3 * 16 * 24, 2 * 16
+    block = attention + mlp + norms
+    assert describe(model, find_blocks(model)) == {
+        "architecture": "LlamaForCausalLM",
+        "blocks": "model.layers",
+        "found_by": "depth",
+        "block_class": "LlamaDecoderLayer",
+        "num_blocks": 3,
+        "width": 16,
+        "parameters": 100 * 16 + 3 * block + 16,  # embeddings (tied), blocks, final norm
+        "block_parameters": 3 * block,
+        "vocabulary": 100,
+        "context": 50,
+    }
