@@ -1,7 +1,7 @@
 """Train the storyteller: the small decoder, with its tokenizer, that ships inside the package.
 
 The corpus is the seeded story generator, so the whole recipe runs offline: a byte-level BPE tokenizer, a
-Llama of eight blocks and about a million parameters, the Hugging Face trainer. On two CPU cores it takes
+Llama of eight blocks and about a million parameters, the Hugging Face trainer. On two idle CPU cores it takes
 about a quarter of an hour:
 
     python examples/train_storyteller.py

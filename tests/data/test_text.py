@@ -122,7 +122,7 @@ def test_folder_is_read_no_further_than_needed(write, tmp_path):
 
 def test_missing_file_is_refused_before_reading(tmp_path):
     for source in (tmp_path / "none.txt", tmp_path / "none", "none.jsonl", "./none"):
-        with pytest.raises(RequestError, match="no text at .*none"):
+        with pytest.raises(RequestError, match=r"no text at .*none"):
             open_text(source)
 
 
@@ -156,7 +156,7 @@ def test_missing_column_of_an_empty_record(write):
 def test_not_json_names_file_and_line(write):
     message = refusal(write("a.jsonl", '{"text": "one"}\n\n{"text": \n'))
     assert "a.jsonl, line 3" in message
-    assert '\'{"text":\'' in message
+    assert "'{\"text\":'" in message
 
 
 def test_json_that_is_no_object_names_file_and_line(write):

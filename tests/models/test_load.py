@@ -178,13 +178,11 @@ def test_weights_sha256_survives_a_checkpoint(tiny_llama, tiny_checkpoint):
     assert weights_sha256(load_model(tiny_checkpoint, device="cpu")) == weights_sha256(tiny_llama)
 
 
-def test_structure_takes_no_memory():
-    """A trillion weights would not fit in any memory."""
-    config = LlamaConfig(hidden_size=65536, intermediate_size=262144, num_hidden_layers=16, vocab_size=1000)
-    model = build_without_weights(config)
-    assert {p.device.type for p in model.parameters()} == {"meta"}
-    assert {b.device.type for b in model.buffers()} <= {"meta"}
-    assert sum(p.numel() for p in model.parameters()) > 1e12
+def test_structure_takes_no_memory(tiny_llama):
+    model = build_without_weights(tiny_llama.config)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert [p.shape for p in model.parameters()] == [p.shape for p in tiny_llama.parameters()]
 
 
 def test_structure_of_no_decoder_is_refused():

@@ -1,0 +1,104 @@
+"""Write docs/benchmarks.md from the result files beside this script, so that it cannot drift from them.
+
+python benchmarks/page.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+
+
+def render() -> str:
+    """The page's text."""
+    overhead, official, accuracy = (read(name) for name in ("overhead", "official", "accuracy"))
+    return "\n\n".join(
+        [
+            "# Benchmarks",
+            "Written by `benchmarks/page.py` from the result files in `benchmarks/`. Times are from one noisy machine "
+            f"({overhead['machine']['processor']}, {overhead['machine']['threads']} threads); the ratios are what to compare. "
+            "No accelerator was at hand: figures on one are open.",
+            "## Overhead\n\n" + about_overhead(overhead),
+            "## Against the official algorithm\n\n" + about_official(official),
+            "## Accuracy\n\n" + about_accuracy(accuracy),
+            "## Architectures\n\nSee [architectures.md](architectures.md).",
+        ]
+    ) + "\n"
+
+
+def read(name: str) -> dict[str, Any]:
+    """A result file."""
+    return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def about_overhead(result: dict[str, Any]) -> str:
+    """Time of a full profile over that of a plain forward pass."""
+    rows = [
+        [name, times(case["ratio"]), times(case["forward_seconds"], " s"), times(case["profile_seconds"], " s"),
+         "/".join(case["products"]), f"{case['condition']:.0f}", str(case["sinks"])]
+        for name, case in result["cases"].items()
+    ]
+    return (
+        f"{result['question']} `{result['command']}`, {result['date']}, {result['tokens']:,} tokens, target ratio "
+        f"<= {result['target_ratio']}. Median (smallest to largest) of {result['cases']['well conditioned']['ratio']['n']} runs, "
+        "each over the forward passes right before and after it.\n\n"
+        + table(["case", "ratio", "forward", "profile", "products", "condition", "sinks"], rows)
+        + "\n\n"
+        + result["floor"]
+    )
+
+
+def about_official(result: dict[str, Any]) -> str:
+    """Time and memory beside the official algorithm's."""
+    rows = [
+        [f"{int(tokens):,}", times(case["official_over_ours_seconds"]), times(case["official_seconds"], " s"),
+         times(case["our_seconds"], " s"), f"{case['official_memory_mib']:,} MiB", f"{case['our_memory_mib']:,} MiB",
+         f"{case['largest_score_difference']:.0e}"]
+        for tokens, case in result["cases"].items()
+    ]
+    return (
+        f"{result['question']} `{result['command']}`, {result['date']}, {result['shape'][0]} blocks of width {result['shape'][1]}. "
+        f"Target: {result['target']}. The scoring part: SVDs of stored activations against moments and solves (which also hold "
+        "out 4 folds and keep sinks apart).\n\n"
+        + table(["tokens", "times faster", "official", "ours", "official memory", "our memory", "largest score difference"], rows)
+    )
+
+
+def about_accuracy(result: dict[str, Any]) -> str:
+    """Distance from the float64 oracle."""
+    within, beyond = result["condition_up_to_1e8"], result["condition_beyond_1e8"]
+    rows = [
+        [key.replace("_", " "), value, f"{error:.1e}"]
+        for key, errors in within["worst_by"].items()
+        for value, error in errors.items()
+    ]
+    return (
+        f"{result['question']} `{result['command']}`, {result['date']}, width {result['width']}, target <= {result['target']:.0e} for "
+        f"correlations conditioned up to 1e8. {within['n']} cases lie there, {len(within['over_target'])} of them over the "
+        f"target, the worst at {within['worst']['error']:.1e}. Of {beyond['n']} cases beyond (massive tokens on top of an ill-conditioned "
+        f"stream, all tokens scored together) {beyond['over_target']} are over the target, the worst at "
+        f"{beyond['worst']['error']:.1e}: read `without_sinks` there.\n\n"
+        + table(["over", "value", "worst error"], rows)
+    )
+
+
+def times(value: dict[str, Any], unit: str = "") -> str:
+    """Median and extremes."""
+    if value["n"] == 1:
+        return f"{value['median']:.2f}{unit}"
+    return f"{value['median']:.2f} ({value['min']:.2f} to {value['max']:.2f}){unit}"
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
+    print(f"wrote {PAGE}")

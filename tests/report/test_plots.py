@@ -1,0 +1,157 @@
+"""Figures show the profile's numbers, and can be printed."""
+
+import struct
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from rectilinear.report.plots import plot_profile, save_profile_figure
+from tests.report.conftest import block
+
+USUAL = ((0.9, 0.8, 0.01), (0.6, 0.5, 0.02))
+
+
+def lines_of(axes):
+    """Label -> (x, y) of what a reader of the legend finds."""
+    handles, labels = axes.get_legend_handles_labels()
+    lines = [handle[0] if hasattr(handle, "lines") else handle for handle in handles]
+    return {label: tuple(map(list, line.get_data())) for label, line in zip(labels, lines, strict=True)}
+
+
+def bars_of(axes):
+    """The (low, high) ends of the error bars, in order."""
+    [container] = axes.containers
+    [bars] = container.lines[2]
+    return [(segment[0][1], segment[1][1]) for segment in bars.get_segments()]
+
+
+def test_left_is_the_output_and_right_the_update(profile):
+    left, right = plot_profile(profile).axes
+    assert "output" in left.get_title(loc="left")
+    assert "update" in right.get_title(loc="left")
+    without = "held out, without sinks"
+    assert lines_of(left) == {
+        "in sample": ([0, 1, 2], [0.91, 0.92, 0.93]),
+        "held out ± 2 s.e.": ([0, 1, 2], [0.81, 0.82, 0.83]),
+        without: ([0, 1, 2], [0.21, 0.21, 0.21]),
+        "identity (do nothing)": ([0, 1, 2], [0.71, 0.72, 0.73]),
+        "null (independent data)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
+    }
+    assert lines_of(right) == {
+        "in sample": ([0, 1, 2], [0.61, 0.62, 0.13]),
+        "held out ± 2 s.e.": ([0, 1, 2], [0.51, 0.52, -0.12]),
+        without: ([0, 1, 2], [0.22, 0.22, 0.22]),
+        "null (independent data)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
+    }
+
+
+def test_error_bars_are_two_standard_errors(profile):
+    left, right = plot_profile(profile).axes
+    np.testing.assert_allclose(bars_of(left), [(0.785, 0.835), (0.77, 0.87), (0.73, 0.93)])
+    np.testing.assert_allclose(bars_of(right), [(0.46, 0.56), (0.42, 0.62), (-0.27, 0.03)])
+
+
+def test_the_legend_names_each_line_once(profile):
+    figure = plot_profile(profile)
+    [legend] = figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert sorted(named) == sorted({*lines_of(figure.axes[0]), *lines_of(figure.axes[1])})
+
+
+def test_without_sinks_there_is_no_line_for_them(make_profile):
+    figure = plot_profile(make_profile(block(0, *USUAL)))
+    for axes in figure.axes:
+        assert not [label for label in lines_of(axes) if "sinks" in label]
+
+
+def test_the_title_names_model_and_text(profile):
+    assert plot_profile(profile).get_suptitle() == "tiny-model, 4,096 tokens of tales.txt"
+
+
+@pytest.mark.xfail(strict=True, reason="dollar signs in names are taken for mathematics")
+def test_names_with_dollar_signs(make_profile, tmp_path):
+    profile = make_profile(block(0, *USUAL), name=r"a$\b$")
+    save_profile_figure(profile, tmp_path)
+    assert r"a$\b$" in (tmp_path / "profile.svg").read_text()
+
+
+def test_every_score_is_within_view(profile):
+    for axes in plot_profile(profile).axes:
+        (low, high), (first, last) = axes.get_ylim(), axes.get_xlim()
+        assert low < -0.12
+        assert high > 0.93
+        assert first < 0
+        assert last > 2
+
+
+@pytest.mark.xfail(strict=True, reason="the axis ends at the number of blocks, not at the last of them")
+def test_the_last_block_is_within_view_when_others_are_left_out(make_profile):
+    for axes in plot_profile(make_profile(block(0, *USUAL), block(5, *USUAL))).axes:
+        assert axes.get_xlim()[1] > 5
+
+
+def test_missing_values_leave_gaps(make_profile):
+    profile = make_profile(block(0, (None,), (None,), identity=None), block(1, *USUAL))
+    for axes, score, held_out in zip(plot_profile(profile).axes, (0.9, 0.6), (0.8, 0.5), strict=True):
+        lines = lines_of(axes)
+        np.testing.assert_equal(lines["in sample"][1], [np.nan, score])
+        np.testing.assert_equal(lines["held out ± 2 s.e."][1], [np.nan, held_out])
+
+
+def test_png_is_wide_enough_to_print(profile, tmp_path):
+    save_profile_figure(profile, tmp_path)
+    content = (tmp_path / "profile.png").read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", content[16:24])
+    assert width >= 2000
+    assert height >= 600
+
+
+def test_svg_is_xml_with_text_that_can_be_searched(profile, tmp_path):
+    save_profile_figure(profile, tmp_path)
+    root = ElementTree.parse(tmp_path / "profile.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"block", "in sample", "identity (do nothing)", "null (independent data)"} <= texts
+
+
+def test_svg_is_the_same_bytes_each_time(profile, tmp_path):
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        save_profile_figure(profile, tmp_path / name)
+        found.append((tmp_path / name / "profile.svg").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_plotting_leaves_the_style_of_others_alone(profile, tmp_path):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    save_profile_figure(profile, tmp_path)
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.filterwarnings("error")
+def test_odd_profiles_have_figures(odd_profile, tmp_path):
+    save_profile_figure(odd_profile, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["profile.png", "profile.svg"]
+
+
+def check_ticks(profile):
+    for axes in plot_profile(profile).axes:
+        ticks = axes.get_xticks()
+        assert all(tick == int(tick) for tick in ticks)
+        assert all(a < b for a, b in pairwise(ticks))
+
+
+def test_blocks_are_marked_at_whole_numbers(profile, make_profile):
+    check_ticks(profile)
+    check_ticks(make_profile(*(block(index, *USUAL) for index in range(40))))
+
+
+@pytest.mark.xfail(strict=True, reason="a single block is marked at fractions of a block")
+def test_a_single_block_is_marked_at_a_whole_number(make_profile):
+    check_ticks(make_profile(block(0, *USUAL)))

@@ -1,0 +1,68 @@
+"""The table shows each block's numbers."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rectilinear.report.tables import print_profile
+from tests.report.conftest import block
+
+USUAL = ((0.9, 0.8, 0.01), (0.6, 0.5, 0.02))
+
+
+def printed(profile, width=140):
+    console = Console(file=io.StringIO(), width=width)
+    print_profile(profile, console)
+    return console.file.getvalue()
+
+
+def rows(text):
+    """The body of the table, its lines written as ``cell|cell``."""
+    body = [line.strip("│").split("│") for line in text.splitlines() if line[:1] == "│"]
+    return ["|".join(cell.strip() for cell in cells) for cells in body]
+
+
+def test_each_block_has_a_row_of_its_numbers(profile):
+    assert rows(printed(profile)) == [
+        # block, linearity, held out, identity, update linearity, held out, null, |d|/|y|, cosine, sinks, without them
+        "0|0.9100|0.8100 ± 0.0125|0.7100|0.6100|0.5100 ± 0.0250|0.0625|0.250|0.750|0 (0.0%)|0.3200",
+        "1|0.9200|0.8200 ± 0.0250|0.7200|0.6200|0.5200 ± 0.0500|0.0625|0.250|0.750|7 (87.5%)|0.3200",
+        "2|0.9300|0.8300 ± 0.0500|0.7300|0.1300|-0.1200 ± 0.0750|0.0625|0.250|0.750|0 (0.0%)|0.3200",
+    ]
+
+
+def test_without_sinks_there_are_no_columns_for_them(make_profile):
+    text = printed(make_profile(block(0, *USUAL)))
+    assert "sinks" not in text
+    assert rows(text) == [
+        "0|0.9000|0.8000 ± 0.0100|0.5000|0.6000|0.5000 ± 0.0200|0.0625|0.250|0.750",
+    ]
+
+
+def test_values_that_are_not_there_are_dashes(make_profile):
+    text = printed(make_profile(block(3, (None,), (None,), identity=None), block(4, (0.9,), (0.6,))))
+    assert rows(text) == [
+        "3|-|-|-|-|-|0.0625|-|0.750",
+        "4|0.9000|-|0.5000|0.6000|-|0.0625|0.250|0.750",
+    ]
+
+
+def test_the_title_names_model_and_text(profile):
+    assert "org/tiny-model: 3 blocks of width 16, 4,096 tokens of texts/tales.txt" in " ".join(printed(profile).split())
+
+
+@pytest.mark.xfail(strict=True, reason="square brackets in names are taken for markup")
+@pytest.mark.parametrize("name", ["runs[final]/model", "runs[/x]/model"])
+def test_square_brackets_in_names_are_letters(name, make_profile):
+    assert name in printed(make_profile(block(0, *USUAL), name=name))
+
+
+def test_warnings_come_after_the_table_as_they_are(make_profile):
+    warnings = ("rank-deficient [bold] Gram: rank 3 of 16 (block 0)", "another [/] warning")
+    lines = printed(make_profile(block(0, *USUAL), warnings=warnings)).splitlines()
+    assert lines[-2:] == [f"warning: {warning}" for warning in warnings]
+
+
+def test_odd_profiles_have_tables(odd_profile):
+    assert [int(row.split("|")[0]) for row in rows(printed(odd_profile))] == [b.index for b in odd_profile.blocks]
