@@ -16,18 +16,21 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 def render() -> str:
     """The page's text."""
     overhead, official, accuracy = (read(name) for name in ("overhead", "official", "accuracy"))
-    return "\n\n".join(
-        [
-            "# Benchmarks",
-            "Written by `benchmarks/page.py` from the result files in `benchmarks/`. Times are from one noisy machine "
-            f"({overhead['machine']['processor']}, {overhead['machine']['threads']} threads); the ratios are what to compare. "
-            "No accelerator was at hand: figures on one are open.",
-            "## Overhead\n\n" + about_overhead(overhead),
-            "## Against the official algorithm\n\n" + about_official(official),
-            "## Accuracy\n\n" + about_accuracy(accuracy),
-            "## Architectures\n\nSee [architectures.md](architectures.md).",
-        ]
-    ) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# Benchmarks",
+                "Written by `benchmarks/page.py` from the result files in `benchmarks/`. Times are from one noisy machine "
+                f"({overhead['machine']['processor']}, {overhead['machine']['threads']} threads); the ratios are what to compare. "
+                "No accelerator was at hand: figures on one are open.",
+                "## Overhead\n\n" + about_overhead(overhead),
+                "## Against the official algorithm\n\n" + about_official(official),
+                "## Accuracy\n\n" + about_accuracy(accuracy),
+                "## Architectures\n\nSee [architectures.md](architectures.md).",
+            ]
+        )
+        + "\n"
+    )
 
 
 def read(name: str) -> dict[str, Any]:
@@ -38,8 +41,15 @@ def read(name: str) -> dict[str, Any]:
 def about_overhead(result: dict[str, Any]) -> str:
     """Time of a full profile over that of a plain forward pass."""
     rows = [
-        [name, times(case["ratio"]), times(case["forward_seconds"], " s"), times(case["profile_seconds"], " s"),
-         "/".join(case["products"]), f"{case['condition']:.0f}", str(case["sinks"])]
+        [
+            name,
+            times(case["ratio"]),
+            times(case["forward_seconds"], " s"),
+            times(case["profile_seconds"], " s"),
+            "/".join(case["products"]),
+            f"{case['condition']:.0f}",
+            str(case["sinks"]),
+        ]
         for name, case in result["cases"].items()
     ]
     return (
@@ -55,16 +65,25 @@ def about_overhead(result: dict[str, Any]) -> str:
 def about_official(result: dict[str, Any]) -> str:
     """Time and memory beside the official algorithm's."""
     rows = [
-        [f"{int(tokens):,}", times(case["official_over_ours_seconds"]), times(case["official_seconds"], " s"),
-         times(case["our_seconds"], " s"), f"{case['official_memory_mib']:,} MiB", f"{case['our_memory_mib']:,} MiB",
-         f"{case['largest_score_difference']:.0e}"]
+        [
+            f"{int(tokens):,}",
+            times(case["official_over_ours_seconds"]),
+            times(case["official_seconds"], " s"),
+            times(case["our_seconds"], " s"),
+            f"{case['official_memory_mib']:,} MiB",
+            f"{case['our_memory_mib']:,} MiB",
+            f"{case['largest_score_difference']:.0e}",
+        ]
         for tokens, case in result["cases"].items()
     ]
     return (
         f"{result['question']} `{result['command']}`, {result['date']}, {result['shape'][0]} blocks of width {result['shape'][1]}. "
         f"Target: {result['target']}. The scoring part: SVDs of stored activations against moments and solves (which also hold "
         "out 4 folds and keep sinks apart).\n\n"
-        + table(["tokens", "times faster", "official", "ours", "official memory", "our memory", "largest score difference"], rows)
+        + table(
+            ["tokens", "times faster", "official", "ours", "official memory", "our memory", "largest score difference"],
+            rows,
+        )
     )
 
 

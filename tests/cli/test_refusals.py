@@ -95,7 +95,6 @@ def test_no_such_command(command):
     check(command("bogus"), 2, "'bogus'")
 
 
-@pytest.mark.xfail(strict=True, reason="help, then an error line that says nothing")
 def test_no_command_shows_help_and_no_empty_error(command):
     ran = command()
     assert ran.code == 2
@@ -120,7 +119,6 @@ def test_out_that_is_a_file(overwrite, command, places, tmp_path):
     assert (tmp_path / "out").read_text() == "old"
 
 
-@pytest.mark.xfail(strict=True, reason="found out only after the work is done, with exit code 1")
 def test_out_under_a_file(command, places, tmp_path):
     (tmp_path / "file").write_text("old")
     check(command("inspect", places["model"], "--out", tmp_path / "file" / "out"), 2, str(tmp_path / "file"))
@@ -136,10 +134,7 @@ def test_activations_that_are_not_finite(process, nan_checkpoint, text_file, tmp
     "error",
     [
         MemoryError(),
-        pytest.param(
-            torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
-            marks=pytest.mark.xfail(strict=True, reason="out of memory on a device ends in a traceback"),
-        ),
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"),
     ],
     ids=["host", "device"],
 )
@@ -166,7 +161,6 @@ def test_a_failed_write(command, places, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["runs[final]", "runs[/x]"])
-@pytest.mark.xfail(strict=True, reason="square brackets in names are taken for markup in the table's title")
 def test_names_with_square_brackets(name, command, places, tmp_path):
     shutil.copytree(places["model"], tmp_path / name)
     ran = command("measure", tmp_path / name, "--text", places["text"], *SIZE.split())

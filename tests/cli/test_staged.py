@@ -98,7 +98,6 @@ def test_old_results_stay_after_an_exception(error, tmp_path):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.xfail(strict=True, reason="results moved before the failure stay, beside old ones")
 def test_old_results_stay_when_the_move_fails_half_way(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     write(tmp_path / "out", "abc", "old")
@@ -110,7 +109,6 @@ def test_old_results_stay_when_the_move_fails_half_way(tmp_path, monkeypatch):
     assert contents(tmp_path) == before
 
 
-@pytest.mark.xfail(strict=True, reason="folders made on the way to the output folder stay")
 def test_no_folder_on_the_way_stays_after_an_exception(tmp_path):
     with pytest.raises(ZeroDivisionError):
         stage_and_fail(tmp_path / "deep" / "er" / "out", ZeroDivisionError)

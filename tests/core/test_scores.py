@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rectilinear import BlockAccumulator, BlockMoments, score_block
+from rectilinear.core.block_moments import FLOAT32_CONDITION
 from tests import oracle
 
 
@@ -207,8 +208,10 @@ def test_a_block_that_does_nothing_and_one_that_forgets():
     assert same.update_linearity.in_sample is None
     bias = score(x, x + 0.3).all_tokens
     assert bias.update_linearity.in_sample is None
+    assert bias.update_linearity.held_out is None
     constant = score(x, torch.full_like(x, 4.0)).all_tokens
     assert constant.linearity.in_sample is None
+    assert constant.linearity.held_out is None
     assert constant.update_linearity.in_sample == pytest.approx(1, abs=1e-12)
 
 
@@ -230,3 +233,16 @@ def test_float32_products_are_taken_only_where_they_suffice():
         scores = score(x, y).all_tokens
         assert scores.moments.products is expected
         assert scores.update_linearity.in_sample == pytest.approx(oracle.in_sample(x, y)[1], abs=1e-6)
+
+
+def test_folds_worse_conditioned_than_the_whole_are_known():
+    """One well-conditioned fold hides that the fits without it are not."""
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
+    x = torch.randn(4000, 16, generator=generator)
+    x[1000:] = x[1000:] * torch.logspace(0, -3, 16) @ turn
+    scores = score(x, x + torch.randn(4000, 16, generator=generator)).all_tokens
+    assert scores.moments.products is torch.float32
+    worst = np.linalg.cond(np.corrcoef(x[1000:].numpy(), rowvar=False))
+    assert scores.solution.factor.condition < 100
+    assert FLOAT32_CONDITION < scores.fold_condition <= worst

@@ -148,7 +148,6 @@ def test_missing_column_names_what_is_there(write, name):
     assert "--column story" in message
 
 
-@pytest.mark.xfail(strict=True, reason="a record without any column raises IndexError")
 def test_missing_column_of_an_empty_record(write):
     assert "line 1" in refusal(write("a.jsonl", [{}]))
 

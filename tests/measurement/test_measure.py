@@ -365,7 +365,7 @@ def test_too_little_data_is_warned_about():
     assert "fewer than 20 x width 24" in few
     assert "measure 480 tokens" in few
     one_row = rectilinear.measure(model, [token_rows(1, 60)])
-    assert "no held-out scores" in " ".join(one_row.warnings)
+    assert "1 rows of text make 1 folds, not 4; there are no held-out scores" in " ".join(one_row.warnings)
     assert one_row.blocks[0].linearity.held_out is None
     assert rectilinear.measure(model, [token_rows(30, 20)]).warnings == ()
 
@@ -441,3 +441,25 @@ def test_several_residual_streams_are_refused():
     model = Mixer()
     with pytest.raises(JobError, match=r"block 0: expected hidden states \[rows, seq_len, width\]"):
         rectilinear.measure(model, [torch.randn(4, 3, 5, 20)], blocks="layers")
+
+
+def test_float32_products_that_do_not_suffice_for_the_folds_are_warned_about():
+    model = Mixer()
+    model.embed = nn.Identity()
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))[0]
+    features = torch.randn(4000, 12, generator=torch.Generator().manual_seed(1))
+    features[1000:] = features[1000:] * torch.logspace(0, -3, 12) @ turn
+    profile = rectilinear.measure(model, features.split(500), blocks="layers")
+    assert "try --products float64" in " ".join(profile.warnings)
+    assert profile.blocks[0].solve.condition < 100
+    exact = rectilinear.measure(model, features.split(500), blocks="layers", products="float64")
+    assert "try --products float64" not in " ".join(exact.warnings)
+
+
+def test_folds_that_rows_cannot_fill_are_warned_about_and_none_may_be_asked_for():
+    model = build("llama")
+    assert "3 rows of text make 3 folds, not 4" in " ".join(rectilinear.measure(model, [token_rows(3, 60)]).warnings)
+    alone = rectilinear.measure(model, [token_rows(30, 20)], folds=1)
+    assert alone.warnings == ()
+    assert alone.blocks[0].linearity.held_out is None
+    assert alone.blocks[0].solve.fold_condition is None

@@ -118,9 +118,7 @@ def test_text_decoder_wins_over_vision_tower(vision_layers):
 
 def test_text_decoder_wins_over_vision_tower_inside_the_decoder():
     # Git's get_decoder() holds the image encoder too, at the same depth here.
-    config = transformers.GitConfig(
-        **SMALL, intermediate_size=24, vision_config=VISION | {"num_hidden_layers": 3}
-    )
+    config = transformers.GitConfig(**SMALL, intermediate_size=24, vision_config=VISION | {"num_hidden_layers": 3})
     assert find_blocks(on_meta(config)).path == "git.encoder.layer"
 
 

@@ -25,7 +25,14 @@ def block(index, output, update, sinks=0, identity=0.5):
             "linearity": linearity(0.31, 0.21, 0.01),
             "update_linearity": linearity(0.32, 0.22, 0.02),
         },
-        "solve": {"rank": 16, "condition": 3.0, "method": "cholesky", "cutoff": 0.0, "products": "float64"},
+        "solve": {
+            "rank": 16,
+            "condition": 3.0,
+            "method": "cholesky",
+            "cutoff": 0.0,
+            "products": "float64",
+            "fold_condition": 4.0,
+        },
     }
 
 

@@ -19,7 +19,7 @@ def test_numbers_are_the_profiles(profile):
     assert "62.0 % at block 1" in update
     assert "13.0 % at block 2" in update
     trust = paragraph(profile, "How far to trust it.")
-    assert all(part in trust for part in ("6.25 %", "25.00 points", "7.50 points"))
+    assert all(part in trust for part in ("6.25 %", "-25.00 to -10.00 points", "7.50 points"))
     sinks = paragraph(profile, "Attention sinks.")
     assert "block 1 7 of 4,096 tokens carry 87.5 %" in sinks
 

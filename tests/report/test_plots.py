@@ -70,7 +70,6 @@ def test_the_title_names_model_and_text(profile):
     assert plot_profile(profile).get_suptitle() == "tiny-model, 4,096 tokens of tales.txt"
 
 
-@pytest.mark.xfail(strict=True, reason="dollar signs in names are taken for mathematics")
 def test_names_with_dollar_signs(make_profile, tmp_path):
     profile = make_profile(block(0, *USUAL), name=r"a$\b$")
     save_profile_figure(profile, tmp_path)
@@ -86,7 +85,6 @@ def test_every_score_is_within_view(profile):
         assert last > 2
 
 
-@pytest.mark.xfail(strict=True, reason="the axis ends at the number of blocks, not at the last of them")
 def test_the_last_block_is_within_view_when_others_are_left_out(make_profile):
     for axes in plot_profile(make_profile(block(0, *USUAL), block(5, *USUAL))).axes:
         assert axes.get_xlim()[1] > 5
@@ -152,6 +150,5 @@ def test_blocks_are_marked_at_whole_numbers(profile, make_profile):
     check_ticks(make_profile(*(block(index, *USUAL) for index in range(40))))
 
 
-@pytest.mark.xfail(strict=True, reason="a single block is marked at fractions of a block")
 def test_a_single_block_is_marked_at_a_whole_number(make_profile):
     check_ticks(make_profile(block(0, *USUAL)))

@@ -52,7 +52,6 @@ def test_the_title_names_model_and_text(profile):
     assert "org/tiny-model: 3 blocks of width 16, 4,096 tokens of texts/tales.txt" in " ".join(printed(profile).split())
 
 
-@pytest.mark.xfail(strict=True, reason="square brackets in names are taken for markup")
 @pytest.mark.parametrize("name", ["runs[final]/model", "runs[/x]/model"])
 def test_square_brackets_in_names_are_letters(name, make_profile):
     assert name in printed(make_profile(block(0, *USUAL), name=name))

@@ -53,6 +53,8 @@ class Scores:
         null: what independent data would score in sample, ``p / (n - 1)``, at most 1.
         solution: the map, and how it was found.
         moments: the moments of these tokens.
+        fold_condition: a lower bound of the worst condition number among the folds' fits; None
+            without held-out scores.
     """
 
     tokens: int
@@ -63,6 +65,7 @@ class Scores:
     null: float
     solution: Solution = field(repr=False)
     moments: Moments = field(repr=False)
+    fold_condition: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,16 +122,20 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
         raise ValueError(f"expected input and update of one width, got {p} and {q}")
     solution = solve(moments)
     output, update = _energies(moments)
-    held_out = [held_out_shares(fold, moments - fold) for fold in folds if fold and fold.count < n]
-    whole = len(held_out) == len(folds) > 1
+    held_out, bounds = [], []
+    if len(folds) > 1 and all(fold and fold.count < n for fold in folds):
+        for fold in filter(None, folds):
+            train = moments - fold
+            fit = solve(train)
+            held_out.append(held_out_shares(fold, train, fit.coefficients))
+            bounds.append(fit.factor.condition_bound)
 
     def linearity(energy: float, which: int) -> Linearity:
         in_sample = _share(solution.residual, energy)
-        adjusted = None
-        if in_sample is not None and n > p + 1:
-            adjusted = 1 - (1 - in_sample) * (n - 1) / (n - p - 1)
-        values: list[float | None] = [shares[which] for shares in held_out] if whole else [None]
-        return Linearity(in_sample, adjusted, *_mean_and_stderr(values))
+        if in_sample is None:
+            return Linearity(None, None, None, None)
+        adjusted = 1 - (1 - in_sample) * (n - 1) / (n - p - 1) if n > p + 1 else None
+        return Linearity(in_sample, adjusted, *_mean_and_stderr([shares[which] for shares in held_out]))
 
     identity = _share(update, output)
     return Scores(
@@ -140,6 +147,7 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
         null=min(1.0, p / (n - 1)) if n > 1 else 1.0,
         solution=solution,
         moments=moments,
+        fold_condition=max(bounds, default=None),
     )
 
 
@@ -161,9 +169,8 @@ def _energies(moments: Moments) -> tuple[float, float]:
     return output, update
 
 
-def held_out_shares(fold: Moments, train: Moments) -> tuple[float | None, float | None]:
+def held_out_shares(fold: Moments, train: Moments, coefficients: Tensor) -> tuple[float | None, float | None]:
     """Linearity and update linearity of a fold under the means and the map of other tokens."""
-    coefficients = solve(train).coefficients
     shift_x, shift_d = fold.mean_x - train.mean_x, fold.mean_d - train.mean_d
     bias = shift_d - shift_x @ coefficients
     residual = (
@@ -188,7 +195,7 @@ def _share(residual: float, energy: float) -> float | None:
 
 def _mean_and_stderr(values: list[float | None]) -> tuple[float | None, float | None]:
     known = [value for value in values if value is not None]
-    if len(known) < len(values):
+    if not known or len(known) < len(values):
         return None, None
     mean = sum(known) / len(known)
     variance = sum((value - mean) ** 2 for value in known) / (len(known) - 1)

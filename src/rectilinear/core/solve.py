@@ -32,6 +32,7 @@ class Factor:
             ``eigh`` its eigenvectors over the square roots of their eigenvalues, ``[p, rank]``.
         rank: number of directions kept.
         cutoff: eigenvalues of the correlation below this were taken for zero.
+        smallest: smallest pivot (``cholesky``) or kept eigenvalue (``eigh``); 1 when nothing was kept.
         method: ``"cholesky"`` or ``"eigh"``.
     """
 
@@ -40,6 +41,7 @@ class Factor:
     basis: Tensor
     rank: int
     cutoff: float
+    smallest: float
     method: Literal["cholesky", "eigh"]
 
     @cached_property
@@ -49,6 +51,11 @@ class Factor:
             return 1.0
         eigenvalues = torch.linalg.eigvalsh(self.correlation)
         return float(eigenvalues[-1] / eigenvalues[-self.rank])
+
+    @property
+    def condition_bound(self) -> float:
+        """A lower bound of `condition` that costs nothing: one over `smallest`."""
+        return 1 / self.smallest
 
     def whiten(self, cross: Tensor) -> Tensor:
         """``T' cross``, ``[rank, q]``; its squared norm is what a linear map explains."""
@@ -107,21 +114,24 @@ def factorise(moments: Moments) -> Factor:
         lower, failed = torch.linalg.cholesky_ex(correlation)
         # The trace, p, bounds the largest eigenvalue.
         cutoff = 8 * math.sqrt(p) * (eps * p + rounding)
-        if not failed and float(lower.diagonal().square().min()) > max(_SAFE_PIVOT, cutoff):
-            return Factor(scale, correlation, lower, p, cutoff, "cholesky")
+        smallest = float(lower.diagonal().square().min())
+        if not failed and smallest > max(_SAFE_PIVOT, cutoff):
+            return Factor(scale, correlation, lower, p, cutoff, smallest, "cholesky")
     eigenvalues, vectors = torch.linalg.eigh(correlation)
     cutoff = 8 * math.sqrt(p) * (eps * float(eigenvalues[-1]) + rounding)
     kept = eigenvalues > cutoff
+    rank = int(kept.sum())
     basis = vectors[:, kept] / eigenvalues[kept].sqrt()
-    return Factor(scale, correlation, basis, int(kept.sum()), cutoff, "eigh")
+    return Factor(scale, correlation, basis, rank, cutoff, float(eigenvalues[-rank]) if rank else 1.0, "eigh")
 
 
 def solve(moments: Moments) -> Solution:
     """The best linear map from x to d, from moments alone.
 
-    The best map for ``y = x + d`` is the identity plus this one, with the same residual.
+    The best map for ``y = x + d`` is the identity plus this one, with the same residual. Where the
+    Gram matrix is deficient the map is not unique; this is the one of least norm from x to d.
     """
     factor = factorise(moments)
     white = factor.whiten(moments.cross)
     explained = float(white.square().sum())
-    return Solution(factor, white, explained, moments.energy - explained)
+    return Solution(factor, white, explained, max(moments.energy - explained, 0.0))

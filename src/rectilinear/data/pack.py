@@ -34,8 +34,8 @@ def pack_rows(documents: Iterable[str], tokenize: Tokenize, seq_len: int, max_to
 
     Documents are trimmed of surrounding white space, empty ones skipped, each tokenised with the
     tokenizer's own special tokens, concatenated in order and cut into rows of ``seq_len``; the
-    remainder is dropped and the first ``max_tokens // seq_len`` rows are kept. Reads no further
-    than needed.
+    remainder is dropped and the first ``max_tokens // seq_len`` rows are kept. Documents are read
+    64 at a time, no further than needed.
 
     Raises:
         RequestError: not even one row.

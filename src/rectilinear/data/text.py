@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 from rectilinear.data.stories import generate_stories
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 
 #: The line that separates documents in a ``.txt`` file.
 SEPARATOR = "<|endoftext|>"
@@ -71,7 +71,7 @@ def _read_file(path: Path, column: str) -> Iterator[str]:
 
 def _read_txt(path: Path, column: str) -> Iterator[str]:
     lines: list[str] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for line in file:
             if line.strip() == SEPARATOR:
                 yield "".join(lines)
@@ -82,7 +82,7 @@ def _read_txt(path: Path, column: str) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -107,9 +107,12 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     names = file.schema_arrow.names
     if column not in names:
         raise _missing_column(column, names, str(path))
-    for batch in file.iter_batches(batch_size=256, columns=[column]):
-        for record in batch.to_pylist():
-            yield _text_of(record, column, str(path))
+    try:
+        for batch in file.iter_batches(batch_size=256, columns=[column]):
+            for record in batch.to_pylist():
+                yield _text_of(record, column, str(path))
+    except pyarrow.ArrowInvalid as error:
+        raise RequestError(f"cannot read {path} as parquet: {str(error).splitlines()[0]}") from None
 
 
 def _read_hub(source: str, column: str, config: str | None, split: str) -> Iterator[str]:
@@ -122,7 +125,16 @@ def _read_hub(source: str, column: str, config: str | None, split: str) -> Itera
         raise RequestError(
             f"no text {source!r}: expected a file, a folder, 'stories' or a Hub dataset id ({reason})"
         ) from None
-    return (_text_of(record, column, source) for record in records)
+    return _stream_hub(records, column, source)
+
+
+def _stream_hub(records: Iterable[dict[str, object]], column: str, source: str) -> Iterator[str]:
+    try:
+        for record in records:
+            yield _text_of(record, column, source)
+    except OSError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise JobError(f"reading {source} from the Hub broke off ({reason})") from error
 
 
 def _text_of(record: dict[str, object], column: str, where: str) -> str:
@@ -135,4 +147,5 @@ def _text_of(record: dict[str, object], column: str, where: str) -> str:
 
 
 def _missing_column(column: str, names: list[str], where: str) -> RequestError:
-    return RequestError(f"{where}: no column {column!r}; there are {', '.join(names)}; try --column {names[0]}")
+    there = f"there are {', '.join(names)}; try --column {names[0]}" if names else "there are none"
+    return RequestError(f"{where}: no column {column!r}; {there}")

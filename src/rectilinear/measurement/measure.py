@@ -36,7 +36,15 @@ from rectilinear.measurement.profile import (
     find_warnings,
 )
 from rectilinear.models.blocks import find_blocks
-from rectilinear.models.load import DType, check_rows, load_config, load_model, load_tokenizer, weights_sha256
+from rectilinear.models.load import (
+    DType,
+    check_rows,
+    load_config,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    weights_sha256,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,6 +101,8 @@ def measure(
     settings = Settings(folds, convention, sink_ratio, products)
     if batch_size != "auto" and batch_size < 1:
         raise RequestError(f"expected a batch size of at least 1, got {batch_size}")
+    if not isinstance(model, nn.Module):
+        pick_device(device)
     origin = _Origin(model, revision, trust_remote_code, device, dtype)
     if not isinstance(text, (str, Path)):
         batches = list(text)
@@ -120,9 +130,8 @@ def measure(
     on_cpu = _device_of(module).type == "cpu"
     size = max(1, (_BATCH_TOKENS_CPU if on_cpu else _BATCH_TOKENS_ACCELERATOR) // seq_len)
     halves = iter(size // 2**k for k in range(1, 64))
-    profile: Profile = find_executable_batch_size(
-        attempt, starting_batch_size=size, reduce_batch_size_fn=lambda: next(halves)
-    )()
+    run = find_executable_batch_size(attempt, starting_batch_size=size, reduce_batch_size_fn=lambda: next(halves))
+    profile: Profile = run()
     return profile
 
 

@@ -78,6 +78,7 @@ class SolveRecord(_Record):
     method: Literal["cholesky", "eigh"]
     cutoff: float
     products: Literal["float32", "float64"]
+    fold_condition: float | None = Field(description="lower bound of the worst condition among the folds' fits")
 
 
 class BlockRecord(_Record):
@@ -157,16 +158,18 @@ def block_record(index: int, scores: BlockScores) -> BlockRecord:
             condition=factor.condition,
             method=factor.method,
             cutoff=factor.cutoff,
+            fold_condition=whole.fold_condition,
             products="float64" if whole.moments.products.itemsize == 8 else "float32",
         ),
     )
 
 
-def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, folds: int) -> list[str]:
+def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wanted_folds: int) -> list[str]:
     """What a reader of these scores must know, each with what to do about it."""
+    folds = min(wanted_folds, data.rows)
     tokens = data.tokens
     found = []
-    if tokens <= width:
+    if tokens <= width + 1:
         found.append(
             f"{tokens} tokens for width {width}: every in-sample score is 1 by construction; "
             f"measure at least {20 * width} tokens"
@@ -176,12 +179,15 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, folds
             f"{tokens} tokens are fewer than 20 x width {width}: in-sample scores are biased up (independent data "
             f"would score {blocks[0].null:.3f}); read held_out or adjusted, or measure {20 * width} tokens"
         )
-    if any(b.linearity.held_out is None and b.linearity.in_sample is not None for b in blocks):
-        found.append(f"no held-out scores: {folds} folds need at least 2 rows of text, one for each fold")
-    elif tokens * (folds - 1) // folds <= width:
+    if folds < wanted_folds:
         found.append(
-            f"held-out maps were fitted on about {tokens * (folds - 1) // folds} tokens, no more than width {width}: "
-            f"folds are too small; measure more tokens"
+            f"{data.rows} rows of text make {folds} folds, not {wanted_folds}"
+            + ("; there are no held-out scores" if folds < 2 else "")
+        )
+    train = tokens * (folds - 1) // folds
+    if folds > 1 and train <= width:
+        found.append(
+            f"held-out maps were fitted on about {train} tokens, no more than width {width}: measure more tokens"
         )
     found += _about_blocks(
         [b for b in blocks if b.solve.rank < width and tokens > width],
@@ -189,8 +195,8 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, folds
         "rank-deficient Gram matrix, directions that never vary were left out: rank",
     )
     found += _about_blocks(
-        [b for b in blocks if b.solve.products == "float32" and b.solve.condition > FLOAT32_CONDITION],
-        lambda b: f"{b.solve.condition:.0e}",
+        [b for b in blocks if b.solve.products == "float32" and _worst_condition(b) > FLOAT32_CONDITION],
+        lambda b: f"{_worst_condition(b):.0e}",
         "float32 products resolve this correlation poorly, scores may be off by 1e-10 times its condition number; "
         "try --products float64: condition",
     )
@@ -205,6 +211,10 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, folds
         "attention sinks carry most of |Y|^2 and decide the scores over all tokens, read without_sinks: sinks",
     )
     return found
+
+
+def _worst_condition(block: BlockRecord) -> float:
+    return max(block.solve.condition, block.solve.fold_condition or 1.0)
 
 
 def _about_blocks(blocks: list[BlockRecord], detail: Any, text: str) -> list[str]:

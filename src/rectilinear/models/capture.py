@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -65,38 +66,46 @@ def capture_blocks(blocks: Sequence[nn.Module], consume: Consume, *, final: nn.M
     """
     waiting: dict[int, tuple[Tensor, Tensor, int]] = {}
     overwriting: dict[int, bool] = {}
+    # A module that stands several times in the stack runs as each of its indices in turn.
+    turns = {block: cycle([i for i, other in enumerate(blocks) if other is block]) for block in blocks}
+    current: dict[nn.Module, int] = {}
 
-    def before(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        index = current[block] = next(turns[block])
         x = _input_of(index, args, kwargs)
-        waiting[index] = (x, x.clone() if overwriting.get(index, True) else x, x._version)
+        # Only a tensor's version tells whether it was written over; inference tensors have none.
+        copy = x.is_inference() or overwriting.get(index, True)
+        waiting[index] = (x, x.clone() if copy else x, _version(x))
 
     def finish(index: int, output: Any) -> None:
         if index not in waiting:
             raise JobError(f"block {index}: its output came without its input")
         original, x, version = waiting.pop(index)
-        overwriting.setdefault(index, original._version != version)
+        overwriting.setdefault(index, original.is_inference() or _version(original) != version)
         y = _output_of(index, output)
         if x.shape != y.shape:
             raise JobError(f"block {index}: expected an output shaped like its input {[*x.shape]}, got {[*y.shape]}")
         consume(index, x, y)
 
-    last = len(blocks) - 1
+    def after(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if final is None or current[block] != len(blocks) - 1:
+            finish(current[block], output)
+
     handles = []
     try:
-        for index, block in enumerate(blocks):
-            handles.append(
-                block.register_forward_pre_hook(
-                    lambda module, args, kwargs, index=index: before(index, args, kwargs), with_kwargs=True
-                )
-            )
-            source = final if final is not None and index == last else block
-            handles.append(
-                source.register_forward_hook(lambda module, args, output, index=index: finish(index, output))
-            )
+        for block in turns:
+            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(block.register_forward_hook(after))
+        if final is not None:
+            handles.append(final.register_forward_hook(lambda module, args, output: finish(len(blocks) - 1, output)))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _no_cache(model: nn.Module) -> dict[str, bool]:

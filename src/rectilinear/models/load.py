@@ -51,8 +51,10 @@ def pick_device(device: str) -> torch.device:
         picked = torch.device(device)
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = _first_line(error)
         raise RequestError(f"expected a device such as cpu, cuda:0 or mps, got {device!r} ({reason})") from None
+    if picked.type == "meta":
+        raise RequestError("expected a device that computes such as cpu, cuda:0 or mps, got 'meta'")
     return picked
 
 
@@ -64,7 +66,7 @@ def load_config(model: str | Path, *, revision: str | None = None, trust_remote_
     """
     from transformers import AutoConfig
 
-    return _load(AutoConfig, model, revision=revision, trust_remote_code=trust_remote_code)
+    return _load(AutoConfig, model, "configuration", revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_model(
@@ -92,7 +94,13 @@ def load_model(
     place = pick_device(device)
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    loaded: PreTrainedModel = _load(AutoModelForCausalLM, model, dtype=kind, **options)
+    loaded: PreTrainedModel
+    loaded, info = _load(AutoModelForCausalLM, model, "model", dtype=kind, output_loading_info=True, **options)
+    if missing := sorted(info["missing_keys"]):
+        raise RequestError(
+            f"cannot load {str(model)!r}: {len(missing)} weights of {type(loaded).__name__} are not in the checkpoint, "
+            f"{missing[0]} among them; is it a checkpoint of a causal language model?"
+        )
     return loaded.to(place).eval()  # type: ignore[arg-type]
 
 
@@ -106,7 +114,7 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    return _load(AutoTokenizer, model, revision=revision, trust_remote_code=trust_remote_code)
+    return _load(AutoTokenizer, model, "tokenizer", revision=revision, trust_remote_code=trust_remote_code)
 
 
 def check_rows(config: PretrainedConfig | None, seq_len: int, largest_id: int | None = None) -> None:
@@ -183,7 +191,7 @@ def weights_sha256(model: nn.Module) -> str:
     )
 
 
-def _load(auto_class, model: str | Path, **options):  # type: ignore[no-untyped-def]
+def _load(auto_class: Any, model: str | Path, what: str, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(resolve(model), **options)
     except RequestError:
@@ -191,9 +199,12 @@ def _load(auto_class, model: str | Path, **options):  # type: ignore[no-untyped-
     except MemoryError:
         raise
     except Exception as error:  # Hub, configuration, code and weight errors share no narrower class.
-        what = auto_class.__name__.removeprefix("Auto")
-        raise RequestError(f"cannot load {what} of {str(model)!r}: {_first_line(error)}") from error
+        raise RequestError(f"cannot load the {what} of {str(model)!r}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # Some messages begin with a heading that says nothing without what follows it.
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -52,12 +52,12 @@ def _about_trust(profile: Profile, blocks: list[BlockRecord]) -> str:
             f"How far to trust it. Data without any relation would score {null:.2f} % here; there were too few rows to "
             "hold any out."
         )
-    gap = max(_percent(p.in_sample) - _percent(p.held_out) for p in pairs)
+    lost = [_percent(p.in_sample) - _percent(p.held_out) for p in pairs]
     error = max(_percent(p.stderr) for p in pairs)
     return (
         f"How far to trust it. Any map fits a little noise: data without any relation would score {null:.2f} % here. "
-        f"On text held out from the fit the update's score is lower by at most {gap:.2f} points, with a standard "
-        f"error over {profile.settings['folds']} parts of the text of at most {error:.2f} points. Quote the held-out "
+        f"On text held out from the fit the update's score changes by {-max(lost):+.2f} to {-min(lost):+.2f} points, "
+        f"with a standard error over parts of the text of at most {error:.2f} points. Quote the held-out "
         "score with its error."
     )
 

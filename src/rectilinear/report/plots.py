@@ -58,7 +58,12 @@ def plot_profile(profile: Profile) -> Figure:
         name = Path(profile.model.id).name or profile.model.id
         source = Path(profile.data.source).name or profile.data.source
         figure.suptitle(
-            f"{name}, {profile.data.tokens:,} tokens of {source}", x=0.01, ha="left", fontsize=9, color=_GREY
+            f"{name}, {profile.data.tokens:,} tokens of {source}",
+            x=0.01,
+            ha="left",
+            fontsize=9,
+            color=_GREY,
+            parse_math=False,
         )
     return figure
 
@@ -134,7 +139,7 @@ def _finish(axes: Axes, profile: Profile) -> None:
 
     low, _ = axes.get_ylim()
     axes.set_ylim(max(min(0.0, low), -0.3), 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-    axes.set_xlim(-0.4, len(profile.blocks) - 0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    axes.set_xlim(profile.blocks[0].index - 0.4, profile.blocks[-1].index + 0.4)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

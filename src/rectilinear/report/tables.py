@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile
 
@@ -12,8 +13,10 @@ def profile_table(profile: Profile) -> Table:
     """One line a block: scores in sample and held out, and the levels to read them against."""
     sinks = any(block.without_sinks.sinks for block in profile.blocks)
     table = Table(
-        title=f"{profile.model.id}: {profile.model.num_blocks} blocks of width {profile.model.width}, "
-        f"{profile.data.tokens:,} tokens of {profile.data.source}",
+        title=Text(
+            f"{profile.model.id}: {profile.model.num_blocks} blocks of width {profile.model.width}, "
+            f"{profile.data.tokens:,} tokens of {profile.data.source}"
+        ),
         title_justify="left",
         caption="held out: mean over folds, ± standard error; null: what independent data would score in sample",
         caption_justify="left",
