@@ -27,10 +27,7 @@ def in_sample(x, y):
         z = z - z.mean(0)
         return np.sum((left.T @ z) ** 2) / np.sum(z**2)
 
-    # Of y the map explains all but the residual of d.
-    d = y - x
-    residual = (1 - explained(d)) * np.sum((d - d.mean(0)) ** 2)
-    return 1 - residual / np.sum((y - y.mean(0)) ** 2), explained(d)
+    return explained(y), explained(y - x)
 
 
 def held_out(x, y, folds):

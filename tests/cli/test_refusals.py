@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import ViTConfig
 
-import rectilinear
 from tests.conftest import build_llama
 
 SIZE = "--max-tokens 512 --seq-len 32 --device cpu"
@@ -139,11 +138,11 @@ def test_activations_that_are_not_finite(process, nan_checkpoint, text_file, tmp
     ids=["host", "device"],
 )
 def test_out_of_memory(error, command, places, monkeypatch, tmp_path):
-    def measure(*args, **options):
+    def collect_moments(*args):
         raise error
 
-    monkeypatch.setattr(rectilinear, "measure", measure, raising=False)
-    ran = command("measure", places["model"], "--text", places["text"], "--out", tmp_path / "out")
+    monkeypatch.setattr("rectilinear.measurement.measure.collect_moments", collect_moments)
+    ran = command(*MEASURE.format(**places).split(), "--out", tmp_path / "out")
     check(ran, 1, "--batch-size")
     assert list(tmp_path.iterdir()) == []
 
@@ -152,7 +151,7 @@ def test_a_failed_write(command, places, monkeypatch, tmp_path):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rectilinear.report.plots.save_profile_figure", full)
+    monkeypatch.setattr("rectilinear.report.write.save_profile_figure", full)
     line = MEASURE.format(**places).split()
     ran = command(*line, "--out", tmp_path / "out")
     assert ran.code == 1

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from rectilinear import MomentsAccumulator, solve
+from rectilinear.core.solve import conditioned_below
 
 
 def conditioned(n, p, condition, seed=0):
@@ -85,3 +86,17 @@ def test_no_variance_at_all():
     assert solution.explained == 0
     assert solution.factor.condition == 1
     assert torch.equal(solution.coefficients, torch.zeros(5, 5, dtype=torch.float64))
+
+
+def test_a_condition_number_is_certified_from_below_only():
+    for condition in (1, 30, 300, 3000):
+        accumulator = MomentsAccumulator()
+        accumulator.update(x := conditioned(4000, 20, condition), x)
+        moments = accumulator.freeze()
+        actual = np.linalg.cond(np.corrcoef(x.numpy(), rowvar=False))
+        assert not conditioned_below(moments, 0.99 * actual)
+        assert conditioned_below(moments, 20 * actual)
+    x[:, 3] = x[:, 5]
+    accumulator = MomentsAccumulator()
+    accumulator.update(x, x)
+    assert not conditioned_below(accumulator.freeze(), 1e12)

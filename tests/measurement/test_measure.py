@@ -365,7 +365,9 @@ def test_too_little_data_is_warned_about():
     assert "fewer than 20 x width 24" in few
     assert "measure 480 tokens" in few
     one_row = rectilinear.measure(model, [token_rows(1, 60)])
-    assert "1 rows of text make 1 folds, not 4; there are no held-out scores" in " ".join(one_row.warnings)
+    assert "rows of text: 1, fewer than the 4 folds asked for; there are no held-out scores" in " ".join(
+        one_row.warnings
+    )
     assert one_row.blocks[0].linearity.held_out is None
     assert rectilinear.measure(model, [token_rows(30, 20)]).warnings == ()
 
@@ -458,8 +460,59 @@ def test_float32_products_that_do_not_suffice_for_the_folds_are_warned_about():
 
 def test_folds_that_rows_cannot_fill_are_warned_about_and_none_may_be_asked_for():
     model = build("llama")
-    assert "3 rows of text make 3 folds, not 4" in " ".join(rectilinear.measure(model, [token_rows(3, 60)]).warnings)
+    assert "rows of text: 3, fewer than the 4 folds asked for; 3 folds were used" in " ".join(
+        rectilinear.measure(model, [token_rows(3, 60)]).warnings
+    )
     alone = rectilinear.measure(model, [token_rows(30, 20)], folds=1)
     assert alone.warnings == ()
     assert alone.blocks[0].linearity.held_out is None
-    assert alone.blocks[0].solve.fold_condition is None
+
+
+def test_sequence_before_batch_is_refused():
+    model = Mixer()
+    plain = model.forward
+    model.forward = lambda features: plain(features.transpose(0, 1))
+    with pytest.raises(JobError, match=r"block 0: expected hidden states \[rows, seq_len, width\]"):
+        rectilinear.measure(model, [torch.randn(4, 30, 20)], blocks="layers")
+
+
+def test_a_fold_of_padding_is_warned_about():
+    model, rows = build("llama"), token_rows(16)
+    mask = torch.ones_like(rows)
+    mask[4:8] = 0
+    mask[4:8, 0] = 0
+    profile = rectilinear.measure(model, [{"input_ids": rows, "attention_mask": mask}])
+    assert profile.blocks[0].linearity.held_out is None
+    assert "there are no held-out scores" in " ".join(profile.warnings)
+
+
+def test_a_large_stream_before_the_final_norm_under_the_paper_s_convention():
+    """The norm makes the last output far smaller than its input: |Y|^2 is what cancellation leaves."""
+    model, rows = build("llama"), token_rows(60)
+    with torch.no_grad():
+        model.get_input_embeddings().weight *= 300
+    profile = rectilinear.measure(model, [rows], convention="paper")
+    with torch.no_grad():
+        states = model(rows, output_hidden_states=True).hidden_states
+    x, y = states[-2].flatten(0, 1), states[-1].flatten(0, 1)
+    assert x.norm() > 30 * y.norm()
+    assert profile.blocks[-1].linearity.in_sample == pytest.approx(oracle.in_sample(x, y)[0], abs=1e-6)
+
+
+def test_a_float16_model():
+    model, rows = build("llama", torch.float16), token_rows()
+    profile = rectilinear.measure(model, [rows])
+    states = hidden_states(model, [{"input_ids": rows}])
+    for block, (x, y) in zip(profile.blocks, pairwise(states), strict=True):
+        expected = oracle.in_sample(x.double().flatten(0, 1), y.double().flatten(0, 1))
+        assert block.update_linearity.in_sample == pytest.approx(expected[1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [(torch.zeros(2, 80, dtype=torch.long), "context of 64"), (torch.full((2, 8), 96), "vocabulary of 96")],
+)
+def test_batches_that_the_model_cannot_take(batch, message):
+    for given in (batch, {"input_ids": batch}):
+        with pytest.raises(RequestError, match=message):
+            rectilinear.measure(build("llama"), [given])

@@ -12,6 +12,7 @@ from rectilinear.errors import RequestError
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.load import (
     build_without_weights,
+    check_context,
     check_rows,
     describe,
     load_config,
@@ -70,15 +71,24 @@ def test_pick_device_refuses_meta():
     refusal(pick_device, "meta")
 
 
-def test_check_rows_takes_rows_up_to_context_and_vocabulary(tiny_llama):
-    check_rows(tiny_llama.config, 64, 127)
-    check_rows(tiny_llama.config, 64)
-    check_rows(None, 10**6, 10**6)
+def test_rows_up_to_context_and_vocabulary_are_taken(tiny_llama):
+    check_context(tiny_llama.config, 64)
+    check_rows(tiny_llama.config, torch.full((2, 64), 127))
+    check_rows(tiny_llama.config, torch.full((2, 99), 1e6))  # features, not ids
+    check_rows(None, torch.full((2, 99), 10**6))
+    check_rows(object(), torch.full((2, 99), 10**6))
 
 
-def test_check_rows_refuses_what_the_model_cannot_take(tiny_llama):
-    assert "context of 64 tokens, got --seq-len 65" in refusal(check_rows, tiny_llama.config, 65)
-    assert "vocabulary of 128, got 128" in refusal(check_rows, tiny_llama.config, 64, 128)
+def test_rows_that_the_model_cannot_take_are_refused(tiny_llama):
+    assert "context of 64 tokens, got --seq-len 65" in refusal(check_context, tiny_llama.config, 65)
+    assert "context of 64 tokens, got --seq-len 65" in refusal(check_rows, tiny_llama.config, torch.zeros(1, 65).long())
+    assert "vocabulary of 128, got 128" in refusal(check_rows, tiny_llama.config, torch.full((1, 64), 128))
+
+
+def test_a_checkpoint_without_a_head_is_enough_for_hidden_states(tiny_llama, save_checkpoint):
+    folder = save_checkpoint(tiny_llama.model)
+    loaded = load_model(folder, device="cpu")
+    assert torch.equal(loaded.model.norm.weight, tiny_llama.model.norm.weight)
 
 
 def test_a_loaded_checkpoint_is_the_saved_model(tiny_llama, tiny_checkpoint):

@@ -31,7 +31,7 @@ def block(index, output, update, sinks=0, identity=0.5):
             "method": "cholesky",
             "cutoff": 0.0,
             "products": "float64",
-            "fold_condition": 4.0,
+            "error": 0.0,
         },
     }
 

@@ -31,6 +31,7 @@ def progress() -> Iterator[Report]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -75,7 +76,7 @@ def staged(out: Path) -> Iterator[Path]:
     """
     out = out.absolute()
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=_nearest_existing(out.parent)) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=_nearest_existing(out)) as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             new.mkdir()
             old.mkdir()

@@ -56,10 +56,6 @@ def main() -> None:
         code = _fail(error, 1)
     except typer.Abort:
         code = 130
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        code = _fail(JobError("out of memory; try a smaller --batch-size"), 1)
     except BrokenPipeError:
         # The reader of our output is gone; keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,11 +70,6 @@ def _fail(error: Exception, code: int) -> int:
     if text:  # empty where the help was all there was to say
         print(f"rectilinear: error: {' '.join(text.split())}", file=sys.stderr)
     return code
-
-
-def _out_of_memory(error: Exception) -> bool:
-    words = ("out of memory", "can't allocate memory", "No executable batch size")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

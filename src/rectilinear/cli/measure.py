@@ -18,6 +18,7 @@ def measure(
     config: options.Config = None,
     split: options.Split = "train",
     convention: options.Convention = ConventionName.block,
+    sink_ratio: options.SinkRatio = 10.0,
     products: options.Products = ProductsName.auto,
     out: options.Out = None,
     overwrite: options.Overwrite = False,
@@ -38,8 +39,8 @@ def measure(
     rows_at_once = parse_batch_size(batch_size)
 
     import rectilinear
-    from rectilinear.report.plots import save_profile_figure
     from rectilinear.report.tables import print_profile
+    from rectilinear.report.write import write_profile
 
     with progress() as report:
         profile = rectilinear.measure(
@@ -50,6 +51,7 @@ def measure(
             seq_len=seq_len,
             folds=folds,
             convention=convention.value,
+            sink_ratio=sink_ratio,
             products=products.value,
             batch_size=rows_at_once,
             device=device,
@@ -62,9 +64,10 @@ def measure(
             seed=seed,
             progress=report,
         )
-    print_profile(profile, stdout())
+    # Files first: whoever reads the table may close the pipe.
     if out:
         with staged(out) as folder:
-            profile.save(folder)
-            save_profile_figure(profile, folder)
+            write_profile(profile, folder)
+    print_profile(profile, stdout())
+    if out:
         print(f"wrote profile.json, profile.png and profile.svg to {out}")

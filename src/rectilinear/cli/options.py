@@ -62,6 +62,9 @@ Convention = Annotated[
     ConventionName,
     typer.Option(help="'paper' takes the last state after the final norm and lets padding count, as the paper did."),
 ]
+SinkRatio = Annotated[
+    float, typer.Option(help="A token is an attention sink if |x| exceeds this many times the median norm.")
+]
 Products = Annotated[
     ProductsName, typer.Option(help="Precision of products; 'auto' is float64 where float32 would not do.")
 ]

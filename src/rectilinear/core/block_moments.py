@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -10,12 +11,17 @@ from operator import add
 import torch
 from torch import Tensor
 
-from rectilinear.core.moments import Moments, MomentsAccumulator, exact_products, holds_float64
-from rectilinear.core.solve import factorise
+from rectilinear.core.moments import Moments, MomentsAccumulator, holds_float64
+from rectilinear.core.solve import conditioned_below
 
-# Products of float32 cost scores up to about 2e-10 times the correlation's condition number (see
-# benchmarks/accuracy.json); up to here that stays below 1e-6.
-FLOAT32_CONDITION = 2e3
+# Products of float32 move scores by up to this times the condition number of the correlation and
+# the cancellation in |Y|^2 (benchmarks/accuracy.json) ...
+FLOAT32_ERROR = 1e-9
+# ... so that they are taken only below this.
+FLOAT32_LIMIT = 1e3
+
+# An attention sink is told by the norms of this many tokens.
+_REFERENCE_TOKENS = 256
 
 
 class NonFiniteError(ArithmeticError):
@@ -94,10 +100,10 @@ class BlockAccumulator:
     Args:
         folds: number of folds K.
         sink_ratio: a token is an attention sink if ``|x|`` exceeds this many times the median
-            norm of the first row.
-        products: precision of the products; None starts in float64 and, where the activations
-            are no finer than float32, goes on in float32 once 2p tokens show that the Gram
-            matrix is conditioned well enough for it.
+            norm of the first 256 tokens.
+        products: precision of the products; None takes float64 until 2p regular tokens of one
+            fold have shown that float32 is accurate enough, and float32 from then on. Float64
+            activations always have float64 products.
     """
 
     def __init__(self, folds: int = 4, sink_ratio: float = 10.0, products: torch.dtype | None = None) -> None:
@@ -105,20 +111,19 @@ class BlockAccumulator:
         self._products = products or torch.float64
         self._undecided = products is None
         self._sink_norm: float | None = None
+        self._waiting: list[tuple[Tensor, Tensor, int]] = []
         self._fold = 0
         self._open: dict[str, MomentsAccumulator] = {}
         self._closed: dict[str, list[Moments | None]] = {"regular": [None] * folds, "sinks": [None] * folds}
         self._cosine_sum = 0.0
 
-    def update(self, x: Tensor, y: Tensor, fold: int = 0, first_row: int | None = None) -> None:
+    def update(self, x: Tensor, y: Tensor, fold: int = 0) -> None:
         """Add the tokens of one batch.
 
         Args:
             x: ``[tokens, width]``, the block's input, any floating dtype.
             y: ``[tokens, width]``, its output.
             fold: which fold they belong to.
-            first_row: how many of the tokens form the first row; read at the first call only,
-                where it fixes the norm above which a token is a sink. Default: all of them.
 
         Raises:
             NonFiniteError: a token of x or y is NaN or infinite.
@@ -128,44 +133,75 @@ class BlockAccumulator:
             raise ValueError(f"expected input and output of one shape, got {[*x.shape]} and {[*y.shape]}")
         if not len(x):
             return
+        if self._sink_norm is None:
+            self._waiting.append((x, y, fold))
+            if sum(len(rows) for rows, _, _ in self._waiting) >= _REFERENCE_TOKENS:
+                self._stop_waiting()
+            else:  # What waits must not change when the model goes on.
+                self._waiting[-1] = (x.clone(), y.clone(), fold)
+        else:
+            self._gather(x, y, fold)
+
+    def freeze(self) -> BlockMoments:
+        """The moments so far."""
+        if self._waiting:
+            self._stop_waiting()
+        self._close()
+        return BlockMoments(tuple(self._closed["regular"]), tuple(self._closed["sinks"]), self._cosine_sum)
+
+    def _stop_waiting(self) -> None:
+        reference = torch.cat([x for x, _, _ in self._waiting])[:_REFERENCE_TOKENS]
+        norms = torch.linalg.vector_norm(reference.float(), dim=1)
+        norms = norms[norms > 0]
+        self._sink_norm = self._sink_ratio * float(norms.median()) if len(norms) else math.inf
+        waiting, self._waiting = self._waiting, []
+        for x, y, fold in waiting:
+            self._gather(x, y, fold)
+
+    def _gather(self, x: Tensor, y: Tensor, fold: int) -> None:
         if not holds_float64(x.device):
             self._products = torch.float32
         self._undecided &= holds_float64(x.device) and x.dtype is not torch.float64
-        x, y = x.to(self._products), y.to(self._products)
+        # Differences and norms are as fine as the activations at least, whatever the products.
+        finer = torch.promote_types(x.dtype, torch.float32)
+        x, y = x.to(finer), y.to(finer)
         norms, cosines = _norms_and_cosines(x, y)
-        if self._sink_norm is None:
-            self._sink_norm = self._sink_ratio * float(norms[:first_row].median())
         self._cosine_sum += float(cosines.double().sum())
         if fold != self._fold:
             self._close()
             self._fold = fold
-        d = y - x
-        sinks = norms > self._sink_norm
+        d = y - x if self._products is finer or not holds_float64(x.device) else y.double() - x.double()
+        sinks = norms > (self._sink_norm or 0.0)
         if sinks.any():
             self._add("sinks", x[sinks], d[sinks])
             x, d = x[~sinks], d[~sinks]
-        self._add("regular", x, d)
-        if self._undecided:
-            self._decide()
-
-    def freeze(self) -> BlockMoments:
-        """The moments so far."""
-        self._close()
-        return BlockMoments(tuple(self._closed["regular"]), tuple(self._closed["sinks"]), self._cosine_sum)
+        if len(x):
+            self._add_regular(x, d)
 
     def _add(self, kind: str, x: Tensor, d: Tensor) -> None:
-        if len(x):
-            accumulator = self._open.setdefault(kind, MomentsAccumulator())
-            accumulator.products = self._products
-            accumulator.update(x, d)
+        accumulator = self._open.setdefault(kind, MomentsAccumulator())
+        accumulator.products = self._products
+        accumulator.update(x, d)
 
-    def _decide(self) -> None:
-        accumulator = self._open.get("regular")
-        if accumulator and accumulator.count >= 2 * accumulator.width:
-            factor = factorise(accumulator.freeze())
-            if factor.method == "cholesky" and factor.condition <= FLOAT32_CONDITION:
-                self._products = torch.float32
-            self._undecided = False
+    def _add_regular(self, x: Tensor, d: Tensor) -> None:
+        enough = 2 * x.shape[1]
+        if self._undecided and len(x) >= enough and "regular" not in self._open:
+            # One batch is enough to decide by: float32 on trial, which stands if it suffices.
+            trial = MomentsAccumulator(torch.float32)
+            trial.update(x, d)
+            if self._decide(trial):
+                self._open["regular"] = trial
+                return
+        self._add("regular", x, d)
+        if self._undecided and self._open["regular"].count >= enough:
+            self._decide(self._open["regular"])
+
+    def _decide(self, accumulator: MomentsAccumulator) -> bool:
+        """Fix the precision of what is to come; whether float32 suffices for what was gathered."""
+        moments = accumulator.freeze()
+        suffices = conditioned_below(moments, FLOAT32_LIMIT / moments.cancellation)
+        self._products, self._undecided = (torch.float32 if suffices else torch.float64), False
+        return suffices
 
     def _close(self) -> None:
         for kind, accumulator in self._open.items():
@@ -182,10 +218,8 @@ def total(parts: Sequence[Moments | None]) -> Moments | None:
 
 def _norms_and_cosines(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Per token ``|x|`` and ``cos(x, y)`` (zero where a vector is), refusing what is not finite."""
-    with exact_products(x.device.type):
-        xx, yy, xy = (torch.linalg.vecdot(a, b) for a, b in ((x, x), (y, y), (x, y)))
-    if not (xx.isfinite().all() and yy.isfinite().all()):
+    norms = torch.linalg.vector_norm(x, dim=1)
+    lengths = norms * torch.linalg.vector_norm(y, dim=1)
+    if not lengths.isfinite().all():
         raise NonFiniteError("activations are NaN, infinite, or too large to square")
-    norms = xx.sqrt()
-    lengths = norms * yy.sqrt()
-    return norms, torch.where(lengths > 0, xy / lengths, 0.0)
+    return norms, torch.where(lengths > 0, torch.linalg.vecdot(x, y) / lengths, 0.0)

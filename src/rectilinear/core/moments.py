@@ -11,6 +11,7 @@ Every score, map and filter of this package is computed from these.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from torch import Tensor
 
 # Widest column strip of one product. Only the strips on and above the diagonal of the Gram
 # matrix are computed, which saves up to half of its operations.
-_STRIP = 256
+_STRIP = 192
 
 # Most rows of one product: longer sums in float32 would round visibly.
 _ROWS = 2048
@@ -57,36 +58,33 @@ class Moments:
         """Moments of both samples together (Chan, Golub and LeVeque, 1979)."""
         if not self.count or not other.count:
             return self if self.count else other
-        return self._combine(other, sign=1)
-
-    def __sub__(self, other: Moments) -> Moments:
-        """Moments of this sample without ``other``, which must be a part of it.
-
-        Raises:
-            ValueError: ``other`` holds as many pairs as this, or more.
-        """
-        if not other.count:
-            return self
-        if other.count >= self.count:
-            raise ValueError(f"expected fewer than {self.count} pairs to take away, got {other.count}")
-        return self._combine(other, sign=-1)
-
-    def _combine(self, other: Moments, sign: int) -> Moments:
-        count = self.count + sign * other.count
+        count = self.count + other.count
+        share, weight = other.count / count, self.count * other.count / count
         shift_x, shift_d = other.mean_x - self.mean_x, other.mean_d - self.mean_d
-        # n_a n_b / n for a sum; the same with the sign of n_b for a difference.
-        weight = sign * self.count * other.count / count
-        share = sign * other.count / count
         return Moments(
             count=count,
             mean_x=self.mean_x + share * shift_x,
             mean_d=self.mean_d + share * shift_d,
-            gram=torch.add(self.gram, other.gram, alpha=sign).addr_(shift_x, shift_x, alpha=weight),
-            cross=torch.add(self.cross, other.cross, alpha=sign).addr_(shift_x, shift_d, alpha=weight),
-            energy=self.energy + sign * other.energy + weight * float(shift_d @ shift_d),
-            rounding=(self.rounding + sign * other.rounding).clamp(min=0),
+            gram=(self.gram + other.gram).addr_(shift_x, shift_x, alpha=weight),
+            cross=(self.cross + other.cross).addr_(shift_x, shift_d, alpha=weight),
+            energy=self.energy + other.energy + weight * float(shift_d @ shift_d),
+            rounding=self.rounding + other.rounding,
             products=min(self.products, other.products, key=lambda dtype: dtype.itemsize),
         )
+
+    @property
+    def output_energy(self) -> float:
+        """``|Y|^2`` of ``y = x + d``, centred: ``tr(Sxx) + 2 tr(Sxd) + Sdd``, for ``p = q``."""
+        return float(self.gram.trace() + 2 * self.cross.trace()) + self.energy
+
+    @property
+    def cancellation(self) -> float:
+        """How much larger the parts of ``|Y|^2`` are than their sum: ``(tr(Sxx) + Sdd) / Syy``, at least 1.
+
+        Rounding in the moments reaches scores of y magnified by this.
+        """
+        parts, output = float(self.gram.trace()) + self.energy, self.output_energy
+        return max(1.0, parts / output) if output > 0 else math.inf
 
     def to(self, device: torch.device | str) -> Moments:
         """The same moments on another device."""
@@ -170,7 +168,7 @@ class MomentsAccumulator:
                 self._gram[start:stop, start:] += strip
                 self._rounding[start:stop] += torch.finfo(self.products).eps * strip.diagonal()
             self._cross += self._host(x.T @ d)
-            self._energy += self._host(torch.linalg.vecdot(d, d)).double().sum()
+            self._energy += self._host(torch.linalg.vector_norm(d, dim=1)).double().square().sum()
         self._sum_x += self._host(x.sum(0))
         self._sum_d += self._host(d.sum(0))
 
@@ -215,10 +213,8 @@ class MomentsAccumulator:
 
 
 def _centre(rows: Tensor) -> Tensor:
-    mean = rows.double().mean(0)
-    # Products of float32 activations may change precision on the way: a centre that is a float32
-    # number is subtracted as it is recorded in either.
-    return mean if rows.dtype is torch.float64 else mean.float().double()
+    # A float32 number, so that it is subtracted as it is recorded in either precision.
+    return rows.double().mean(0).float().double()
 
 
 def holds_float64(device: torch.device) -> bool:

@@ -10,12 +10,15 @@ and to D leave the same residual ``RSS = Sdd - tr(Sxd' Sxx^+ Sxd)``, so that one
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import add
 
 import torch
 from torch import Tensor
 
-from rectilinear.core.block_moments import BlockMoments, total
+from rectilinear.core.block_moments import FLOAT32_ERROR, BlockMoments, total
 from rectilinear.core.moments import Moments
 from rectilinear.core.solve import Solution, solve
 
@@ -53,8 +56,8 @@ class Scores:
         null: what independent data would score in sample, ``p / (n - 1)``, at most 1.
         solution: the map, and how it was found.
         moments: the moments of these tokens.
-        fold_condition: a lower bound of the worst condition number among the folds' fits; None
-            without held-out scores.
+        error: an estimate of how far float32 products may have moved these scores; 0 where the
+            products are float64.
     """
 
     tokens: int
@@ -65,7 +68,7 @@ class Scores:
     null: float
     solution: Solution = field(repr=False)
     moments: Moments = field(repr=False)
-    fold_condition: float | None
+    error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,13 +125,13 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
         raise ValueError(f"expected input and update of one width, got {p} and {q}")
     solution = solve(moments)
     output, update = _energies(moments)
-    held_out, bounds = [], []
-    if len(folds) > 1 and all(fold and fold.count < n for fold in folds):
-        for fold in filter(None, folds):
-            train = moments - fold
+    held_out, condition = [], solution.factor.condition
+    present = [fold for fold in folds if fold is not None]
+    if len(present) == len(folds) > 1:
+        for fold, train in zip(present, _without_each(present), strict=True):
             fit = solve(train)
             held_out.append(held_out_shares(fold, train, fit.coefficients))
-            bounds.append(fit.factor.condition_bound)
+            condition = max(condition, fit.factor.condition_bound)
 
     def linearity(energy: float, which: int) -> Linearity:
         in_sample = _share(solution.residual, energy)
@@ -147,26 +150,31 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
         null=min(1.0, p / (n - 1)) if n > 1 else 1.0,
         solution=solution,
         moments=moments,
-        fold_condition=max(bounds, default=None),
+        error=FLOAT32_ERROR * condition * moments.cancellation if moments.products is torch.float32 else 0.0,
     )
 
 
-def output_energy(moments: Moments) -> float:
-    """``|Y|^2``, centred: ``tr(Sxx) + 2 tr(Sxd) + Sdd``."""
-    return float(moments.gram.trace() + 2 * moments.cross.trace()) + moments.energy
-
-
 def _energies(moments: Moments) -> tuple[float, float]:
-    """``|Y|^2`` and ``|D|^2``, taken for zero where rounding decides (a constant has no variance)."""
-    eps = 8 * torch.finfo(moments.products).eps
+    """``|Y|^2`` and ``|D|^2``, taken for zero where rounding made them (a constant has no variance)."""
+    eps = 8 * torch.finfo(torch.float64).eps
     mean_y = moments.mean_x + moments.mean_d
-    output, update = output_energy(moments), moments.energy
+    output, update = moments.output_energy, moments.energy
     parts = float(moments.gram.trace()) + moments.energy
     if output <= max(eps * parts, moments.count * eps**2 * float(mean_y @ mean_y)):
         output = 0.0
     if update <= moments.count * eps**2 * float(moments.mean_d @ moments.mean_d):
         update = 0.0
     return output, update
+
+
+def _without_each(folds: Sequence[Moments]) -> Iterator[Moments]:
+    """For each fold the sum of the others. Not the total less the fold, which would keep its rounding."""
+    before = [None, *accumulate(folds[:-1], add)]
+    after = [*reversed([*accumulate(reversed(folds[1:]), lambda sum, fold: fold + sum)]), None]
+    for parts in zip(before, after, strict=True):
+        others = total(parts)
+        assert others is not None
+        yield others
 
 
 def held_out_shares(fold: Moments, train: Moments, coefficients: Tensor) -> tuple[float | None, float | None]:
@@ -177,15 +185,15 @@ def held_out_shares(fold: Moments, train: Moments, coefficients: Tensor) -> tupl
         fold.energy + _inner(coefficients, fold.gram @ coefficients - 2 * fold.cross) + fold.count * float(bias @ bias)
     )
     shift_y = shift_x + shift_d
-    output = output_energy(fold) + fold.count * float(shift_y @ shift_y)
+    output = fold.output_energy + fold.count * float(shift_y @ shift_y)
     update = fold.energy + fold.count * float(shift_d @ shift_d)
     return _share(residual, output), _share(residual, update)
 
 
 def _sink_energy(sinks: Moments, everything: Moments) -> float | None:
-    energy = output_energy(everything)
+    energy = everything.output_energy
     shift = (sinks.mean_x + sinks.mean_d) - (everything.mean_x + everything.mean_d)
-    part = output_energy(sinks) + sinks.count * float(shift @ shift)
+    part = sinks.output_energy + sinks.count * float(shift @ shift)
     return part / energy if energy > 0 else None
 
 

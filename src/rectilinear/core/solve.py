@@ -96,6 +96,22 @@ class Solution:
         return self.factor.unwhiten(self.white)
 
 
+def conditioned_below(moments: Moments, limit: float) -> bool:
+    """Whether the correlation's condition number is certainly below a limit, by one Cholesky factorisation.
+
+    With ``b`` its largest absolute row sum, which bounds its largest eigenvalue, the condition
+    number is below the limit if the correlation less ``b / limit`` times the identity is positive definite.
+    """
+    variance = moments.gram.diagonal()
+    if limit < 1 or not bool((variance > 0).all()):
+        return False
+    scale = variance.rsqrt()
+    correlation = moments.gram * scale * scale[:, None]
+    smallest = float(correlation.abs().sum(0).max()) / limit
+    correlation.diagonal().sub_(smallest)
+    return not torch.linalg.cholesky_ex(correlation).info
+
+
 def factorise(moments: Moments) -> Factor:
     """Factorise the Gram matrix of some moments.
 
@@ -105,7 +121,7 @@ def factorise(moments: Moments) -> Factor:
     """
     eps = torch.finfo(torch.float64).eps
     variance = moments.gram.diagonal()
-    alive = variance > moments.count * (8 * eps * moments.mean_x).square() + 8 * moments.rounding
+    alive = variance > moments.count * (8 * eps * moments.mean_x).square() + 64 * moments.rounding
     scale = torch.where(alive, variance, 1.0).rsqrt() * alive
     correlation = moments.gram * scale * scale[:, None]
     p = len(correlation)

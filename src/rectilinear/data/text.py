@@ -46,15 +46,15 @@ def open_text(
         return generate_stories(seed + _FIRST_STORY_SEED)
     path = Path(source).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
         if not files:
             raise RequestError(f"expected .txt, .jsonl or .parquet files in {path}, found none")
         return chain.from_iterable(_read_file(file, column) for file in files)
     if path.is_file():
-        if path.suffix not in _SUFFIXES:
+        if path.suffix.lower() not in _SUFFIXES:
             raise RequestError(f"expected a .txt, .jsonl or .parquet file, got {path}")
         return _read_file(path, column)
-    if path.suffix in _SUFFIXES or path.is_absolute() or str(source).startswith(("./", "../", "~")):
+    if path.suffix.lower() in _SUFFIXES or path.is_absolute() or str(source).startswith(("./", "../", "~")):
         raise RequestError(f"no text at {source}: expected a file, a folder, a Hub dataset id or 'stories'")
     return _read_hub(str(source), column, config, split)
 
@@ -62,7 +62,7 @@ def open_text(
 def _read_file(path: Path, column: str) -> Iterator[str]:
     readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     try:
-        yield from readers[path.suffix](path, column)
+        yield from readers[path.suffix.lower()](path, column)
     except UnicodeDecodeError as error:
         raise RequestError(f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x}") from None
     except OSError as error:

@@ -39,7 +39,7 @@ class Settings:
         folds: contiguous folds for held-out scores; 1 for none.
         convention: see `Convention`.
         sink_ratio: a token is an attention sink at a block if ``|x|`` exceeds this many times
-            the median norm of the first row.
+            the median norm of the first 256 tokens.
         products: see `Products`.
 
     Raises:
@@ -89,9 +89,10 @@ def collect_moments(
     def consume(index: int, x: Tensor, y: Tensor) -> None:
         for piece in pieces:
             try:
-                accumulators[index].update(piece.of(x), piece.of(y), piece.fold, piece.first_row(x))
+                accumulators[index].update(piece.of(x), piece.of(y), piece.fold)
             except NonFiniteError as error:
-                raise JobError(f"block {index}: {error}; try --dtype float32") from None
+                hint = "; try --dtype float32" if x.dtype.itemsize < 4 else ""
+                raise JobError(f"block {index}: {error}{hint}") from None
             except ValueError as error:
                 raise JobError(f"block {index}: {error}") from error
 
@@ -139,19 +140,15 @@ class _Piece:
         """``[tokens, width]``: these rows' tokens of ``[rows, seq_len, width]`` or ``[rows * seq_len, width]``.
 
         Raises:
-            ValueError: hidden states of another shape, such as several residual streams.
+            ValueError: hidden states of another shape, such as several residual streams or
+            sequence before batch.
         """
-        if hidden.ndim not in (2, 3) or hidden[..., 0].numel() % self.rows:
-            raise ValueError(f"expected hidden states [rows, seq_len, width], got {[*hidden.shape]}")
+        if hidden.ndim not in (2, 3) or len(hidden) % self.rows or (hidden.ndim == 3 and len(hidden) != self.rows):
+            raise ValueError(
+                f"expected hidden states [rows, seq_len, width], got {[*hidden.shape]} for {self.rows} rows"
+            )
         hidden = hidden.reshape(self.rows, -1, hidden.shape[-1])[self.start : self.stop]
         return hidden.flatten(0, 1) if self.mask is None else hidden[self.mask.to(hidden.device)]
-
-    def first_row(self, hidden: Tensor) -> int | None:
-        """How many of those tokens form the first row; None where a row is a single vector."""
-        if self.mask is not None:
-            return int(self.mask[0].sum()) or None
-        tokens = hidden.numel() // hidden.shape[-1] // self.rows
-        return tokens if tokens > 1 else None
 
 
 def _pieces(done: int, rows: int, total: int, folds: int, mask: Tensor | None) -> list[_Piece]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 import torch
 from torch import nn
@@ -38,6 +39,7 @@ from rectilinear.measurement.profile import (
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.load import (
     DType,
+    check_context,
     check_rows,
     load_config,
     load_model,
@@ -49,10 +51,29 @@ from rectilinear.models.load import (
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_Arguments = ParamSpec("_Arguments")
+
 # Tokens of one forward pass where the batch size is not given: enough to keep the device busy.
 _BATCH_TOKENS_CPU, _BATCH_TOKENS_ACCELERATOR = 2048, 16384
 
 
+def _reporting_exhausted_memory(function: Callable[_Arguments, Profile]) -> Callable[_Arguments, Profile]:
+    @wraps(function)
+    def reporting(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Profile:
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        try:
+            return function(*args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            exhausted = "No executable batch size" in str(error)  # accelerate's word for: not even one row
+            if isinstance(error, MemoryError) or exhausted or should_reduce_batch_size(error):
+                raise JobError("out of memory; try a smaller --batch-size, shorter rows or fewer --folds") from error
+            raise
+
+    return reporting
+
+
+@_reporting_exhausted_memory
 def measure(
     model: str | Path | nn.Module,
     text: str | Path | Iterable[Batch],
@@ -96,7 +117,8 @@ def measure(
     Raises:
         RequestError: the request cannot be met: no such model, text, column or block stack; text
             shorter than one row; rows longer than the model's context.
-        JobError: activations that are not finite, a block without a tensor in or out.
+        JobError: activations that are not finite, a block without a tensor in or out, memory that
+            does not suffice.
     """
     settings = Settings(folds, convention, sink_ratio, products)
     if batch_size != "auto" and batch_size < 1:
@@ -106,16 +128,21 @@ def measure(
     origin = _Origin(model, revision, trust_remote_code, device, dtype)
     if not isinstance(text, (str, Path)):
         batches = list(text)
-        prints = fingerprint(tensor for batch in batches for tensor in tensors_of(batch))
-        source = _Source("batches", prints, None, {})
-        return _profile(origin, origin.load(), batches, source, settings, blocks, progress)
+        module = origin.load()
+        for batch in batches:
+            for ids in tensors_of(batch)[:1]:
+                check_rows(getattr(module, "config", None), ids)
+        parts = [part for batch in batches for tensor in tensors_of(batch) for part in (f"{[*tensor.shape]}", tensor)]
+        source = _Source("batches", fingerprint(parts), None, {})
+        return _profile(origin, module, batches, source, settings, blocks, progress)
 
     documents = open_text(text, column=column, config=config, split=split, seed=seed)
     # Before the weights, which may take long: everything that can be refused without them.
-    check_rows(origin.config(), seq_len)
+    architecture = origin.config()
+    check_context(architecture, seq_len)
     tokenizer = tokenizer or origin.tokenizer()
     rows = pack_rows(documents, _tokenize_with(tokenizer), seq_len, max_tokens)
-    check_rows(origin.config(), seq_len, int(rows.ids.max()))
+    check_rows(architecture, rows.ids)
     reading = {"max_tokens": max_tokens, "column": column, "config": config, "split": split, "seed": seed}
     source = _Source(str(text), rows.fingerprint, seq_len, reading)
     module = origin.load()
@@ -130,8 +157,8 @@ def measure(
     on_cpu = _device_of(module).type == "cpu"
     size = max(1, (_BATCH_TOKENS_CPU if on_cpu else _BATCH_TOKENS_ACCELERATOR) // seq_len)
     halves = iter(size // 2**k for k in range(1, 64))
-    run = find_executable_batch_size(attempt, starting_batch_size=size, reduce_batch_size_fn=lambda: next(halves))
-    profile: Profile = run()
+    halving = find_executable_batch_size(attempt, starting_batch_size=size, reduce_batch_size_fn=lambda: next(halves))
+    profile: Profile = halving()
     return profile
 
 

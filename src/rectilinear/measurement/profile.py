@@ -8,15 +8,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rectilinear.core.block_moments import FLOAT32_CONDITION
 from rectilinear.core.scores import BlockScores, Linearity
 from rectilinear.errors import RequestError
 
 FILE_NAME = "profile.json"
 
+#: How close scores are to come to those of a float64 decomposition of stored activations.
+ACCURACY = 1e-6
+
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    # Later files of the same schema may have more keys.
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 class ModelRecord(_Record):
@@ -78,7 +81,7 @@ class SolveRecord(_Record):
     method: Literal["cholesky", "eigh"]
     cutoff: float
     products: Literal["float32", "float64"]
-    fold_condition: float | None = Field(description="lower bound of the worst condition among the folds' fits")
+    error: float = Field(description="estimate of how far float32 products may have moved the scores")
 
 
 class BlockRecord(_Record):
@@ -158,7 +161,7 @@ def block_record(index: int, scores: BlockScores) -> BlockRecord:
             condition=factor.condition,
             method=factor.method,
             cutoff=factor.cutoff,
-            fold_condition=whole.fold_condition,
+            error=without.error if without else whole.error,  # sinks have products of their own
             products="float64" if whole.moments.products.itemsize == 8 else "float32",
         ),
     )
@@ -181,8 +184,8 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
         )
     if folds < wanted_folds:
         found.append(
-            f"{data.rows} rows of text make {folds} folds, not {wanted_folds}"
-            + ("; there are no held-out scores" if folds < 2 else "")
+            f"rows of text: {data.rows}, fewer than the {wanted_folds} folds asked for; "
+            + ("there are no held-out scores" if folds < 2 else f"{folds} folds were used")
         )
     train = tokens * (folds - 1) // folds
     if folds > 1 and train <= width:
@@ -195,10 +198,14 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
         "rank-deficient Gram matrix, directions that never vary were left out: rank",
     )
     found += _about_blocks(
-        [b for b in blocks if b.solve.products == "float32" and _worst_condition(b) > FLOAT32_CONDITION],
-        lambda b: f"{_worst_condition(b):.0e}",
-        "float32 products resolve this correlation poorly, scores may be off by 1e-10 times its condition number; "
-        "try --products float64: condition",
+        [b for b in blocks if b.solve.error > ACCURACY],
+        lambda b: f"{b.solve.error:.0e}",
+        "float32 products resolve these activations poorly, try --products float64: scores may be off by",
+    )
+    found += _about_blocks(
+        [b for b in blocks if folds > 1 and _lacks_held_out(b)],
+        lambda b: "all tokens" if b.linearity.held_out is None else "without sinks",
+        "a fold has none of these tokens, there are no held-out scores: over",
     )
     found += _about_blocks(
         [b for b in blocks if b.linearity.in_sample is None or b.update_linearity.in_sample is None],
@@ -213,8 +220,9 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
     return found
 
 
-def _worst_condition(block: BlockRecord) -> float:
-    return max(block.solve.condition, block.solve.fold_condition or 1.0)
+def _lacks_held_out(block: BlockRecord) -> bool:
+    sets = (block.linearity, block.without_sinks.linearity)
+    return any(scores.held_out is None and scores.in_sample is not None for scores in sets)
 
 
 def _about_blocks(blocks: list[BlockRecord], detail: Any, text: str) -> list[str]:

@@ -71,7 +71,7 @@ def _list_at(model: nn.Module, path: str) -> _Modules:
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, _Lists]]:
     """Yield (rule, lists that satisfy it), the most trusted rule first."""
-    depth = getattr(_text_config(model), "num_hidden_layers", None)
+    depth = getattr(text_config(getattr(model, "config", None)), "num_hidden_layers", None)
     everything = _all_lists(model)
     for root in (_decoder(model), model):
         inside = {id(m) for m in root.modules() if isinstance(m, nn.ModuleList)}
@@ -89,7 +89,7 @@ def _narrow(model: nn.Module, found: _Lists) -> _Lists:
     They belong to the text model (a vision or audio tower has a config class of its own), they are made of
     transformers' layers, their modules have parts (norms and embeddings have none).
     """
-    text = type(_text_config(model))
+    text = type(text_config(getattr(model, "config", None)))
     for preferred in (
         {k for k in found if type(_owner_config(model, k)) is text},
         {k for k, v in found.items() if all(map(_is_layer, v))},
@@ -135,9 +135,8 @@ def _decoder(model: nn.Module) -> nn.Module:
     return decoder if isinstance(decoder, nn.Module) else model
 
 
-def _text_config(model: nn.Module) -> Any:
-    """Return the config of the text decoder, the model's own where that is ambiguous, or None."""
-    config: Any = getattr(model, "config", None)
+def text_config(config: Any) -> Any:
+    """Return the text decoder's part of a config, the whole where that is ambiguous or not said."""
     try:
         return config.get_text_config(decoder=True)
     except (AttributeError, ValueError):

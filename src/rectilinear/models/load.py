@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import RequestError
+from rectilinear.models.blocks import BlockStack, text_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -96,7 +97,9 @@ def load_model(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     loaded: PreTrainedModel
     loaded, info = _load(AutoModelForCausalLM, model, "model", dtype=kind, output_loading_info=True, **options)
-    if missing := sorted(info["missing_keys"]):
+    prefix = "" if loaded.base_model is loaded else f"{loaded.base_model_prefix}."
+    # A head is not needed for hidden states; anything else that is missing would be random.
+    if missing := sorted(key for key in info["missing_keys"] if key.startswith(prefix)):
         raise RequestError(
             f"cannot load {str(model)!r}: {len(missing)} weights of {type(loaded).__name__} are not in the checkpoint, "
             f"{missing[0]} among them; is it a checkpoint of a causal language model?"
@@ -117,22 +120,30 @@ def load_tokenizer(
     return _load(AutoTokenizer, model, "tokenizer", revision=revision, trust_remote_code=trust_remote_code)
 
 
-def check_rows(config: PretrainedConfig | None, seq_len: int, largest_id: int | None = None) -> None:
-    """Refuse rows that the model cannot take.
+def check_context(config: PretrainedConfig | None, seq_len: int) -> None:
+    """Refuse rows longer than the model's context.
 
     Raises:
-        RequestError: rows longer than its context, or a token id outside its vocabulary.
+        RequestError: they are.
     """
-    if config is None:
-        return
-    text = config.get_text_config(decoder=True)
-    context = getattr(text, "max_position_embeddings", None)
+    context = getattr(text_config(config), "max_position_embeddings", None)
     if isinstance(context, int) and 0 < context < seq_len:
         raise RequestError(f"expected rows within the model's context of {context} tokens, got --seq-len {seq_len}")
-    vocabulary = getattr(text, "vocab_size", None)
-    if largest_id is not None and isinstance(vocabulary, int) and largest_id >= vocabulary:
+
+
+def check_rows(config: PretrainedConfig | None, ids: Tensor) -> None:
+    """Refuse token ids ``[rows, seq_len]`` that the model cannot take; tensors that are not ids pass.
+
+    Raises:
+        RequestError: rows longer than its context, or an id outside its vocabulary.
+    """
+    if ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
+        return
+    check_context(config, ids.shape[1])
+    vocabulary, largest = getattr(text_config(config), "vocab_size", None), int(ids.max())
+    if isinstance(vocabulary, int) and largest >= vocabulary:
         raise RequestError(
-            f"expected token ids below the model's vocabulary of {vocabulary}, got {largest_id}; "
+            f"expected token ids below the model's vocabulary of {vocabulary}, got {largest}; "
             "is this the model's own tokenizer?"
         )
 
@@ -162,7 +173,7 @@ def describe(model: PreTrainedModel, stack: BlockStack) -> dict[str, Any]:
         ``num_blocks``, ``width``, ``parameters``, ``block_parameters`` (of all blocks),
         ``vocabulary`` and ``context`` in tokens (None where the model has no limit).
     """
-    text = model.config.get_text_config(decoder=True)
+    text = text_config(model.config)
     classes = sorted({type(block).__name__ for block in stack})
     return {
         "architecture": type(model).__name__,

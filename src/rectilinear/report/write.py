@@ -1,0 +1,14 @@
+"""A profile as files: numbers and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rectilinear.measurement.profile import Profile
+from rectilinear.report.plots import save_profile_figure
+
+
+def write_profile(profile: Profile, folder: str | Path) -> None:
+    """Write ``profile.json``, ``profile.png`` and ``profile.svg`` into a folder."""
+    profile.save(folder)
+    save_profile_figure(profile, folder)
