@@ -24,7 +24,7 @@ from tests import oracle
 
 WIDTH, TOKENS = 128, (100, 200, 4_000, 20_000)
 CONDITIONS = (1, 1e2, 1e3, 1e4, 1e6, 1e8)
-UPDATES = ("noise", "map", "map and noise", "weak directions", "nonlinear")
+UPDATES = ("noise", "map", "map and noise", "weak directions", "nonlinear", "shrinking output")
 SPOILS = ("none", "massive coordinates", "massive tokens", "duplicated column", "dead column")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BATCH = 2048
@@ -50,6 +50,8 @@ def activations(tokens: int, condition: float, update: str, spoil: str, dtype: t
         # The update reads most from where the input varies least.
         "weak directions": 0.3 * size * white.flip(1) @ weight + 0.1 * size * noise(tokens, WIDTH),
         "nonlinear": 0.3 * size * torch.tanh(x / size @ weight),
+        # The output is a hundredth of the input.
+        "shrinking output": -x + 0.01 * size * torch.tanh(x / size @ weight),
     }[update]
     y = x + d
     if spoil == "massive coordinates":
@@ -74,7 +76,7 @@ def correlation_condition(x: torch.Tensor) -> float:
 def errors(x: torch.Tensor, y: torch.Tensor) -> tuple[float, str]:
     accumulator = BlockAccumulator(folds=1)
     for part_x, part_y in zip(x.split(BATCH), y.split(BATCH), strict=True):
-        accumulator.update(part_x, part_y, 0, 256)
+        accumulator.update(part_x, part_y)
     scores = score_block(accumulator.freeze()).all_tokens
     expected = oracle.in_sample(x.double().numpy(), y.double().numpy())
     found = (scores.linearity.in_sample, scores.update_linearity.in_sample)

@@ -49,14 +49,15 @@ def about_overhead(result: dict[str, Any]) -> str:
             "/".join(case["products"]),
             f"{case['condition']:.0f}",
             str(case["sinks"]),
+            str(case["ratio"]["n"]),
         ]
         for name, case in result["cases"].items()
     ]
     return (
         f"{result['question']} `{result['command']}`, {result['date']}, {result['tokens']:,} tokens, target ratio "
-        f"<= {result['target_ratio']}. Median (smallest to largest) of {result['cases']['well conditioned']['ratio']['n']} runs, "
-        "each over the forward passes right before and after it.\n\n"
-        + table(["case", "ratio", "forward", "profile", "products", "condition", "sinks"], rows)
+        f"<= {result['target_ratio']}. Median (smallest to largest) of n runs, each over the mean of the forward passes right "
+        "before and after it.\n\n"
+        + table(["case", "ratio", "forward", "profile", "products", "condition", "sinks", "n"], rows)
         + "\n\n"
         + result["floor"]
     )

@@ -445,17 +445,23 @@ def test_several_residual_streams_are_refused():
         rectilinear.measure(model, [torch.randn(4, 3, 5, 20)], blocks="layers")
 
 
-def test_float32_products_that_do_not_suffice_for_the_folds_are_warned_about():
+def test_data_that_proves_float32_products_wrong_are_measured_again_in_float64():
+    """The first fold is well conditioned and the others are not."""
     model = Mixer()
     model.embed = nn.Identity()
     turn = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))[0]
     features = torch.randn(4000, 12, generator=torch.Generator().manual_seed(1))
     features[1000:] = features[1000:] * torch.logspace(0, -3, 12) @ turn
-    profile = rectilinear.measure(model, features.split(500), blocks="layers")
-    assert "try --products float64" in " ".join(profile.warnings)
-    assert profile.blocks[0].solve.condition < 100
-    exact = rectilinear.measure(model, features.split(500), blocks="layers", products="float64")
-    assert "try --products float64" not in " ".join(exact.warnings)
+    batches = features.split(500)
+    rough = rectilinear.measure(model, batches, blocks="layers", products="float32")
+    assert rough.blocks[0].solve.condition < 100
+    assert "try --products float64" in " ".join(rough.warnings)
+    profile = rectilinear.measure(model, batches, blocks="layers")
+    assert {block.solve.products for block in profile.blocks} == {"float64"}
+    assert "try --products float64" not in " ".join(profile.warnings)
+    y = model.layers[0](features).detach()
+    expected = oracle.held_out(features, y, np.arange(4000) * 4 // 4000)[:, 1].mean()
+    assert profile.blocks[0].update_linearity.held_out == pytest.approx(expected, abs=1e-6)
 
 
 def test_folds_that_rows_cannot_fill_are_warned_about_and_none_may_be_asked_for():

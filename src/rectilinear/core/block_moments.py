@@ -44,6 +44,11 @@ class BlockMoments:
     cosine_sum: float
 
     @property
+    def count(self) -> int:
+        """Number of tokens."""
+        return sum(moments.count for moments in (*self.regular, *self.sinks) if moments)
+
+    @property
     def folds(self) -> tuple[Moments | None, ...]:
         """One `Moments` per fold, of all tokens."""
         return tuple(total(pair) for pair in zip(self.regular, self.sinks, strict=True))
@@ -199,7 +204,11 @@ class BlockAccumulator:
     def _decide(self, accumulator: MomentsAccumulator) -> bool:
         """Fix the precision of what is to come; whether float32 suffices for what was gathered."""
         moments = accumulator.freeze()
-        suffices = conditioned_below(moments, FLOAT32_LIMIT / moments.cancellation)
+        # A sample of n tokens looks worse conditioned than what it was drawn from, by up to this
+        # (Marchenko and Pastur, 1967). Whoever scores the whole learns from `Scores.error` if it was too much.
+        ratio = math.sqrt(accumulator.width / accumulator.count)
+        inflation = ((1 + ratio) / (1 - ratio)) ** 2
+        suffices = conditioned_below(moments, FLOAT32_LIMIT * inflation / moments.cancellation)
         self._products, self._undecided = (torch.float32 if suffices else torch.float64), False
         return suffices
 

@@ -117,18 +117,19 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
     Raises:
         ValueError: there are no tokens, or x and d differ in width.
     """
-    moments = total(folds)
-    if moments is None:
+    present = [fold for fold in folds if fold is not None]
+    if not present:
         raise ValueError("expected at least one token, got none")
+    sums = list(accumulate(present, add))
+    moments = sums[-1]
     n, (p, q) = moments.count, moments.cross.shape
     if p != q:
         raise ValueError(f"expected input and update of one width, got {p} and {q}")
     solution = solve(moments)
     output, update = _energies(moments)
     held_out, condition = [], solution.factor.condition
-    present = [fold for fold in folds if fold is not None]
     if len(present) == len(folds) > 1:
-        for fold, train in zip(present, _without_each(present), strict=True):
+        for fold, train in zip(present, _without_each(present, sums), strict=True):
             fit = solve(train)
             held_out.append(held_out_shares(fold, train, fit.coefficients))
             condition = max(condition, fit.factor.condition_bound)
@@ -167,14 +168,15 @@ def _energies(moments: Moments) -> tuple[float, float]:
     return output, update
 
 
-def _without_each(folds: Sequence[Moments]) -> Iterator[Moments]:
-    """For each fold the sum of the others. Not the total less the fold, which would keep its rounding."""
-    before = [None, *accumulate(folds[:-1], add)]
-    after = [*reversed([*accumulate(reversed(folds[1:]), lambda sum, fold: fold + sum)]), None]
-    for parts in zip(before, after, strict=True):
-        others = total(parts)
-        assert others is not None
-        yield others
+def _without_each(folds: Sequence[Moments], sums: Sequence[Moments]) -> Iterator[Moments]:
+    """For each fold the sum of the others, given the sums of all up to each.
+
+    Not the total less the fold, which would keep that fold's rounding.
+    """
+    after = [*accumulate(reversed(folds[1:]), lambda later, fold: fold + later)]
+    yield after[-1]
+    yield from (before + later for before, later in zip(sums, reversed(after[:-1]), strict=False))
+    yield sums[-2]
 
 
 def held_out_shares(fold: Moments, train: Moments, coefficients: Tensor) -> tuple[float | None, float | None]:

@@ -97,18 +97,19 @@ class Solution:
 
 
 def conditioned_below(moments: Moments, limit: float) -> bool:
-    """Whether the correlation's condition number is certainly below a limit, by one Cholesky factorisation.
+    """Whether the correlation's condition number is certainly below a limit.
 
-    With ``b`` its largest absolute row sum, which bounds its largest eigenvalue, the condition
-    number is below the limit if the correlation less ``b / limit`` times the identity is positive definite.
+    ``b = |R^2|^(1/2)`` (Frobenius) bounds the largest eigenvalue of the correlation R from above,
+    closely where one stands out, so that the condition number is below the limit if
+    ``R - b / limit`` is positive definite: a product and a Cholesky factorisation.
     """
     variance = moments.gram.diagonal()
     if limit < 1 or not bool((variance > 0).all()):
         return False
     scale = variance.rsqrt()
     correlation = moments.gram * scale * scale[:, None]
-    smallest = float(correlation.abs().sum(0).max()) / limit
-    correlation.diagonal().sub_(smallest)
+    largest = float(torch.linalg.matrix_norm(correlation @ correlation)) ** 0.5
+    correlation.diagonal().sub_(largest / limit)
     return not torch.linalg.cholesky_ex(correlation).info
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def fingerprint(parts: Iterable[Tensor | str]) -> str:
-    """SHA-256 of the bytes of tensors (in memory order, little-endian) and strings (UTF-8), in hexadecimal."""
+    """SHA-256 of the bytes of tensors (row-major, little-endian) and strings (UTF-8), in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else _bytes_of(part))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
@@ -29,6 +29,8 @@ from rectilinear.measurement.collect import (
     tensors_of,
 )
 from rectilinear.measurement.profile import (
+    ACCURACY,
+    BlockRecord,
     DataRecord,
     EnvironmentRecord,
     ModelRecord,
@@ -36,7 +38,7 @@ from rectilinear.measurement.profile import (
     block_record,
     find_warnings,
 )
-from rectilinear.models.blocks import find_blocks
+from rectilinear.models.blocks import BlockStack, find_blocks
 from rectilinear.models.load import (
     DType,
     check_context,
@@ -232,20 +234,12 @@ def _profile(
     rows = sum(map(count_rows, batches))
     if not rows:
         raise RequestError("expected at least one row to measure, got none")
-    moments = collect_moments(module, stack, batches, settings, progress)
-    device = _device_of(module)
-    solver = device if holds_float64(device) else torch.device("cpu")
-    records, idle, width, tokens = [], [], 0, 0
-    for index in range(len(stack)):
-        block = moments.pop(0)  # freed once scored
-        if any(block.folds):
-            scores = score_block(block.to(solver))
-            records.append(block_record(index, scores))
-            width, tokens = len(scores.all_tokens.moments.mean_x), max(tokens, scores.all_tokens.tokens)
-        else:
-            idle.append(index)
-        if progress:
-            progress("blocks", index + 1, len(stack))
+    records, width, tokens = _score_blocks(module, stack, batches, settings, progress)
+    if settings.products == "auto" and any(record.solve.error > ACCURACY for record in records):
+        # Float32 was taken on the evidence of the first tokens, and the rest proved it wrong.
+        exact = replace(settings, products="float64")
+        records, width, tokens = _score_blocks(module, stack, batches, exact, progress)
+    idle = sorted(set(range(len(stack))) - {record.index for record in records})
     if not records:
         raise JobError(f"no block of {stack.path or 'the stack'} ran; try --blocks with another path")
     data = DataRecord(
@@ -263,6 +257,25 @@ def _profile(
         blocks=tuple(records),
         warnings=tuple(warnings),
     )
+
+
+def _score_blocks(
+    module: nn.Module, stack: BlockStack, batches: Sequence[Batch], settings: Settings, progress: Progress | None
+) -> tuple[list[BlockRecord], int, int]:
+    """The records of the blocks that ran, their width, and the number of tokens."""
+    moments = collect_moments(module, stack, batches, settings, progress)
+    device = _device_of(module)
+    solver = device if holds_float64(device) else torch.device("cpu")
+    records, width, tokens = [], 0, 0
+    for index in range(len(stack)):
+        block = moments.pop(0)  # freed once scored
+        if block.count:
+            scores = score_block(block.to(solver))
+            records.append(block_record(index, scores))
+            width, tokens = len(scores.all_tokens.moments.mean_x), max(tokens, scores.all_tokens.tokens)
+        if progress:
+            progress("blocks", index + 1, len(stack))
+    return records, width, tokens
 
 
 def _environment(module: nn.Module) -> EnvironmentRecord:

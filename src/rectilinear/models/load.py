@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -195,10 +196,13 @@ def _count_parameters(modules: list[nn.Module]) -> int:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """SHA-256 of the state dict in order of name: a line ``name dtype [shape]`` and the bytes of each tensor."""
+    """SHA-256 of a line ``name dtype [shape] SHA-256-of-its-bytes`` for each tensor of the state dict, by name."""
     state = sorted(model.state_dict().items())
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(lambda named: fingerprint([named[1]]), state)
     return fingerprint(
-        part for name, tensor in state for part in (f"{name} {tensor.dtype} {[*tensor.shape]}\n", tensor)
+        f"{name} {tensor.dtype} {[*tensor.shape]} {digest}\n"
+        for (name, tensor), digest in zip(state, digests, strict=True)
     )
 
 
