@@ -210,6 +210,8 @@ def test_a_block_that_does_nothing_and_one_that_forgets():
     constant = score(x, torch.full_like(x, 4.0)).all_tokens
     assert constant.linearity.in_sample is None
     assert constant.linearity.held_out is None
+    rough = score(x.float(), torch.full_like(x, 4.0).float(), products=torch.float32).all_tokens
+    assert 0.01 < rough.error <= 1  # nothing of a score of rounding is to be believed
     assert constant.update_linearity.in_sample == pytest.approx(1, abs=1e-12)
 
 

@@ -1,9 +1,7 @@
 """Real models in a real pass, against scores computed from the activations they would have stored."""
 
-import os
 import weakref
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,8 +22,6 @@ from transformers import (
 import rectilinear
 from rectilinear import JobError, RequestError
 from tests import oracle
-
-SHARED = Path(os.environ.get("RECTILINEAR_SHARED", Path(__file__).parents[2].parent / "shared"))
 
 TINY = {
     "llama": LlamaConfig(
@@ -134,16 +130,15 @@ def assert_same(one, two, tolerance):
         assert abs(b[name] - value) <= tolerance, name
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason=f"no test material at {SHARED}; set RECTILINEAR_SHARED")
-def test_every_score_of_a_trained_model_equals_the_oracle():
-    folder = SHARED / "models/stories260K"
-    profile = rectilinear.measure(folder, SHARED / "data/tinystories/valid.txt", max_tokens=100_000, seq_len=256)
+def test_every_score_of_a_trained_model_equals_the_oracle(shared):
+    folder = shared / "models/stories260K"
+    profile = rectilinear.measure(folder, shared / "data/tinystories/valid.txt", max_tokens=100_000, seq_len=256)
     assert profile.data.tokens == 390 * 256
     assert len(profile.blocks) == 5
 
     # Rows packed by hand, as the documentation says.
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = (SHARED / "data/tinystories/valid.txt").read_text(encoding="utf-8")
+    text = (shared / "data/tinystories/valid.txt").read_text(encoding="utf-8")
     ids = [i for story in text.split("<|endoftext|>") if story.strip() for i in tokenizer(story.strip())["input_ids"]]
     rows = torch.tensor(ids[: 390 * 256]).view(390, 256)
     model = AutoModelForCausalLM.from_pretrained(folder)

@@ -56,8 +56,8 @@ class Scores:
         null: what independent data would score in sample, ``p / (n - 1)``, at most 1.
         solution: the map, and how it was found.
         moments: the moments of these tokens.
-        error: an estimate of how far float32 products may have moved these scores; 0 where the
-            products are float64.
+        error: an estimate of how far float32 products may have moved these scores, at most 1; 0
+            where the products are float64.
     """
 
     tokens: int
@@ -142,6 +142,7 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
         return Linearity(in_sample, adjusted, *_mean_and_stderr([shares[which] for shares in held_out]))
 
     identity = _share(update, output)
+    error = FLOAT32_ERROR * condition * moments.cancellation if moments.products is torch.float32 else 0.0
     return Scores(
         tokens=n,
         linearity=linearity(output, 0),
@@ -151,7 +152,7 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
         null=min(1.0, p / (n - 1)) if n > 1 else 1.0,
         solution=solution,
         moments=moments,
-        error=FLOAT32_ERROR * condition * moments.cancellation if moments.products is torch.float32 else 0.0,
+        error=min(error, 1.0),
     )
 
 

@@ -27,9 +27,9 @@ def _about_outputs(blocks: list[BlockRecord]) -> str:
     linear = [_percent(b.linearity.in_sample) for b in blocks]
     nothing = [_percent(b.identity) for b in blocks]
     return (
-        f"The output. A linear map explains {_span(linear)} of the variation of y. That sounds linear, but doing "
-        f"nothing (y = x) already explains {_span(nothing)}: most of a high score only says that a block adds a "
-        "small update to what it was given."
+        f"The output. A linear map explains {_span(linear)} of the variation of y. Read that beside what doing nothing "
+        f"(y = x) explains: {_span(nothing)}. The nearer the two, the more a high score only says that a block adds "
+        "a small update to what it was given."
     )
 
 
