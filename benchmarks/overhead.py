@@ -58,7 +58,11 @@ def main() -> None:
             profiles.append(rectilinear.measure(model, ids.split(BATCH), products=products))
 
         for _ in range(repeats):
-            before, profiled, after = seconds(lambda ids=ids: forward(ids)), seconds(full), seconds(lambda ids=ids: forward(ids))
+            before, profiled, after = (
+                seconds(lambda ids=ids: forward(ids)),
+                seconds(full),
+                seconds(lambda ids=ids: forward(ids)),
+            )
             times.append((profiled, (before + after) / 2))
         profile = profiles[-1]
         result[name] = {
