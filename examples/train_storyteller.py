@@ -1,8 +1,8 @@
 """Train the storyteller: the small decoder, with its tokenizer, that ships inside the package.
 
 The corpus is the seeded story generator, so the whole recipe runs offline: a byte-level BPE tokenizer, a
-Llama of eight blocks and about a million parameters, the Hugging Face trainer. On two idle CPU cores it takes
-about a quarter of an hour:
+Llama of eight blocks and about a million parameters, the Hugging Face trainer. What it reached, and how
+long it took on two busy CPU cores, is in ``training.json`` beside the weights:
 
     python examples/train_storyteller.py
 """
