@@ -474,7 +474,7 @@ def test_sequence_before_batch_is_refused():
     plain = model.forward
     model.forward = lambda features: plain(features.transpose(0, 1))
     with pytest.raises(JobError, match=r"block 0: expected hidden states \[rows, seq_len, width\]"):
-        rectilinear.measure(model, [torch.randn(4, 30, 20)], blocks="layers")
+        rectilinear.measure(model, [torch.randn(4, 28, 20)], blocks="layers")
 
 
 def test_a_fold_of_padding_is_warned_about():
