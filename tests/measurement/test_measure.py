@@ -517,3 +517,15 @@ def test_batches_that_the_model_cannot_take(batch, message):
     for given in (batch, {"input_ids": batch}):
         with pytest.raises(RequestError, match=message):
             rectilinear.measure(build("llama"), [given])
+
+
+def test_one_batch_that_is_not_in_a_list_is_refused():
+    for batch in (token_rows(2), {"input_ids": token_rows(2)}):
+        with pytest.raises(RequestError, match="expected a list of batches"):
+            rectilinear.measure(build("llama"), batch)
+
+
+def test_inputs_that_are_all_padding_are_named_as_such():
+    rows = token_rows(2)
+    with pytest.raises(JobError, match="is every token masked"):
+        rectilinear.measure(build("llama"), [{"input_ids": rows, "attention_mask": torch.zeros_like(rows)}])

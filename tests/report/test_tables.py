@@ -65,3 +65,13 @@ def test_warnings_come_after_the_table_as_they_are(make_profile):
 
 def test_odd_profiles_have_tables(odd_profile):
     assert [int(row.split("|")[0]) for row in rows(printed(odd_profile))] == [b.index for b in odd_profile.blocks]
+
+
+def test_on_a_narrow_terminal_a_block_is_still_one_line(make_profile):
+    profile = make_profile(block(0, (0.91, 0.81, 0.0125), (0.61, 0.51, 0.025), identity=0.71))
+    console = Console(width=80, file=io.StringIO())
+    print_profile(profile, console)
+    lines = [line for line in console.file.getvalue().splitlines() if "0.810±0.01" in line]
+    assert len(lines) == 1
+    assert lines[0].split()[:2] == ["0", "0.910"]
+    assert "0.510±0.025" in lines[0]

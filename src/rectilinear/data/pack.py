@@ -41,7 +41,7 @@ def pack_rows(documents: Iterable[str], tokenize: Tokenize, seq_len: int, max_to
         RequestError: not even one row.
     """
     if seq_len < 1 or max_tokens < seq_len:
-        raise RequestError(f"expected max tokens >= row length >= 1, got {max_tokens} and {seq_len}")
+        raise RequestError(f"expected --max-tokens >= --seq-len >= 1, got {max_tokens} and {seq_len}")
     wanted = max_tokens // seq_len * seq_len
     tokens: list[int] = []
     texts = (text for text in map(str.strip, documents) if text)
@@ -52,7 +52,9 @@ def pack_rows(documents: Iterable[str], tokenize: Tokenize, seq_len: int, max_to
             break
     rows = min(len(tokens), wanted) // seq_len
     if not rows:
-        raise RequestError(f"expected text for at least one row of {seq_len} tokens, got {len(tokens)} tokens")
+        raise RequestError(
+            f"expected text for at least one row of {seq_len} tokens, got {len(tokens)} tokens; try a shorter --seq-len"
+        )
     packed = torch.tensor(tokens[: rows * seq_len], dtype=torch.int64).view(rows, seq_len)
     return TokenRows(packed, fingerprint([packed]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 
@@ -147,5 +148,8 @@ def _text_of(record: dict[str, object], column: str, where: str) -> str:
 
 
 def _missing_column(column: str, names: list[str], where: str) -> RequestError:
-    there = f"there are {', '.join(names)}; try --column {names[0]}" if names else "there are none"
+    if not names:
+        return RequestError(f"{where}: no column {column!r}; there are none")
+    likely = get_close_matches(column, names, 1, 0.0)[0]
+    there = f"there are {', '.join(names)}; try --column {likely}"
     return RequestError(f"{where}: no column {column!r}; {there}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -129,6 +129,8 @@ def measure(
         pick_device(device)
     origin = _Origin(model, revision, trust_remote_code, device, dtype)
     if not isinstance(text, (str, Path)):
+        if isinstance(text, (Mapping, torch.Tensor)):
+            raise RequestError("expected a list of batches, got one batch; try [batch]")
         batches = list(text)
         module = origin.load()
         for batch in batches:
@@ -241,7 +243,10 @@ def _profile(
         records, width, tokens = _score_blocks(module, stack, batches, exact, progress)
     idle = sorted(set(range(len(stack))) - {record.index for record in records})
     if not records:
-        raise JobError(f"no block of {stack.path or 'the stack'} ran; try --blocks with another path")
+        raise JobError(
+            f"no block of {stack.path or 'the stack'} ran on a token; is every token masked? "
+            "If not, try --blocks with another path"
+        )
     data = DataRecord(
         source=source.name, fingerprint=source.fingerprint, tokens=tokens, rows=rows, seq_len=source.seq_len
     )

@@ -114,8 +114,9 @@ class Profile(_Record):
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``profile.json`` into a folder and return its path."""
+        """Write ``profile.json`` into a folder, which is made where it is missing, and return its path."""
         path = Path(folder) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.to_json(), encoding="utf-8")
         return path
 

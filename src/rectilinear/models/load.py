@@ -34,6 +34,8 @@ def resolve(model: str | Path) -> str:
     if name == STORYTELLER:
         return str(Path(__file__).parent / STORYTELLER)
     path = Path(name).expanduser()
+    if path.is_dir() and not (path / "config.json").exists():
+        raise RequestError(f"no model in {name}: expected a folder with a config.json")
     if path.is_dir():
         return str(path)
     if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
@@ -53,8 +55,8 @@ def pick_device(device: str) -> torch.device:
         picked = torch.device(device)
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
-        reason = _first_line(error)
-        raise RequestError(f"expected a device such as cpu, cuda:0 or mps, got {device!r} ({reason})") from None
+        reason = _first_line(error).split(". ")[0][:80]
+        raise RequestError(f"device {device!r} is not to be had here ({reason}); try --device cpu") from None
     if picked.type == "meta":
         raise RequestError("expected a device that computes such as cpu, cuda:0 or mps, got 'meta'")
     return picked
@@ -129,7 +131,10 @@ def check_context(config: PretrainedConfig | None, seq_len: int) -> None:
     """
     context = getattr(text_config(config), "max_position_embeddings", None)
     if isinstance(context, int) and 0 < context < seq_len:
-        raise RequestError(f"expected rows within the model's context of {context} tokens, got --seq-len {seq_len}")
+        raise RequestError(
+            f"expected rows within the model's context of {context} tokens, "
+            f"got rows of {seq_len}; try --seq-len {context}"
+        )
 
 
 def check_rows(config: PretrainedConfig | None, ids: Tensor) -> None:
