@@ -35,7 +35,7 @@ def test_readme_quotes_the_results(results):
         f"{official['65536']['official_over_ours_seconds']['median']:.1f}",
         f"{official['65536']['official_memory_mib']:,} MiB",
         f"{official['65536']['our_memory_mib']:,} MiB",
-        f"{accuracy['worst']['error']:.0e}",
+        f"{accuracy['worst']['error']:.1e}",
         f"{accuracy['n']:,}",
     ):
         assert quoted in readme, quoted
