@@ -23,55 +23,25 @@ import rectilinear
 from rectilinear import JobError, RequestError
 from tests import oracle
 
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
 TINY = {
-    "llama": LlamaConfig(
-        vocab_size=96,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-    ),
+    "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
     "gpt2": GPT2Config(vocab_size=96, n_embd=24, n_layer=3, n_head=4, n_positions=64),
-    "gpt_neox": GPTNeoXConfig(
-        vocab_size=96,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-    ),
+    "gpt_neox": GPTNeoXConfig(**SIZES),
     "opt": OPTConfig(
-        vocab_size=96,
-        hidden_size=24,
-        word_embed_proj_dim=24,
-        ffn_dim=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=64,
+        **{k: v for k, v in SIZES.items() if k != "intermediate_size"}, ffn_dim=40, word_embed_proj_dim=24
     ),
     "bloom": BloomConfig(vocab_size=96, hidden_size=24, n_layer=3, n_head=4),
-    "qwen3": Qwen3Config(
-        vocab_size=96,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=6,
-        max_position_embeddings=64,
-    ),
-    "mixtral": MixtralConfig(
-        vocab_size=96,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=4,
-        max_position_embeddings=64,
-    ),
+    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=6),
+    "mixtral": MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4),
 }
 
 

@@ -88,10 +88,7 @@ class Moments:
 
     def to(self, device: torch.device | str) -> Moments:
         """The same moments on another device."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=False)
-            for name in ("mean_x", "mean_d", "gram", "cross", "rounding")
-        }
+        moved = {name: getattr(self, name).to(device) for name in ("mean_x", "mean_d", "gram", "cross", "rounding")}
         return replace(self, **moved)
 
     def to_tensors(self) -> dict[str, Tensor]:

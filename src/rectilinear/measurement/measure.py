@@ -39,6 +39,7 @@ from rectilinear.measurement.profile import (
     find_warnings,
 )
 from rectilinear.models.blocks import BlockStack, find_blocks
+from rectilinear.models.capture import device_of
 from rectilinear.models.load import (
     DType,
     check_context,
@@ -158,7 +159,7 @@ def measure(
         return attempt(batch_size)
     from accelerate.utils import find_executable_batch_size
 
-    on_cpu = _device_of(module).type == "cpu"
+    on_cpu = device_of(module).type == "cpu"
     size = max(1, (_BATCH_TOKENS_CPU if on_cpu else _BATCH_TOKENS_ACCELERATOR) // seq_len)
     halves = iter(size // 2**k for k in range(1, 64))
     halving = find_executable_batch_size(attempt, starting_batch_size=size, reduce_batch_size_fn=lambda: next(halves))
@@ -269,7 +270,7 @@ def _score_blocks(
 ) -> tuple[list[BlockRecord], int, int]:
     """The records of the blocks that ran, their width, and the number of tokens."""
     moments = collect_moments(module, stack, batches, settings, progress)
-    device = _device_of(module)
+    device = device_of(module)
     solver = device if holds_float64(device) else torch.device("cpu")
     records, width, tokens = [], 0, 0
     for index in range(len(stack)):
@@ -295,13 +296,9 @@ def _environment(module: nn.Module) -> EnvironmentRecord:
         rectilinear=rectilinear.__version__,
         torch=torch.__version__,
         transformers=transformers,
-        device=str(_device_of(module)),
+        device=str(device_of(module)),
         dtype=str(dtype).removeprefix("torch."),
     )
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def _tokenize_with(tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -24,16 +24,17 @@ def runnable(model: nn.Module) -> nn.Module:
 
 def run(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> None:
     """One forward pass, for its hooks: on the model's device, without gradients, cache or logits."""
-    module = runnable(model)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if not isinstance(inputs, Mapping):
-        inputs = inputs.to(device)
-        with torch.no_grad():
-            module(inputs, **_no_cache(model))
-        return
-    moved = {name: t.to(device) if isinstance(t, Tensor) else t for name, t in inputs.items()}
+    device = device_of(model)
+    named = inputs if isinstance(inputs, Mapping) else {}
+    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in named.items()}
+    unnamed = [inputs.to(device)] if isinstance(inputs, Tensor) else []
     with torch.no_grad():
-        module(**{**_no_cache(model), **moved})
+        runnable(model)(*unnamed, **{**_no_cache(model), **moved})
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first parameter is; the CPU for a model without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
