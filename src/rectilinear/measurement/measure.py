@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-import rectilinear
 from rectilinear.core.moments import holds_float64
 from rectilinear.core.scores import score_block
 from rectilinear.data.fingerprint import fingerprint
-from rectilinear.data.pack import pack_rows
-from rectilinear.data.text import open_text
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.collect import (
     Batch,
@@ -28,55 +24,19 @@ from rectilinear.measurement.collect import (
     count_rows,
     tensors_of,
 )
-from rectilinear.measurement.profile import (
-    ACCURACY,
-    BlockRecord,
-    DataRecord,
-    EnvironmentRecord,
-    ModelRecord,
-    Profile,
-    block_record,
-    find_warnings,
-)
+from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record, find_warnings
+from rectilinear.measurement.records import DataRecord, record_environment, record_model
+from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks
 from rectilinear.models.capture import device_of
-from rectilinear.models.load import (
-    DType,
-    check_context,
-    check_rows,
-    load_config,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    weights_sha256,
-)
+from rectilinear.models.load import DType, check_rows
+from rectilinear.models.origin import Origin, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_Arguments = ParamSpec("_Arguments")
 
-# Tokens of one forward pass where the batch size is not given: enough to keep the device busy.
-_BATCH_TOKENS_CPU, _BATCH_TOKENS_ACCELERATOR = 2048, 16384
-
-
-def _reporting_exhausted_memory(function: Callable[_Arguments, Profile]) -> Callable[_Arguments, Profile]:
-    @wraps(function)
-    def reporting(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Profile:
-        from accelerate.utils.memory import should_reduce_batch_size
-
-        try:
-            return function(*args, **kwargs)
-        except (MemoryError, RuntimeError) as error:
-            exhausted = "No executable batch size" in str(error)  # accelerate's word for: not even one row
-            if isinstance(error, MemoryError) or exhausted or should_reduce_batch_size(error):
-                raise JobError("out of memory; try a smaller --batch-size, shorter rows or fewer --folds") from error
-            raise
-
-    return reporting
-
-
-@_reporting_exhausted_memory
+@reporting_exhausted_memory
 def measure(
     model: str | Path | nn.Module,
     text: str | Path | Iterable[Batch],
@@ -89,7 +49,7 @@ def measure(
     convention: Convention = "block",
     sink_ratio: float = 10.0,
     products: Products = "auto",
-    batch_size: int | Literal["auto"] = "auto",
+    batch_size: BatchSize = "auto",
     device: str = "auto",
     dtype: DType = "auto",
     revision: str | None = None,
@@ -124,11 +84,8 @@ def measure(
             does not suffice.
     """
     settings = Settings(folds, convention, sink_ratio, products)
-    if batch_size != "auto" and batch_size < 1:
-        raise RequestError(f"expected a batch size of at least 1, got {batch_size}")
-    if not isinstance(model, nn.Module):
-        pick_device(device)
-    origin = _Origin(model, revision, trust_remote_code, device, dtype)
+    check_batch_size(batch_size)
+    origin = Origin(model, revision, trust_remote_code, device, dtype)
     if not isinstance(text, (str, Path)):
         if isinstance(text, (Mapping, torch.Tensor)):
             raise RequestError("expected a list of batches, got one batch; try [batch]")
@@ -141,77 +98,19 @@ def measure(
         source = _Source("batches", fingerprint(parts), None, {})
         return _profile(origin, module, batches, source, settings, blocks, progress)
 
-    documents = open_text(text, column=column, config=config, split=split, seed=seed)
     # Before the weights, which may take long: everything that can be refused without them.
-    architecture = origin.config()
-    check_context(architecture, seq_len)
-    tokenizer = tokenizer or origin.tokenizer()
-    rows = pack_rows(documents, _tokenize_with(tokenizer), seq_len, max_tokens)
-    check_rows(architecture, rows.ids)
-    reading = {"max_tokens": max_tokens, "column": column, "config": config, "split": split, "seed": seed}
-    source = _Source(str(text), rows.fingerprint, seq_len, reading)
+    reading = Text(text, max_tokens, seq_len, column, config, split, seed)
+    rows = origin.rows(reading, tokenizer)
+    known = {"source", "seq_len"}
+    source = _Source(
+        str(text), rows.fingerprint, seq_len, {key: value for key, value in asdict(reading).items() if key not in known}
+    )
     module = origin.load()
 
     def attempt(size: int) -> Profile:
         return _profile(origin, module, torch.split(rows.ids, size), source, settings, blocks, progress)
 
-    if batch_size != "auto":
-        return attempt(batch_size)
-    from accelerate.utils import find_executable_batch_size
-
-    on_cpu = device_of(module).type == "cpu"
-    size = max(1, (_BATCH_TOKENS_CPU if on_cpu else _BATCH_TOKENS_ACCELERATOR) // seq_len)
-    halves = iter(size // 2**k for k in range(1, 64))
-    halving = find_executable_batch_size(attempt, starting_batch_size=size, reduce_batch_size_fn=lambda: next(halves))
-    profile: Profile = halving()
-    return profile
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where the model comes from."""
-
-    model: str | Path | nn.Module
-    revision: str | None
-    trust_remote_code: bool
-    device: str
-    dtype: DType
-
-    def config(self) -> Any:
-        if isinstance(self.model, nn.Module):
-            return getattr(self.model, "config", None)
-        return load_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
-
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        name = getattr(self.model, "name_or_path", "") if isinstance(self.model, nn.Module) else self.model
-        if not name:
-            raise RequestError("expected tokenizer= for a model without name_or_path, got none")
-        return load_tokenizer(name, revision=self.revision, trust_remote_code=self.trust_remote_code)
-
-    def load(self) -> nn.Module:
-        if isinstance(self.model, nn.Module):
-            return self.model
-        module: nn.Module = load_model(
-            self.model,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-            trust_remote_code=self.trust_remote_code,
-        )
-        return module
-
-    def record(self, module: nn.Module, blocks: int, width: int) -> ModelRecord:
-        named = getattr(module, "name_or_path", "") if isinstance(self.model, nn.Module) else self.model
-        commit = getattr(getattr(module, "config", None), "_commit_hash", None)
-        return ModelRecord(
-            id=str(named or type(module).__name__),
-            revision=commit or self.revision,
-            architecture=type(module).__name__,
-            num_blocks=blocks,
-            width=width,
-            parameters=sum(parameter.numel() for parameter in module.parameters()),
-            sha256=weights_sha256(module),
-        )
+    return with_batch_size(attempt, batch_size, module, seq_len)
 
 
 @dataclass(frozen=True)
@@ -225,7 +124,7 @@ class _Source:
 
 
 def _profile(
-    origin: _Origin,
+    origin: Origin,
     module: nn.Module,
     batches: Sequence[Batch],
     source: _Source,
@@ -256,10 +155,10 @@ def _profile(
         warnings.append(f"blocks {idle} never ran on these inputs and are left out")
     batch_size = max(map(count_rows, batches))
     return Profile(
-        model=origin.record(module, len(stack), width),
+        model=record_model(module, origin, stack, width),
         data=data,
         settings={**asdict(settings), "blocks": stack.path, "batch_size": batch_size, **source.reading},
-        environment=_environment(module),
+        environment=record_environment(module),
         blocks=tuple(records),
         warnings=tuple(warnings),
     )
@@ -282,25 +181,3 @@ def _score_blocks(
         if progress:
             progress("blocks", index + 1, len(stack))
     return records, width, tokens
-
-
-def _environment(module: nn.Module) -> EnvironmentRecord:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        transformers: str | None = version("transformers")
-    except PackageNotFoundError:
-        transformers = None
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    return EnvironmentRecord(
-        rectilinear=rectilinear.__version__,
-        torch=torch.__version__,
-        transformers=transformers,
-        device=str(device_of(module)),
-        dtype=str(dtype).removeprefix("torch."),
-    )
-
-
-def _tokenize_with(tokenizer: PreTrainedTokenizerBase) -> Any:
-    # verbose=False: documents longer than the context are cut into rows, no need to warn.
-    return lambda texts: tokenizer(texts, verbose=False)["input_ids"]

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from rectilinear.core.scores import BlockScores, Linearity
 from rectilinear.errors import RequestError
+from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record
 
 FILE_NAME = "profile.json"
 
@@ -17,44 +18,7 @@ FILE_NAME = "profile.json"
 ACCURACY = 1e-6
 
 
-class _Record(BaseModel):
-    # Later files of the same schema may have more keys.
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
-
-
-class ModelRecord(_Record):
-    """Which model was measured."""
-
-    id: str
-    revision: str | None
-    architecture: str
-    num_blocks: int
-    width: int
-    parameters: int
-    sha256: str = Field(description="of the weights as loaded: names, dtypes, shapes and bytes")
-
-
-class DataRecord(_Record):
-    """Which tokens it was measured on."""
-
-    source: str
-    fingerprint: str = Field(description="SHA-256 of the inputs")
-    tokens: int
-    rows: int
-    seq_len: int | None
-
-
-class EnvironmentRecord(_Record):
-    """Which software and hardware measured it."""
-
-    rectilinear: str
-    torch: str
-    transformers: str | None
-    device: str
-    dtype: str
-
-
-class LinearityRecord(_Record):
+class LinearityRecord(Record):
     """See `rectilinear.core.scores.Linearity`; null where the data cannot give a value."""
 
     in_sample: float | None
@@ -63,7 +27,7 @@ class LinearityRecord(_Record):
     stderr: float | None
 
 
-class WithoutSinksRecord(_Record):
+class WithoutSinksRecord(Record):
     """The scores over tokens that are not attention sinks, and what the sinks carry."""
 
     tokens: int
@@ -73,7 +37,7 @@ class WithoutSinksRecord(_Record):
     update_linearity: LinearityRecord
 
 
-class SolveRecord(_Record):
+class SolveRecord(Record):
     """How the least-squares problem over all tokens was solved."""
 
     rank: int
@@ -84,7 +48,7 @@ class SolveRecord(_Record):
     error: float = Field(description="estimate of how far float32 products may have moved the scores")
 
 
-class BlockRecord(_Record):
+class BlockRecord(Record):
     """The scores of one block; definitions in docs/method.md."""
 
     index: int
@@ -98,7 +62,7 @@ class BlockRecord(_Record):
     solve: SolveRecord
 
 
-class Profile(_Record):
+class Profile(Record):
     """How linear each block of a model is on some text."""
 
     schema_: Literal["rectilinear.profile/1"] = Field(default="rectilinear.profile/1", alias="schema")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -188,14 +189,15 @@ def describe(model: PreTrainedModel, stack: BlockStack) -> dict[str, Any]:
         "block_class": "/".join(classes),
         "num_blocks": len(stack),
         "width": getattr(text, "hidden_size", None),
-        "parameters": _count_parameters([model]),
-        "block_parameters": _count_parameters(list(stack)),
+        "parameters": count_parameters([model]),
+        "block_parameters": count_parameters(list(stack)),
         "vocabulary": getattr(text, "vocab_size", None),
         "context": getattr(text, "max_position_embeddings", None),
     }
 
 
-def _count_parameters(modules: list[nn.Module]) -> int:
+def count_parameters(modules: Iterable[nn.Module]) -> int:
+    """Parameters of some modules, shared ones once."""
     unique = {id(parameter): parameter.numel() for module in modules for parameter in module.parameters()}
     return sum(unique.values())
 

@@ -1,0 +1,65 @@
+"""How many rows to run at once, and what to say when memory does not suffice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Literal, ParamSpec, TypeVar
+
+from torch import nn
+
+from rectilinear.errors import JobError, RequestError
+from rectilinear.models.capture import device_of
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+#: Rows in a forward pass; ``"auto"`` halves it when memory runs out.
+BatchSize = int | Literal["auto"]
+
+# Tokens of one forward pass where the batch size is not given: enough to keep the device busy.
+_TOKENS_CPU, _TOKENS_ACCELERATOR = 2048, 16384
+
+
+def check_batch_size(batch_size: BatchSize) -> None:
+    """Refuse a batch size below 1.
+
+    Raises:
+        RequestError: it is.
+    """
+    if batch_size != "auto" and batch_size < 1:
+        raise RequestError(f"expected a batch size of at least 1, got {batch_size}")
+
+
+def with_batch_size(
+    attempt: Callable[[int], _Result], batch_size: BatchSize, module: nn.Module, seq_len: int
+) -> _Result:
+    """Call ``attempt`` with a number of rows; for ``"auto"`` again with half as many while memory runs out."""
+    if batch_size != "auto":
+        return attempt(batch_size)
+    from accelerate.utils import find_executable_batch_size
+
+    on_cpu = device_of(module).type == "cpu"
+    size = max(1, (_TOKENS_CPU if on_cpu else _TOKENS_ACCELERATOR) // seq_len)
+    halves = iter(size // 2**k for k in range(1, 64))
+    halving = find_executable_batch_size(attempt, starting_batch_size=size, reduce_batch_size_fn=lambda: next(halves))
+    result: _Result = halving()
+    return result
+
+
+def reporting_exhausted_memory(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Turn exhausted memory into a `JobError` that says what to try."""
+
+    @wraps(function)
+    def reporting(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        from accelerate.utils.memory import should_reduce_batch_size
+
+        try:
+            return function(*args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            exhausted = "No executable batch size" in str(error)  # accelerate's word for: not even one row
+            if isinstance(error, MemoryError) or exhausted or should_reduce_batch_size(error):
+                raise JobError("out of memory; try a smaller --batch-size, shorter rows or fewer --folds") from error
+            raise
+
+    return reporting

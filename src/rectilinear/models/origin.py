@@ -1,0 +1,122 @@
+"""Where a model comes from, and the rows of text that it is run on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from rectilinear.data.pack import TokenRows, pack_rows
+from rectilinear.data.text import open_text
+from rectilinear.errors import RequestError
+from rectilinear.models.load import (
+    DType,
+    check_context,
+    check_rows,
+    load_config,
+    load_model,
+    load_tokenizer,
+    pick_device,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model by name, or one that is there already, and how to load it.
+
+    Attributes:
+        model: Hub id, path, ``"storyteller"``, or a module, which is taken where and as it is.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run modelling code that comes with the checkpoint.
+        device: ``auto``, ``cpu``, ``cuda:0``, ``mps``.
+        dtype: of the weights; ``auto`` is the checkpoint's own.
+
+    Raises:
+        RequestError: no such device here.
+    """
+
+    model: str | Path | nn.Module
+    revision: str | None = None
+    trust_remote_code: bool = False
+    device: str = "auto"
+    dtype: DType = "auto"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            pick_device(self.device)
+
+    @property
+    def name(self) -> str:
+        """The Hub id or path; "" for a module that was not loaded from one."""
+        return getattr(self.model, "name_or_path", "") if isinstance(self.model, nn.Module) else str(self.model)
+
+    def config(self) -> Any:
+        """The model's configuration; None for a module without one."""
+        if isinstance(self.model, nn.Module):
+            return getattr(self.model, "config", None)
+        return load_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer.
+
+        Raises:
+            RequestError: there is none.
+        """
+        if not self.name:
+            raise RequestError("expected tokenizer= for a model without name_or_path, got none")
+        return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def load(self) -> nn.Module:
+        """The model, with its weights."""
+        if isinstance(self.model, nn.Module):
+            return self.model
+        module: nn.Module = load_model(
+            self.model,
+            revision=self.revision,
+            device=self.device,
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
+        )
+        return module
+
+    def rows(self, text: Text, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenRows:
+        """Tokens of a text for this model, packed into rows; needs no weights.
+
+        Raises:
+            RequestError: no such text, rows longer than the context, ids beyond the vocabulary.
+        """
+        documents = open_text(text.source, column=text.column, config=text.config, split=text.split, seed=text.seed)
+        config = self.config()
+        check_context(config, text.seq_len)
+        rows = pack_rows(documents, _tokenize_with(tokenizer or self.tokenizer()), text.seq_len, text.max_tokens)
+        check_rows(config, rows.ids)
+        return rows
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text source and how much of it; see `rectilinear.data.text.open_text`.
+
+    Attributes:
+        source: file, folder, Hub dataset id or ``"stories"``.
+        max_tokens, seq_len: it becomes ``max_tokens // seq_len`` rows of ``seq_len`` tokens.
+        column, config, split, seed: see `rectilinear.data.text.open_text`.
+    """
+
+    source: str | Path
+    max_tokens: int = 100_000
+    seq_len: int = 256
+    column: str = "text"
+    config: str | None = None
+    split: str = "train"
+    seed: int = 0
+
+
+def _tokenize_with(tokenizer: PreTrainedTokenizerBase) -> Any:
+    # verbose=False: documents longer than the context are cut into rows, no need to warn.
+    return lambda texts: tokenizer(texts, verbose=False)["input_ids"]
