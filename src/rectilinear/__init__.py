@@ -1,4 +1,4 @@
-"""Measure how linear each block of a transformer decoder is.
+"""Measure how linear each block of a transformer decoder is, and replace what is linear.
 
 The public names are imported when first used, so that ``import rectilinear`` is quick.
 """
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rectilinear.core.solve import solve
     from rectilinear.data.stories import generate_stories
     from rectilinear.errors import JobError, RequestError
+    from rectilinear.linearization.linearize import Linearized, linearize
+    from rectilinear.linearization.plan import Plan
     from rectilinear.measurement.measure import measure
     from rectilinear.measurement.profile import Profile
     from rectilinear.models.blocks import find_blocks
@@ -26,12 +28,15 @@ _HOMES = {
     "BlockAccumulator": "core.block_moments",
     "BlockMoments": "core.block_moments",
     "JobError": "errors",
+    "Linearized": "linearization.linearize",
     "Moments": "core.moments",
     "MomentsAccumulator": "core.moments",
+    "Plan": "linearization.plan",
     "Profile": "measurement.profile",
     "RequestError": "errors",
     "find_blocks": "models.blocks",
     "generate_stories": "data.stories",
+    "linearize": "linearization.linearize",
     "measure": "measurement.measure",
     "plot_profile": "report.plots",
     "score_block": "core.scores",
@@ -42,12 +47,15 @@ __all__ = [
     "BlockAccumulator",
     "BlockMoments",
     "JobError",
+    "Linearized",
     "Moments",
     "MomentsAccumulator",
+    "Plan",
     "Profile",
     "RequestError",
     "find_blocks",
     "generate_stories",
+    "linearize",
     "measure",
     "plot_profile",
     "score_block",

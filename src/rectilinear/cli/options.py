@@ -27,6 +27,31 @@ class ConventionName(str, Enum):
     paper = "paper"
 
 
+class KindName(str, Enum):
+    """Names of ``--kind``."""
+
+    drop = "drop"
+    folded = "folded"
+    affine = "affine"
+    filter = "filter"
+
+
+class TargetName(str, Enum):
+    """Names of ``--target``."""
+
+    block = "block"
+    attention = "attention"
+    mlp = "mlp"
+
+
+class SelectName(str, Enum):
+    """Names of ``--select``."""
+
+    score = "score"
+    influence = "influence"
+    loss = "loss"
+
+
 class ProductsName(str, Enum):
     """Names of ``--products``."""
 
@@ -68,6 +93,38 @@ SinkRatio = Annotated[
 Products = Annotated[
     ProductsName, typer.Option(help="Precision of products; 'auto' is float64 where float32 would not do.")
 ]
+Kind = Annotated[
+    KindName,
+    typer.Option(
+        help="What stands in: nothing, a map folded into the projection before, an affine map, a causal linear filter."
+    ),
+]
+Target = Annotated[TargetName, typer.Option(help="What of a block is replaced.")]
+Indices = Annotated[str | None, typer.Option("--blocks", metavar="2,3", help="Blocks to replace, counted from 0.")]
+Count = Annotated[int | None, typer.Option(help="Number of blocks to replace.")]
+Budget = Annotated[str | None, typer.Option(metavar="25%", help="Share of the model's parameters to save at least.")]
+MaxLossIncrease = Annotated[
+    float | None,
+    typer.Option(metavar="NATS", help="Replace blocks until the loss on held-out rows would rise by more than this."),
+]
+Plan = Annotated[
+    Path | None, typer.Option(metavar="PLAN", help="A plan.json of this model, perhaps edited: replace what it says.")
+]
+Select = Annotated[
+    SelectName,
+    typer.Option(help="Which blocks first: most linear, least change of direction, or least loss, measured each time."),
+]
+Rank = Annotated[int | None, typer.Option(min=1, help="Rank of affine maps and filters; full when not given.")]
+Taps = Annotated[int, typer.Option(min=0, max=64, help="Earlier tokens that a filter sees.")]
+Rates = Annotated[
+    str, typer.Option(metavar="1,0.9", help="Rates of the decaying means that a filter sees; 1 is the plain mean.")
+]
+Merge = Annotated[bool, typer.Option("--merge", help="One stand-in for consecutive replaced blocks.")]
+Stack = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Dotted path of the block stack, such as model.layers; found when not given."),
+]
+RequiredOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the checkpoint.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of whatever is random: the generated stories.")]
@@ -93,3 +150,43 @@ def parse_batch_size(value: str) -> int | Literal["auto"]:
     if not value.isdecimal() or int(value) < 1:
         raise RequestError(f"expected --batch-size N or auto, got {value!r}")
     return int(value)
+
+
+def parse_indices(value: str | None) -> list[int] | None:
+    """The numbers in ``--blocks 2,3``; an empty list for an empty text.
+
+    Raises:
+        RequestError: something else is in it.
+    """
+    if value is None:
+        return None
+    words = [word.strip() for word in value.split(",") if word.strip()]
+    if not all(word.isdecimal() for word in words):
+        raise RequestError(f"expected --blocks 2,3 (indices, counted from 0), got {value!r}; for a path try --stack")
+    return [int(word) for word in words]
+
+
+def parse_share(value: str | None) -> float | None:
+    """The share in ``--budget 25%``, or ``--budget 0.25``.
+
+    Raises:
+        RequestError: something else is in it.
+    """
+    if value is None:
+        return None
+    try:
+        return float(value[:-1]) / 100 if value.endswith("%") else float(value)
+    except ValueError:
+        raise RequestError(f"expected --budget 25%, got {value!r}") from None
+
+
+def parse_rates(value: str) -> list[float]:
+    """The numbers in ``--rates 1,0.9``.
+
+    Raises:
+        RequestError: something else is in it.
+    """
+    try:
+        return [float(word) for word in value.split(",") if word.strip()]
+    except ValueError:
+        raise RequestError(f"expected --rates 1,0.9, got {value!r}") from None

@@ -10,9 +10,8 @@ and to D leave the same residual ``RSS = Sdd - tr(Sxd' Sxx^+ Sxd)``, so that one
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from functools import reduce
 from operator import add
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from rectilinear.core.block_moments import FLOAT32_ERROR, BlockMoments, total
 from rectilinear.core.moments import Moments
-from rectilinear.core.solve import Solution, solve
+from rectilinear.core.solve import Solution, held_out_residual, solve, without_each
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,7 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
     present = [fold for fold in folds if fold is not None]
     if not present:
         raise ValueError("expected at least one token, got none")
-    sums = list(accumulate(present, add))
-    moments = sums[-1]
+    moments = reduce(add, present)
     n, (p, q) = moments.count, moments.cross.shape
     if p != q:
         raise ValueError(f"expected input and update of one width, got {p} and {q}")
@@ -129,7 +127,7 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
     output, update = _energies(moments)
     held_out, condition = [], solution.factor.condition
     if len(present) == len(folds) > 1:
-        for fold, train in zip(present, _without_each(present, sums), strict=True):
+        for fold, train in zip(present, without_each(present), strict=True):
             fit = solve(train)
             held_out.append(held_out_shares(fold, train, fit.coefficients))
             condition = max(condition, fit.factor.condition_bound)
@@ -169,24 +167,10 @@ def _energies(moments: Moments) -> tuple[float, float]:
     return output, update
 
 
-def _without_each(folds: Sequence[Moments], sums: Sequence[Moments]) -> Iterator[Moments]:
-    """For each fold the sum of the others, given the sums of all up to each.
-
-    Not the total less the fold, which would keep that fold's rounding.
-    """
-    after = [*accumulate(reversed(folds[1:]), lambda later, fold: fold + later)]
-    yield after[-1]
-    yield from (before + later for before, later in zip(sums, reversed(after[:-1]), strict=False))
-    yield sums[-2]
-
-
 def held_out_shares(fold: Moments, train: Moments, coefficients: Tensor) -> tuple[float | None, float | None]:
     """Linearity and update linearity of a fold under the means and the map of other tokens."""
     shift_x, shift_d = fold.mean_x - train.mean_x, fold.mean_d - train.mean_d
-    bias = shift_d - shift_x @ coefficients
-    residual = (
-        fold.energy + _inner(coefficients, fold.gram @ coefficients - 2 * fold.cross) + fold.count * float(bias @ bias)
-    )
+    residual = held_out_residual(fold, train, coefficients)
     shift_y = shift_x + shift_d
     output = fold.output_energy + fold.count * float(shift_y @ shift_y)
     update = fold.energy + fold.count * float(shift_d @ shift_d)
@@ -211,7 +195,3 @@ def _mean_and_stderr(values: list[float | None]) -> tuple[float | None, float | 
     mean = sum(known) / len(known)
     variance = sum((value - mean) ** 2 for value in known) / (len(known) - 1)
     return mean, math.sqrt(variance / len(known))
-
-
-def _inner(a: Tensor, b: Tensor) -> float:
-    return float(a.flatten() @ b.flatten())

@@ -7,8 +7,11 @@ activations live in a few coordinates, and the scaling takes them out of the con
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
+from operator import add
 from typing import Literal
 
 import torch
@@ -27,7 +30,7 @@ class Factor:
 
     Attributes:
         scale: ``[p]``, ``1 / sqrt(diag(gram))``; zero for columns that never vary.
-        correlation: ``[p, p]``, the Gram matrix scaled to unit diagonal.
+        correlation: ``[p, p]``, the Gram matrix scaled to unit diagonal, and any ridge.
         basis: for ``cholesky`` the lower factor ``L`` of the correlation, ``[p, p]``; for
             ``eigh`` its eigenvectors over the square roots of their eigenvalues, ``[p, rank]``.
         rank: number of directions kept.
@@ -113,8 +116,8 @@ def conditioned_below(moments: Moments, limit: float) -> bool:
     return not torch.linalg.cholesky_ex(correlation).info
 
 
-def factorise(moments: Moments) -> Factor:
-    """Factorise the Gram matrix of some moments.
+def factorise(moments: Moments, ridge: float = 0.0) -> Factor:
+    """Factorise the Gram matrix of some moments, with ``ridge`` added to the diagonal of its correlation.
 
     Columns that never vary beyond rounding are left out, and so are directions of the
     correlation whose eigenvalue rounding may have made: below ``8 sqrt(p)`` times the eps of
@@ -125,9 +128,10 @@ def factorise(moments: Moments) -> Factor:
     alive = variance > moments.count * (8 * eps * moments.mean_x).square() + 64 * moments.rounding
     scale = torch.where(alive, variance, 1.0).rsqrt() * alive
     correlation = moments.gram * scale * scale[:, None]
+    correlation.diagonal().add_(ridge)
     p = len(correlation)
     rounding = float((moments.rounding * scale.square()).max())
-    if p == int(alive.sum()):
+    if ridge or p == int(alive.sum()):
         lower, failed = torch.linalg.cholesky_ex(correlation)
         # The trace, p, bounds the largest eigenvalue.
         cutoff = 8 * math.sqrt(p) * (eps * p + rounding)
@@ -152,3 +156,21 @@ def solve(moments: Moments) -> Solution:
     white = factor.whiten(moments.cross)
     explained = float(white.square().sum())
     return Solution(factor, white, explained, max(moments.energy - explained, 0.0))
+
+
+def held_out_residual(fold: Moments, train: Moments, coefficients: Tensor) -> float:
+    """Residual sum of squares on other tokens, of a map ``[p, q]`` and the means it was fitted with."""
+    shift = fold.mean_d - train.mean_d - (fold.mean_x - train.mean_x) @ coefficients
+    product = fold.gram @ coefficients - 2 * fold.cross
+    return fold.energy + float(coefficients.flatten() @ product.flatten()) + fold.count * float(shift @ shift)
+
+
+def without_each(folds: Sequence[Moments]) -> Iterator[Moments]:
+    """For each of at least two folds the sum of the others.
+
+    Not the total less the fold, which would keep that fold's rounding.
+    """
+    before = [None, *accumulate(folds[:-1], add)]
+    after = [None, *accumulate(reversed(folds[1:]), lambda later, fold: fold + later)]
+    for first, last in zip(before, reversed(after), strict=True):
+        yield last if first is None else first if last is None else first + last

@@ -84,7 +84,7 @@ def collect_moments(
     products = None if settings.products == "auto" else getattr(torch, settings.products)
     accumulators = [BlockAccumulator(folds, settings.sink_ratio, products) for _ in stack.blocks]
     paper = settings.convention == "paper"
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
 
     def consume(index: int, x: Tensor, y: Tensor) -> None:
         for piece in pieces:
@@ -100,7 +100,7 @@ def collect_moments(
     final = runnable(model) if paper else None
     with evaluating(model), capture_blocks(stack.blocks, consume, final=final):
         for batch, length in zip(batches, lengths, strict=True):
-            pieces[:] = _pieces(done, length, total, folds, None if paper else _mask_of(batch))
+            pieces[:] = pieces_of(done, length, total, folds, None if paper else mask_of(batch))
             run(model, batch)
             done += length
             if progress:
@@ -127,8 +127,8 @@ def tensors_of(batch: Batch) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Consecutive rows of a batch that belong to one fold."""
+class Piece:
+    """Consecutive rows of a batch that belong to one fold, and which of their tokens are real."""
 
     start: int
     stop: int
@@ -151,17 +151,26 @@ class _Piece:
         return hidden.flatten(0, 1) if self.mask is None else hidden[self.mask.to(hidden.device)]
 
 
-def _pieces(done: int, rows: int, total: int, folds: int, mask: Tensor | None) -> list[_Piece]:
+def pieces_of(done: int, rows: int, total: int, folds: int, mask: Tensor | None) -> list[Piece]:
+    """A batch of rows by fold: row i of ``total`` belongs to fold ``i * folds // total``.
+
+    Args:
+        done: rows of earlier batches.
+        rows: rows of this one.
+        total: rows of all.
+        folds: number of folds.
+        mask: ``[rows, seq_len]`` bool, true for real tokens; None where all are.
+    """
     fold_of = [(done + row) * folds // total for row in range(rows)]
     edges = [0, *(row for row in range(1, rows) if fold_of[row] != fold_of[row - 1]), rows]
     return [
-        _Piece(start, stop, rows, fold_of[start], None if mask is None else mask[start:stop])
+        Piece(start, stop, rows, fold_of[start], None if mask is None else mask[start:stop])
         for start, stop in pairwise(edges)
         if stop > start
     ]
 
 
-def _mask_of(batch: Batch) -> Tensor | None:
+def mask_of(batch: Batch) -> Tensor | None:
     """``[rows, seq_len]`` bool, true for real tokens; None where nothing is padding."""
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.all()):

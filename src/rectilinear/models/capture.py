@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,17 @@ from rectilinear.errors import JobError
 
 #: Called with a block's index, its input and its output, as the block returned them.
 Consume = Callable[[int, Tensor, Tensor], None]
+
+
+class Passage(NamedTuple):
+    """What a module took and gave in one call: ``[rows, seq_len, width]`` each.
+
+    `form` is the length of the tuple that it returned, 0 for a bare tensor.
+    """
+
+    x: Tensor
+    y: Tensor
+    form: int
 
 
 def runnable(model: nn.Module) -> nn.Module:
@@ -122,10 +133,48 @@ def _input_of(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
 
 
 def _output_of(index: int, output: Any) -> Tensor:
+    tensor = first_tensor(output)
+    if tensor is None:
+        raise JobError(f"block {index}: expected a tensor or a tuple that starts with one, got {type(output).__name__}")
+    return tensor
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The hidden states in what a module returns: the tensor itself, or the first of several values."""
     if isinstance(output, Mapping):
         output = next(iter(output.values()), None)
     elif isinstance(output, (tuple, list)):
         output = output[0] if output else None
-    if not isinstance(output, Tensor):
-        raise JobError(f"block {index}: expected a tensor or a tuple that starts with one, got {type(output).__name__}")
-    return output
+    return output if isinstance(output, Tensor) else None
+
+
+class _Enough(Exception):
+    """All that was wanted of a forward pass has been seen."""
+
+
+def run_until(model: nn.Module, inputs: Tensor | Mapping[str, Any], modules: Sequence[nn.Module]) -> list[Passage]:
+    """Input and output of some modules in one forward pass, which goes no further than the last of them.
+
+    Raises:
+        JobError: one of them did not run, or has no tensor in or out.
+    """
+    seen: dict[nn.Module, Passage] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        index = modules.index(module)
+        form = len(output) if isinstance(output, (tuple, list)) else 0
+        seen.setdefault(module, Passage(_input_of(index, args, kwargs), _output_of(index, output), form))
+        if len(seen) == len(set(modules)):
+            raise _Enough
+
+    handles = [module.register_forward_hook(note, with_kwargs=True) for module in set(modules)]
+    try:
+        run(model, inputs)
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    if missing := [type(module).__name__ for module in modules if module not in seen]:
+        raise JobError(f"expected every module to be replaced to run, but {missing[0]} did not")
+    return [seen[module] for module in modules]

@@ -1,4 +1,4 @@
-"""A profile as a table on a terminal."""
+"""Profiles and plans as tables on a terminal."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rectilinear.linearization.plan import Plan, Replacement
 from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile
 
 # Below this width the table gives up rules and a digit.
@@ -42,6 +43,51 @@ def print_profile(profile: Profile, console: Console) -> None:
     console.print(profile_table(profile, compact=console.width < _WIDE))
     for warning in profile.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+
+
+def plan_table(plan: Plan) -> Table:
+    """One line a replacement: what it is, what it weighs, how much of its target it explains."""
+    table = Table(
+        title=Text(f"{plan.model.id}: what was replaced, fitted on {plan.data.source}"),
+        title_justify="left",
+        caption="held out: share of the target's energy explained by maps fitted on the other folds",
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    for heading in ("blocks", "target", "by", "rank", "parameters", "ridge", "held out"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for replacement in plan.replacements:
+        table.add_row(*_plan_cells(replacement))
+    return table
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print the table, the parameters and the loss before and after."""
+    console.print(plan_table(plan))
+    if plan.parameters:
+        before, after = plan.parameters.before, plan.parameters.after
+        console.print(f"parameters {before:,} -> {after:,} ({after / before - 1:+.1%})", highlight=False)
+    chosen = plan.selection
+    if chosen and chosen.loss_before is not None and chosen.loss_after is not None:
+        console.print(
+            f"loss {chosen.loss_before:.4f} -> {chosen.loss_after:.4f} nats per token on {chosen.tokens:,} tokens "
+            "that nothing was fitted on",
+            highlight=False,
+        )
+
+
+def _plan_cells(replacement: Replacement) -> list[str]:
+    fit = replacement.fit
+    return [
+        ",".join(map(str, replacement.blocks)),
+        replacement.target,
+        replacement.kind + (f" ({replacement.taps} taps)" if replacement.kind == "filter" else ""),
+        "-" if replacement.rank is None else str(replacement.rank),
+        f"{fit.parameters_before:,} -> {fit.parameters_after:,}" if fit else "-",
+        "-" if fit is None or fit.ridge is None else f"{fit.ridge:g}",
+        _number(fit.held_out if fit else None, 4),
+    ]
 
 
 def _cells(block: BlockRecord, sinks: bool, digits: int) -> list[str]:

@@ -1,0 +1,92 @@
+"""``rectilinear linearize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rectilinear.cli import options
+from rectilinear.cli.console import check_out, progress, staged, stdout
+from rectilinear.cli.options import DTypeName, KindName, SelectName, TargetName, parse_batch_size
+
+
+def linearize(
+    model: options.Model,
+    text: options.Text,
+    out: options.RequiredOut,
+    kind: options.Kind = KindName.filter,
+    target: options.Target = TargetName.block,
+    blocks: options.Indices = None,
+    count: options.Count = None,
+    budget: options.Budget = None,
+    max_loss_increase: options.MaxLossIncrease = None,
+    plan: options.Plan = None,
+    select: options.Select = SelectName.score,
+    rank: options.Rank = None,
+    taps: options.Taps = 3,
+    rates: options.Rates = "1",
+    merge: options.Merge = False,
+    max_tokens: options.MaxTokens = 300_000,
+    seq_len: options.SeqLen = 256,
+    folds: options.Folds = 4,
+    stack: options.Stack = None,
+    column: options.Column = "text",
+    config: options.Config = None,
+    split: options.Split = "train",
+    overwrite: options.Overwrite = False,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    dtype: options.DType = DTypeName.auto,
+    batch_size: options.BatchSize = "auto",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+) -> None:
+    """Replace blocks, attentions or MLPs by something linear, and write a checkpoint that works.
+
+    Which ones: one of --blocks, --count, --budget, --max-loss-increase and --plan.
+
+    Example: rectilinear linearize storyteller --text stories --kind filter --count 2 --out smaller
+    """
+    check_out(out, overwrite)
+    rows_at_once = parse_batch_size(batch_size)
+    indices = options.parse_indices(blocks)
+    share = options.parse_share(budget)
+    decays = options.parse_rates(rates)
+
+    import rectilinear
+    from rectilinear.report.tables import print_plan
+
+    with progress() as report:
+        linearized = rectilinear.linearize(
+            model,
+            text,
+            kind=kind.value,
+            target=target.value,
+            blocks=indices,
+            count=count,
+            budget=share,
+            max_loss_increase=max_loss_increase,
+            plan=plan,
+            select=select.value,
+            rank=rank,
+            taps=taps,
+            rates=decays,
+            merge=merge,
+            stack=stack,
+            max_tokens=max_tokens,
+            seq_len=seq_len,
+            folds=folds,
+            batch_size=rows_at_once,
+            device=device,
+            dtype=dtype.value,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            column=column,
+            config=config,
+            split=split,
+            seed=seed,
+            progress=report,
+        )
+        with staged(out) as folder:
+            linearized.save(folder)
+    print_plan(linearized.plan, stdout())
+    print(f"wrote the checkpoint, plan.json and README.md to {Path(out)}; loaded again in a fresh process, it agrees")

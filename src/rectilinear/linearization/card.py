@@ -1,0 +1,56 @@
+"""The model card of a linearized checkpoint."""
+
+from __future__ import annotations
+
+from rectilinear.linearization.plan import Plan, Replacement
+
+
+def model_card(plan: Plan) -> str:
+    """The text of ``README.md``: the recipe and its numbers, with the metadata that the Hub reads."""
+    from huggingface_hub import ModelCardData
+
+    metadata = ModelCardData(
+        base_model=plan.model.id, library_name="transformers", pipeline_tag="text-generation", tags=["rectilinear"]
+    )
+    own_code = any(r.kind in ("affine", "filter") or r.target != "block" for r in plan.replacements)
+    lines = [
+        "---",
+        metadata.to_yaml(),
+        "---",
+        "",
+        f"# {plan.model.id}, linearized",
+        "",
+        f"[Rectilinear](https://github.com/rectilinear/rectilinear) replaced parts of `{plan.model.id}` "
+        f"({plan.model.architecture}, {plan.model.num_blocks} blocks of width {plan.model.width}, weights SHA-256 "
+        f"`{plan.model.sha256[:16]}`). `plan.json` has the whole recipe.",
+        "",
+        "| blocks | target | by | rank | parameters before | after | held-out share of the target explained |",
+        "|---|---|---|---|---|---|---|",
+        *(_line(replacement) for replacement in plan.replacements),
+        "",
+    ]
+    if plan.parameters:
+        before, after = plan.parameters.before, plan.parameters.after
+        lines += [f"Parameters: {before:,} before, {after:,} after ({1 - after / before:.1%} fewer).", ""]
+    chosen = plan.selection
+    if chosen and chosen.loss_before is not None and chosen.loss_after is not None:
+        lines += [
+            f"Loss on {chosen.tokens:,} held-out tokens of `{plan.data.source}`: {chosen.loss_before:.4f} nats per "
+            f"token before, {chosen.loss_after:.4f} after. Stand-ins were fitted on other rows of the same text.",
+            "",
+        ]
+    options = ", trust_remote_code=True" if own_code else ""
+    load = f"model = AutoModelForCausalLM.from_pretrained(path{options})"
+    lines += ["```python", "from transformers import AutoModelForCausalLM", "", load, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _line(replacement: Replacement) -> str:
+    fit = replacement.fit
+    by: str = replacement.kind
+    if replacement.kind == "filter":
+        by += f", {replacement.taps} taps, rates {', '.join(f'{rate:g}' for rate in replacement.rates) or 'none'}"
+    explained = "-" if fit is None or fit.held_out is None else f"{fit.held_out:.4f}"
+    before, after = (f"{fit.parameters_before:,}", f"{fit.parameters_after:,}") if fit else ("-", "-")
+    blocks = ", ".join(map(str, replacement.blocks))
+    return f"| {blocks} | {replacement.target} | {by} | {replacement.rank or '-'} | {before} | {after} | {explained} |"

@@ -1,0 +1,204 @@
+"""Which blocks to replace: in an order that was measured, until a budget is met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rectilinear.core.scores import score_block
+from rectilinear.errors import JobError, RequestError
+from rectilinear.linearization.fit import Fitted, Workbench, fit_all, merge_edits, stand_in_options
+from rectilinear.linearization.plan import Replacement, SelectionRecord
+from rectilinear.measurement.collect import collect_moments
+from rectilinear.models.blocks import BlockStack
+from rectilinear.models.linear_block import LinearBlock
+from rectilinear.models.load import count_parameters
+from rectilinear.models.loss import row_losses
+from rectilinear.models.surgery import find_target, swapped
+
+#: ``score``: most linear first (arXiv 2405.12250). ``influence``: least change of direction first
+#: (ShortGPT, 2403.03853). ``loss``: least loss first, measured anew after each (SLEB, 2402.09025).
+Select = Literal["score", "influence", "loss"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to replace; exactly one is given.
+
+    Attributes:
+        count: number of blocks.
+        share: of the model's parameters, to be saved at least.
+        loss: nats per token, by which the loss on held-out rows may rise at most.
+    """
+
+    count: int | None = None
+    share: float | None = None
+    loss: float | None = None
+
+    def __str__(self) -> str:
+        if self.count is not None:
+            return f"{self.count} blocks"
+        return f"{self.share:.1%} of parameters" if self.share is not None else f"{self.loss} nats per token"
+
+
+def group(indices: Sequence[int], template: Replacement, merge: bool) -> list[Replacement]:
+    """Replacements of some blocks like a template; consecutive blocks share one where they are merged or folded."""
+    indices = sorted(indices)
+    if not (merge or template.kind == "folded"):
+        return [template.model_copy(update={"blocks": (index,)}) for index in indices]
+    runs = groupby(enumerate(indices), lambda item: item[1] - item[0])
+    return [template.model_copy(update={"blocks": tuple(index for _, index in run)}) for _, run in runs]
+
+
+def candidates(stack: BlockStack, template: Replacement) -> list[int]:
+    """Blocks that a template can replace: those that have its target and, to fold, a block before them."""
+    found = [index for index in range(len(stack)) if index > 0 or template.kind != "folded"]
+    for index in found:
+        find_target(stack, index, template.target)
+    return found
+
+
+def check_budget(
+    model: nn.Module, stack: BlockStack, template: Replacement, merge: bool, budget: Budget, width: int
+) -> None:
+    """Refuse a budget that no choice of blocks can meet, before any work.
+
+    Raises:
+        RequestError: it cannot be met.
+    """
+    found = candidates(stack, template)
+    # A model keeps at least one block.
+    most = len(found) - (len(found) == len(stack) and template.target == "block" and template.kind == "drop")
+    if budget.count is not None and not 1 <= budget.count <= most:
+        raise RequestError(f"expected --count from 1 to {most}, got {budget.count}")
+    if budget.share is not None:
+        total = count_parameters([model])
+        largest = saving(model, stack, group(found[-most:], template, merge), width) / total
+        if not 0 < budget.share <= largest:
+            raise RequestError(
+                f"expected --budget above 0% and up to {max(largest, 0):.1%}, which replacing every "
+                f"{template.target} saves, got {budget.share:.1%}; try a smaller --rank or another --kind"
+            )
+    if budget.loss is not None and not budget.loss > 0:
+        raise RequestError(f"expected --max-loss-increase above 0, got {budget.loss}")
+
+
+def saving(model: nn.Module, stack: BlockStack, replacements: Sequence[Replacement], width: int) -> int:
+    """Parameters that replacements take away, less those of their stand-ins."""
+    saved = 0
+    for replacement in replacements:
+        paths = [find_target(stack, index, replacement.target) for index in replacement.blocks]
+        saved += count_parameters(model.get_submodule(path) for path in paths)
+        if replacement.kind in ("affine", "filter"):
+            with torch.device("meta"):
+                saved -= count_parameters([LinearBlock(**stand_in_options(replacement, width, 0))])
+    return saved
+
+
+def choose(
+    bench: Workbench,
+    held_out: Sequence[Tensor],
+    template: Replacement,
+    budget: Budget,
+    select: Select,
+    merge: bool,
+    width: int,
+) -> tuple[list[Fitted], SelectionRecord]:
+    """Choose blocks and fit their replacements.
+
+    Args:
+        bench: the model and the rows to fit on.
+        held_out: other rows, token ids ``[rows, seq_len]`` a batch, to measure losses on.
+        template: the replacement of one block.
+        budget: when to stop.
+        select: the order.
+        merge: whether consecutive blocks share a stand-in.
+        width: of the hidden states.
+
+    Raises:
+        JobError: not one block can be replaced within the tolerated loss.
+    """
+    total = count_parameters([bench.model])
+
+    def enough(chosen: Sequence[int]) -> bool:
+        if budget.count is not None:
+            return len(chosen) >= budget.count
+        if budget.share is not None:
+            return saving(bench.model, bench.stack, group(chosen, template, merge), width) >= budget.share * total
+        return len(chosen) >= len(scores)
+
+    def fit(chosen: Sequence[int], known: Sequence[Fitted] = ()) -> list[Fitted]:
+        return fit_all(bench, group(chosen, template, merge), known)
+
+    def loss_of(fits: Sequence[Fitted]) -> float:
+        with swapped(bench.model, merge_edits(fits)):
+            return mean_loss(row_losses(bench.model, held_out), held_out)
+
+    found = candidates(bench.stack, template)
+    scores = dict.fromkeys(found, 0.0) if select == "loss" else _order(bench, found, template, select)
+    chosen: list[int] = []
+    fits: list[Fitted] = []
+    before = loss = loss_of([]) if held_out else None
+    while not enough(chosen):
+        if template.kind == "drop" and template.target == "block" and len(chosen) == len(bench.stack) - 1:
+            break
+        left = [index for index in scores if index not in chosen]
+        if select == "loss":
+            trials = {index: loss_of(fit([*chosen, index], fits)) for index in left}
+            following = min(left, key=lambda index: trials[index])
+            scores[following] = trials[following]
+        else:
+            following = left[0]
+        if budget.loss is None and select != "loss":
+            chosen.append(following)
+            continue
+        longer = fit([*chosen, following])
+        reached = loss_of(longer)
+        if budget.loss is not None and before is not None and reached > before + budget.loss:
+            if not chosen:
+                raise JobError(
+                    f"replacing block {following} alone raises the loss by {reached - before:.4f} nats per token, "
+                    f"above the tolerated {budget.loss}; try a larger --max-loss-increase or another --kind"
+                )
+            break
+        chosen.append(following)
+        fits, loss = longer, reached
+    if budget.loss is None and select != "loss":
+        fits = fit(chosen)
+        loss = loss_of(fits) if held_out else None
+    record = SelectionRecord(
+        select=select,
+        budget=str(budget),
+        scores={str(index): value for index, value in scores.items() if select != "loss" or index in chosen},
+        loss_before=before,
+        loss_after=loss,
+        tokens=sum(ids[:, 1:].numel() for ids in held_out),
+    )
+    return fits, record
+
+
+def mean_loss(losses: Tensor, batches: Sequence[Tensor]) -> float:
+    """Nats per predicted token."""
+    return float(losses.sum()) / sum(ids[:, 1:].numel() for ids in batches)
+
+
+def _order(bench: Workbench, found: Sequence[int], template: Replacement, select: Select) -> dict[int, float]:
+    """Scores by block, the first to be replaced first."""
+    modules = tuple(
+        bench.model.get_submodule(find_target(bench.stack, index, template.target)) for index in range(len(bench.stack))
+    )
+    stack = BlockStack(bench.stack.path, modules, bench.stack.rule)
+    moments = collect_moments(bench.model, stack, bench.batches, progress=bench.progress)
+    scores: dict[int, float] = {}
+    for index in found:
+        scored = score_block(moments[index])
+        linearity = scored.all_tokens.linearity
+        share = linearity.held_out if linearity.held_out is not None else linearity.in_sample
+        scores[index] = 1 - scored.cosine if select == "influence" else (share or 0.0)
+    key: Callable[[int], float] = (lambda index: scores[index]) if select == "influence" else (lambda i: -scores[i])
+    return {index: scores[index] for index in sorted(found, key=key)}

@@ -1,0 +1,226 @@
+"""Fitting stand-ins in sequence: inputs from the model as edited so far, targets from the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rectilinear.core.maps import FittedMap, fit_map
+from rectilinear.core.moments import Moments, MomentsAccumulator, holds_float64
+from rectilinear.errors import JobError
+from rectilinear.linearization.plan import FitRecord, Replacement
+from rectilinear.measurement.collect import Batch, Progress, count_rows, mask_of, pieces_of
+from rectilinear.models.blocks import BlockStack
+from rectilinear.models.capture import Passage, evaluating, run_until
+from rectilinear.models.linear_block import LinearBlock, PaddingMask, stand_in
+from rectilinear.models.load import count_parameters
+from rectilinear.models.surgery import Edits, find_projection, find_target, folded_projection, swapped
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A model that is being edited, and the rows that stand-ins are fitted on.
+
+    Attributes:
+        model: the original, whose modules are only ever swapped out for a time.
+        stack: its blocks.
+        padding: where the stand-ins find the attention mask.
+        batches: rows to fit on.
+        folds: contiguous folds of the rows, for the ridge.
+    """
+
+    model: nn.Module
+    stack: BlockStack
+    padding: PaddingMask
+    batches: Sequence[Batch]
+    folds: int = 4
+    progress: Progress | None = None
+    _forms: dict[str, int] = field(default_factory=dict)
+
+    def form(self, path: str) -> int:
+        """Length of the tuple that a module returns, 0 for a bare tensor."""
+        if path not in self._forms:
+            module = self.model.get_submodule(path)
+            self._forms[path] = run_until(self.model, _few_rows(self.batches[0]), [module])[0].form
+        return self._forms[path]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A replacement with its fit, and the modules that carry it out."""
+
+    replacement: Replacement
+    edits: Edits
+
+
+def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequence[Fitted] = ()) -> list[Fitted]:
+    """Fit replacements from the first block to the last, each on top of those before it.
+
+    Args:
+        bench: the model and the rows.
+        replacements: what to fit; those among ``known`` are taken as they are.
+        known: earlier fits.
+
+    Raises:
+        JobError: activations that are not finite, or a module that does not run.
+    """
+    kept = {fitted.replacement.model_copy(update={"fit": None}): fitted for fitted in known}
+    done: list[Fitted] = []
+    for replacement in sorted(replacements, key=lambda replacement: replacement.blocks):
+        replacement = replacement.model_copy(update={"fit": None})
+        done.append(kept.get(replacement) or fit_replacement(bench, replacement, merge_edits(done)))
+    return done
+
+
+def merge_edits(fits: Sequence[Fitted]) -> Edits:
+    """All modules to put in, by path."""
+    return {path: module for fitted in fits for path, module in fitted.edits.items()}
+
+
+def fit_replacement(bench: Workbench, replacement: Replacement, edits: Edits) -> Fitted:
+    """Fit one replacement to the model as edited so far.
+
+    The target is what the original model has after the replaced part: for blocks the residual
+    stream, so that the fit also makes good for what the edits before it spoilt; for an attention
+    or MLP its output.
+
+    Raises:
+        JobError: activations that are not finite, or a module that does not run.
+    """
+    model, stack = bench.model, bench.stack
+    paths = [find_target(stack, index, replacement.target) for index in replacement.blocks]
+    before = count_parameters(model.get_submodule(path) for path in paths)
+    with evaluating(model):
+        gone = {path: _drop(bench, replacement, path) for path in paths}
+        if replacement.kind == "drop":
+            record = FitRecord(ridge=None, held_out=None, tokens=0, parameters_before=before, parameters_after=0)
+            return Fitted(replacement.model_copy(update={"fit": record}), gone)
+        if replacement.kind == "folded":
+            fit, tokens, new = _fit_folded(bench, replacement, paths, edits)
+            after = 0
+        else:
+            fit, tokens, new = _fit_stand_in(bench, replacement, paths, edits)
+            after = count_parameters(new.values())
+    record = FitRecord(
+        ridge=fit.ridge, held_out=fit.held_out, tokens=tokens, parameters_before=before, parameters_after=after
+    )
+    return Fitted(replacement.model_copy(update={"fit": record}), {**gone, **new})
+
+
+def stand_in_options(replacement: Replacement, width: int, index: int) -> dict[str, Any]:
+    """Options of the `LinearBlock` that carries out a replacement of the block at ``index``."""
+    return {
+        "width": width,
+        "kind": replacement.kind,
+        "residual": replacement.target == "block",
+        "cache_index": None if replacement.target == "mlp" else index,
+        "present": replacement.kind == "filter" and replacement.target == "block",
+        "taps": replacement.taps,
+        "rates": replacement.rates,
+        "rank": replacement.rank,
+    }
+
+
+def _drop(bench: Workbench, replacement: Replacement, path: str) -> LinearBlock:
+    dropped = replacement.model_copy(update={"kind": "drop", "rank": None, "taps": 0, "rates": ()})
+    options = stand_in_options(dropped, width=0, index=replacement.blocks[0])
+    return stand_in(bench.model.get_submodule(path), bench.padding, **options, outputs=bench.form(path))
+
+
+def _fit_stand_in(
+    bench: Workbench, replacement: Replacement, paths: Sequence[str], edits: Edits
+) -> tuple[FittedMap, int, Edits]:
+    first, last = bench.model.get_submodule(paths[0]), bench.model.get_submodule(paths[-1])
+    index = replacement.blocks[0]
+    width = run_until(bench.model, _few_rows(bench.batches[0]), [first])[0].x.shape[-1]
+    options = stand_in_options(replacement, width, index)
+    new = stand_in(first, bench.padding, **options, outputs=bench.form(paths[0]))
+
+    def pairs(passages: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
+        x, y = passages[0].x.float(), passages[-1].y
+        mask = mask_of(batch)
+        real = None if mask is None else mask.to(x.device)
+        rows = x.view(-1, x.shape[-2], width)
+        features = torch.cat([part for part, _ in new.filter.stream(rows, real)], 1)
+        return features, y.double() - x.double() if new.residual else y
+
+    fit, tokens = _fit(bench, index, edits, first, last, pairs, replacement.rank)
+    layers: Any = new.map
+    with torch.no_grad():
+        for layer, factor in zip(layers, fit.factors, strict=True):
+            layer.weight.copy_(factor.T)
+        layers[-1].bias.copy_(fit.bias)
+    return fit, tokens, {paths[0]: new}
+
+
+def _fit_folded(
+    bench: Workbench, replacement: Replacement, paths: Sequence[str], edits: Edits
+) -> tuple[FittedMap, int, Edits]:
+    before = replacement.blocks[0] - 1
+    path = find_projection(bench.model, bench.stack, before, _few_ids(bench.batches[0]))
+    projection, block = bench.model.get_submodule(path), bench.stack.blocks[before]
+    last = bench.model.get_submodule(paths[-1])
+
+    def pairs(passages: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
+        folded, stream, target = passages[0].y, passages[1].y, passages[2].y
+        return folded.view_as(stream), target.double() - (stream.double() - folded.view_as(stream).double())
+
+    intercept = getattr(projection, "bias", None) is not None
+    fit, tokens = _fit(bench, replacement.blocks[0], edits, projection, last, pairs, None, block, intercept)
+    return fit, tokens, {path: folded_projection(projection, fit.weight, fit.bias)}
+
+
+def _fit(
+    bench: Workbench,
+    index: int,
+    edits: Edits,
+    source: nn.Module,
+    last: nn.Module,
+    pairs: Any,
+    rank: int | None,
+    between: nn.Module | None = None,
+    intercept: bool = True,
+) -> tuple[FittedMap, int]:
+    """Least squares over all rows.
+
+    ``pairs`` makes features and targets of the passages through ``source`` (and ``between``) in
+    the edited model and through ``last`` in the original.
+    """
+    edited = [source] if between is None else [source, between]
+    lengths = [count_rows(batch) for batch in bench.batches]
+    total, done = sum(lengths), 0
+    folds = min(bench.folds, total)
+    products = torch.float64 if holds_float64(next(bench.model.parameters()).device) else torch.float32
+    accumulators = [MomentsAccumulator(products) for _ in range(folds)]
+    for batch, rows in zip(bench.batches, lengths, strict=True):
+        if edits:
+            original = run_until(bench.model, batch, [last])
+            with swapped(bench.model, edits):
+                passages = run_until(bench.model, batch, edited)
+        else:
+            *passages, original_last = run_until(bench.model, batch, [*edited, last])
+            original = [original_last]
+        features, targets = pairs([*passages, *original], batch)
+        if not (features.isfinite().all() and targets.isfinite().all()):
+            raise JobError(f"block {index}: activations are NaN or infinite; try --dtype float32")
+        for piece in pieces_of(done, rows, total, folds, mask_of(batch)):
+            accumulators[piece.fold].update(piece.of(features), piece.of(targets))
+        done += rows
+        if bench.progress:
+            bench.progress(f"block {index}", done, total)
+    moments: list[Moments] = [accumulator.freeze() for accumulator in accumulators if accumulator.count]
+    return fit_map(moments, rank, intercept=intercept), sum(part.count for part in moments)
+
+
+def _few_rows(batch: Batch) -> Batch:
+    if isinstance(batch, Mapping):
+        return {name: value[:1] if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return batch[:1]
+
+
+def _few_ids(batch: Batch) -> Any:
+    return _few_rows(batch)

@@ -1,0 +1,280 @@
+"""Linearizing a model: from a name, a text and a wish to an edited model and its plan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rectilinear.errors import RequestError
+from rectilinear.linearization.card import model_card
+from rectilinear.linearization.choose import Budget, Select, check_budget, choose, group, mean_loss
+from rectilinear.linearization.fit import Fitted, Workbench, fit_all, merge_edits
+from rectilinear.linearization.plan import (
+    Kind,
+    ParametersRecord,
+    Plan,
+    Replacement,
+    SelectionRecord,
+    check_replacements,
+)
+from rectilinear.measurement.collect import Progress
+from rectilinear.measurement.records import DataRecord, record_environment, record_model
+from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
+from rectilinear.models.blocks import BlockStack, find_blocks, text_config
+from rectilinear.models.export import check_exportable, export
+from rectilinear.models.linear_block import PaddingMask
+from rectilinear.models.load import DType, count_parameters
+from rectilinear.models.loss import row_losses
+from rectilinear.models.origin import Origin, Text
+from rectilinear.models.surgery import Target, check_removal, commit, find_projection, find_target, swapped
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: Rates of the decaying means of a filter unless others are asked for.
+RATES = (1.0,)
+
+# This share of the rows, the last ones, is never fitted on: losses are measured on it.
+_HELD_OUT = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Linearized:
+    """An edited model, what was done to it, and its tokenizer.
+
+    Attributes:
+        model: the edited model; it generates, and saves, as any other.
+        plan: what was replaced by what, and how well that was fitted.
+        tokenizer: of the model; None where none was needed or known.
+    """
+
+    model: PreTrainedModel
+    plan: Plan
+    tokenizer: PreTrainedTokenizerBase | None
+    rows: torch.Tensor
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a checkpoint: weights, configs, tokenizer, ``plan.json`` and a model card.
+
+        A fresh process then loads it, and compares logits and cached decoding with this model's.
+
+        Raises:
+            JobError: it could not be written, or does not load as it should.
+        """
+        self.plan.save(folder)
+        (Path(folder) / "README.md").write_text(model_card(self.plan), encoding="utf-8")
+        export(self.model, self.tokenizer, Path(folder), self.rows)
+        return Path(folder)
+
+
+@reporting_exhausted_memory
+def linearize(
+    model: str | Path | PreTrainedModel,
+    text: str | Path,
+    *,
+    kind: Kind = "filter",
+    target: Target = "block",
+    blocks: Sequence[int] | None = None,
+    count: int | None = None,
+    budget: float | None = None,
+    max_loss_increase: float | None = None,
+    select: Select = "score",
+    rank: int | None = None,
+    taps: int = 3,
+    rates: Sequence[float] = RATES,
+    merge: bool = False,
+    plan: Plan | str | Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    stack: str | None = None,
+    max_tokens: int = 300_000,
+    seq_len: int = 256,
+    folds: int = 4,
+    batch_size: BatchSize = "auto",
+    device: str = "auto",
+    dtype: DType = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    column: str = "text",
+    config: str | None = None,
+    split: str = "train",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Linearized:
+    """Replace blocks of a decoder, or their attentions or MLPs, by something linear.
+
+    Stand-ins are fitted by least squares on moments, from the first block to the last: inputs from
+    the model as edited so far, targets from the original. The last tenth of the rows is never
+    fitted on; losses in the plan are of these.
+
+    Args:
+        model: Hub id, path, ``"storyteller"``, or a transformers model, of which a copy is edited.
+        text: a text source (see `rectilinear.data.text.open_text`).
+        kind: ``drop``, ``folded``, ``affine`` or ``filter``; see docs/method.md.
+        target: ``block``, ``attention`` or ``mlp``.
+        blocks: indices of the blocks to replace; else one of
+        count: how many, or
+        budget: the share of the model's parameters to save at least, or
+        max_loss_increase: nats per token by which the loss may rise at most, or
+        plan: an earlier plan of this very model, whose replacements are fitted anew.
+        select: the order in which ``count``, ``budget`` and ``max_loss_increase`` take blocks.
+        rank: of the maps; None for full rank.
+        taps, rates: earlier tokens and decaying means that a filter sees.
+        merge: whether consecutive replaced blocks share one stand-in.
+        tokenizer: default: the model's own.
+        stack: dotted path of the block stack; default: found by structure.
+        max_tokens, seq_len: text becomes ``max_tokens // seq_len`` rows of ``seq_len`` tokens.
+        folds: contiguous folds of the fitted rows, by which ridges are chosen.
+        batch_size: rows in a forward pass; ``"auto"`` halves it when memory runs out.
+        device, dtype, revision, trust_remote_code: for loading; see `rectilinear.models.load`.
+        column, config, split, seed: of the text source.
+        progress: called with (stage, done, total).
+
+    Raises:
+        RequestError: the request cannot be met, as told before any work is done.
+        JobError: activations that are not finite, no block within the tolerated loss, memory that
+            does not suffice.
+    """
+    check_batch_size(batch_size)
+    given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
+    limit = Budget(count, budget, max_loss_increase)
+    wish = _Wish(kind, target, blocks, limit, select, rank, taps, rates, merge, given)
+    origin = Origin(model, revision, trust_remote_code, device, dtype)
+    source = Text(text, max_tokens, seq_len, column, config, split, seed)
+    tokenizer = tokenizer or origin.tokenizer()
+    rows = origin.rows(source, tokenizer)
+    loaded: Any = origin.load()
+    if isinstance(model, nn.Module):
+        loaded = copy.deepcopy(loaded)
+    found = find_blocks(loaded, stack)
+    width = text_config(loaded.config).hidden_size
+    record = record_model(loaded, origin, found, width)
+    wish.check(loaded, found, width, record.sha256)
+    total = len(rows.ids)
+    fitted_rows = total - max(1, round(_HELD_OUT * total)) if total > 1 else total
+    data = DataRecord(
+        source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
+    )
+
+    def attempt(size: int) -> tuple[list[Fitted], SelectionRecord]:
+        padding = PaddingMask()
+        bench = Workbench(loaded, found, padding, torch.split(rows.ids[:fitted_rows], size), folds, progress)
+        return wish.carry_out(bench, torch.split(rows.ids[fitted_rows:], size), width)
+
+    fits, selection = with_batch_size(attempt, batch_size, loaded, seq_len)
+    replacements = tuple(fitted.replacement for fitted in fits)
+    made = Plan(
+        model=record,
+        data=data,
+        settings={**wish.settings(), "folds": folds, "stack": found.path, "fitted_rows": fitted_rows},
+        environment=record_environment(loaded),
+        selection=selection,
+        replacements=replacements,
+    )
+    check_removal(loaded, found, [index for index in range(len(found)) if index not in made.removed])
+    commit(loaded, found, merge_edits(fits), made.removed)
+    parameters = ParametersRecord(before=record.parameters, after=count_parameters([loaded]))
+    made = made.model_copy(update={"parameters": parameters})
+    return Linearized(loaded, made, tokenizer, rows.ids[fitted_rows:][:4])
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What is to be replaced, in one of the ways to say it."""
+
+    kind: Kind
+    target: Target
+    blocks: Sequence[int] | None
+    budget: Budget
+    select: Select
+    rank: int | None
+    taps: int
+    rates: Sequence[float]
+    merge: bool
+    plan: Plan | None
+
+    def __post_init__(self) -> None:
+        given = {
+            "blocks": self.blocks,
+            "count": self.budget.count,
+            "budget": self.budget.share,
+            "max-loss-increase": self.budget.loss,
+            "plan": self.plan,
+        }
+        named = [f"--{name}" for name, value in given.items() if value is not None]
+        if len(named) != 1:
+            ways = ", ".join(f"--{name}" for name in given)
+            raise RequestError(f"expected one of {ways}, got {' and '.join(named) or 'none'}")
+
+    @property
+    def template(self) -> Replacement:
+        """The replacement of one block, whichever it is."""
+        filtered = self.kind == "filter"
+        return Replacement(
+            kind=self.kind,
+            target=self.target,
+            blocks=(0,),
+            rank=self.rank,
+            taps=self.taps if filtered else 0,
+            rates=tuple(self.rates) if filtered else (),
+        )
+
+    @property
+    def named(self) -> list[Replacement] | None:
+        """The replacements, where they are asked for by name."""
+        if self.plan is not None:
+            return list(self.plan.replacements)
+        return None if self.blocks is None else group(self.blocks, self.template, self.merge)
+
+    def check(self, model: Any, stack: BlockStack, width: int, sha256: str) -> None:
+        """Refuse what cannot be done, before any work."""
+        if self.plan is not None and self.plan.model.sha256 != sha256:
+            raise RequestError(
+                f"expected a plan for this model, got one for {self.plan.model.id} with other weights "
+                f"(SHA-256 {self.plan.model.sha256[:12]}, not {sha256[:12]}); was it made with another --dtype?"
+            )
+        named = self.named
+        asked = named if named is not None else [self.template.model_copy(update={"blocks": (len(stack) - 1,)})]
+        check_replacements(asked, len(stack), width)
+        if any(replacement.kind in ("affine", "filter") or replacement.target != "block" for replacement in asked):
+            check_exportable(model)
+        if named is None:
+            check_budget(model, stack, self.template, self.merge, self.budget, width)
+            return
+        for replacement in named:
+            for index in replacement.blocks:
+                find_target(stack, index, replacement.target)
+            if replacement.kind == "folded":
+                find_projection(model, stack, replacement.blocks[0] - 1, torch.zeros(1, 4, dtype=torch.long))
+        removed = {index for replacement in named for index in replacement.removed}
+        check_removal(model, stack, [index for index in range(len(stack)) if index not in removed])
+
+    def carry_out(
+        self, bench: Workbench, held_out: Sequence[torch.Tensor], width: int
+    ) -> tuple[list[Fitted], SelectionRecord]:
+        """Choose, where that is left open, and fit."""
+        named = self.named
+        if named is None:
+            return choose(bench, held_out, self.template, self.budget, self.select, self.merge, width)
+
+        def loss() -> float | None:
+            return mean_loss(row_losses(bench.model, held_out), held_out) if held_out else None
+
+        before = loss()
+        fits = fit_all(bench, named)
+        with swapped(bench.model, merge_edits(fits)):
+            after = loss()
+        tokens = sum(ids[:, 1:].numel() for ids in held_out)
+        return fits, SelectionRecord(select="by hand", loss_before=before, loss_after=after, tokens=tokens)
+
+    def settings(self) -> dict[str, Any]:
+        """What was asked for."""
+        if self.plan is not None:
+            return {}
+        asked = {"kind": self.kind, "target": self.target, "rank": self.rank, "merge": self.merge}
+        return {**asked, "taps": self.template.taps, "rates": list(self.template.rates)}

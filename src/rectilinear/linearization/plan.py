@@ -1,0 +1,172 @@
+"""What is replaced by what: the schema of ``plan.json``, which can be read, edited and fed back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from rectilinear.errors import RequestError
+from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record
+from rectilinear.models.surgery import Target
+
+FILE_NAME = "plan.json"
+
+#: What stands in: nothing, a map in the projection before, an affine map, a causal linear filter.
+Kind = Literal["drop", "folded", "affine", "filter"]
+
+#: Why a target cannot be replaced by a kind.
+_IMPOSSIBLE: dict[tuple[str, str], str] = {
+    ("folded", "attention"): "folding takes whole blocks out; try --target block",
+    ("folded", "mlp"): "folding takes whole blocks out; try --target block",
+    ("filter", "mlp"): "an MLP sees one token at a time, so that an affine map is all there is; try --kind affine",
+}
+
+
+class FitRecord(Record):
+    """How a replacement was fitted, and what it weighs."""
+
+    ridge: float | None = Field(description="share of the correlation's unit diagonal; null where nothing is fitted")
+    held_out: float | None = Field(description="share of the target's energy that maps of the other folds explain")
+    tokens: int
+    parameters_before: int
+    parameters_after: int
+
+
+class Replacement(Record):
+    """One stand-in: what it takes the place of, and what it is."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    kind: Kind
+    target: Target = "block"
+    blocks: tuple[int, ...] = Field(min_length=1, description="a block, or consecutive ones that share a stand-in")
+    rank: int | None = Field(default=None, ge=1)
+    taps: int = Field(default=0, ge=0, le=64)
+    rates: tuple[float, ...] = ()
+    fit: FitRecord | None = None
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Blocks that are gone for good, so that those after them move up."""
+        if self.target != "block":
+            return ()
+        return self.blocks if self.kind in ("drop", "folded") else self.blocks[1:]
+
+
+class ParametersRecord(Record):
+    """Parameters of the model."""
+
+    before: int
+    after: int
+
+
+class SelectionRecord(Record):
+    """How the blocks were chosen, and the loss on rows that nothing was fitted on, in nats per token."""
+
+    select: str
+    budget: str | None = None
+    scores: dict[str, float] = Field(default_factory=dict, description="by block: what they were ordered by")
+    loss_before: float | None = None
+    loss_after: float | None = None
+    tokens: int = 0
+
+
+class Plan(Record):
+    """Which replacements to make in which model, and how those that were made turned out."""
+
+    schema_: Literal["rectilinear.plan/1"] = Field(default="rectilinear.plan/1", alias="schema")
+    model: ModelRecord
+    data: DataRecord
+    settings: dict[str, Any] = Field(default_factory=dict)
+    environment: EnvironmentRecord | None = None
+    selection: SelectionRecord | None = None
+    replacements: tuple[Replacement, ...]
+    parameters: ParametersRecord | None = None
+    heal: dict[str, Any] | None = None
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """Blocks that are gone for good."""
+        return tuple(sorted(index for replacement in self.replacements for index in replacement.removed))
+
+    def to_json(self) -> str:
+        """The text of ``plan.json``."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False) + "\n"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``plan.json`` into a folder, which is made where it is missing, and return its path."""
+        path = Path(folder) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a ``plan.json``, or the one in a folder.
+
+        Raises:
+            RequestError: there is none, or it is not a plan.
+        """
+        file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
+        try:
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RequestError(f"cannot read {file}: {error.strerror or error}") from None
+        except UnicodeDecodeError:
+            raise RequestError(f"expected a plan in {file}, got something that is not text") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = f"{first['msg'].lower()} at {where or 'its start'}"
+            raise RequestError(f"expected a plan in {file}, got {reason}") from None
+
+
+def check_replacements(replacements: Sequence[Replacement], num_blocks: int, width: int) -> None:
+    """Refuse what cannot be done to a model of some blocks, before any work.
+
+    Raises:
+        RequestError: an index out of range or named twice, blocks that are not consecutive, a kind
+            that its target cannot take, a rank that saves nothing, folding without a block before.
+    """
+    taken: dict[tuple[int, str], Replacement] = {}
+    for replacement in replacements:
+        kind, target = replacement.kind, replacement.target
+        for index in replacement.blocks:
+            if not 0 <= index < num_blocks:
+                raise RequestError(f"expected blocks from 0 to {num_blocks - 1}, got {index}")
+            for part in ("attention", "mlp", "block") if target == "block" else (target, "block"):
+                if (index, part) in taken:
+                    raise RequestError(f"expected each block to be replaced once, got block {index} twice")
+        taken.update({(index, target): replacement for index in replacement.blocks})
+        if (kind, target) in _IMPOSSIBLE:
+            raise RequestError(f"expected another target than {target} for {kind}: {_IMPOSSIBLE[kind, target]}")
+        if len(replacement.blocks) > 1 and target != "block":
+            raise RequestError(f"expected one {target} a replacement, got {[*replacement.blocks]}; only blocks merge")
+        if any(after != before + 1 for before, after in pairwise(replacement.blocks)):
+            raise RequestError(f"expected consecutive blocks in one replacement, got {[*replacement.blocks]}")
+        if replacement.rank is not None and (kind not in ("affine", "filter") or replacement.rank >= width):
+            raise RequestError(
+                f"expected a rank below the width of {width} for affine or filter, got {kind}, rank {replacement.rank}"
+            )
+        if kind != "filter" and (replacement.taps or replacement.rates):
+            raise RequestError(f"expected taps and rates with --kind filter alone, got {kind}")
+        if any(not 0 < rate <= 1 for rate in replacement.rates):
+            raise RequestError(f"expected rates above 0 and up to 1, got {[*replacement.rates]}")
+    if len(_gone(replacements)) == num_blocks:
+        raise RequestError(f"expected at least one of {num_blocks} blocks to stay, got all of them removed")
+    for replacement in replacements:
+        before = replacement.blocks[0] - 1
+        if replacement.kind == "folded" and (before < 0 or (before, "block") in taken or (before, "mlp") in taken):
+            raise RequestError(
+                f"folding block {replacement.blocks[0]} needs a block before it that stays, "
+                f"got {'none' if before < 0 else f'block {before} replaced'}; try --kind affine, or other blocks"
+            )
+
+
+def _gone(replacements: Sequence[Replacement]) -> set[int]:
+    return {index for replacement in replacements for index in replacement.removed}

@@ -1,0 +1,110 @@
+"""Writing an edited model as a checkpoint that loads without this package, and proving that it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rectilinear.errors import JobError, RequestError
+from rectilinear.models import linear_block, reload_check
+from rectilinear.models.capture import device_of, evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: The module that a checkpoint with stand-ins brings along.
+MODULE = "modeling_rectilinear"
+
+# How far logits may move between two processes, relative to the largest: kernels and their order may differ.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
+_COARSE_TOLERANCE = 5e-2
+
+
+def check_exportable(model: PreTrainedModel) -> None:
+    """Refuse a model whose class a checkpoint with stand-ins could not import from transformers.
+
+    Raises:
+        RequestError: its class is not one of transformers' own.
+    """
+    if not type(model).__module__.startswith("transformers."):
+        raise RequestError(
+            f"expected a model of transformers' own for stand-ins, got {type(model).__name__} with code of its own; "
+            "try --kind drop, or start from the original model"
+        )
+
+
+def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, ids: Tensor) -> None:
+    """Write weights, configs, tokenizer and, for stand-ins, the code they need; then load it all afresh.
+
+    Args:
+        model: the edited model.
+        tokenizer: saved beside it.
+        folder: made where it is missing.
+        ids: token ids ``[rows, seq_len]`` to compare the models on.
+
+    Raises:
+        JobError: the checkpoint does not load in a fresh process, or computes something else there.
+    """
+    remote = hasattr(model.config, "rectilinear")
+    if remote:
+        model.config.auto_map = {
+            "AutoConfig": f"{MODULE}.RectilinearConfig",
+            "AutoModelForCausalLM": f"{MODULE}.RectilinearForCausalLM",
+        }
+    model.save_pretrained(folder)
+    if remote:
+        (folder / f"{MODULE}.py").write_text(exported_code(model), encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    check_reload(model, folder, ids, remote)
+
+
+def exported_code(model: PreTrainedModel) -> str:
+    """The source of `MODULE`: the stand-ins, and two classes on top of the stock architecture's."""
+    stock, config = type(model).__mro__[1], type(model.config).__mro__[1]
+    source = Path(linear_block.__file__).read_text(encoding="utf-8")
+    imports = f"from {config.__module__} import {config.__name__}\nfrom {stock.__module__} import {stock.__name__}\n"
+    classes = f"RectilinearConfig, RectilinearForCausalLM = linearized({stock.__name__}, {config.__name__})\n"
+    marker = "\n# Tokens that are filtered at once"
+    head, rest = source.split(marker, 1)
+    return f"{head}{imports}{marker}{rest}\n\n{classes}"
+
+
+def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool) -> None:
+    """Load a checkpoint in a fresh process; compare logits with the model's, and cached with uncached decoding.
+
+    Raises:
+        JobError: it does not load, or differs.
+    """
+    from safetensors.torch import save_file
+
+    with evaluating(model), torch.no_grad():
+        logits = model(ids.to(device_of(model)), use_cache=False).logits.float().cpu()
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = Path(scratch) / "expected.safetensors"
+        save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, expected)
+        # Remote code is copied into a cache of modules before it is imported: not into the user's.
+        environment = {**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-I", str(Path(reload_check.__file__)), str(folder), str(expected), str(int(remote))]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+        raise JobError(f"the checkpoint does not load in a fresh process ({reason})")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    allowed = _TOLERANCE.get(model.dtype, _COARSE_TOLERANCE)
+    differences = {"logits": "loads with other logits", "cached": "decodes otherwise with its cache than without"}
+    for what, said in differences.items():
+        # NaN fails too.
+        if what in answer and not answer[what] <= allowed:
+            raise JobError(
+                f"the checkpoint {said}: they differ by {answer[what]:.1e} of the largest, above {allowed:.0e}; "
+                "does this architecture number its blocks in a way that the config does not tell?"
+            )

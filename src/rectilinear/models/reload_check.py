@@ -1,0 +1,64 @@
+"""Load a checkpoint in a process of its own and compare it with what the model that was saved computed.
+
+Run as ``python -I reload_check.py FOLDER EXPECTED REMOTE``: it imports torch, safetensors and transformers
+only, as whoever loads the checkpoint does. EXPECTED is a safetensors file with ``ids`` and ``logits``; REMOTE
+is 1 where the checkpoint brings code of its own. Prints one line of JSON.
+"""
+
+import json
+import sys
+from inspect import signature
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+# Tokens decoded one by one, to be compared with one pass over all of them.
+STEPS = 8
+
+
+def main() -> None:
+    """Compare, and print the largest differences relative to the largest logit."""
+    folder, expected, remote = sys.argv[1:]
+    tensors = load_file(expected)
+    ids, wanted = tensors["ids"], tensors["logits"]
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=remote == "1", dtype="auto").eval()
+    scale = wanted.abs().max()
+    with torch.no_grad():
+        logits = model(ids, use_cache=False).logits.float()
+        answer = {"logits": float((logits - wanted).abs().max() / scale)}
+        if getattr(model.config, "use_cache", None) is not False:
+            answer["cached"] = _cached_difference(model, ids) / float(scale)
+    print(json.dumps(answer))
+
+
+def _cached_difference(model: Any, ids: torch.Tensor) -> float:
+    """Largest difference between logits of cached greedy decoding and of one pass over what it gave."""
+    # The first half of the last row is padding, so that a row without and a row with it run together.
+    length = ids.shape[1] // 2
+    prompt, mask = ids[:, :length].clone(), torch.ones(len(ids), length, dtype=torch.long)
+    mask[-1, : length // 2] = 0
+    prompt[-1, : length // 2] = prompt[-1, length // 2]
+    with_cache = model.generate(
+        prompt,
+        attention_mask=mask,
+        max_new_tokens=STEPS,
+        min_new_tokens=STEPS,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        return_dict_in_generate=True,
+        output_logits=True,
+        pad_token_id=0,
+    )
+    stepwise = torch.stack(with_cache.logits, 1).float()
+    mask = torch.cat([mask, mask.new_ones(len(ids), STEPS)], 1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    options = {"position_ids": positions} if "position_ids" in signature(model.forward).parameters else {}
+    whole = model(with_cache.sequences, attention_mask=mask, use_cache=False, **options).logits.float()
+    return float((whole[:, length - 1 : -1] - stepwise).abs().max())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Taking parts of a model out and putting others in, its configuration kept in step."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rectilinear.errors import RequestError
+from rectilinear.models.blocks import BlockStack, find_blocks, text_config
+from rectilinear.models.capture import first_tensor, run
+from rectilinear.models.linear_block import LinearBlock, linearized
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: What of a block is replaced.
+Target = Literal["block", "attention", "mlp"]
+
+#: New modules by the dotted path of what they replace.
+Edits = Mapping[str, nn.Module]
+
+
+def find_target(stack: BlockStack, index: int, target: Target) -> str:
+    """Dotted path of a block, or of its attention or MLP.
+
+    The attention is the one direct child that its class calls so, the MLP the one other direct
+    child with weight matrices.
+
+    Raises:
+        RequestError: there is no such child, or several, or it adds the residual stream itself.
+    """
+    where = f"{stack.path}.{index}" if stack.path else str(index)
+    if target == "block":
+        return where
+    block = stack.blocks[index]
+    attentions = {name for name, child in block.named_children() if "attention" in type(child).__name__.lower()}
+    weighty = {name for name, child in block.named_children() if any(p.ndim > 1 for p in child.parameters())}
+    found = sorted(attentions if target == "attention" else weighty - attentions)
+    named = ", ".join(f"{name} ({type(getattr(block, name)).__name__})" for name in found) or "none"
+    if len(found) != 1:
+        raise RequestError(
+            f"expected one {target} in block {index} ({type(block).__name__}), got {named}; try --target block"
+        )
+    if "residual" in inspect.signature(block.get_submodule(found[0]).forward).parameters:
+        raise RequestError(
+            f"expected an {target} whose output is added to the stream outside of it, got {named}, "
+            "which adds it itself; try --target block"
+        )
+    return f"{where}.{found[0]}"
+
+
+@contextmanager
+def swapped(model: nn.Module, edits: Edits) -> Iterator[None]:
+    """While open, the model has the edits' modules in the places of its own."""
+    own = {path: model.get_submodule(path) for path in edits}
+    try:
+        for path, module in edits.items():
+            model.set_submodule(path, module)
+        yield
+    finally:
+        for path, module in own.items():
+            model.set_submodule(path, module)
+
+
+def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Tensor) -> str:
+    """Dotted path of a block's last projection, whose output goes straight into the residual stream.
+
+    It is the last module with a weight matrix to run. That its output is added as it is, is tried
+    out: what is added to it must come out of the block.
+
+    Args:
+        inputs: ``[rows, seq_len]`` token ids to try it on.
+
+    Raises:
+        RequestError: there is no such projection.
+    """
+    block = stack.blocks[index]
+    order: list[nn.Module] = []
+    outputs: list[Any] = []
+    projections = {m: name for name, m in block.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2}
+    handles = [m.register_forward_hook(lambda m, args, output: order.append(m)) for m in projections]
+    handles.append(block.register_forward_hook(lambda m, args, output: outputs.append(first_tensor(output))))
+    try:
+        run(model, inputs)
+        shift = torch.randn_like(outputs[0]) * outputs[0].std()
+        if order:
+            handles.append(order[-1].register_forward_hook(lambda m, args, output: output + shift.view_as(output)))
+            run(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    straight = len(outputs) == 2 and (outputs[1] - outputs[0] - shift).norm() <= 0.05 * shift.norm()
+    if not straight or type(order[-1]).__name__ not in ("Linear", "Conv1D"):
+        raise RequestError(
+            f"folding needs a last projection that adds to the residual stream as it is; "
+            f"block {index} ({type(block).__name__}) has none; try --kind affine"
+        )
+    return f"{find_target(stack, index, 'block')}.{projections[order[-1]]}"
+
+
+def folded_projection(projection: nn.Module, matrix: Tensor, bias: Tensor) -> nn.Module:
+    """A projection whose output is that of another times a matrix ``[q, q]``, plus a bias ``[q]`` if it has one."""
+    new: Any = copy.deepcopy(projection)
+    weight, matrix = new.weight.double(), matrix.to(new.weight.device)
+    with torch.no_grad():
+        # transformers' Conv1D keeps its weight as [in, out], torch's Linear as [out, in].
+        new.weight.copy_(matrix.T @ weight if isinstance(new, nn.Linear) else weight @ matrix)
+        if new.bias is not None:
+            new.bias.copy_(new.bias.double() @ matrix + bias.to(matrix.device))
+    projection = new
+    return projection
+
+
+def edited_config(config: Any, kept: Sequence[int], count: int) -> Any:
+    """A copy of a configuration for some of its ``count`` blocks: their number, and lists with an entry a block."""
+    config = copy.deepcopy(config)
+    text = text_config(config)
+    lists = {
+        name: value
+        for name, value in text.to_dict().items()
+        if isinstance(value, (list, tuple)) and len(value) == count and not name.endswith(("_id", "_ids"))
+    }
+    text.num_hidden_layers = len(kept)
+    for name, value in lists.items():
+        setattr(text, name, type(value)(value[index] for index in kept))
+    return config
+
+
+def check_removal(model: PreTrainedModel, stack: BlockStack, kept: Sequence[int]) -> None:
+    """Refuse to remove blocks where the configuration would then build others than those that stay.
+
+    Raises:
+        RequestError: it would, or cannot be built at all.
+    """
+    if len(kept) == len(stack):
+        return
+    if not kept:
+        raise RequestError(f"expected at least one block of {len(stack)} to stay, got none")
+    config = edited_config(model.config, kept, len(stack))
+    try:
+        with torch.device("meta"):
+            rebuilt = find_blocks(type(model)(config), stack.path)
+    except Exception as error:  # whatever an architecture's own checks raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RequestError(f"the architecture cannot be built without these blocks ({reason})") from None
+    for new, old in enumerate(kept):
+        if new >= len(rebuilt) or _structure(rebuilt.blocks[new]) != _structure(stack.blocks[old]):
+            raise RequestError(
+                f"expected blocks that can take each other's places, but {type(model.config).__name__} builds another "
+                f"block {new} than block {old} is; try to keep all of them (--kind affine), or choose others"
+            )
+
+
+def _structure(block: nn.Module) -> dict[str, Any]:
+    """Names and shapes of a block's tensors, and the plain attributes of its modules but for their place."""
+    tensors = {name: tuple(tensor.shape) for name, tensor in block.state_dict(keep_vars=True).items()}
+    plain = {
+        f"{path}.{name}": value
+        for path, module in block.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, (str, int, float)) and not name.startswith("_") and name not in ("training", "layer_idx")
+    }
+    return {**tensors, **plain}
+
+
+def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Sequence[int]) -> None:
+    """Make edits permanent, take blocks out, renumber those that stay, and bring the configuration in step.
+
+    Where stand-ins are put in, the model becomes one of the classes of `linearized`.
+    """
+    for path, module in edits.items():
+        model.set_submodule(path, module)
+    blocks = find_blocks(model, stack.path).blocks
+    kept = [index for index in range(len(blocks)) if index not in removed]
+    container = model.get_submodule(stack.path)
+    chosen = [blocks[index] for index in kept]
+    if removed:
+        shorter = nn.Sequential(*chosen) if isinstance(container, nn.Sequential) else nn.ModuleList(chosen)
+        model.set_submodule(stack.path, shorter)
+        for index, block in enumerate(chosen):
+            for module in block.modules():
+                if isinstance(getattr(module, "layer_idx", None), int):
+                    module.layer_idx = index  # type: ignore[assignment]
+        vars(text_config(model.config)).update(vars(text_config(edited_config(model.config, kept, len(blocks)))))
+    stand_ins = {path: module for path, module in model.named_modules() if isinstance(module, LinearBlock)}
+    if not stand_ins:
+        return
+    config_class, model_class = linearized(type(model), type(model.config))
+    model.config.rectilinear = {
+        "stack": stack.path,
+        "blocks": [{"path": path, **module.options()} for path, module in stand_ins.items()],
+    }
+    decoder: Any = model.get_submodule(stack.path.rpartition(".")[0])
+    padding = next(iter(stand_ins.values())).padding
+    if padding not in decoder._forward_pre_hooks.values():
+        decoder.register_forward_pre_hook(padding, with_kwargs=True)
+    model.config.__class__, model.__class__ = config_class, model_class
