@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rectilinear.core.solve import solve
     from rectilinear.data.stories import generate_stories
     from rectilinear.errors import JobError, RequestError
+    from rectilinear.evaluation.evaluate import evaluate
+    from rectilinear.evaluation.record import Evaluation
     from rectilinear.measurement.measure import measure
     from rectilinear.measurement.profile import Profile
     from rectilinear.models.blocks import find_blocks
@@ -25,11 +27,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "BlockAccumulator": "core.block_moments",
     "BlockMoments": "core.block_moments",
+    "Evaluation": "evaluation.record",
     "JobError": "errors",
     "Moments": "core.moments",
     "MomentsAccumulator": "core.moments",
     "Profile": "measurement.profile",
     "RequestError": "errors",
+    "evaluate": "evaluation.evaluate",
     "find_blocks": "models.blocks",
     "generate_stories": "data.stories",
     "measure": "measurement.measure",
@@ -41,11 +45,13 @@ _HOMES = {
 __all__ = [
     "BlockAccumulator",
     "BlockMoments",
+    "Evaluation",
     "JobError",
     "Moments",
     "MomentsAccumulator",
     "Profile",
     "RequestError",
+    "evaluate",
     "find_blocks",
     "generate_stories",
     "measure",
