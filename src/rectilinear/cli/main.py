@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import rectilinear
-from rectilinear.cli import demo, inspect, measure
+from rectilinear.cli import demo, evaluate, inspect, measure
 from rectilinear.errors import JobError, RequestError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect.inspect)
 app.command("measure")(measure.measure)
+app.command("evaluate")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 
 
