@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rectilinear.core.solve import solve
     from rectilinear.data.stories import generate_stories
     from rectilinear.errors import JobError, RequestError
+    from rectilinear.evaluation.evaluate import evaluate
+    from rectilinear.evaluation.record import Evaluation
     from rectilinear.linearization.linearize import Linearized, linearize
     from rectilinear.linearization.plan import Plan
     from rectilinear.measurement.measure import measure
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BlockAccumulator": "core.block_moments",
     "BlockMoments": "core.block_moments",
+    "Evaluation": "evaluation.record",
     "JobError": "errors",
     "Linearized": "linearization.linearize",
     "Moments": "core.moments",
@@ -34,6 +37,7 @@ _HOMES = {
     "Plan": "linearization.plan",
     "Profile": "measurement.profile",
     "RequestError": "errors",
+    "evaluate": "evaluation.evaluate",
     "find_blocks": "models.blocks",
     "generate_stories": "data.stories",
     "linearize": "linearization.linearize",
@@ -46,6 +50,7 @@ _HOMES = {
 __all__ = [
     "BlockAccumulator",
     "BlockMoments",
+    "Evaluation",
     "JobError",
     "Linearized",
     "Moments",
@@ -53,6 +58,7 @@ __all__ = [
     "Plan",
     "Profile",
     "RequestError",
+    "evaluate",
     "find_blocks",
     "generate_stories",
     "linearize",

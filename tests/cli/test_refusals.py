@@ -10,6 +10,7 @@ from tests.conftest import build_llama
 
 SIZE = "--max-tokens 512 --seq-len 32 --device cpu"
 MEASURE = f"measure {{model}} --text {{text}} {SIZE}"
+EVALUATE = f"evaluate {{model}} --text {{text}} {SIZE}"
 
 #: What is asked for, and what the answer must say.
 WRONG = {
@@ -32,6 +33,14 @@ WRONG = {
     "no text": ("measure {model}", "--text"),
     "no model": ("measure", "MODEL"),
     "ids beyond the vocabulary": (f"measure {{small}} --text {{text}} {SIZE}", "vocabulary of 20, got "),
+    "evaluate no text": ("evaluate {model}", "--text"),
+    "evaluate rows of one token": (f"{EVALUATE} --seq-len 1", "at least 2 tokens, of which 1 is predicted"),
+    "evaluate long rows": (f"{EVALUATE} --max-tokens 650 --seq-len 65", "try --seq-len 64"),
+    "evaluate no batch": (f"{EVALUATE} --batch-size 0", "expected --batch-size N or auto, got '0'"),
+    "evaluate against no such folder": (f"{EVALUATE} --against {{here}}/none", "no model at {here}/none"),
+    "evaluate against fewer ids": (f"{EVALUATE} --against {{small}}", "vocabulary of 20, got "),
+    "evaluate against another tokenizer": (f"{EVALUATE} --against storyteller", "over different tokens cannot be"),
+    "evaluate no head": (f"evaluate {{headless}} --text {{text}} {SIZE}", "lm_head.weight among them"),
     "inspect no such folder": ("inspect {here}/none", "no model at {here}/none"),
     "inspect no such blocks": ("inspect {model} --blocks model.nope", "model.layers (3 x LlamaDecoderLayer)"),
     "inspect no decoder": ("inspect {vision}", "got vit"),
@@ -39,7 +48,7 @@ WRONG = {
 
 
 @pytest.fixture(scope="module")
-def places(tiny_checkpoint, text_file, save_checkpoint, tmp_path_factory):
+def places(tiny_llama, tiny_checkpoint, text_file, save_checkpoint, tmp_path_factory):
     """Good and bad inputs, and an empty folder to run in."""
     inputs, here = tmp_path_factory.mktemp("inputs"), tmp_path_factory.mktemp("here")
     (inputs / "short.txt").write_text("The cat.")
@@ -49,6 +58,7 @@ def places(tiny_checkpoint, text_file, save_checkpoint, tmp_path_factory):
     return {
         "model": tiny_checkpoint,
         "small": save_checkpoint(build_llama(vocabulary=20), "small"),
+        "headless": save_checkpoint(tiny_llama.model, "headless"),
         "vision": inputs / "vision",
         "text": text_file,
         "short": inputs / "short.txt",
@@ -101,10 +111,10 @@ def test_no_command_shows_help_and_no_empty_error(command):
     assert "rectilinear: error: \n" not in ran.err
 
 
-@pytest.mark.parametrize("name", ["measure", "inspect", "demo"])
+@pytest.mark.parametrize("name", ["measure", "evaluate", "inspect", "demo"])
 def test_out_that_is_not_empty(name, command, places, tmp_path):
     (tmp_path / "notes.txt").write_text("old")
-    text = ("--text", places["text"]) if name == "measure" else ()
+    text = ("--text", places["text"]) if name in ("measure", "evaluate") else ()
     model = () if name == "demo" else (places["model"],)
     check(command(name, *model, *text, "--out", tmp_path), 2, "--overwrite")
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
@@ -126,6 +136,12 @@ def test_out_under_a_file(command, places, tmp_path):
 def test_activations_that_are_not_finite(process, nan_checkpoint, text_file, tmp_path):
     ran = process("measure", nan_checkpoint, "--text", text_file, *SIZE.split(), "--out", tmp_path / "out" / "new")
     check(ran, 1, "block 1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite(process, nan_checkpoint, text_file, tmp_path):
+    ran = process("evaluate", nan_checkpoint, "--text", text_file, *SIZE.split(), "--out", tmp_path / "out" / "new")
+    check(ran, 1, "expected a finite loss, got nan at row 0")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,8 +176,9 @@ def test_a_failed_write(command, places, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["runs[final]", "runs[/x]"])
-def test_names_with_square_brackets(name, command, places, tmp_path):
+@pytest.mark.parametrize("verb", ["measure", "evaluate"])
+def test_names_with_square_brackets(verb, name, command, places, tmp_path):
     shutil.copytree(places["model"], tmp_path / name)
-    ran = command("measure", tmp_path / name, "--text", places["text"], *SIZE.split())
+    ran = command(verb, tmp_path / name, "--text", places["text"], *SIZE.split())
     assert ran.code == 0
     assert name in "".join(ran.out.split())

@@ -73,10 +73,20 @@ Text = Annotated[
         show_default=False,
     ),
 ]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        metavar="MODEL",
+        help="Another model to compare with, on the same rows; its default revision.",
+        show_default=False,
+    ),
+]
+Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Time reading a prompt and decoding from it.")]
 Column = Annotated[str, typer.Option(help="Column of the text in .jsonl, .parquet and Hub datasets.")]
 Config = Annotated[str | None, typer.Option(help="Configuration of a Hub dataset.")]
 Split = Annotated[str, typer.Option(help="Split of a Hub dataset.")]
-MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens to measure on, at most.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Tokens of the text to take, at most.")]
 SeqLen = Annotated[int, typer.Option(min=1, help="Tokens in a row.")]
 Folds = Annotated[int, typer.Option(min=1, help="Folds for held-out scores; 1 for none.")]
 Blocks = Annotated[

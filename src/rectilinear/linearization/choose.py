@@ -14,11 +14,11 @@ from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
 from rectilinear.linearization.fit import Fitted, Workbench, fit_all, merge_edits, stand_in_options
 from rectilinear.linearization.plan import Replacement, SelectionRecord
-from rectilinear.measurement.collect import collect_moments
+from rectilinear.measurement.collect import collect_moments, count_rows
+from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.linear_block import LinearBlock
 from rectilinear.models.load import count_parameters
-from rectilinear.models.loss import row_losses
 from rectilinear.models.surgery import find_target, swapped
 
 #: ``score``: most linear first (arXiv 2405.12250). ``influence``: least change of direction first
@@ -102,7 +102,7 @@ def saving(model: nn.Module, stack: BlockStack, replacements: Sequence[Replaceme
 
 def choose(
     bench: Workbench,
-    held_out: Sequence[Tensor],
+    held_out: Tensor,
     template: Replacement,
     budget: Budget,
     select: Select,
@@ -113,7 +113,7 @@ def choose(
 
     Args:
         bench: the model and the rows to fit on.
-        held_out: other rows, token ids ``[rows, seq_len]`` a batch, to measure losses on.
+        held_out: other rows, token ids ``[rows, seq_len]``, to measure losses on.
         template: the replacement of one block.
         budget: when to stop.
         select: the order.
@@ -123,7 +123,7 @@ def choose(
     Raises:
         JobError: not one block can be replaced within the tolerated loss.
     """
-    total = count_parameters([bench.model])
+    total, size = count_parameters([bench.model]), count_rows(bench.batches[0])
 
     def enough(chosen: Sequence[int]) -> bool:
         if budget.count is not None:
@@ -137,13 +137,13 @@ def choose(
 
     def loss_of(fits: Sequence[Fitted]) -> float:
         with swapped(bench.model, merge_edits(fits)):
-            return mean_loss(row_losses(bench.model, held_out), held_out)
+            return measure_perplexity(bench.model, held_out, size).loss
 
     found = candidates(bench.stack, template)
     scores = dict.fromkeys(found, 0.0) if select == "loss" else _order(bench, found, template, select)
     chosen: list[int] = []
     fits: list[Fitted] = []
-    before = loss = loss_of([]) if held_out else None
+    before = loss = loss_of([]) if len(held_out) else None
     while not enough(chosen):
         if template.kind == "drop" and template.target == "block" and len(chosen) == len(bench.stack) - 1:
             break
@@ -170,21 +170,16 @@ def choose(
         fits, loss = longer, reached
     if budget.loss is None and select != "loss":
         fits = fit(chosen)
-        loss = loss_of(fits) if held_out else None
+        loss = loss_of(fits) if len(held_out) else None
     record = SelectionRecord(
         select=select,
         budget=str(budget),
         scores={str(index): value for index, value in scores.items() if select != "loss" or index in chosen},
         loss_before=before,
         loss_after=loss,
-        tokens=sum(ids[:, 1:].numel() for ids in held_out),
+        tokens=held_out[:, 1:].numel(),
     )
     return fits, record
-
-
-def mean_loss(losses: Tensor, batches: Sequence[Tensor]) -> float:
-    """Nats per predicted token."""
-    return float(losses.sum()) / sum(ids[:, 1:].numel() for ids in batches)
 
 
 def _order(bench: Workbench, found: Sequence[int], template: Replacement, select: Select) -> dict[int, float]:

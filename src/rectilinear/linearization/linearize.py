@@ -13,7 +13,7 @@ from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
-from rectilinear.linearization.choose import Budget, Select, check_budget, choose, group, mean_loss
+from rectilinear.linearization.choose import Budget, Select, check_budget, choose, group
 from rectilinear.linearization.fit import Fitted, Workbench, fit_all, merge_edits
 from rectilinear.linearization.plan import (
     Kind,
@@ -23,14 +23,14 @@ from rectilinear.linearization.plan import (
     SelectionRecord,
     check_replacements,
 )
-from rectilinear.measurement.collect import Progress
+from rectilinear.measurement.collect import Progress, count_rows
+from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.measurement.records import DataRecord, record_environment, record_model
 from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.export import check_exportable, export
 from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.load import DType, count_parameters
-from rectilinear.models.loss import row_losses
 from rectilinear.models.origin import Origin, Text
 from rectilinear.models.surgery import Target, check_removal, commit, find_projection, find_target, swapped
 
@@ -148,7 +148,7 @@ def linearize(
     source = Text(text, max_tokens, seq_len, column, config, split, seed)
     tokenizer = tokenizer or origin.tokenizer()
     rows = origin.rows(source, tokenizer)
-    loaded: Any = origin.load()
+    loaded: Any = origin.load(head=True)
     if isinstance(model, nn.Module):
         loaded = copy.deepcopy(loaded)
     found = find_blocks(loaded, stack)
@@ -164,7 +164,7 @@ def linearize(
     def attempt(size: int) -> tuple[list[Fitted], SelectionRecord]:
         padding = PaddingMask()
         bench = Workbench(loaded, found, padding, torch.split(rows.ids[:fitted_rows], size), folds, progress)
-        return wish.carry_out(bench, torch.split(rows.ids[fitted_rows:], size), width)
+        return wish.carry_out(bench, rows.ids[fitted_rows:], width)
 
     fits, selection = with_batch_size(attempt, batch_size, loaded, seq_len)
     replacements = tuple(fitted.replacement for fitted in fits)
@@ -254,22 +254,22 @@ class _Wish:
         removed = {index for replacement in named for index in replacement.removed}
         check_removal(model, stack, [index for index in range(len(stack)) if index not in removed])
 
-    def carry_out(
-        self, bench: Workbench, held_out: Sequence[torch.Tensor], width: int
-    ) -> tuple[list[Fitted], SelectionRecord]:
+    def carry_out(self, bench: Workbench, held_out: torch.Tensor, width: int) -> tuple[list[Fitted], SelectionRecord]:
         """Choose, where that is left open, and fit."""
         named = self.named
         if named is None:
             return choose(bench, held_out, self.template, self.budget, self.select, self.merge, width)
 
+        size = count_rows(bench.batches[0])
+
         def loss() -> float | None:
-            return mean_loss(row_losses(bench.model, held_out), held_out) if held_out else None
+            return measure_perplexity(bench.model, held_out, size).loss if len(held_out) else None
 
         before = loss()
         fits = fit_all(bench, named)
         with swapped(bench.model, merge_edits(fits)):
             after = loss()
-        tokens = sum(ids[:, 1:].numel() for ids in held_out)
+        tokens = held_out[:, 1:].numel()
         return fits, SelectionRecord(select="by hand", loss_before=before, loss_after=after, tokens=tokens)
 
     def settings(self) -> dict[str, Any]:

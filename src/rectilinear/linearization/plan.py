@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from rectilinear.errors import RequestError
-from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record
+from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.models.surgery import Target
-
-FILE_NAME = "plan.json"
 
 #: What stands in: nothing, a map in the projection before, an affine map, a causal linear filter.
 Kind = Literal["drop", "folded", "affine", "filter"]
@@ -76,8 +72,10 @@ class SelectionRecord(Record):
     tokens: int = 0
 
 
-class Plan(Record):
+class Plan(ResultFile):
     """Which replacements to make in which model, and how those that were made turned out."""
+
+    file_name: ClassVar[str] = "plan.json"
 
     schema_: Literal["rectilinear.plan/1"] = Field(default="rectilinear.plan/1", alias="schema")
     model: ModelRecord
@@ -93,37 +91,6 @@ class Plan(Record):
     def removed(self) -> tuple[int, ...]:
         """Blocks that are gone for good."""
         return tuple(sorted(index for replacement in self.replacements for index in replacement.removed))
-
-    def to_json(self) -> str:
-        """The text of ``plan.json``."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False) + "\n"
-
-    def save(self, folder: str | Path) -> Path:
-        """Write ``plan.json`` into a folder, which is made where it is missing, and return its path."""
-        path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.to_json(), encoding="utf-8")
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> Plan:
-        """Read a ``plan.json``, or the one in a folder.
-
-        Raises:
-            RequestError: there is none, or it is not a plan.
-        """
-        file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-        try:
-            return cls.model_validate_json(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RequestError(f"cannot read {file}: {error.strerror or error}") from None
-        except UnicodeDecodeError:
-            raise RequestError(f"expected a plan in {file}, got something that is not text") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            reason = f"{first['msg'].lower()} at {where or 'its start'}"
-            raise RequestError(f"expected a plan in {file}, got {reason}") from None
 
 
 def check_replacements(replacements: Sequence[Replacement], num_blocks: int, width: int) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from rectilinear.core.scores import BlockScores, Linearity
-from rectilinear.errors import RequestError
-from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record
-
-FILE_NAME = "profile.json"
+from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 
 #: How close scores are to come to those of a float64 decomposition of stored activations.
 ACCURACY = 1e-6
@@ -62,8 +57,10 @@ class BlockRecord(Record):
     solve: SolveRecord
 
 
-class Profile(Record):
+class Profile(ResultFile):
     """How linear each block of a model is on some text."""
+
+    file_name: ClassVar[str] = "profile.json"
 
     schema_: Literal["rectilinear.profile/1"] = Field(default="rectilinear.profile/1", alias="schema")
     model: ModelRecord
@@ -72,33 +69,6 @@ class Profile(Record):
     environment: EnvironmentRecord
     blocks: tuple[BlockRecord, ...]
     warnings: tuple[str, ...]
-
-    def to_json(self) -> str:
-        """The text of ``profile.json``."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False) + "\n"
-
-    def save(self, folder: str | Path) -> Path:
-        """Write ``profile.json`` into a folder, which is made where it is missing, and return its path."""
-        path = Path(folder) / FILE_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.to_json(), encoding="utf-8")
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path) -> Profile:
-        """Read a ``profile.json``, or the one in a folder.
-
-        Raises:
-            RequestError: there is none, or it is not a profile.
-        """
-        file = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
-        try:
-            return cls.model_validate_json(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RequestError(f"no profile at {file}: {error.strerror}") from None
-        except ValueError as error:
-            reason = "; ".join(str(error).splitlines()[:2])
-            raise RequestError(f"{file}: expected a rectilinear profile ({reason})") from None
 
 
 def block_record(index: int, scores: BlockScores) -> BlockRecord:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 import rectilinear
+from rectilinear.errors import RequestError
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import device_of
 from rectilinear.models.load import count_parameters, weights_sha256
 from rectilinear.models.origin import Origin
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Record(BaseModel):
@@ -22,14 +29,48 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
+class ResultFile(Record):
+    """Base of a result that is a file of its own, ``file_name`` in a folder."""
+
+    file_name: ClassVar[str]
+
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False) + "\n"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the file into a folder, which is made where it is missing, and return its path."""
+        path = Path(folder) / self.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read such a file, or the one in a folder.
+
+        Raises:
+            RequestError: there is none, or it is something else.
+        """
+        kind = cls.__name__.lower()
+        file = Path(path) / cls.file_name if Path(path).is_dir() else Path(path)
+        try:
+            return cls.model_validate_json(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RequestError(f"no {kind} at {file}: {error.strerror}") from None
+        except ValueError as error:
+            reason = "; ".join(str(error).splitlines()[:2])
+            raise RequestError(f"{file}: expected a rectilinear {kind} ({reason})") from None
+
+
 class ModelRecord(Record):
-    """Which model was measured."""
+    """Which model it is about."""
 
     id: str
     revision: str | None
     architecture: str
-    num_blocks: int
-    width: int
+    num_blocks: int | None = Field(description="null where there is no block stack to be found")
+    width: int | None
     parameters: int
     sha256: str = Field(description="of the weights as loaded: names, dtypes, shapes and bytes")
 
@@ -54,14 +95,14 @@ class EnvironmentRecord(Record):
     dtype: str
 
 
-def record_model(module: nn.Module, origin: Origin, stack: BlockStack, width: int) -> ModelRecord:
+def record_model(module: nn.Module, origin: Origin, stack: BlockStack | None, width: int | None) -> ModelRecord:
     """Describe a model that was loaded from ``origin``; reads all of its weights, for their hash."""
     commit = getattr(getattr(module, "config", None), "_commit_hash", None)
     return ModelRecord(
         id=origin.name or type(module).__name__,
         revision=commit or origin.revision,
         architecture=type(module).__name__,
-        num_blocks=len(stack),
+        num_blocks=None if stack is None else len(stack),
         width=width,
         parameters=count_parameters([module]),
         sha256=weights_sha256(module),

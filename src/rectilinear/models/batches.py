@@ -59,7 +59,9 @@ def reporting_exhausted_memory(function: Callable[_Arguments, _Result]) -> Calla
         except (MemoryError, RuntimeError) as error:
             exhausted = "No executable batch size" in str(error)  # accelerate's word for: not even one row
             if isinstance(error, MemoryError) or exhausted or should_reduce_batch_size(error):
-                raise JobError("out of memory; try a smaller --batch-size, shorter rows or fewer --folds") from error
+                raise JobError(
+                    "out of memory; try a smaller --batch-size, shorter rows or, where there are --folds, fewer"
+                ) from error
             raise
 
     return reporting

@@ -100,7 +100,8 @@ class CausalFilter(nn.Module):
             means = running / lengths.clamp(min=1e-6)[..., None]
             features += [mean.to(x.dtype) for mean in means]
             sums, weights = running[:, :, -1], lengths[:, :, -1]
-        return torch.cat(features, -1), State(line[:, tokens:], sums, weights)
+        # Copies: a view would keep the whole chunk in memory.
+        return torch.cat(features, -1), State(line[:, tokens:].clone(), sums.clone(), weights.clone())
 
 
 class FilterCache(CacheLayerMixin):  # type: ignore[misc, unused-ignore]

@@ -81,6 +81,7 @@ def load_model(
     device: str = "auto",
     dtype: DType = "auto",
     trust_remote_code: bool = False,
+    head: bool = False,
 ) -> PreTrainedModel:
     """A decoder with its weights, in evaluation mode, on a device.
 
@@ -90,6 +91,7 @@ def load_model(
         device: ``auto``, ``cpu``, ``cuda:0``, ``mps``.
         dtype: of the weights; ``auto`` is the checkpoint's own.
         trust_remote_code: run modelling code that comes with the checkpoint.
+        head: refuse a checkpoint without the head that gives logits.
 
     Raises:
         RequestError: no such model, or not one that loads.
@@ -101,8 +103,8 @@ def load_model(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     loaded: PreTrainedModel
     loaded, info = _load(AutoModelForCausalLM, model, "model", dtype=kind, output_loading_info=True, **options)
-    prefix = "" if loaded.base_model is loaded else f"{loaded.base_model_prefix}."
-    # A head is not needed for hidden states; anything else that is missing would be random.
+    prefix = "" if head or loaded.base_model is loaded else f"{loaded.base_model_prefix}."
+    # Whatever is missing would be random; hidden states do not need a head.
     if missing := sorted(key for key in info["missing_keys"] if key.startswith(prefix)):
         raise RequestError(
             f"cannot load {str(model)!r}: {len(missing)} weights of {type(loaded).__name__} are not in the checkpoint, "

@@ -71,8 +71,8 @@ class Origin:
             raise RequestError("expected tokenizer= for a model without name_or_path, got none")
         return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
 
-    def load(self) -> nn.Module:
-        """The model, with its weights."""
+    def load(self, *, head: bool = False) -> nn.Module:
+        """The model, with its weights; those of the head that gives logits may be missing unless they are asked for."""
         if isinstance(self.model, nn.Module):
             return self.model
         module: nn.Module = load_model(
@@ -81,6 +81,7 @@ class Origin:
             device=self.device,
             dtype=self.dtype,
             trust_remote_code=self.trust_remote_code,
+            head=head,
         )
         return module
 

@@ -1,0 +1,88 @@
+"""How good and how fast a model is, alone or beside another: the schema of ``evaluation.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from rectilinear.measurement.perplexity import exponential
+from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
+
+
+class SpeedRecord(Record):
+    """Tokens per second, or the ratio of two models' there; null where not measured."""
+
+    prefill: float | None = None
+    decode: float | None = None
+
+
+class Measurements(Record):
+    """What was measured of one model; definitions in `rectilinear.evaluation`."""
+
+    model: ModelRecord
+    environment: EnvironmentRecord
+    perplexity: float | None = Field(description="exp(loss); null beyond the range of float64")
+    loss: float = Field(description="nats per predicted token")
+    stderr: float | None = Field(description="of the loss, rows as clusters; null for a single row")
+    tokens: int = Field(description="that were predicted: all but the first of each row")
+    parameters: int
+    tokens_per_second: SpeedRecord
+    cache_bytes: int | None = Field(description="after prompt and new tokens of one row; null where not measured")
+    tasks: dict[str, Any] = Field(default_factory=dict)
+
+
+class Differences(Record):
+    """The model beside the other one: differences are model minus other, ratios model over other."""
+
+    loss: float
+    loss_stderr: float | None = Field(description="of the difference, paired by rows; null for a single row")
+    perplexity_ratio: float | None = Field(description="null beyond the range of float64")
+    parameters: int
+    tokens_per_second: SpeedRecord = Field(description="ratios")
+    cache_bytes: float | None = Field(description="a ratio; null where either is not measured or the other's is 0")
+
+
+class Evaluation(Measurements, ResultFile):
+    """How good and how fast a model is, and the same of the one it was compared to."""
+
+    file_name: ClassVar[str] = "evaluation.json"
+
+    schema_: Literal["rectilinear.evaluation/1"] = Field(default="rectilinear.evaluation/1", alias="schema")
+    data: DataRecord
+    settings: dict[str, Any]
+    against: Measurements | None = None
+    differences: Differences | None = None
+
+    def to_json(self) -> str:
+        """The text of ``evaluation.json``; without ``against`` and ``differences`` where there are none."""
+        alone = {"against", "differences"} if self.against is None else set()
+        dumped = self.model_dump(mode="json", by_alias=True, exclude=alone)
+        first = {key: dumped.pop(key) for key in ("schema", "model", "data", "settings", "environment")}
+        return json.dumps({**first, **dumped}, indent=2, allow_nan=False) + "\n"
+
+
+def compare(one: Measurements, other: Measurements, loss: float, loss_stderr: float | None) -> Differences:
+    """Put one model beside another, given the difference of their losses and its standard error."""
+    ours, theirs = one.tokens_per_second, other.tokens_per_second
+    return Differences(
+        loss=loss,
+        loss_stderr=loss_stderr,
+        perplexity_ratio=finite(exponential(loss)),
+        parameters=one.parameters - other.parameters,
+        tokens_per_second=SpeedRecord(
+            prefill=_ratio(ours.prefill, theirs.prefill), decode=_ratio(ours.decode, theirs.decode)
+        ),
+        cache_bytes=_ratio(one.cache_bytes, other.cache_bytes),
+    )
+
+
+def finite(value: float) -> float | None:
+    """The value; None where it is not finite, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or not other else one / other

@@ -1,0 +1,124 @@
+"""How fast a model reads a prompt and writes on from it, and what its cache takes in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rectilinear.errors import RequestError
+from rectilinear.measurement.collect import Progress
+from rectilinear.models.capture import device_of, evaluating
+from rectilinear.models.logits import cache_bytes, next_logits
+
+_Result = TypeVar("_Result")
+
+#: How many tokens are decoded, and how often the prompt is read, after once to warm up.
+NEW_TOKENS, REPEATS = 32, 5
+
+
+@dataclass(frozen=True, eq=False)
+class Speed:
+    """How fast a model ran, and what its cache held at the end.
+
+    Attributes:
+        prefill: tokens of the prompt per second, from the median time to read it.
+        decode: tokens per second, from the median time of a step; None for a model without a cache.
+        cache_bytes: what the cache held after prompt and new tokens; None for a model without one.
+        tokens: ``[rows, new_tokens]`` int64 on the CPU, the tokens that were decoded; None without
+            a cache.
+    """
+
+    prefill: float
+    decode: float | None
+    cache_bytes: int | None
+    tokens: Tensor | None
+
+
+def plan_speed(seq_len: int, context: int | None) -> tuple[int, int]:
+    """Lengths of prompt and continuation, within the context where there is one.
+
+    The continuation is `NEW_TOKENS` long, or half a context that is shorter than twice that; the
+    prompt as long as a row, where that leaves room for it.
+
+    Raises:
+        RequestError: a context with room for no more than one token.
+    """
+    if context is None:
+        return seq_len, NEW_TOKENS
+    new_tokens = min(NEW_TOKENS, context // 2)
+    if new_tokens < 1:
+        raise RequestError(f"expected a context of at least 2 tokens to time decoding, got {context}; try --no-speed")
+    return min(seq_len, context - new_tokens), new_tokens
+
+
+def measure_speed(
+    model: nn.Module,
+    prompt: Tensor,
+    new_tokens: int = NEW_TOKENS,
+    repeats: int = REPEATS,
+    progress: Progress | None = None,
+) -> Speed:
+    """Time the reading of a prompt and greedy decoding from it, step by step.
+
+    The prompt is read once to warm up and then ``repeats`` times, each time into a new cache; the
+    last cache is decoded from. Each step is given the likeliest next token, so all of the
+    new tokens are in the cache at the end. The model's mode is left as it was.
+
+    Args:
+        model: any module that takes ids and returns an object with ``logits``.
+        prompt: ``[rows, length]`` int64.
+        new_tokens: steps, at least 1; the model's context must have room for them.
+        repeats: how often the reading is timed, at least 1.
+        progress: called with ("speed", done, total).
+
+    Raises:
+        RequestError: the model gives no logits.
+    """
+    device = device_of(model)
+    prompt = prompt.to(device)
+    done, total = 0, repeats + 1 + new_tokens
+
+    def timed(ids: Tensor, cache: Any = None) -> tuple[Tensor, Any, float]:
+        nonlocal done
+        (logits, cache), seconds = _time(device, lambda: next_logits(model, ids, cache))
+        done += 1
+        if progress:
+            progress("speed", done, total)
+        return logits.argmax(-1, keepdim=True), cache, seconds
+
+    with evaluating(model):
+        readings = []
+        for _ in range(repeats + 1):
+            token, cache, seconds = timed(prompt)
+            readings.append(seconds)
+        prefill = prompt.numel() / median(readings[1:])
+        if cache is None:
+            if progress:
+                progress("speed", total, total)
+            return Speed(prefill, None, None, None)
+        steps, tokens = [], []
+        for _ in range(new_tokens):
+            tokens.append(token.cpu())
+            token, cache, seconds = timed(token, cache)
+            steps.append(seconds)
+    return Speed(prefill, len(prompt) / median(steps), cache_bytes(cache), torch.cat(tokens, 1))
+
+
+def _time(device: torch.device, call: Callable[[], _Result]) -> tuple[_Result, float]:
+    """What a call gives, and the seconds until the device is done with it."""
+    _wait(device)
+    start = perf_counter()
+    result = call()
+    _wait(device)
+    return result, perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

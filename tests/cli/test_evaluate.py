@@ -1,0 +1,110 @@
+"""``rectilinear evaluate`` prints and writes what the function gives."""
+
+import json
+import re
+
+import pytest
+
+import rectilinear
+from tests.conftest import build_llama
+
+SIZE = ("--max-tokens", 1024, "--seq-len", 32, "--device", "cpu", "--batch-size", 8)
+
+
+def evaluate_as_a_function(checkpoint, text, **options):
+    return rectilinear.evaluate(
+        str(checkpoint), str(text), max_tokens=1024, seq_len=32, device="cpu", batch_size=8, **options
+    )
+
+
+def without_times(written):
+    """What two runs agree on; asserts that the rest was measured."""
+    for part in (written, written.get("against"), written.get("differences")):
+        if part:
+            assert min(part.pop("tokens_per_second").values()) > 0
+    return written
+
+
+@pytest.fixture(scope="module")
+def other_checkpoint(save_checkpoint):
+    return save_checkpoint(build_llama(blocks=2, seed=1), "other")
+
+
+@pytest.fixture(scope="module")
+def evaluated(process, tiny_checkpoint, other_checkpoint, text_file, tmp_path_factory):
+    """What a real process printed, and the folder it wrote."""
+    out = tmp_path_factory.mktemp("evaluated") / "new" / "evaluation"
+    models = (tiny_checkpoint, "--against", other_checkpoint)
+    return process("evaluate", *models, "--text", text_file, *SIZE, "--out", out), out
+
+
+@pytest.fixture(scope="module")
+def written(evaluated):
+    return json.loads((evaluated[1] / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def test_it_writes_one_file_and_nothing_else(evaluated):
+    ran, out = evaluated
+    assert (ran.code, ran.err) == (0, "")
+    assert [file.name for file in out.iterdir()] == ["evaluation.json"]
+    assert [file.name for file in out.parent.iterdir()] == ["evaluation"]
+
+
+def test_it_prints_a_table_and_no_terminal_codes(evaluated, written):
+    ran, out = evaluated
+    assert not re.search(r"[\x1b\r\x08]", ran.out)
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in ran.out.splitlines() if line[:1] == "│"]
+    shown = {name: cells for name, *cells in lines}
+    both = (written, written["against"])
+    ratio = f"x {written['differences']['perplexity_ratio']:.3f}"
+    assert shown["perplexity"] == [*(f"{part['perplexity']:.4g}" for part in both), ratio]
+    assert shown["parameters"][:2] == [f"{part['parameters']:,}" for part in both]
+    assert shown["cache bytes"] == [*(f"{part['cache_bytes']:,}" for part in both), "x 1.500"]
+    assert shown.keys() >= {"loss (nats a token)", "prefill tokens/s", "decode tokens/s"}
+    assert str(out) in ran.out
+
+
+def test_the_command_equals_the_function(written, tiny_checkpoint, other_checkpoint, text_file):
+    evaluation = evaluate_as_a_function(tiny_checkpoint, text_file, against=str(other_checkpoint))
+    assert without_times(json.loads(evaluation.to_json())) == without_times(json.loads(json.dumps(written)))
+
+
+def test_every_option_reaches_the_function(command, tiny_checkpoint, documents, tmp_path):
+    source = tmp_path / "tales.jsonl"
+    source.write_text("".join(json.dumps({"text": "no", "tale": text}) + "\n" for text in documents))
+    options = {
+        "column": "tale",
+        "dtype": "bfloat16",
+        "seed": 5,
+        "revision": "main",
+        "config": "english",
+        "split": "test",
+    }
+    flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    ran = command("evaluate", tiny_checkpoint, "--text", source, *SIZE, *flags, "--no-speed", "--out", tmp_path / "out")
+    assert ran.code == 0
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    settings = {key: written["settings"].get(key) for key in options if key not in ("dtype", "revision")}
+    assert settings == {key: options[key] for key in settings}
+    assert (written["environment"]["dtype"], written["model"]["revision"]) == ("bfloat16", "main")
+    assert written == json.loads(evaluate_as_a_function(tiny_checkpoint, source, speed=False, **options).to_json())
+
+
+def test_without_against_and_speed_the_table_is_short(command, tiny_checkpoint, text_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = command("evaluate", tiny_checkpoint, "--text", text_file, *SIZE, "--no-speed")
+    assert (ran.code, ran.err) == (0, "")
+    names = [line.strip("│").split("│")[0].strip() for line in ran.out.splitlines() if line[:1] == "│"]
+    assert names == ["perplexity", "loss (nats a token)", "parameters"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write(command, tiny_checkpoint, text_file, monkeypatch, tmp_path):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rectilinear.Evaluation.save", full)
+    ran = command("evaluate", tiny_checkpoint, "--text", text_file, *SIZE, "--no-speed", "--out", tmp_path / "out")
+    assert ran.code == 1
+    assert ran.err == f"rectilinear: error: cannot write to {tmp_path / 'out'}: No space left on device\n"
+    assert list(tmp_path.iterdir()) == []

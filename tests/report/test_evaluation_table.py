@@ -1,0 +1,105 @@
+"""The table shows what was evaluated, and leaves out what was not."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from rectilinear.evaluation.record import Differences, Evaluation, Measurements
+from rectilinear.report.evaluation_table import print_evaluation
+
+ENVIRONMENT = {"rectilinear": "1", "torch": "2", "transformers": "5", "device": "cpu", "dtype": "float32"}
+
+
+def measurements(name, loss, **changes):
+    return {
+        "model": {
+            "id": name,
+            "revision": None,
+            "architecture": "TinyForCausalLM",
+            "num_blocks": 3,
+            "width": 16,
+            "parameters": 1234567,
+            "sha256": "0" * 64,
+        },
+        "environment": ENVIRONMENT,
+        "perplexity": 6.00327,
+        "loss": loss,
+        "stderr": 0.0321,
+        "tokens": 4080,
+        "parameters": 1234567,
+        "tokens_per_second": {"prefill": 31234.4, "decode": 987.6},
+        "cache_bytes": 368640,
+    } | changes
+
+
+def make(name="org/tiny", speed=True, **changes):
+    return Evaluation(
+        **measurements(name, 1.79231, **changes),
+        data={"source": "texts/tales.txt", "fingerprint": "f" * 64, "tokens": 4096, "rows": 16, "seq_len": 256},
+        settings={"speed": speed, "prompt_tokens": 256, "new_tokens": 32},
+    )
+
+
+def make_pair():
+    differences = {
+        "loss": 0.25,
+        "loss_stderr": 0.0125,
+        "perplexity_ratio": 1.284,
+        "parameters": -1000,
+        "tokens_per_second": {"prefill": 1.5, "decode": None},
+        "cache_bytes": 0.25,
+    }
+    other = measurements("org/other", 1.54231, tokens_per_second={"prefill": 20000.0})
+    return make().model_copy(update={"against": Measurements(**other), "differences": Differences(**differences)})
+
+
+def printed(evaluation, width=140):
+    console = Console(file=io.StringIO(), width=width)
+    print_evaluation(evaluation, console)
+    return console.file.getvalue()
+
+
+def rows(text):
+    """The body of the table, its lines written as ``cell|cell``."""
+    body = [line.strip("│").split("│") for line in text.splitlines() if line[:1] == "│"]
+    return ["|".join(cell.strip() for cell in cells) for cells in body]
+
+
+def test_one_model():
+    text = printed(make())
+    assert rows(text) == [
+        "perplexity|6.003",
+        "loss (nats a token)|1.7923 ± 0.0321",
+        "parameters|1,234,567",
+        "prefill tokens/s|31,234",
+        "decode tokens/s|988",
+        "cache bytes|368,640",
+    ]
+    assert text.splitlines()[0] == "org/tiny: 4,096 tokens of texts/tales.txt"
+    assert "one row, 256 tokens read, 32 decoded" in text
+
+
+def test_what_was_not_measured_has_no_row():
+    text = printed(make(speed=False, perplexity=None, stderr=None, tokens_per_second={}, cache_bytes=None))
+    assert rows(text) == ["loss (nats a token)|1.7923", "parameters|1,234,567"]
+    assert "decoded" not in text
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_two_models(width):
+    text = printed(make_pair(), width)
+    assert rows(text) == [
+        "perplexity|6.003|6.003|x 1.284",
+        "loss (nats a token)|1.7923 ± 0.0321|1.5423 ± 0.0321|+0.2500 ± 0.0125",
+        "parameters|1,234,567|1,234,567|-1,000",
+        "prefill tokens/s|31,234|20,000|x 1.500",
+        "decode tokens/s|988|-|-",
+        "cache bytes|368,640|368,640|x 0.250",
+    ]
+    assert text.splitlines()[0] == "org/tiny against org/other: 4,096 tokens of texts/tales.txt"
+
+
+@pytest.mark.parametrize("name", ["runs[final]/model", "runs[/x]/model"])
+def test_square_brackets_in_names_are_letters(name):
+    assert name in printed(make(name))
