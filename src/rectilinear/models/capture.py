@@ -133,19 +133,19 @@ def _input_of(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
 
 
 def _output_of(index: int, output: Any) -> Tensor:
-    tensor = first_tensor(output)
-    if tensor is None:
-        raise JobError(f"block {index}: expected a tensor or a tuple that starts with one, got {type(output).__name__}")
+    tensor = first_value(output)
+    if not isinstance(tensor, Tensor):
+        raise JobError(f"block {index}: expected a tensor or a tuple that starts with one, got {type(tensor).__name__}")
     return tensor
 
 
-def first_tensor(output: Any) -> Tensor | None:
-    """The hidden states in what a module returns: the tensor itself, or the first of several values."""
+def first_value(output: Any) -> Any:
+    """Where a module's hidden states are in what it returns: the first of several values, else the whole."""
     if isinstance(output, Mapping):
-        output = next(iter(output.values()), None)
-    elif isinstance(output, (tuple, list)):
-        output = output[0] if output else None
-    return output if isinstance(output, Tensor) else None
+        return next(iter(output.values()), None)
+    if isinstance(output, (tuple, list)):
+        return output[0] if output else None
+    return output
 
 
 class _Enough(Exception):

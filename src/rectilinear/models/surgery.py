@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.capture import first_tensor, run
+from rectilinear.models.capture import first_value, run
 from rectilinear.models.linear_block import LinearBlock, linearized
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def swapped(model: nn.Module, edits: Edits) -> Iterator[None]:
 def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Tensor) -> str:
     """Dotted path of a block's last projection, whose output goes straight into the residual stream.
 
-    It is the last module with a weight matrix to run. That its output is added as it is, is tried
-    out: what is added to it must come out of the block.
+    It is the last matrix to run that gives vectors of the stream's width. That its output is added
+    as it is, is tried out: what is added to it must come out of the block.
 
     Args:
         inputs: ``[rows, seq_len]`` token ids to try it on.
@@ -81,27 +81,34 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Ten
         RequestError: there is no such projection.
     """
     block = stack.blocks[index]
-    order: list[nn.Module] = []
+    ran: list[tuple[nn.Module, int]] = []
     outputs: list[Any] = []
-    projections = {m: name for name, m in block.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 2}
-    handles = [m.register_forward_hook(lambda m, args, output: order.append(m)) for m in projections]
-    handles.append(block.register_forward_hook(lambda m, args, output: outputs.append(first_tensor(output))))
+    projections = {module: name for name, module in block.named_modules() if _is_projection(module)}
+    handles = [m.register_forward_hook(lambda m, args, output: ran.append((m, output.shape[-1]))) for m in projections]
+    handles.append(block.register_forward_hook(lambda m, args, output: outputs.append(first_value(output))))
+    straight = False
     try:
         run(model, inputs)
-        shift = torch.randn_like(outputs[0]) * outputs[0].std()
-        if order:
-            handles.append(order[-1].register_forward_hook(lambda m, args, output: output + shift.view_as(output)))
+        wide = [module for module, width in ran if width == outputs[0].shape[-1]]
+        if wide:
+            shift = outputs[0].roll(1, -1)
+            handles.append(wide[-1].register_forward_hook(lambda m, args, output: output + shift.view_as(output)))
             run(model, inputs)
+            straight = bool((outputs[1] - outputs[0] - shift).norm() <= 0.05 * shift.norm())
     finally:
         for handle in handles:
             handle.remove()
-    straight = len(outputs) == 2 and (outputs[1] - outputs[0] - shift).norm() <= 0.05 * shift.norm()
-    if not straight or type(order[-1]).__name__ not in ("Linear", "Conv1D"):
+    if not straight:
         raise RequestError(
             f"folding needs a last projection that adds to the residual stream as it is; "
             f"block {index} ({type(block).__name__}) has none; try --kind affine"
         )
-    return f"{find_target(stack, index, 'block')}.{projections[order[-1]]}"
+    return f"{find_target(stack, index, 'block')}.{projections[wide[-1]]}"
+
+
+def _is_projection(module: nn.Module) -> bool:
+    """Whether this is a plain matrix: torch's, or transformers' Conv1D."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def folded_projection(projection: nn.Module, matrix: Tensor, bias: Tensor) -> nn.Module:
