@@ -2,6 +2,7 @@
 
 import os
 import random
+from functools import cache
 from pathlib import Path
 
 # Read when these libraries are first imported, and by the processes that tests start: no Hub, and one thread,
@@ -108,3 +109,17 @@ def save_checkpoint(tiny_tokenizer, tmp_path_factory):
 def tiny_checkpoint(tiny_llama, save_checkpoint) -> Path:
     """`tiny_llama` and `tiny_tokenizer` in a folder."""
     return save_checkpoint(tiny_llama, "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def linearized(text_file, tiny_tokenizer):
+    """A function that linearizes a tiny model of a family, each way once; shared by tests, so leave it as it is."""
+    import rectilinear
+    from tests.families import build
+
+    @cache
+    def make(family: str, blocks: tuple[int, ...] | None, dtype=torch.float32, **options):
+        size = {"max_tokens": 2048, "seq_len": 32, "device": "cpu", **options}
+        return rectilinear.linearize(build(family, dtype), text_file, tokenizer=tiny_tokenizer, blocks=blocks, **size)
+
+    return make

@@ -57,3 +57,33 @@ def build(family, dtype=torch.float32, **changes):
 def token_rows(rows=24, seq_len=20, seed=0):
     """Random ids ``[rows, seq_len]``, special ones left out."""
     return torch.randint(3, VOCABULARY, (rows, seq_len), generator=torch.Generator().manual_seed(seed))
+
+
+def prompts(lengths=(9, 4, 7), seed=1):
+    """Left-padded prompts and their mask, ``[rows, tokens]``; padding is an id like any other, so that it matters."""
+    rows = token_rows(len(lengths), max(lengths), seed)
+    mask = torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]
+    return rows, mask.long()
+
+
+@torch.no_grad()
+def cached_difference(model, ids, mask, steps=7, **options):
+    """How far logits of cached decoding of a padded batch are from a pass over each row alone, of the largest."""
+    decoded = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        do_sample=False,
+        use_cache=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **options,
+    )
+    differences = []
+    for row, sequence in enumerate(decoded.sequences):
+        alone = sequence[ids.shape[1] - int(mask[row].sum()) :]
+        whole = model(alone[None], use_cache=False).logits[0, -steps - 1 : -1]
+        stepwise = torch.stack([logits[row] for logits in decoded.logits])
+        differences.append(float((whole - stepwise).abs().max() / whole.abs().max()))
+    return max(differences)
