@@ -208,3 +208,7 @@ def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Seq
     if padding not in decoder._forward_pre_hooks.values():
         decoder.register_forward_pre_hook(padding, with_kwargs=True)
     model.config.__class__, model.__class__ = config_class, model_class
+    # As the stock architecture, transformers would save some weights under the names of older checkpoints, and
+    # look for them under these; as any other it does neither.
+    vars(model).pop("_weight_conversions", None)
+    vars(model.config).pop("model_type", None)
