@@ -241,8 +241,7 @@ class _Wish:
         named = self.named
         asked = named if named is not None else [self.template.model_copy(update={"blocks": (len(stack) - 1,)})]
         check_replacements(asked, len(stack), width)
-        if any(replacement.kind in ("affine", "filter") or replacement.target != "block" for replacement in asked):
-            check_exportable(model)
+        check_exportable(model, any(r.kind in ("affine", "filter") or r.target != "block" for r in asked))
         if named is None:
             check_budget(model, stack, self.template, self.merge, self.budget, width)
             return
