@@ -62,10 +62,8 @@ def naive(x, real, present=False, taps=0, rates=()):
 
 def stream(made, x, real=None, state=None):
     """All features of `CausalFilter.stream`, and the last state."""
-    parts = []
-    for features, state in made.stream(x, real, state):
-        parts.append(features)
-    return torch.cat(parts, 1), state
+    parts, states = zip(*made.stream(x, real, state), strict=True)
+    return torch.cat(parts, 1), states[-1]
 
 
 def assert_close(features, expected, where=None):
