@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.capture import first_value, run
+from rectilinear.models.capture import evaluating, first_value, run
 from rectilinear.models.linear_block import LinearBlock, linearized
 
 if TYPE_CHECKING:
@@ -88,12 +88,14 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Ten
     handles.append(block.register_forward_hook(lambda m, args, output: outputs.append(first_value(output))))
     straight = False
     try:
-        run(model, inputs)
-        wide = [module for module, width in ran if width == outputs[0].shape[-1]]
-        if wide:
-            shift = outputs[0].roll(1, -1)
-            handles.append(wide[-1].register_forward_hook(lambda m, args, output: output + shift.view_as(output)))
+        with evaluating(model):  # dropout would change the output too
             run(model, inputs)
+            wide = [module for module, width in ran if width == outputs[0].shape[-1]]
+            if wide:
+                shift = outputs[0].roll(1, -1)
+                handles.append(wide[-1].register_forward_hook(lambda m, args, output: output + shift.view_as(output)))
+                run(model, inputs)
+        if wide:
             straight = bool((outputs[1] - outputs[0] - shift).norm() <= 0.05 * shift.norm())
     finally:
         for handle in handles:
