@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.capture import evaluating, first_value, run
 from rectilinear.models.linear_block import LinearBlock, linearized
@@ -79,6 +79,7 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Ten
 
     Raises:
         RequestError: there is no such projection.
+        JobError: the block's output is not finite.
     """
     block = stack.blocks[index]
     ran: list[tuple[nn.Module, int]] = []
@@ -90,6 +91,8 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Ten
     try:
         with evaluating(model):  # dropout would change the output too
             run(model, inputs)
+            if not outputs[0].isfinite().all():
+                raise JobError(f"block {index}: activations are NaN or infinite; try --dtype float32")
             wide = [module for module, width in ran if width == outputs[0].shape[-1]]
             if wide:
                 shift = outputs[0].roll(1, -1)
