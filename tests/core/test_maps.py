@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rectilinear import MomentsAccumulator
 from rectilinear.core.maps import RIDGES, fit_map
+from tests.oracle import least_squares
 
 seeds = st.integers(0, 10**6)
 
@@ -35,20 +36,6 @@ def folds_of(x, d, folds=1):
     return moments
 
 
-def by_hand(x, d, ridge=0.0, rank=None, intercept=True):
-    """(map, bias): ridge as rows added to the data, and the rank by an SVD of all that is then fitted."""
-    mean_x, mean_d = (x.mean(0), d.mean(0)) if intercept else (np.zeros(x.shape[1]), np.zeros(d.shape[1]))
-    x, d = x - mean_x, d - mean_d
-    scale = np.linalg.norm(x, axis=0)
-    rows = np.vstack([x / scale, np.sqrt(ridge) * np.eye(len(scale))])
-    weight = np.linalg.lstsq(rows, np.vstack([d, np.zeros((len(scale), d.shape[1]))]), rcond=1e-13)[0]
-    if rank is not None:
-        leading = np.linalg.svd(rows @ weight, full_matrices=False)[2][:rank]
-        weight = weight @ leading.T @ leading
-    weight = weight / scale[:, None]
-    return weight, mean_d - mean_x @ weight
-
-
 def predict(fit, x):
     return x @ fit.weight.numpy() + fit.bias.numpy()
 
@@ -62,7 +49,7 @@ def held_out_by_hand(x, d, folds, ridge, rank=None, intercept=True):
     unexplained = energy = 0.0
     for part in np.array_split(np.arange(len(x)), folds):
         others = np.setdiff1d(np.arange(len(x)), part)
-        weight, bias = by_hand(x[others], d[others], ridge, rank, intercept)
+        weight, bias = least_squares(x[others], d[others], ridge, rank, intercept)
         unexplained += residual(x[part], d[part], weight, bias)
         energy += np.sum((d[part] - (d[others].mean(0) if intercept else 0)) ** 2)
     return 1 - unexplained / energy
@@ -73,7 +60,7 @@ def held_out_by_hand(x, d, folds, ridge, rank=None, intercept=True):
 def test_one_fold_is_plain_least_squares(rank, intercept):
     x, d = pairs()
     fit = fit_map(folds_of(x, d), rank, intercept=intercept)
-    weight, bias = by_hand(x, d, rank=rank, intercept=intercept)
+    weight, bias = least_squares(x, d, rank=rank, intercept=intercept)
     assert (fit.ridge, fit.held_out) == (0, None)
     np.testing.assert_allclose(predict(fit, x), x @ weight + bias, rtol=0, atol=1e-9 * np.abs(d).max())
     if not intercept:
@@ -97,7 +84,7 @@ def test_the_ridge_and_what_it_holds_out_by_hand(noise, rank, intercept):
     fit = fit_map(folds_of(x, d, 4), rank, intercept=intercept)
     assert fit.ridge == best
     assert fit.held_out == pytest.approx(scores[best], abs=1e-8)
-    weight, bias = by_hand(x, d, best, rank, intercept)
+    weight, bias = least_squares(x, d, best, rank, intercept)
     np.testing.assert_allclose(predict(fit, x), x @ weight + bias, rtol=0, atol=1e-8 * np.abs(d).max())
 
 
@@ -124,7 +111,7 @@ def test_no_other_map_of_the_rank_leaves_less(seed, p, q, data):
     assert np.linalg.matrix_rank(fit.weight.numpy()) <= rank
     least = residual(x, d, fit.weight.numpy(), fit.bias.numpy())
     # Eckart and Young: what is lost beside the whole map are the smaller singular values of its fitted values.
-    weight, bias = by_hand(x, d)
+    weight, bias = least_squares(x, d)
     lost = np.linalg.svd((x - x.mean(0)) @ weight, compute_uv=False)[rank:]
     assert least == pytest.approx(residual(x, d, weight, bias) + np.sum(lost**2), rel=1e-9)
     for rng in itertools.islice(map(np.random.default_rng, itertools.count(seed)), 5):
