@@ -6,9 +6,10 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from rectilinear.errors import RequestError
@@ -141,6 +142,8 @@ def linearize(
             does not suffice.
     """
     check_batch_size(batch_size)
+    if folds < 1:
+        raise RequestError(f"expected at least 1 fold, got {folds}")
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     limit = Budget(count, budget, max_loss_increase)
     wish = _Wish(kind, target, blocks, limit, select, rank, taps, rates, merge, given)
@@ -156,6 +159,8 @@ def linearize(
     record = record_model(loaded, origin, found, width)
     wish.check(loaded, found, width, record.sha256)
     total = len(rows.ids)
+    if total < 2 and (limit.loss is not None or (select == "loss" and wish.named is None)):
+        raise RequestError("expected at least two rows to choose by loss, one of them to measure it on; try more text")
     fitted_rows = total - max(1, round(_HELD_OUT * total)) if total > 1 else total
     data = DataRecord(
         source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
@@ -210,6 +215,13 @@ class _Wish:
         if len(named) != 1:
             ways = ", ".join(f"--{name}" for name in given)
             raise RequestError(f"expected one of {ways}, got {' and '.join(named) or 'none'}")
+        if self.select not in get_args(Select):
+            raise RequestError(f"expected a select of {', '.join(get_args(Select))}, got {self.select!r}")
+        try:
+            _ = self.template
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RequestError(f"wrong {first['loc'][0]}, got {first['input']!r}: {first['msg']}") from None
 
     @property
     def template(self) -> Replacement:
