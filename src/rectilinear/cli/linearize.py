@@ -25,6 +25,9 @@ def linearize(
     taps: options.Taps = 3,
     rates: options.Rates = "1",
     merge: options.Merge = False,
+    heal_steps: options.HealSteps = 0,
+    heal_learning_rate: options.HealLearningRate = 1e-3,
+    heal_logits: options.HealLogits = 0.0,
     max_tokens: options.MaxTokens = 300_000,
     seq_len: options.SeqLen = 256,
     folds: options.Folds = 4,
@@ -44,6 +47,9 @@ def linearize(
 
     Which ones: one of --blocks, --count, --budget, --max-loss-increase and --plan.
 
+    With --heal-steps, a run that was stopped goes on from its last checkpoint, in OUT.heal, when the same command
+    is run again.
+
     Example: rectilinear linearize storyteller --text stories --kind filter --count 2 --out smaller
     """
     check_out(out, overwrite)
@@ -51,8 +57,10 @@ def linearize(
     indices = options.parse_indices(blocks)
     share = options.parse_share(budget)
     decays = options.parse_rates(rates)
+    checkpoints = out.with_name(f"{out.name}.heal") if heal_steps else None
 
     import rectilinear
+    from rectilinear.linearization.checkpoints import discard_checkpoints
     from rectilinear.report.tables import print_plan
 
     with progress() as report:
@@ -75,6 +83,11 @@ def linearize(
             max_tokens=max_tokens,
             seq_len=seq_len,
             folds=folds,
+            heal_steps=heal_steps,
+            heal_learning_rate=heal_learning_rate,
+            heal_logits=heal_logits,
+            heal_folder=checkpoints,
+            heal_overwrite=overwrite,
             batch_size=rows_at_once,
             device=device,
             dtype=dtype.value,
@@ -88,5 +101,7 @@ def linearize(
         )
         with staged(out) as folder:
             linearized.save(folder)
+        if checkpoints:
+            discard_checkpoints(checkpoints)
     print_plan(linearized.plan, stdout())
     print(f"wrote the checkpoint, plan.json and README.md to {Path(out)}; loaded again in a fresh process, it agrees")

@@ -39,6 +39,9 @@ def model_card(plan: Plan) -> str:
             f"token before, {chosen.loss_after:.4f} after. Stand-ins were fitted on other rows of the same text.",
             "",
         ]
+    healed = plan.heal
+    if healed:
+        lines += [f"{healed}.", ""]
     options = ", trust_remote_code=True" if own_code else ""
     load = f"model = AutoModelForCausalLM.from_pretrained(path{options})"
     lines += ["```python", "from transformers import AutoModelForCausalLM", "", load, "```"]

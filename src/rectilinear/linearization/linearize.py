@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +13,18 @@ from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
+from rectilinear.linearization.checkpoints import claim_folder
 from rectilinear.linearization.choose import Budget, Select, check_budget, choose, group
 from rectilinear.linearization.fit import Fitted, Workbench, fit_all, merge_edits
 from rectilinear.linearization.plan import (
+    Healing,
     Kind,
     ParametersRecord,
     Plan,
     Replacement,
     SelectionRecord,
     check_replacements,
+    check_trainable,
 )
 from rectilinear.measurement.collect import Progress, count_rows
 from rectilinear.measurement.perplexity import measure_perplexity
@@ -95,6 +98,12 @@ def linearize(
     max_tokens: int = 300_000,
     seq_len: int = 256,
     folds: int = 4,
+    heal_steps: int = 0,
+    heal_learning_rate: float = 1e-3,
+    heal_logits: float = 0.0,
+    heal_batch_size: int = 8,
+    heal_folder: str | Path | None = None,
+    heal_overwrite: bool = False,
     batch_size: BatchSize = "auto",
     device: str = "auto",
     dtype: DType = "auto",
@@ -130,9 +139,17 @@ def linearize(
         stack: dotted path of the block stack; default: found by structure.
         max_tokens, seq_len: text becomes ``max_tokens // seq_len`` rows of ``seq_len`` tokens.
         folds: contiguous folds of the fitted rows, by which ridges are chosen.
+        heal_steps: of training the stand-ins towards the original's hidden states, after the fit;
+            see `rectilinear.linearization.heal.heal` for the loss and for
+        heal_learning_rate, heal_batch_size: at the first step, and rows of a step, and
+        heal_logits: weight of the divergence from the original's predictions.
+        heal_folder: where healing keeps its last checkpoint; the same call goes on from there when
+            it was stopped. The folder stays.
+        heal_overwrite: whether checkpoints of another call that are there may be removed.
         batch_size: rows in a forward pass; ``"auto"`` halves it when memory runs out.
         device, dtype, revision, trust_remote_code: for loading; see `rectilinear.models.load`.
-        column, config, split, seed: of the text source.
+        column, config, split: of the text source.
+        seed: of generated text, and of the order of rows in healing.
         progress: called with (stage, done, total).
 
     Raises:
@@ -141,6 +158,7 @@ def linearize(
             does not suffice.
     """
     check_batch_size(batch_size)
+    healing = Healing(heal_steps, heal_learning_rate, heal_batch_size, heal_logits, seed)
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     limit = Budget(count, budget, max_loss_increase)
     wish = _Wish(kind, target, blocks, limit, select, rank, taps, rates, merge, given)
@@ -155,18 +173,25 @@ def linearize(
     width = text_config(loaded.config).hidden_size
     record = record_model(loaded, origin, found, width)
     wish.check(loaded, found, width, record.sha256)
+    if healing.steps:
+        check_trainable(wish.named or [wish.template])
     total = len(rows.ids)
     fitted_rows = total - max(1, round(_HELD_OUT * total)) if total > 1 else total
     data = DataRecord(
         source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
     )
 
-    def attempt(size: int) -> tuple[list[Fitted], SelectionRecord]:
+    if healing.steps and heal_folder is not None:
+        folder = Path(heal_folder)
+        recipe = {"model": record.sha256, "text": rows.fingerprint, "stack": found.path, "folds": folds}
+        claim_folder(folder, {**recipe, **wish.recipe(), **asdict(healing)}, heal_overwrite)
+
+    def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
         padding = PaddingMask()
         bench = Workbench(loaded, found, padding, torch.split(rows.ids[:fitted_rows], size), folds, progress)
-        return wish.carry_out(bench, rows.ids[fitted_rows:], width)
+        return bench, *wish.carry_out(bench, rows.ids[fitted_rows:], width)
 
-    fits, selection = with_batch_size(attempt, batch_size, loaded, seq_len)
+    bench, fits, selection = with_batch_size(attempt, batch_size, loaded, seq_len)
     replacements = tuple(fitted.replacement for fitted in fits)
     made = Plan(
         model=record,
@@ -177,9 +202,14 @@ def linearize(
         replacements=replacements,
     )
     check_removal(loaded, found, [index for index in range(len(found)) if index not in made.removed])
+    healed = None
+    if healing.steps:
+        from rectilinear.linearization.heal import heal  # Trainer takes seconds to import
+
+        healed = heal(bench, fits, rows.ids[fitted_rows:], healing, None if heal_folder is None else Path(heal_folder))
     commit(loaded, found, merge_edits(fits), made.removed)
     parameters = ParametersRecord(before=record.parameters, after=count_parameters([loaded]))
-    made = made.model_copy(update={"parameters": parameters})
+    made = made.model_copy(update={"parameters": parameters, "heal": healed})
     return Linearized(loaded, made, tokenizer, rows.ids[fitted_rows:][:4])
 
 
@@ -271,6 +301,14 @@ class _Wish:
             after = loss()
         tokens = held_out[:, 1:].numel()
         return fits, SelectionRecord(select="by hand", loss_before=before, loss_after=after, tokens=tokens)
+
+    def recipe(self) -> dict[str, Any]:
+        """All that was asked for, as JSON has it: the same wish replaces the same by the same."""
+        named = self.named
+        if named is not None:
+            return {"replacements": [replacement.model_dump(mode="json", exclude={"fit"}) for replacement in named]}
+        template = self.template.model_dump(mode="json", exclude={"blocks", "fit"})
+        return {"template": template, "budget": asdict(self.budget), "select": self.select, "merge": self.merge}
 
     def settings(self) -> dict[str, Any]:
         """What was asked for."""

@@ -75,6 +75,8 @@ def print_plan(plan: Plan, console: Console) -> None:
             "that nothing was fitted on",
             highlight=False,
         )
+    if plan.heal:
+        console.print(str(plan.heal), highlight=False)
 
 
 def _plan_cells(replacement: Replacement) -> list[str]:
