@@ -23,7 +23,7 @@ def linearize(
     select: options.Select = SelectName.score,
     rank: options.Rank = None,
     taps: options.Taps = 3,
-    rates: options.Rates = "1",
+    rates: options.Rates = "1,0.8",
     merge: options.Merge = False,
     max_tokens: options.MaxTokens = 300_000,
     seq_len: options.SeqLen = 256,

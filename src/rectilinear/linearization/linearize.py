@@ -37,8 +37,8 @@ from rectilinear.models.surgery import Target, check_removal, commit, find_proje
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: Rates of the decaying means of a filter unless others are asked for.
-RATES = (1.0,)
+#: Earlier tokens, and rates of decaying means, that a filter sees unless others are asked for.
+TAPS, RATES = 3, (1.0, 0.8)
 
 # This share of the rows, the last ones, is never fitted on: losses are measured on it.
 _HELD_OUT = 0.1
@@ -86,7 +86,7 @@ def linearize(
     max_loss_increase: float | None = None,
     select: Select = "score",
     rank: int | None = None,
-    taps: int = 3,
+    taps: int = TAPS,
     rates: Sequence[float] = RATES,
     merge: bool = False,
     plan: Plan | str | Path | None = None,
