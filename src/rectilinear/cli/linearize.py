@@ -84,6 +84,7 @@ def linearize(
             config=config,
             split=split,
             seed=seed,
+            out=out,
             progress=report,
         )
         with staged(out) as folder:

@@ -93,6 +93,11 @@ class Plan(ResultFile):
         return tuple(sorted(index for replacement in self.replacements for index in replacement.removed))
 
 
+def needs_stand_in(replacement: Replacement) -> bool:
+    """Whether the edited model has a module that the stock architecture does not know."""
+    return replacement.kind in ("affine", "filter") or replacement.target != "block"
+
+
 def check_replacements(replacements: Sequence[Replacement], num_blocks: int, width: int) -> None:
     """Refuse what cannot be done to a model of some blocks, before any work.
 
