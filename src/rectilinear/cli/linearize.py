@@ -23,7 +23,7 @@ def linearize(
     select: options.Select = SelectName.score,
     rank: options.Rank = None,
     taps: options.Taps = 3,
-    rates: options.Rates = "1",
+    rates: options.Rates = "1,0.8",
     merge: options.Merge = False,
     heal_steps: options.HealSteps = 0,
     heal_learning_rate: options.HealLearningRate = 1e-3,
@@ -97,6 +97,7 @@ def linearize(
             config=config,
             split=split,
             seed=seed,
+            out=out,
             progress=report,
         )
         with staged(out) as folder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rectilinear.linearization.plan import Plan, Replacement
+from rectilinear.linearization.plan import Plan, Replacement, needs_stand_in
 
 
 def model_card(plan: Plan) -> str:
@@ -12,7 +12,7 @@ def model_card(plan: Plan) -> str:
     metadata = ModelCardData(
         base_model=plan.model.id, library_name="transformers", pipeline_tag="text-generation", tags=["rectilinear"]
     )
-    own_code = any(r.kind in ("affine", "filter") or r.target != "block" for r in plan.replacements)
+    own_code = any(map(needs_stand_in, plan.replacements))
     lines = [
         "---",
         metadata.to_yaml(),

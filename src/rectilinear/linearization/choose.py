@@ -25,6 +25,9 @@ from rectilinear.models.surgery import find_target, swapped
 #: (ShortGPT, 2403.03853). ``loss``: least loss first, measured anew after each (SLEB, 2402.09025).
 Select = Literal["score", "influence", "loss"]
 
+# Blocks whose moments are in memory together while they are scored.
+_AT_ONCE = 8
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -187,13 +190,15 @@ def _order(bench: Workbench, found: Sequence[int], template: Replacement, select
     modules = tuple(
         bench.model.get_submodule(find_target(bench.stack, index, template.target)) for index in range(len(bench.stack))
     )
-    stack = BlockStack(bench.stack.path, modules, bench.stack.rule)
-    moments = collect_moments(bench.model, stack, bench.batches, progress=bench.progress)
     scores: dict[int, float] = {}
-    for index in found:
-        scored = score_block(moments[index])
-        linearity = scored.all_tokens.linearity
-        share = linearity.held_out if linearity.held_out is not None else linearity.in_sample
-        scores[index] = 1 - scored.cosine if select == "influence" else (share or 0.0)
+    for start in range(0, len(modules), _AT_ONCE):
+        some = BlockStack(bench.stack.path, modules[start : start + _AT_ONCE], bench.stack.rule)
+        for index, moments in enumerate(
+            collect_moments(bench.model, some, bench.batches, progress=bench.progress), start
+        ):
+            scored = score_block(moments)
+            linearity = scored.all_tokens.linearity
+            share = linearity.held_out if linearity.held_out is not None else linearity.in_sample
+            scores[index] = 1 - scored.cosine if select == "influence" else (share or 0.0)
     key: Callable[[int], float] = (lambda index: scores[index]) if select == "influence" else (lambda i: -scores[i])
     return {index: scores[index] for index in sorted(found, key=key)}

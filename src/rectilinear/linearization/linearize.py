@@ -25,13 +25,14 @@ from rectilinear.linearization.plan import (
     SelectionRecord,
     check_replacements,
     check_trainable,
+    needs_stand_in,
 )
 from rectilinear.measurement.collect import Progress, count_rows
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.measurement.records import DataRecord, record_environment, record_model
 from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.export import check_exportable, export
+from rectilinear.models.export import check_exportable, check_space, export
 from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.load import DType, count_parameters
 from rectilinear.models.origin import Origin, Text
@@ -40,8 +41,8 @@ from rectilinear.models.surgery import Target, check_removal, commit, find_proje
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: Rates of the decaying means of a filter unless others are asked for.
-RATES = (1.0,)
+#: Earlier tokens, and rates of decaying means, that a filter sees unless others are asked for.
+TAPS, RATES = 3, (1.0, 0.8)
 
 # This share of the rows, the last ones, is never fitted on: losses are measured on it.
 _HELD_OUT = 0.1
@@ -54,12 +55,13 @@ class Linearized:
     Attributes:
         model: the edited model; it generates, and saves, as any other.
         plan: what was replaced by what, and how well that was fitted.
-        tokenizer: of the model; None where none was needed or known.
+        tokenizer: of the model.
+        rows: ``[rows, seq_len]``, a few rows of token ids, on which a saved checkpoint is compared with the model.
     """
 
     model: PreTrainedModel
     plan: Plan
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: PreTrainedTokenizerBase
     rows: torch.Tensor
 
     def save(self, folder: str | Path) -> Path:
@@ -89,7 +91,7 @@ def linearize(
     max_loss_increase: float | None = None,
     select: Select = "score",
     rank: int | None = None,
-    taps: int = 3,
+    taps: int = TAPS,
     rates: Sequence[float] = RATES,
     merge: bool = False,
     plan: Plan | str | Path | None = None,
@@ -113,6 +115,7 @@ def linearize(
     config: str | None = None,
     split: str = "train",
     seed: int = 0,
+    out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Linearized:
     """Replace blocks of a decoder, or their attentions or MLPs, by something linear.
@@ -150,6 +153,7 @@ def linearize(
         device, dtype, revision, trust_remote_code: for loading; see `rectilinear.models.load`.
         column, config, split: of the text source.
         seed: of generated text, and of the order of rows in healing.
+        out: where it is to be saved, so that a disk without room is found out at once.
         progress: called with (stage, done, total).
 
     Raises:
@@ -158,6 +162,8 @@ def linearize(
             does not suffice.
     """
     check_batch_size(batch_size)
+    if seq_len < 4:
+        raise RequestError(f"expected rows of at least 4 tokens, got --seq-len {seq_len}")
     healing = Healing(heal_steps, heal_learning_rate, heal_batch_size, heal_logits, seed)
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     limit = Budget(count, budget, max_loss_increase)
@@ -169,6 +175,8 @@ def linearize(
     loaded: Any = origin.load(head=True)
     if isinstance(model, nn.Module):
         loaded = copy.deepcopy(loaded)
+    if out is not None:
+        check_space(loaded, Path(out))
     found = find_blocks(loaded, stack)
     width = text_config(loaded.config).hidden_size
     record = record_model(loaded, origin, found, width)
@@ -210,7 +218,7 @@ def linearize(
     commit(loaded, found, merge_edits(fits), made.removed)
     parameters = ParametersRecord(before=record.parameters, after=count_parameters([loaded]))
     made = made.model_copy(update={"parameters": parameters, "heal": healed})
-    return Linearized(loaded, made, tokenizer, rows.ids[fitted_rows:][:4])
+    return Linearized(loaded, made, tokenizer, rows.ids[-4:])
 
 
 @dataclass(frozen=True)
@@ -271,8 +279,7 @@ class _Wish:
         named = self.named
         asked = named if named is not None else [self.template.model_copy(update={"blocks": (len(stack) - 1,)})]
         check_replacements(asked, len(stack), width)
-        if any(replacement.kind in ("affine", "filter") or replacement.target != "block" for replacement in asked):
-            check_exportable(model)
+        check_exportable(model, any(map(needs_stand_in, asked)))
         if named is None:
             check_budget(model, stack, self.template, self.merge, self.budget, width)
             return

@@ -160,6 +160,11 @@ def check_trainable(replacements: Iterable[Replacement]) -> None:
         raise RequestError("--heal-steps needs stand-ins to train, got only dropped blocks")
 
 
+def needs_stand_in(replacement: Replacement) -> bool:
+    """Whether the edited model has a module that the stock architecture does not know."""
+    return replacement.kind in ("affine", "filter") or replacement.target != "block"
+
+
 def check_replacements(replacements: Sequence[Replacement], num_blocks: int, width: int) -> None:
     """Refuse what cannot be done to a model of some blocks, before any work.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,17 +29,36 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _COARSE_TOLERANCE = 5e-2
 
 
-def check_exportable(model: PreTrainedModel) -> None:
-    """Refuse a model whose class a checkpoint with stand-ins could not import from transformers.
+def check_exportable(model: PreTrainedModel, stand_ins: bool) -> None:
+    """Refuse a model that has stand-ins already, or whose class a checkpoint with them could not import.
+
+    Args:
+        model: the model that is to be edited.
+        stand_ins: whether it will have stand-ins.
 
     Raises:
-        RequestError: its class is not one of transformers' own.
+        RequestError: it is one of these.
     """
-    if not type(model).__module__.startswith("transformers."):
+    if hasattr(model.config, "rectilinear"):
+        raise RequestError("expected a model without linear stand-ins, got one that has some; start from the original")
+    if stand_ins and not type(model).__module__.startswith("transformers."):
         raise RequestError(
             f"expected a model of transformers' own for stand-ins, got {type(model).__name__} with code of its own; "
             "try --kind drop, or start from the original model"
         )
+
+
+def check_space(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse a folder on a disk without room for the model's weights.
+
+    Raises:
+        RequestError: there is less free.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    free = shutil.disk_usage(nearest).free
+    if free < needed:
+        raise RequestError(f"expected {needed:,} bytes free for the checkpoint in {folder}, got {free:,}")
 
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, ids: Tensor) -> None:
@@ -51,15 +71,20 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
         ids: token ids ``[rows, seq_len]`` to compare the models on.
 
     Raises:
-        JobError: the checkpoint does not load in a fresh process, or computes something else there.
+        JobError: it could not be written, does not load in a fresh process, or computes something else there.
     """
+    from safetensors import SafetensorError
+
     remote = hasattr(model.config, "rectilinear")
     if remote:
         model.config.auto_map = {
             "AutoConfig": f"{MODULE}.RectilinearConfig",
             "AutoModelForCausalLM": f"{MODULE}.RectilinearForCausalLM",
         }
-    model.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:
+        raise JobError(f"cannot write the weights to {folder}: {error}") from error
     if remote:
         (folder / f"{MODULE}.py").write_text(exported_code(model), encoding="utf-8")
     if tokenizer is not None:
