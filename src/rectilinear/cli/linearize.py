@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rectilinear.cli import options
@@ -63,7 +66,7 @@ def linearize(
     from rectilinear.linearization.checkpoints import discard_checkpoints
     from rectilinear.report.tables import print_plan
 
-    with progress() as report:
+    with _pointing_to(checkpoints), progress() as report:
         linearized = rectilinear.linearize(
             model,
             text,
@@ -106,3 +109,14 @@ def linearize(
             discard_checkpoints(checkpoints)
     print_plan(linearized.plan, stdout())
     print(f"wrote the checkpoint, plan.json and README.md to {Path(out)}; loaded again in a fresh process, it agrees")
+
+
+@contextmanager
+def _pointing_to(checkpoints: Path | None) -> Iterator[None]:
+    """Tell whoever interrupts the command where it would go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoints and any(checkpoints.glob("checkpoint-*")):
+            print(f"rectilinear: {checkpoints} keeps what was healed, to go on with the same command", file=sys.stderr)
+        raise

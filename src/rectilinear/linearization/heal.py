@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from rectilinear.core.moments import holds_float64
 from rectilinear.errors import JobError
-from rectilinear.linearization.checkpoints import last_checkpoint, steps_of
+from rectilinear.linearization.checkpoints import Checkpoints, steps_of
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits
 from rectilinear.linearization.plan import Healing, HealRecord, check_trainable
 from rectilinear.measurement.collect import Batch, Progress, count_rows, mask_of
@@ -30,7 +30,11 @@ from rectilinear.models.surgery import Edits, find_target, swapped
 
 
 def heal(
-    bench: Workbench, fits: Sequence[Fitted], held_out: Tensor, healing: Healing, folder: Path | None = None
+    bench: Workbench,
+    fits: Sequence[Fitted],
+    held_out: Tensor,
+    healing: Healing,
+    checkpoints: Checkpoints | None = None,
 ) -> HealRecord:
     """Train the modules of some fits by distillation (arXiv 2405.12250), in place, with transformers' Trainer.
 
@@ -50,8 +54,8 @@ def heal(
         fits: all that is replaced.
         held_out: other rows, token ids ``[rows, seq_len]``, perhaps none, to measure on before and after.
         healing: how.
-        folder: where to keep a checkpoint (trained weights and the optimizer's state), renewed ten
-            times, and to go on from the one that is there; see `checkpoints.claim_folder`.
+        checkpoints: where to keep the last of ten (trained weights and the optimizer's state), and
+            to go on from the one that is there.
 
     Raises:
         RequestError: only dropped blocks.
@@ -71,8 +75,12 @@ def heal(
             return pupil.distance(parts) if parts else None, loss
 
         mse_before, loss_before = measured()
-        with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
-            _train(pupil, bench, healing, Path(place), keep=folder is not None)
+        with checkpoints.claimed() if checkpoints else tempfile.TemporaryDirectory() as folder:
+            last = checkpoints.last() if checkpoints else None
+            if last and steps_of(last) >= healing.steps:  # Trainer would take one step more
+                pupil.load_state_dict(load_file(last / SAFE_WEIGHTS_NAME))
+            else:
+                _train(pupil, bench, healing, str(folder), last, keep=checkpoints is not None)
         with torch.no_grad():
             for own, weight in zip(lesson.trained, pupil.weights, strict=True):
                 own.copy_(weight)
@@ -203,14 +211,10 @@ class _Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.progress("heal", state.global_step, state.max_steps)
 
 
-def _train(pupil: _Pupil, bench: Workbench, healing: Healing, folder: Path, keep: bool) -> None:
-    """Train a pupil's weights, from the last checkpoint in the folder on where there is one."""
-    checkpoint = last_checkpoint(folder) if keep else None
-    if checkpoint and steps_of(checkpoint) >= healing.steps:  # Trainer would take one step more
-        pupil.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME))
-        return
+def _train(pupil: _Pupil, bench: Workbench, healing: Healing, folder: str, checkpoint: Path | None, keep: bool) -> None:
+    """Train a pupil's weights, from a checkpoint on where there is one, and keep others in a folder."""
     arguments = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=folder,
         max_steps=healing.steps,
         learning_rate=healing.learning_rate,
         per_device_train_batch_size=healing.batch_size,

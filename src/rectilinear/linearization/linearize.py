@@ -13,7 +13,7 @@ from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
-from rectilinear.linearization.checkpoints import claim_folder
+from rectilinear.linearization.checkpoints import Checkpoints
 from rectilinear.linearization.choose import Budget, Select, check_budget, choose, group
 from rectilinear.linearization.fit import Fitted, Workbench, fit_all, merge_edits
 from rectilinear.linearization.plan import (
@@ -189,10 +189,11 @@ def linearize(
         source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
     )
 
+    checkpoints = None
     if healing.steps and heal_folder is not None:
-        folder = Path(heal_folder)
         recipe = {"model": record.sha256, "text": rows.fingerprint, "stack": found.path, "folds": folds}
-        claim_folder(folder, {**recipe, **wish.recipe(), **asdict(healing)}, heal_overwrite)
+        checkpoints = Checkpoints(Path(heal_folder), {**recipe, **wish.recipe(), **asdict(healing)})
+        checkpoints.check(heal_overwrite)
 
     def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
         padding = PaddingMask()
@@ -214,7 +215,7 @@ def linearize(
     if healing.steps:
         from rectilinear.linearization.heal import heal  # Trainer takes seconds to import
 
-        healed = heal(bench, fits, rows.ids[fitted_rows:], healing, None if heal_folder is None else Path(heal_folder))
+        healed = heal(bench, fits, rows.ids[fitted_rows:], healing, checkpoints)
     commit(loaded, found, merge_edits(fits), made.removed)
     parameters = ParametersRecord(before=record.parameters, after=count_parameters([loaded]))
     made = made.model_copy(update={"parameters": parameters, "heal": healed})

@@ -120,7 +120,7 @@ class HealRecord(Record):
     loss_after: float | None
 
     def __str__(self) -> str:
-        said = f"Healed in {self.steps:,} steps"
+        said = f"Healed in {self.steps:,} step{'s' * (self.steps > 1)}"
         if self.mse_before is None or self.mse_after is None or self.loss_before is None or self.loss_after is None:
             return said
         return (
