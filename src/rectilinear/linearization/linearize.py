@@ -277,6 +277,11 @@ class _Wish:
                 f"expected a plan for this model, got one for {self.plan.model.id} with other weights "
                 f"(SHA-256 {self.plan.model.sha256[:12]}, not {sha256[:12]}); was it made with another --dtype?"
             )
+        if self.select == "influence" and self.target != "block":
+            raise RequestError(
+                f"expected --select score or loss for --target {self.target}: influence is how little a whole block "
+                "turns its input"
+            )
         named = self.named
         asked = named if named is not None else [self.template.model_copy(update={"blocks": (len(stack) - 1,)})]
         check_replacements(asked, len(stack), width)
