@@ -164,6 +164,8 @@ def linearize(
     record = record_model(loaded, origin, found, width)
     wish.check(loaded, found, width, record.sha256)
     total = len(rows.ids)
+    if total < 2 and (select == "loss" or max_loss_increase is not None):
+        raise RequestError("expected text for at least 2 rows, one of them to measure losses on, got 1")
     fitted_rows = total - max(1, round(_HELD_OUT * total)) if total > 1 else total
     data = DataRecord(
         source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
