@@ -29,7 +29,8 @@ def main() -> None:
     for path in sorted(HERE.glob("quality-*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
         figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained", sharey=True)
-        draw(left, result, lambda case: case["parameters"] / result["dense"]["parameters"])
+        parameters = result["dense"]["parameters"]
+        draw(left, result, lambda case, dense=parameters: case["parameters"] / dense)
         draw(right, result, lambda case: case.get("decode_ratio"))
         left.set_xlabel("parameters, share of the dense model's")
         right.set_xlabel("decoding speed over the dense model's")

@@ -184,6 +184,8 @@ def linearize(
     if healing.steps:
         check_trainable(wish.named or [wish.template])
     total = len(rows.ids)
+    if total < 2 and (select == "loss" or max_loss_increase is not None):
+        raise RequestError("expected text for at least 2 rows, one of them to measure losses on, got 1")
     fitted_rows = total - max(1, round(_HELD_OUT * total)) if total > 1 else total
     data = DataRecord(
         source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
