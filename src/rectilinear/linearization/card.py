@@ -20,7 +20,7 @@ def model_card(plan: Plan) -> str:
         "",
         f"# {plan.model.id}, linearized",
         "",
-        f"[Rectilinear](https://github.com/rectilinear/rectilinear) replaced parts of `{plan.model.id}` "
+        f"Rectilinear replaced parts of `{plan.model.id}` "
         f"({plan.model.architecture}, {plan.model.num_blocks} blocks of width {plan.model.width}, weights SHA-256 "
         f"`{plan.model.sha256[:16]}`). `plan.json` has the whole recipe.",
         "",
