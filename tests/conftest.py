@@ -2,6 +2,9 @@
 
 import os
 import random
+import runpy
+import subprocess
+from functools import cache
 from pathlib import Path
 
 # Read when these libraries are first imported, and by the processes that tests start: no Hub, and one thread,
@@ -11,7 +14,7 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELIS
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 ROOT = Path(__file__).parents[1]
@@ -108,3 +111,58 @@ def save_checkpoint(tiny_tokenizer, tmp_path_factory):
 def tiny_checkpoint(tiny_llama, save_checkpoint) -> Path:
     """`tiny_llama` and `tiny_tokenizer` in a folder."""
     return save_checkpoint(tiny_llama, "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def linearized(text_file, tiny_tokenizer):
+    """A function that linearizes a tiny model of a family, each way once; shared by tests, so leave it as it is."""
+    import rectilinear
+    from tests.families import build
+
+    @cache
+    def make(family: str, blocks: tuple[int, ...] | None, dtype=torch.float32, **options):
+        size = {"max_tokens": 2048, "seq_len": 32, "device": "cpu", **options}
+        return rectilinear.linearize(build(family, dtype), text_file, tokenizer=tiny_tokenizer, blocks=blocks, **size)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(linearized, tmp_path_factory):
+    """A function that saves what `linearized` makes, each once, without the check in a process of its own."""
+
+    @cache
+    def save(family: str, blocks: tuple[int, ...] | None, **options) -> Path:
+        made = linearized(family, blocks, **options)
+        folder = tmp_path_factory.mktemp(f"{family}-{options.get('kind', 'filter')}")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("rectilinear.models.export.check_reload", lambda *args: None)
+            return made.save(folder)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory):
+    """A function that loads a checkpoint as anyone would; its code is copied to a temporary cache of modules."""
+    with pytest.MonkeyPatch.context() as patched:
+        modules = str(tmp_path_factory.mktemp("modules"))
+        patched.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
+        yield lambda folder, trust=True: AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust).eval()
+
+
+@pytest.fixture
+def reload_here(load, monkeypatch, capsys):
+    """Have checkpoints reloaded in this process, which is quicker than one of their own."""
+
+    def run(command, **options):
+        assert command[1] == "-I"
+        monkeypatch.setattr("sys.argv", command[2:])
+        capsys.readouterr()
+        try:
+            runpy.run_path(command[2], run_name="__main__")
+        except Exception as error:
+            return subprocess.CompletedProcess(command, 1, "", f"{type(error).__name__}: {error}")
+        return subprocess.CompletedProcess(command, 0, capsys.readouterr().out, "")
+
+    monkeypatch.setattr("rectilinear.models.export.subprocess.run", run)

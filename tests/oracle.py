@@ -50,3 +50,18 @@ def held_out(x, y, folds):
 
 def adjusted(score, n, p):
     return 1 - (1 - score) * (n - 1) / (n - p - 1)
+
+
+def least_squares(x, d, ridge=0.0, rank=None, intercept=True):
+    """(map, bias): ridge as rows added to the data, and the rank by an SVD of all that is then fitted."""
+    x, d = np.asarray(x, np.float64), np.asarray(d, np.float64)
+    mean_x, mean_d = (x.mean(0), d.mean(0)) if intercept else (np.zeros(x.shape[1]), np.zeros(d.shape[1]))
+    x, d = x - mean_x, d - mean_d
+    scale = np.linalg.norm(x, axis=0)
+    rows = np.vstack([x / scale, np.sqrt(ridge) * np.eye(len(scale))])
+    weight = np.linalg.lstsq(rows, np.vstack([d, np.zeros((len(scale), d.shape[1]))]), rcond=1e-13)[0]
+    if rank is not None:
+        leading = np.linalg.svd(rows @ weight, full_matrices=False)[2][:rank]
+        weight = weight @ leading.T @ leading
+    weight = weight / scale[:, None]
+    return weight, mean_d - mean_x @ weight

@@ -7,57 +7,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BloomConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MixtralConfig,
-    OPTConfig,
-    Qwen3Config,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rectilinear
 from rectilinear import JobError, RequestError
 from tests import oracle
-
-SIZES = {
-    "vocab_size": 96,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
-
-TINY = {
-    "llama": LlamaConfig(**SIZES, num_key_value_heads=2),
-    "gpt2": GPT2Config(vocab_size=96, n_embd=24, n_layer=3, n_head=4, n_positions=64),
-    "gpt_neox": GPTNeoXConfig(**SIZES),
-    "opt": OPTConfig(
-        **{k: v for k, v in SIZES.items() if k != "intermediate_size"}, ffn_dim=40, word_embed_proj_dim=24
-    ),
-    "bloom": BloomConfig(vocab_size=96, hidden_size=24, n_layer=3, n_head=4),
-    "qwen3": Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=6),
-    "mixtral": MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4),
-}
-
-
-def build(family, dtype=torch.float32, **changes):
-    config = type(TINY[family])(**{**TINY[family].to_dict(), **changes})
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            # Larger weights than an untrained model has, so that blocks do something.
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.to(dtype).eval()
-
-
-def token_rows(rows=24, seq_len=20, seed=0):
-    return torch.randint(3, 96, (rows, seq_len), generator=torch.Generator().manual_seed(seed))
+from tests.families import TINY, VOCABULARY, build, token_rows
 
 
 def hidden_states(model, batches):
@@ -481,7 +436,10 @@ def test_a_float16_model():
 
 @pytest.mark.parametrize(
     ("batch", "message"),
-    [(torch.zeros(2, 80, dtype=torch.long), "context of 64"), (torch.full((2, 8), 96), "vocabulary of 96")],
+    [
+        (torch.zeros(2, 80, dtype=torch.long), "context of 64"),
+        (torch.full((2, 8), VOCABULARY), f"vocabulary of {VOCABULARY}"),
+    ],
 )
 def test_batches_that_the_model_cannot_take(batch, message):
     for given in (batch, {"input_ids": batch}):

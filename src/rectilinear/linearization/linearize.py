@@ -6,9 +6,10 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from rectilinear.errors import RequestError
@@ -165,6 +166,8 @@ def linearize(
     if seq_len < 4:
         raise RequestError(f"expected rows of at least 4 tokens, got --seq-len {seq_len}")
     healing = Healing(heal_steps, heal_learning_rate, heal_batch_size, heal_logits, seed)
+    if folds < 1:
+        raise RequestError(f"expected at least 1 fold, got {folds}")
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     limit = Budget(count, budget, max_loss_increase)
     wish = _Wish(kind, target, blocks, limit, select, rank, taps, rates, merge, given)
@@ -184,8 +187,8 @@ def linearize(
     if healing.steps:
         check_trainable(wish.named or [wish.template])
     total = len(rows.ids)
-    if total < 2 and (select == "loss" or max_loss_increase is not None):
-        raise RequestError("expected text for at least 2 rows, one of them to measure losses on, got 1")
+    if total < 2 and (limit.loss is not None or (select == "loss" and wish.named is None)):
+        raise RequestError("expected at least two rows to choose by loss, one of them to measure it on; try more text")
     fitted_rows = total - max(1, round(_HELD_OUT * total)) if total > 1 else total
     data = DataRecord(
         source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
@@ -251,6 +254,13 @@ class _Wish:
         if len(named) != 1:
             ways = ", ".join(f"--{name}" for name in given)
             raise RequestError(f"expected one of {ways}, got {' and '.join(named) or 'none'}")
+        if self.select not in get_args(Select):
+            raise RequestError(f"expected a select of {', '.join(get_args(Select))}, got {self.select!r}")
+        try:
+            _ = self.template
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RequestError(f"wrong {first['loc'][0]}, got {first['input']!r}: {first['msg']}") from None
 
     @property
     def template(self) -> Replacement:

@@ -29,18 +29,21 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _COARSE_TOLERANCE = 5e-2
 
 
-def check_exportable(model: PreTrainedModel, stand_ins: bool) -> None:
-    """Refuse a model that has stand-ins already, or whose class a checkpoint with them could not import.
+def check_exportable(model: PreTrainedModel, stand_ins: bool = True) -> None:
+    """Refuse a model that has stand-ins, or whose class a checkpoint with some could not import from transformers.
 
     Args:
-        model: the model that is to be edited.
-        stand_ins: whether it will have stand-ins.
+        model: before it is edited.
+        stand_ins: whether it is to have some.
 
     Raises:
-        RequestError: it is one of these.
+        RequestError: it has stand-ins, or is to have some and its class is not one of transformers' own.
     """
     if hasattr(model.config, "rectilinear"):
-        raise RequestError("expected a model without linear stand-ins, got one that has some; start from the original")
+        raise RequestError(
+            "expected a model without stand-ins, got a linearized one; "
+            "try the original model with a plan that has both its replacements and the new ones"
+        )
     if stand_ins and not type(model).__module__.startswith("transformers."):
         raise RequestError(
             f"expected a model of transformers' own for stand-ins, got {type(model).__name__} with code of its own; "

@@ -273,6 +273,9 @@ class LinearBlock(nn.Module):
         while len(cache.layers) <= self.layer_idx:
             cache.layers.append((cache.layer_class_to_replicate or DynamicLayer)())
         layer = cache.layers[self.layer_idx]
+        if layer.is_compileable:
+            # Masks for keys of a fixed number would be taken for masks of the tokens so far.
+            raise RuntimeError("expected a cache that grows, got a static one; try the default cache_implementation")
         if not isinstance(layer, FilterCache):
             layer = cache.layers[self.layer_idx] = FilterCache()
         return layer
@@ -318,6 +321,8 @@ def linearized(model_class: Any, config_class: Any) -> tuple[Any, Any]:
 
     class RectilinearForCausalLM(model_class):  # type: ignore[misc]
         config_class = RectilinearConfig
+        # A filter cannot take tokens back, as assisted generation would have it.
+        _is_stateful = True
 
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.capture import first_value, run, run_until
+from rectilinear.models.capture import evaluating, first_value, run, run_until
 from rectilinear.models.linear_block import LinearBlock, linearized
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any
 
     Raises:
         RequestError: there is no such projection.
+        JobError: the block's output is not finite.
     """
     block = stack.blocks[index]
     ran: list[tuple[nn.Module, int]] = []
@@ -87,8 +88,10 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any
     hooks: dict[nn.Module, Callable[..., Any]] = {
         module: lambda module, args, output: ran.append((module, output.shape[-1])) for module in projections
     }
-    with hooked({**hooks, block: lambda module, args, output: outputs.append(first_value(output))}):
+    with evaluating(model), hooked({**hooks, block: lambda module, args, output: outputs.append(first_value(output))}):
         run(model, inputs)
+    if not outputs[0].isfinite().all():
+        raise JobError(f"block {index}: activations are NaN or infinite; try --dtype float32")
     wide = [module for module, width in ran if width == outputs[0].shape[-1]]
     if not wide or not _passes_on(model, block, wide[-1], inputs):
         raise RequestError(
@@ -110,7 +113,7 @@ def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: A
     hooks: dict[nn.Module, Callable[..., Any]] = {
         child: lambda module, args, output: given.extend(args[:1]) for child in block.children() if child is not part
     }
-    with hooked(hooks):
+    with evaluating(model), hooked(hooks):
         inside, whole = run_until(model, inputs, [part, block])
     total = whole.x + inside.y
     return any(_close(tensor, total) for tensor in given if tensor.shape == total.shape)
@@ -125,11 +128,12 @@ def _passes_on(model: nn.Module, block: nn.Module, part: nn.Module, inputs: Any)
         moved = first_value(output) + shift.view_as(first_value(output))
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
-    with hooked(watched):
-        run(model, inputs)
-    shift = outputs[0].roll(1, -1)
-    with hooked({**watched, part: shifted}):
-        run(model, inputs)
+    with evaluating(model):  # dropout would change the output too
+        with hooked(watched):
+            run(model, inputs)
+        shift = outputs[0].roll(1, -1)
+        with hooked({**watched, part: shifted}):
+            run(model, inputs)
     return _close(outputs[1] - outputs[0], shift)
 
 
@@ -250,3 +254,7 @@ def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Seq
     if padding not in decoder._forward_pre_hooks.values():
         decoder.register_forward_pre_hook(padding, with_kwargs=True)
     model.config.__class__, model.__class__ = config_class, model_class
+    # As the stock architecture, transformers would save some weights under the names of older checkpoints, and
+    # look for them under these; as any other it does neither.
+    vars(model).pop("_weight_conversions", None)
+    vars(model.config).pop("model_type", None)

@@ -1,0 +1,33 @@
+"""Rows of tokens packed by hand, and a short way to linearize on them."""
+
+import pytest
+import torch
+
+import rectilinear
+
+SEQ_LEN, ROWS, FITTED = 32, 64, 58  # a tenth of the rows, 6, is held out
+
+
+@pytest.fixture(scope="session")
+def rows(documents, tiny_tokenizer):
+    """``[64, 32]``: the first rows of `documents`, as the documentation says."""
+    ids = [i for document in documents for i in tiny_tokenizer(document.strip())["input_ids"]]
+    return torch.tensor(ids[: ROWS * SEQ_LEN]).view(ROWS, SEQ_LEN)
+
+
+@pytest.fixture
+def linearize(text_file, tiny_tokenizer):
+    """`rectilinear.linearize` on these rows."""
+
+    def run(model, text=text_file, **options):
+        size = {"max_tokens": ROWS * SEQ_LEN, "seq_len": SEQ_LEN, "device": "cpu", **options}
+        return rectilinear.linearize(model, text, **{"tokenizer": tiny_tokenizer, **size})
+
+    return run
+
+
+@torch.no_grad()
+def loss_by_hand(model, rows):
+    """Nats a token of every token but a row's first."""
+    logits = model(rows, use_cache=False).logits.double().log_softmax(-1)
+    return -float(logits[:, :-1].gather(-1, rows[:, 1:, None]).mean())

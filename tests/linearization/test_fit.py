@@ -1,0 +1,160 @@
+"""Fits in sequence, against float64 computations on stored activations."""
+
+import numpy as np
+import pytest
+import torch
+
+from rectilinear import JobError
+from rectilinear.core.maps import RIDGES
+from tests.families import BLOCKS, build
+from tests.linearization.conftest import FITTED, SEQ_LEN
+from tests.models.test_linear_block import naive
+from tests.oracle import least_squares
+
+#: Activations are float64; features are taken in float32.
+CLOSE = 1e-4
+
+
+@torch.no_grad()
+def run(model, rows, replaced=None):
+    """Input and output of each block and attention, with some modules' outputs replaced by functions of their input."""
+    seen = {}
+    names = {f"model.layers.{i}{part}": f"{part.strip('.')}{i}" for i in range(BLOCKS) for part in ("", ".self_attn")}
+    there = {path for path, _ in model.named_modules()} & names.keys()
+
+    def hook(name):
+        def after(module, args, kwargs, output):
+            x = args[0] if args else kwargs["hidden_states"]
+            if name in (replaced or {}):
+                new = replaced[name](x)
+                output = (new, None) if isinstance(output, tuple) else new
+            seen[name] = x, output[0] if isinstance(output, tuple) else output
+            return output
+
+        return after
+
+    handles = [model.get_submodule(path).register_forward_hook(hook(names[path]), with_kwargs=True) for path in there]
+    model(rows, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def flat(x):
+    return x.flatten(0, 1).double().numpy()
+
+
+def mapped(weight, bias, features=lambda x: x.double()):
+    return lambda x: features(x) @ torch.from_numpy(weight) + torch.from_numpy(bias)
+
+
+def filtered(x, **options):
+    return naive(x, torch.ones(x.shape[:2]), **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "rank", "blocks"),
+    [
+        ("affine", "block", None, (0, 1)),
+        ("affine", "block", 3, (0, 2)),
+        ("affine", "attention", 3, (0, 1)),
+        ("filter", "block", 3, (0, 1)),
+        ("filter", "attention", None, (0, 2)),
+    ],
+)
+def test_inputs_are_of_the_edited_model_and_targets_of_the_original(kind, target, rank, blocks, linearize, rows):
+    model = build("llama", torch.float64)
+    options = {"taps": 1, "rates": (1.0, 0.5)} if kind == "filter" else {}
+    made = linearize(model, blocks=blocks, kind=kind, target=target, rank=rank, **options)
+    present = {"present": target == "block"} if kind == "filter" else {}
+    part, residual = ("self_attn", 0) if target == "attention" else ("", 1)
+
+    def features(x):
+        return filtered(x, **options, **present)
+
+    original, replaced = run(model, rows[:FITTED]), {}
+    for replacement in made.plan.replacements:
+        name = f"{part}{replacement.blocks[0]}"
+        x, y = run(model, rows[:FITTED], replaced)[name][0], original[name][1]
+        weight, bias = least_squares(flat(features(x)), flat(y - residual * x), replacement.fit.ridge, rank)
+        fitted = mapped(weight, bias, features)
+        replaced[name] = lambda x, fitted=fitted: fitted(x) + residual * x
+        assert replacement.fit.tokens == FITTED * SEQ_LEN
+    expected = run(model, rows, replaced)
+    got = run(made.model, rows)
+    last = f"{part}{blocks[-1]}"
+    scale = float(expected[last][1].abs().max())
+    torch.testing.assert_close(got[last][1], expected[last][1], rtol=0, atol=CLOSE * scale)
+
+    # Fits that do not know of each other would be others.
+    apart = {}
+    for name in replaced:
+        x, y = original[name]
+        alone = mapped(*least_squares(flat(features(x)), flat(y - residual * x), rank=rank), features)
+        apart[name] = lambda x, alone=alone: alone(x) + residual * x
+    assert (run(model, rows, apart)[last][1] - expected[last][1]).abs().max() > 10 * CLOSE * scale
+
+
+def test_the_record_says_what_held_out(linearize, rows):
+    model = build("llama", torch.float64)
+    fit = linearize(model, blocks=[1], kind="affine").plan.replacements[0].fit
+    x, y = (flat(part) for part in run(model, rows[:FITTED])["1"])
+    folds = np.repeat(np.arange(FITTED) * 4 // FITTED, SEQ_LEN)
+    scores = {}
+    for ridge in RIDGES:
+        unexplained = energy = 0.0
+        for fold in range(4):
+            inside = folds == fold
+            weight, bias = least_squares(x[~inside], (y - x)[~inside], ridge)
+            unexplained += np.sum((x[inside] @ weight + bias - (y - x)[inside]) ** 2)
+            energy += np.sum(((y - x)[inside] - (y - x)[~inside].mean(0)) ** 2)
+        scores[ridge] = 1 - unexplained / energy
+    assert fit.held_out == pytest.approx(max(scores.values()), abs=1e-5)
+    assert scores[fit.ridge] == pytest.approx(max(scores.values()), abs=1e-5)
+
+
+def test_a_folded_map_is_that_of_the_projection_before(linearize, rows):
+    model = build("llama", torch.float64)
+    made = linearize(model, blocks=[1], kind="folded")
+    folded = []
+    handle = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda m, args, y: folded.append(y.detach()))
+    seen = run(model, rows[:FITTED])
+    handle.remove()
+    stream, target = seen["0"][1] - folded[0], seen["1"][1]
+    weight, _ = least_squares(
+        flat(folded[0]), flat(target - stream), made.plan.replacements[0].fit.ridge, intercept=False
+    )
+    expected = torch.from_numpy(weight).T @ model.model.layers[0].mlp.down_proj.weight.detach()
+    got = made.model.model.layers[0].mlp.down_proj.weight.detach()
+    torch.testing.assert_close(got, expected, rtol=0, atol=CLOSE * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, "auto"])
+@pytest.mark.parametrize("kind", ["filter", "folded"])
+def test_batches_change_nothing(kind, size, linearize):
+    one = linearize(build("llama"), blocks=[1], kind=kind, batch_size=58)
+    other = linearize(build("llama"), blocks=[1], kind=kind, batch_size=size)
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * max(1.0, float(a.detach().abs().max())))
+
+
+def test_merged_blocks_are_fitted_from_the_first_s_input_to_the_last_s_output(linearize, rows):
+    model = build("llama", torch.float64)
+    made = linearize(model, blocks=[1, 2], kind="affine", merge=True)
+    ((replacement),) = made.plan.replacements
+    seen = run(model, rows[:FITTED])
+    x, y = seen["1"][0], seen["2"][1]
+    weight, bias = least_squares(flat(x), flat(y - x), replacement.fit.ridge)
+    linear = made.model.model.layers[1].map[0]
+    scale = np.abs(weight).max()
+    np.testing.assert_allclose(linear.weight.detach().T, weight, rtol=0, atol=CLOSE * scale)
+    np.testing.assert_allclose(linear.bias.detach(), bias, rtol=0, atol=CLOSE * max(scale, np.abs(bias).max()))
+
+
+@pytest.mark.parametrize("kind", ["filter", "folded"])
+def test_activations_that_are_not_finite(kind, linearize):
+    model = build("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[3, 5] = float("nan")
+    with pytest.raises(JobError, match=r"finite|NaN"):
+        linearize(model, blocks=[1], kind=kind)

@@ -1,0 +1,162 @@
+"""Plans: what they refuse, and that they can be written, read, edited and carried out again."""
+
+import json
+
+import pytest
+import torch
+
+from rectilinear import Plan, RequestError
+from rectilinear.linearization.plan import Replacement, check_replacements
+from tests.families import BLOCKS, WIDTH, build
+
+
+def plans(*replacements):
+    return [Replacement(**{"kind": "affine", **replacement}) for replacement in replacements]
+
+
+GOOD = {
+    "nothing": [],
+    "all of them": [{"blocks": (0,)}, {"blocks": (1,)}, {"blocks": (2,)}],
+    "shared": [{"blocks": (0, 1)}],
+    "both parts": [{"blocks": (1,), "target": "attention"}, {"blocks": (1,), "target": "mlp"}],
+    "one of each": [{"blocks": (0,), "kind": "filter", "taps": 3}, {"blocks": (2,), "kind": "drop"}],
+    "folded": [{"blocks": (1, 2), "kind": "folded"}],
+    "folded after an attention": [
+        {"blocks": (0,), "target": "attention"},
+        {"blocks": (1,), "kind": "folded"},
+    ],
+    "rank": [{"blocks": (0,), "rank": WIDTH - 1}],
+}
+BAD = {
+    "beyond": ([{"blocks": (3,)}], "blocks from 0 to 2, got 3"),
+    "below": ([{"blocks": (-1,)}], "blocks from 0 to 2, got -1"),
+    "twice": ([{"blocks": (1,)}, {"blocks": (1,)}], "replaced once, got block 1 twice"),
+    "twice in one": ([{"blocks": (1, 1)}], "consecutive|twice"),
+    "whole and part": ([{"blocks": (1,)}, {"blocks": (1,), "target": "mlp"}], "got block 1 twice"),
+    "part and whole": ([{"blocks": (1,), "target": "attention"}, {"blocks": (0, 1)}], "got block 1 twice"),
+    "part twice": ([{"blocks": (1,), "target": "mlp"}, {"blocks": (1,), "target": "mlp"}], "got block 1 twice"),
+    "apart": ([{"blocks": (0, 2)}], "expected consecutive blocks"),
+    "backwards": ([{"blocks": (1, 0)}], "expected consecutive blocks"),
+    "merged attentions": ([{"blocks": (0, 1), "target": "attention"}], "only blocks merge"),
+    "filter of an MLP": ([{"blocks": (0,), "kind": "filter", "target": "mlp"}], "try --kind affine"),
+    "folded attention": ([{"blocks": (1,), "kind": "folded", "target": "attention"}], "try --target block"),
+    "folded MLP": ([{"blocks": (1,), "kind": "folded", "target": "mlp"}], "try --target block"),
+    "full rank": ([{"blocks": (0,), "rank": WIDTH}], f"rank below the width of {WIDTH}"),
+    "rank of nothing": ([{"blocks": (0,), "kind": "drop", "rank": 2}], "for affine or filter, got drop"),
+    "taps of a map": ([{"blocks": (0,), "taps": 2}], "with --kind filter alone, got affine"),
+    "rates of a map": ([{"blocks": (0,), "rates": (1.0,)}], "with --kind filter alone, got affine"),
+    "rate 0": ([{"blocks": (0,), "kind": "filter", "rates": (0.0,)}], "rates above 0 and up to 1"),
+    "rate 2": ([{"blocks": (0,), "kind": "filter", "rates": (1.0, 2.0)}], "rates above 0 and up to 1"),
+    "rate nan": ([{"blocks": (0,), "kind": "filter", "rates": (float("nan"),)}], "rates above 0 and up to 1"),
+    "folded first": ([{"blocks": (0,), "kind": "folded"}], "needs a block before it that stays, got none"),
+    "folded into nothing": (
+        [{"blocks": (0,), "kind": "drop"}, {"blocks": (1,), "kind": "folded"}],
+        "got block 0 replaced",
+    ),
+    "folded into a stand-in": (
+        [{"blocks": (1,), "kind": "folded"}, {"blocks": (0,), "target": "mlp"}],
+        "got block 0 replaced",
+    ),
+    "all dropped": ([{"blocks": (0, 1, 2), "kind": "drop"}], "at least one of 3 blocks to stay"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_can_be_done_passes(name):
+    check_replacements(plans(*GOOD[name]), BLOCKS, WIDTH)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_done_is_refused(name):
+    replacements, says = BAD[name]
+    with pytest.raises(RequestError, match=says) as raised:
+        check_replacements(plans(*replacements), BLOCKS, WIDTH)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kind": "filter", "rank": 4, "rates": (1.0, 0.5)}, {"kind": "folded"}, {"kind": "drop"}],
+    ids=["filter", "folded", "drop"],
+)
+def test_a_plan_is_carried_out_again_from_its_file(options, linearize, tmp_path):
+    made = linearize(build("llama"), blocks=[1, 2] if options["kind"] != "drop" else [1], **options)
+    written = made.plan.save(tmp_path)
+    assert Plan.load(tmp_path / "plan.json") == made.plan
+    assert Plan.load(tmp_path) == made.plan
+    again = linearize(build("llama"), plan=tmp_path / "plan.json")
+    assert again.plan.replacements == made.plan.replacements
+    assert again.plan.parameters == made.plan.parameters
+    assert again.plan.selection.loss_after == made.plan.selection.loss_after
+    for one, other in zip(made.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert written is None or str(written).endswith("plan.json")
+
+
+def test_a_plan_that_was_edited_by_hand(linearize, tmp_path):
+    made = linearize(build("llama"), blocks=[1], kind="affine", rank=4)
+    made.plan.save(tmp_path)
+    recipe = json.loads((tmp_path / "plan.json").read_text())
+    recipe["replacements"][0].update(rank=7, blocks=[2])
+    recipe["replacements"].insert(0, {"kind": "drop", "target": "attention", "blocks": [0]})
+    (tmp_path / "plan.json").write_text(json.dumps(recipe))
+    again = linearize(build("llama"), plan=tmp_path / "plan.json")
+    assert [(r.kind, r.target, r.blocks, r.rank) for r in again.plan.replacements] == [
+        ("drop", "attention", (0,), None),
+        ("affine", "block", (2,), 7),
+    ]
+    expected = linearize(build("llama"), plan=Plan.model_validate(recipe))
+    for one, other in zip(expected.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_plan_says_what_was_done_to_what(linearize):
+    model = build("llama")
+    made = linearize(model, blocks=[0, 2], kind="filter", rank=4, taps=2)
+    plan = made.plan
+    assert (plan.model.num_blocks, plan.model.width) == (BLOCKS, WIDTH)
+    assert plan.parameters.before == sum(parameter.numel() for parameter in model.parameters())
+    assert plan.parameters.after == sum(parameter.numel() for parameter in made.model.parameters())
+    block = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    size = WIDTH * (1 + 1 + 2 + 1)  # x, r, two taps, one mean
+    for replacement in plan.replacements:
+        assert (replacement.rank, replacement.taps, replacement.rates) == (4, 2, (1.0,))
+        assert replacement.fit.parameters_before == block
+        assert replacement.fit.parameters_after == 4 * size + 4 * WIDTH + WIDTH
+        assert replacement.fit.ridge is not None
+        assert 0 < replacement.fit.held_out < 1
+    assert plan.selection.select == "by hand"
+
+
+def test_a_plan_for_another_model_is_refused(linearize):
+    plan = linearize(build("llama"), blocks=[1], kind="affine").plan
+    other = build("llama")
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
+    with pytest.raises(RequestError, match="expected a plan for this model"):
+        linearize(other, plan=plan)
+    with pytest.raises(RequestError, match="was it made with another --dtype"):
+        linearize(build("llama", torch.bfloat16), plan=plan)
+
+
+def test_a_plan_with_what_cannot_be_done_is_refused(linearize, tmp_path):
+    linearize(build("llama"), blocks=[1], kind="affine").plan.save(tmp_path)
+    text = (tmp_path / "plan.json").read_text()
+    for change, says in (
+        ({"blocks": [7]}, "blocks from 0 to 2, got 7"),
+        ({"blocks": []}, "plan.json"),
+        ({"kind": "magic"}, "plan.json"),
+        ({"taps": -1}, "plan.json"),
+        ({"colour": "red"}, "plan.json"),
+    ):
+        recipe = json.loads(text)
+        recipe["replacements"][0].update(change)
+        (tmp_path / "plan.json").write_text(json.dumps(recipe))
+        with pytest.raises(RequestError, match=says):
+            linearize(build("llama"), plan=tmp_path / "plan.json")
+    for content in ("no JSON", "[]", "{}", '{"schema": "rectilinear.profile/1"}'):
+        (tmp_path / "plan.json").write_text(content)
+        with pytest.raises(RequestError, match="plan"):
+            linearize(build("llama"), plan=tmp_path / "plan.json")
+    with pytest.raises(RequestError, match="none"):
+        linearize(build("llama"), plan=tmp_path / "none.json")
