@@ -146,7 +146,7 @@ def _fit_stand_in(bench: Workbench, replacement: Replacement, paths: Sequence[st
     def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
         x = edited[0].x
         mask = mask_of(batch)
-        rows = x.float().view(-1, x.shape[-2], width)
+        rows = x.to(torch.promote_types(x.dtype, torch.float32)).view(-1, x.shape[-2], width)
         stream = new.filter.stream(rows, None if mask is None else mask.to(x.device))
         target = original[0].y.double()
         if new.residual:
