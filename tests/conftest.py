@@ -1,5 +1,7 @@
 """Tiny models, a checkpoint and a text, all built in code from fixed seeds; nothing is downloaded."""
 
+import contextlib
+import io
 import os
 import random
 import runpy
@@ -152,17 +154,18 @@ def load(tmp_path_factory):
 
 
 @pytest.fixture
-def reload_here(load, monkeypatch, capsys):
+def reload_here(load, monkeypatch):
     """Have checkpoints reloaded in this process, which is quicker than one of their own."""
 
     def run(command, **options):
         assert command[1] == "-I"
         monkeypatch.setattr("sys.argv", command[2:])
-        capsys.readouterr()
+        printed = io.StringIO()
         try:
-            runpy.run_path(command[2], run_name="__main__")
+            with contextlib.redirect_stdout(printed):
+                runpy.run_path(command[2], run_name="__main__")
         except Exception as error:
             return subprocess.CompletedProcess(command, 1, "", f"{type(error).__name__}: {error}")
-        return subprocess.CompletedProcess(command, 0, capsys.readouterr().out, "")
+        return subprocess.CompletedProcess(command, 0, printed.getvalue(), "")
 
     monkeypatch.setattr("rectilinear.models.export.subprocess.run", run)

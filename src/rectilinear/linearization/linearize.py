@@ -71,7 +71,8 @@ class Linearized:
         A fresh process then loads it, and compares logits and cached decoding with this model's.
 
         Raises:
-            JobError: it could not be written, or does not load as it should.
+            OSError: it could not be written.
+            JobError: it does not load as it should.
         """
         self.plan.save(folder)
         (Path(folder) / "README.md").write_text(model_card(self.plan), encoding="utf-8")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +77,9 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
         ids: token ids ``[rows, seq_len]`` to compare the models on.
 
     Raises:
-        JobError: it could not be written, does not load in a fresh process, or computes something else there.
+        OSError: it could not be written.
+        JobError: the checkpoint does not load in a fresh process, or computes something else there.
     """
-    from safetensors import SafetensorError
 
     remote = hasattr(model.config, "rectilinear")
     if remote:
@@ -84,15 +87,28 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
             "AutoConfig": f"{MODULE}.RectilinearConfig",
             "AutoModelForCausalLM": f"{MODULE}.RectilinearForCausalLM",
         }
-    try:
+    with _writing():
         model.save_pretrained(folder)
-    except SafetensorError as error:
-        raise JobError(f"cannot write the weights to {folder}: {error}") from error
-    if remote:
-        (folder / f"{MODULE}.py").write_text(exported_code(model), encoding="utf-8")
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        if remote:
+            (folder / f"{MODULE}.py").write_text(exported_code(model), encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
     check_reload(model, folder, ids, remote)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Turn the operating system's errors, as safetensors and tokenizers put them in words, into `OSError`."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code)) from error
 
 
 def exported_code(model: PreTrainedModel) -> str:
@@ -118,7 +134,8 @@ def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool
         logits = model(ids.to(device_of(model)), use_cache=False).logits.float().cpu()
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected.safetensors"
-        save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, expected)
+        with _writing():
+            save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, expected)
         # Remote code is copied into a cache of modules before it is imported: not into the user's.
         environment = {**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, "-I", str(Path(reload_check.__file__)), str(folder), str(expected), str(int(remote))]

@@ -223,7 +223,10 @@ def _load(auto_class: Any, model: str | Path, what: str, **options: Any) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # Hub, configuration, code and weight errors share no narrower class.
-        raise RequestError(f"cannot load the {what} of {str(model)!r}: {_first_line(error)}") from error
+        hint = "; if you trust it, try --trust-remote-code" if "trust_remote_code=True" in str(error) else ""
+        raise RequestError(
+            f"cannot load the {what} of {str(model)!r}: {_first_line(error).rstrip(' .')}{hint}"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:
