@@ -50,15 +50,15 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def save(script: str, question: str, result: dict[str, Any]) -> None:
-    """Write ``NAME.json`` beside ``NAME.py``."""
+def save(script: str, question: str, result: dict[str, Any], command: str | None = None, show: bool = True) -> None:
+    """Write ``NAME.json`` beside ``NAME.py``; ``command`` is what made it, where that is not this process's own."""
     processor = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
     )
     record = {
         "question": question,
-        "command": f"python benchmarks/{Path(script).name}" + "".join(f" {word}" for word in sys.argv[1:]),
+        "command": command or f"python benchmarks/{Path(script).name}" + "".join(f" {word}" for word in sys.argv[1:]),
         "date": date.today().isoformat(),
         "versions": {
             "rectilinear": rectilinear.__version__,
@@ -71,8 +71,9 @@ def save(script: str, question: str, result: dict[str, Any]) -> None:
     }
     path = Path(script).with_suffix(".json")
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
-    print(f"wrote {path}")
+    if show:
+        print(json.dumps(result, indent=2))
+        print(f"wrote {path}")
 
 
 def _lines(path: str) -> list[str]:

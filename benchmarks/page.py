@@ -15,7 +15,8 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 
 def render() -> str:
     """The page's text."""
-    overhead, official, accuracy = (read(name) for name in ("overhead", "official", "accuracy"))
+    overhead, official, accuracy, decoding = (read(name) for name in ("overhead", "official", "accuracy", "decoding"))
+    quality = [read(path.stem) for path in sorted(HERE.glob("quality-*.json"))]
     return (
         "\n\n".join(
             [
@@ -26,6 +27,8 @@ def render() -> str:
                 "## Overhead\n\n" + about_overhead(overhead),
                 "## Against the official algorithm\n\n" + about_official(official),
                 "## Accuracy\n\n" + about_accuracy(accuracy),
+                "## Quality\n\n" + "\n\n".join(about_quality(result) for result in quality),
+                "## Decoding\n\n" + about_decoding(decoding),
                 "## Architectures\n\nSee [architectures.md](architectures.md).",
             ]
         )
@@ -107,6 +110,60 @@ def about_accuracy(result: dict[str, Any]) -> str:
         f"stream, all tokens scored together) {beyond['over_target']} are over the target, the worst at "
         f"{beyond['worst']['error']:.1e}: read `without_sinks` there.\n\n"
         + table(["over", "value", "worst error"], rows)
+    )
+
+
+def about_quality(result: dict[str, Any]) -> str:
+    """Loss, parameters and speed after each of many replacements."""
+    dense = result["dense"]
+    rows = [
+        [
+            name,
+            ",".join(map(str, case["replaced"])),
+            f"{case['perplexity']:.2f}",
+            f"{case['loss_increase']:.4f} ± {case['loss_increase_stderr']:.4f}",
+            f"{case['parameters']:,} ({case['parameters'] / dense['parameters'] - 1:+.1%})",
+            *(f"{case[key]:.2f}" if key in case else "-" for key in ("prefill_ratio", "decode_ratio", "cache_ratio")),
+        ]
+        for name, case in result["cases"].items()
+    ]
+    name = Path(result["command"].split()[-1]).name
+    return (
+        f"### {result['model']}\n\n"
+        f"{result['question']} `{result['command']}`, {result['date']}: fitted on {result['calibration']['tokens']:,} tokens of "
+        f"{result['calibration']['text']}, scored on {result['scored']['tokens']:,} tokens ({result['scored']['rows']} rows) of "
+        f"{result['scored']['text']}. Dense: perplexity {dense['perplexity']:.2f}, {dense['parameters']:,} parameters. "
+        "± is the standard error of the increase, paired by rows. Speeds are ratios to the dense model (n = 1, of medians of 3 "
+        "readings and of 32 steps, on a machine that did other work; a model this small is bound by calls, not by arithmetic); "
+        "the cache after 160 tokens. Windows keep every parameter and are not timed: the mask narrows what is seen, not what is "
+        "computed.\n\n"
+        f"![loss against parameters and speed](quality-{name}.png)\n\n"
+        + table(
+            ["replacement", "blocks", "perplexity", "loss increase", "parameters", "prefill", "decode", "cache"], rows
+        )
+    )
+
+
+def about_decoding(result: dict[str, Any]) -> str:
+    """Speed and cache with half of the attentions replaced."""
+    rows = [
+        [
+            name,
+            times(case["decode_ratio"]),
+            times(case["prefill_ratio"]),
+            f"{case['cache_ratio']:.3f}",
+            f"{case['dense_cache_bytes'] / 2**20:,.0f} MiB",
+            times(case["dense_decode"], " tokens/s"),
+            f"{case['parameters'] / case['dense_parameters'] - 1:+.1%}",
+            str(case["decode_ratio"]["n"]),
+        ]
+        for name, case in result["cases"].items()
+    ]
+    headings = ["case", "decode", "prefill", "cache", "dense cache", "dense decode", "parameters", "n"]
+    return (
+        f"{result['question']} `{result['command']}`, {result['date']}, {result['shape'][0]} blocks of width {result['shape'][1]}, "
+        f"filters of rank {result['rank']} with {result['taps']} taps and rates {', '.join(map(str, result['rates']))}. Ratios to the "
+        "dense model in the same process, median (smallest to largest) of n rounds.\n\n" + table(headings, rows)
     )
 
 

@@ -118,9 +118,9 @@ def test_a_plan_says_what_was_done_to_what(linearize):
     assert plan.parameters.before == sum(parameter.numel() for parameter in model.parameters())
     assert plan.parameters.after == sum(parameter.numel() for parameter in made.model.parameters())
     block = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
-    size = WIDTH * (1 + 1 + 2 + 1)  # x, r, two taps, one mean
+    size = WIDTH * (1 + 1 + 2 + 2)  # x, r, two taps, two means
     for replacement in plan.replacements:
-        assert (replacement.rank, replacement.taps, replacement.rates) == (4, 2, (1.0,))
+        assert (replacement.rank, replacement.taps, replacement.rates) == (4, 2, (1.0, 0.8))
         assert replacement.fit.parameters_before == block
         assert replacement.fit.parameters_after == 4 * size + 4 * WIDTH + WIDTH
         assert replacement.fit.ridge is not None

@@ -278,7 +278,7 @@ FILTERED = {
         "decodes otherwise with its cache than without",
     ),
     "another rate": (
-        edit_config(lambda config: config["rectilinear"]["blocks"][0].update(rates=[0.5])),
+        edit_config(lambda config: config["rectilinear"]["blocks"][0].update(rates=[1.0, 0.5])),
         "loads with other logits",
     ),
     "a tap less": (

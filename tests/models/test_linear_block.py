@@ -289,8 +289,8 @@ def test_a_cache_is_of_constant_size_without_attention(linearized):
         cache = model(token_rows(2, tokens), use_cache=True).past_key_values
         assert [type(layer) for layer in cache.layers] == [FilterCache] * BLOCKS
         sizes.append(cache_bytes(cache))
-    # Per block: three taps, and the sum and the weight of one rate, of two rows in float32.
-    assert sizes == [BLOCKS * 4 * 2 * (3 * WIDTH + WIDTH + 1)] * 3
+    # Per block: three taps, and the sums and the weights of two rates, of two rows in float32.
+    assert sizes == [BLOCKS * 4 * 2 * (3 * WIDTH + 2 * (WIDTH + 1))] * 3
 
 
 @torch.no_grad()
@@ -298,7 +298,7 @@ def test_a_block_keeps_no_keys_and_values(linearized):
     model = linearized("llama", (1,)).model
     caches = [model(token_rows(2, tokens), use_cache=True).past_key_values for tokens in (5, 50)]
     states = [[cache_bytes([vars(layer)]) for layer in cache.layers] for cache in caches]
-    assert states[0][1] == states[1][1] == 4 * 2 * (4 * WIDTH + 1)
+    assert states[0][1] == states[1][1] == 4 * 2 * (3 * WIDTH + 2 * (WIDTH + 1))
     assert states[1][0] == 10 * states[0][0]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rectilinear.cli import options
@@ -23,8 +26,11 @@ def linearize(
     select: options.Select = SelectName.score,
     rank: options.Rank = None,
     taps: options.Taps = 3,
-    rates: options.Rates = "1",
+    rates: options.Rates = "1,0.8",
     merge: options.Merge = False,
+    heal_steps: options.HealSteps = 0,
+    heal_learning_rate: options.HealLearningRate = 1e-3,
+    heal_logits: options.HealLogits = 0.0,
     max_tokens: options.MaxTokens = 300_000,
     seq_len: options.SeqLen = 256,
     folds: options.Folds = 4,
@@ -44,6 +50,9 @@ def linearize(
 
     Which ones: one of --blocks, --count, --budget, --max-loss-increase and --plan.
 
+    With --heal-steps, a run that was stopped goes on from its last checkpoint, in OUT.heal, when the same command
+    is run again.
+
     Example: rectilinear linearize storyteller --text stories --kind filter --count 2 --out smaller
     """
     check_out(out, overwrite)
@@ -51,11 +60,13 @@ def linearize(
     indices = options.parse_indices(blocks)
     share = options.parse_share(budget)
     decays = options.parse_rates(rates)
+    checkpoints = out.with_name(f"{out.name}.heal") if heal_steps else None
 
     import rectilinear
+    from rectilinear.linearization.checkpoints import discard_checkpoints
     from rectilinear.report.tables import print_plan
 
-    with progress() as report:
+    with _pointing_to(checkpoints), progress() as report:
         linearized = rectilinear.linearize(
             model,
             text,
@@ -75,6 +86,11 @@ def linearize(
             max_tokens=max_tokens,
             seq_len=seq_len,
             folds=folds,
+            heal_steps=heal_steps,
+            heal_learning_rate=heal_learning_rate,
+            heal_logits=heal_logits,
+            heal_folder=checkpoints,
+            heal_overwrite=overwrite,
             batch_size=rows_at_once,
             device=device,
             dtype=dtype.value,
@@ -84,9 +100,23 @@ def linearize(
             config=config,
             split=split,
             seed=seed,
+            out=out,
             progress=report,
         )
         with staged(out) as folder:
             linearized.save(folder)
+        if checkpoints:
+            discard_checkpoints(checkpoints)
     print_plan(linearized.plan, stdout())
     print(f"wrote the checkpoint, plan.json and README.md to {Path(out)}; loaded again in a fresh process, it agrees")
+
+
+@contextmanager
+def _pointing_to(checkpoints: Path | None) -> Iterator[None]:
+    """Tell whoever interrupts the command where it would go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoints and any(checkpoints.glob("checkpoint-*")):
+            print(f"rectilinear: {checkpoints} keeps what was healed, to go on with the same command", file=sys.stderr)
+        raise

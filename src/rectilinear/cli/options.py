@@ -130,6 +130,13 @@ Rates = Annotated[
     str, typer.Option(metavar="1,0.9", help="Rates of the decaying means that a filter sees; 1 is the plain mean.")
 ]
 Merge = Annotated[bool, typer.Option("--merge", help="One stand-in for consecutive replaced blocks.")]
+HealSteps = Annotated[
+    int, typer.Option(help="Steps to train the stand-ins for, towards the original's hidden states, after the fit.")
+]
+HealLearningRate = Annotated[float, typer.Option(help="Learning rate of the first of these steps; it falls to 0.")]
+HealLogits = Annotated[
+    float, typer.Option(metavar="WEIGHT", help="Weight of the divergence from the original's predictions in them.")
+]
 Stack = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="Dotted path of the block stack, such as model.layers; found when not given."),
@@ -137,7 +144,9 @@ Stack = Annotated[
 RequiredOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the checkpoint.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of whatever is random: the generated stories.")]
+Seed = Annotated[
+    int, typer.Option(min=0, help="Seed of whatever is random: the generated stories, the order of rows in healing.")
+]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:0|mps", help="Where to run.")]
 DType = Annotated[DTypeName, typer.Option(help="Of the weights; 'auto' is the checkpoint's own.")]
 BatchSize = Annotated[

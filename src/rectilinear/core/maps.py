@@ -23,7 +23,7 @@ from rectilinear.core.moments import Moments
 from rectilinear.core.solve import factorise, held_out_residual, without_each
 
 #: Ridges that are tried, as shares of the correlation's unit diagonal.
-RIDGES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+RIDGES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rectilinear.linearization.plan import Plan, Replacement
+from rectilinear.linearization.plan import Plan, Replacement, needs_stand_in
 
 
 def model_card(plan: Plan) -> str:
@@ -12,7 +12,7 @@ def model_card(plan: Plan) -> str:
     metadata = ModelCardData(
         base_model=plan.model.id, library_name="transformers", pipeline_tag="text-generation", tags=["rectilinear"]
     )
-    own_code = any(r.kind in ("affine", "filter") or r.target != "block" for r in plan.replacements)
+    own_code = any(map(needs_stand_in, plan.replacements))
     lines = [
         "---",
         metadata.to_yaml(),
@@ -20,7 +20,7 @@ def model_card(plan: Plan) -> str:
         "",
         f"# {plan.model.id}, linearized",
         "",
-        f"[Rectilinear](https://github.com/rectilinear/rectilinear) replaced parts of `{plan.model.id}` "
+        f"Rectilinear replaced parts of `{plan.model.id}` "
         f"({plan.model.architecture}, {plan.model.num_blocks} blocks of width {plan.model.width}, weights SHA-256 "
         f"`{plan.model.sha256[:16]}`). `plan.json` has the whole recipe.",
         "",
@@ -39,6 +39,9 @@ def model_card(plan: Plan) -> str:
             f"token before, {chosen.loss_after:.4f} after. Stand-ins were fitted on other rows of the same text.",
             "",
         ]
+    healed = plan.heal
+    if healed:
+        lines += [f"{healed}.", ""]
     options = ", trust_remote_code=True" if own_code else ""
     load = f"model = AutoModelForCausalLM.from_pretrained(path{options})"
     lines += ["```python", "from transformers import AutoModelForCausalLM", "", load, "```"]

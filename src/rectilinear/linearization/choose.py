@@ -25,6 +25,9 @@ from rectilinear.models.surgery import find_target, swapped
 #: (ShortGPT, 2403.03853). ``loss``: least loss first, measured anew after each (SLEB, 2402.09025).
 Select = Literal["score", "influence", "loss"]
 
+# Blocks whose moments are in memory together while they are scored.
+_AT_ONCE = 8
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -72,8 +75,9 @@ def check_budget(
         RequestError: it cannot be met.
     """
     found = candidates(stack, template)
-    # A model keeps at least one block.
-    most = len(found) - (len(found) == len(stack) and template.target == "block" and template.kind == "drop")
+    most = _most(found, stack, template)
+    if budget.loss is not None and not budget.loss > 0:
+        raise RequestError(f"expected --max-loss-increase above 0, got {budget.loss}")
     if budget.count is not None and not 1 <= budget.count <= most:
         raise RequestError(f"expected --count from 1 to {most}, got {budget.count}")
     if budget.share is not None:
@@ -84,8 +88,12 @@ def check_budget(
                 f"expected --budget above 0% and up to {max(largest, 0):.1%}, which replacing every "
                 f"{template.target} saves, got {budget.share:.1%}; try a smaller --rank or another --kind"
             )
-    if budget.loss is not None and not budget.loss > 0:
-        raise RequestError(f"expected --max-loss-increase above 0, got {budget.loss}")
+
+
+def _most(found: Sequence[int], stack: BlockStack, template: Replacement) -> int:
+    """How many of the candidates can be replaced at once: a model keeps at least one block."""
+    dropped = template.kind == "drop" and template.target == "block"
+    return len(found) - (dropped and len(found) == len(stack))
 
 
 def saving(model: nn.Module, stack: BlockStack, replacements: Sequence[Replacement], width: int) -> int:
@@ -129,8 +137,9 @@ def choose(
         if budget.count is not None:
             return len(chosen) >= budget.count
         if budget.share is not None:
-            return saving(bench.model, bench.stack, group(chosen, template, merge), width) >= budget.share * total
-        return len(chosen) >= len(scores)
+            saved = saving(bench.model, bench.stack, group(chosen, template, merge), width)
+            return saved >= budget.share * total or len(chosen) == most
+        return len(chosen) == most
 
     def fit(chosen: Sequence[int], known: Sequence[Fitted] = ()) -> list[Fitted]:
         return fit_all(bench, group(chosen, template, merge), known)
@@ -140,13 +149,12 @@ def choose(
             return measure_perplexity(bench.model, held_out, size).loss
 
     found = candidates(bench.stack, template)
+    most = _most(found, bench.stack, template)
     scores = dict.fromkeys(found, 0.0) if select == "loss" else _order(bench, found, template, select)
     chosen: list[int] = []
     fits: list[Fitted] = []
     before = loss = loss_of([]) if len(held_out) else None
     while not enough(chosen):
-        if template.kind == "drop" and template.target == "block" and len(chosen) == len(bench.stack) - 1:
-            break
         left = [index for index in scores if index not in chosen]
         if select == "loss":
             trials = {index: loss_of(fit([*chosen, index], fits)) for index in left}
@@ -157,7 +165,8 @@ def choose(
         if budget.loss is None and select != "loss":
             chosen.append(following)
             continue
-        longer = fit([*chosen, following])
+        # What comes before it saw nothing of it.
+        longer = fit([*chosen, following], [fitted for fitted in fits if fitted.replacement.blocks[-1] < following - 1])
         reached = loss_of(longer)
         if budget.loss is not None and before is not None and reached > before + budget.loss:
             if not chosen:
@@ -187,13 +196,15 @@ def _order(bench: Workbench, found: Sequence[int], template: Replacement, select
     modules = tuple(
         bench.model.get_submodule(find_target(bench.stack, index, template.target)) for index in range(len(bench.stack))
     )
-    stack = BlockStack(bench.stack.path, modules, bench.stack.rule)
-    moments = collect_moments(bench.model, stack, bench.batches, progress=bench.progress)
     scores: dict[int, float] = {}
-    for index in found:
-        scored = score_block(moments[index])
-        linearity = scored.all_tokens.linearity
-        share = linearity.held_out if linearity.held_out is not None else linearity.in_sample
-        scores[index] = 1 - scored.cosine if select == "influence" else (share or 0.0)
+    for start in range(0, len(modules), _AT_ONCE):
+        some = BlockStack(bench.stack.path, modules[start : start + _AT_ONCE], bench.stack.rule)
+        for index, moments in enumerate(
+            collect_moments(bench.model, some, bench.batches, progress=bench.progress), start
+        ):
+            scored = score_block(moments)
+            linearity = scored.all_tokens.linearity
+            share = linearity.held_out if linearity.held_out is not None else linearity.in_sample
+            scores[index] = 1 - scored.cosine if select == "influence" else (share or 0.0)
     key: Callable[[int], float] = (lambda index: scores[index]) if select == "influence" else (lambda i: -scores[i])
     return {index: scores[index] for index in sorted(found, key=key)}

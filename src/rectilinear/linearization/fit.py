@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.core.maps import FittedMap, fit_map
-from rectilinear.core.moments import Moments, MomentsAccumulator, holds_float64
+from rectilinear.core.moments import MomentsAccumulator, holds_float64
 from rectilinear.errors import JobError
 from rectilinear.linearization.plan import FitRecord, Replacement
 from rectilinear.measurement.collect import Batch, Progress, count_rows, mask_of, pieces_of
 from rectilinear.models.blocks import BlockStack
-from rectilinear.models.capture import Passage, evaluating, run_until
+from rectilinear.models.capture import Passage, device_of, evaluating, run_until
 from rectilinear.models.linear_block import LinearBlock, PaddingMask, stand_in
 from rectilinear.models.load import count_parameters
-from rectilinear.models.surgery import Edits, find_projection, find_target, folded_projection, swapped
+from rectilinear.models.surgery import Edits, adds_straight, find_projection, find_target, folded_projection, swapped
+
+_Result = tuple[FittedMap, int, Edits]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Workbench:
         """Length of the tuple that a module returns, 0 for a bare tensor."""
         if path not in self._forms:
             module = self.model.get_submodule(path)
-            self._forms[path] = run_until(self.model, _few_rows(self.batches[0]), [module])[0].form
+            self._forms[path] = run_until(self.model, _one_row(self.batches[0]), [module])[0].form
         return self._forms[path]
 
 
@@ -84,9 +86,9 @@ def merge_edits(fits: Sequence[Fitted]) -> Edits:
 def fit_replacement(bench: Workbench, replacement: Replacement, edits: Edits) -> Fitted:
     """Fit one replacement to the model as edited so far.
 
-    The target is what the original model has after the replaced part: for blocks the residual
-    stream, so that the fit also makes good for what the edits before it spoilt; for an attention
-    or MLP its output.
+    The target is the residual stream that the original model has after the replaced part, so that
+    the fit also makes good for what the edits before it spoilt. Where an attention's or MLP's
+    output is not added to the stream as it is (but after a norm, say), the target is that output.
 
     Raises:
         JobError: activations that are not finite, or a module that does not run.
@@ -131,24 +133,32 @@ def _drop(bench: Workbench, replacement: Replacement, path: str) -> LinearBlock:
     return stand_in(bench.model.get_submodule(path), bench.padding, **options, outputs=bench.form(path))
 
 
-def _fit_stand_in(
-    bench: Workbench, replacement: Replacement, paths: Sequence[str], edits: Edits
-) -> tuple[FittedMap, int, Edits]:
-    first, last = bench.model.get_submodule(paths[0]), bench.model.get_submodule(paths[-1])
-    index = replacement.blocks[0]
-    width = run_until(bench.model, _few_rows(bench.batches[0]), [first])[0].x.shape[-1]
+def _fit_stand_in(bench: Workbench, replacement: Replacement, paths: Sequence[str], edits: Edits) -> _Result:
+    model, index = bench.model, replacement.blocks[0]
+    first, last, block = model.get_submodule(paths[0]), model.get_submodule(paths[-1]), bench.stack.blocks[index]
+    row = _one_row(bench.batches[0])
+    width = run_until(model, row, [first])[0].x.shape[-1]
     options = stand_in_options(replacement, width, index)
     new = stand_in(first, bench.padding, **options, outputs=bench.form(paths[0]))
+    # The stream that the output is added to: before the MLP it is what the block gives without it.
+    corrects = not new.residual and adds_straight(model, block, first, row)
 
-    def pairs(passages: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
-        x, y = passages[0].x.float(), passages[-1].y
+    def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
+        x = edited[0].x
         mask = mask_of(batch)
-        real = None if mask is None else mask.to(x.device)
-        rows = x.view(-1, x.shape[-2], width)
-        features = torch.cat([part for part, _ in new.filter.stream(rows, real)], 1)
-        return features, y.double() - x.double() if new.residual else y
+        rows = x.to(torch.promote_types(x.dtype, torch.float32)).view(-1, x.shape[-2], width)
+        stream = new.filter.stream(rows, None if mask is None else mask.to(x.device))
+        target = original[0].y.double()
+        if new.residual:
+            target = target - x.double()
+        elif corrects and replacement.target == "attention":
+            target = target + (original[1].x.double() - edited[1].x.double())
+        elif corrects:
+            target = original[1].y.double() - (edited[1].y.double() - edited[0].y.double())
+        return torch.cat([part for part, _ in stream], 1), target
 
-    fit, tokens = _fit(bench, index, edits, first, last, pairs, replacement.rank)
+    context = [block] if corrects else []
+    fit, tokens = _regress(bench, index, edits, [first, *context], [last, *context], pairs, replacement.rank)
     layers: Any = new.map
     with torch.no_grad():
         for layer, factor in zip(layers, fit.factors, strict=True):
@@ -157,54 +167,59 @@ def _fit_stand_in(
     return fit, tokens, {paths[0]: new}
 
 
-def _fit_folded(
-    bench: Workbench, replacement: Replacement, paths: Sequence[str], edits: Edits
-) -> tuple[FittedMap, int, Edits]:
+def _fit_folded(bench: Workbench, replacement: Replacement, paths: Sequence[str], edits: Edits) -> _Result:
     before = replacement.blocks[0] - 1
-    path = find_projection(bench.model, bench.stack, before, _few_ids(bench.batches[0]))
+    path = find_projection(bench.model, bench.stack, before, _one_row(bench.batches[0]))
     projection, block = bench.model.get_submodule(path), bench.stack.blocks[before]
     last = bench.model.get_submodule(paths[-1])
 
-    def pairs(passages: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
-        folded, stream, target = passages[0].y, passages[1].y, passages[2].y
-        return folded.view_as(stream), target.double() - (stream.double() - folded.view_as(stream).double())
+    def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
+        stream = edited[1].y.double()
+        folded = edited[0].y.view_as(stream)
+        return folded, original[0].y.double() - (stream - folded.double())
 
     intercept = getattr(projection, "bias", None) is not None
-    fit, tokens = _fit(bench, replacement.blocks[0], edits, projection, last, pairs, None, block, intercept)
+    index = replacement.blocks[0]
+    fit, tokens = _regress(bench, index, edits, [projection, block], [last], pairs, intercept=intercept)
     return fit, tokens, {path: folded_projection(projection, fit.weight, fit.bias)}
 
 
-def _fit(
+def _regress(
     bench: Workbench,
     index: int,
     edits: Edits,
-    source: nn.Module,
-    last: nn.Module,
-    pairs: Any,
-    rank: int | None,
-    between: nn.Module | None = None,
+    edited: Sequence[nn.Module],
+    original: Sequence[nn.Module],
+    pairs: Callable[[Sequence[Passage], Sequence[Passage], Batch], tuple[Tensor, Tensor]],
+    rank: int | None = None,
+    *,
     intercept: bool = True,
 ) -> tuple[FittedMap, int]:
-    """Least squares over all rows.
+    """Least squares over all rows, and the number of tokens.
 
-    ``pairs`` makes features and targets of the passages through ``source`` (and ``between``) in
-    the edited model and through ``last`` in the original.
+    Args:
+        bench: the model and the rows.
+        index: of the block, for progress and errors.
+        edits: what was fitted before.
+        edited: modules whose passages in the model as edited so far are wanted.
+        original: the same for the original model.
+        pairs: makes features ``[rows, seq_len, p]`` and targets ``[rows, seq_len, q]`` of these.
+        rank, intercept: see `fit_map`.
     """
-    edited = [source] if between is None else [source, between]
     lengths = [count_rows(batch) for batch in bench.batches]
     total, done = sum(lengths), 0
     folds = min(bench.folds, total)
-    products = torch.float64 if holds_float64(next(bench.model.parameters()).device) else torch.float32
+    products = torch.float64 if holds_float64(device_of(bench.model)) else torch.float32
     accumulators = [MomentsAccumulator(products) for _ in range(folds)]
     for batch, rows in zip(bench.batches, lengths, strict=True):
         if edits:
-            original = run_until(bench.model, batch, [last])
+            theirs = run_until(bench.model, batch, original)
             with swapped(bench.model, edits):
-                passages = run_until(bench.model, batch, edited)
+                ours = run_until(bench.model, batch, edited)
         else:
-            *passages, original_last = run_until(bench.model, batch, [*edited, last])
-            original = [original_last]
-        features, targets = pairs([*passages, *original], batch)
+            passages = run_until(bench.model, batch, [*edited, *original])
+            ours, theirs = passages[: len(edited)], passages[len(edited) :]
+        features, targets = pairs(ours, theirs, batch)
         if not (features.isfinite().all() and targets.isfinite().all()):
             raise JobError(f"block {index}: activations are NaN or infinite; try --dtype float32")
         for piece in pieces_of(done, rows, total, folds, mask_of(batch)):
@@ -212,15 +227,11 @@ def _fit(
         done += rows
         if bench.progress:
             bench.progress(f"block {index}", done, total)
-    moments: list[Moments] = [accumulator.freeze() for accumulator in accumulators if accumulator.count]
+    moments = [accumulator.freeze() for accumulator in accumulators if accumulator.count]
     return fit_map(moments, rank, intercept=intercept), sum(part.count for part in moments)
 
 
-def _few_rows(batch: Batch) -> Batch:
+def _one_row(batch: Batch) -> Batch:
     if isinstance(batch, Mapping):
         return {name: value[:1] if isinstance(value, Tensor) else value for name, value in batch.items()}
     return batch[:1]
-
-
-def _few_ids(batch: Batch) -> Any:
-    return _few_rows(batch)

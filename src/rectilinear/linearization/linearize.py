@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,22 +14,26 @@ from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
+from rectilinear.linearization.checkpoints import Checkpoints
 from rectilinear.linearization.choose import Budget, Select, check_budget, choose, group
 from rectilinear.linearization.fit import Fitted, Workbench, fit_all, merge_edits
 from rectilinear.linearization.plan import (
+    Healing,
     Kind,
     ParametersRecord,
     Plan,
     Replacement,
     SelectionRecord,
     check_replacements,
+    check_trainable,
+    needs_stand_in,
 )
 from rectilinear.measurement.collect import Progress, count_rows
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.measurement.records import DataRecord, record_environment, record_model
 from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.export import check_exportable, export
+from rectilinear.models.export import check_exportable, check_space, export
 from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.load import DType, count_parameters
 from rectilinear.models.origin import Origin, Text
@@ -38,8 +42,8 @@ from rectilinear.models.surgery import Target, check_removal, commit, find_proje
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-#: Rates of the decaying means of a filter unless others are asked for.
-RATES = (1.0,)
+#: Earlier tokens, and rates of decaying means, that a filter sees unless others are asked for.
+TAPS, RATES = 3, (1.0, 0.8)
 
 # This share of the rows, the last ones, is never fitted on: losses are measured on it.
 _HELD_OUT = 0.1
@@ -52,12 +56,13 @@ class Linearized:
     Attributes:
         model: the edited model; it generates, and saves, as any other.
         plan: what was replaced by what, and how well that was fitted.
-        tokenizer: of the model; None where none was needed or known.
+        tokenizer: of the model.
+        rows: ``[rows, seq_len]``, a few rows of token ids, on which a saved checkpoint is compared with the model.
     """
 
     model: PreTrainedModel
     plan: Plan
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: PreTrainedTokenizerBase
     rows: torch.Tensor
 
     def save(self, folder: str | Path) -> Path:
@@ -88,7 +93,7 @@ def linearize(
     max_loss_increase: float | None = None,
     select: Select = "score",
     rank: int | None = None,
-    taps: int = 3,
+    taps: int = TAPS,
     rates: Sequence[float] = RATES,
     merge: bool = False,
     plan: Plan | str | Path | None = None,
@@ -97,6 +102,12 @@ def linearize(
     max_tokens: int = 300_000,
     seq_len: int = 256,
     folds: int = 4,
+    heal_steps: int = 0,
+    heal_learning_rate: float = 1e-3,
+    heal_logits: float = 0.0,
+    heal_batch_size: int = 8,
+    heal_folder: str | Path | None = None,
+    heal_overwrite: bool = False,
     batch_size: BatchSize = "auto",
     device: str = "auto",
     dtype: DType = "auto",
@@ -106,6 +117,7 @@ def linearize(
     config: str | None = None,
     split: str = "train",
     seed: int = 0,
+    out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Linearized:
     """Replace blocks of a decoder, or their attentions or MLPs, by something linear.
@@ -132,9 +144,18 @@ def linearize(
         stack: dotted path of the block stack; default: found by structure.
         max_tokens, seq_len: text becomes ``max_tokens // seq_len`` rows of ``seq_len`` tokens.
         folds: contiguous folds of the fitted rows, by which ridges are chosen.
+        heal_steps: of training the stand-ins towards the original's hidden states, after the fit;
+            see `rectilinear.linearization.heal.heal` for the loss and for
+        heal_learning_rate, heal_batch_size: at the first step, and rows of a step, and
+        heal_logits: weight of the divergence from the original's predictions.
+        heal_folder: where healing keeps its last checkpoint; the same call goes on from there when
+            it was stopped. The folder stays.
+        heal_overwrite: whether checkpoints of another call that are there may be removed.
         batch_size: rows in a forward pass; ``"auto"`` halves it when memory runs out.
         device, dtype, revision, trust_remote_code: for loading; see `rectilinear.models.load`.
-        column, config, split, seed: of the text source.
+        column, config, split: of the text source.
+        seed: of generated text, and of the order of rows in healing.
+        out: where it is to be saved, so that a disk without room is found out at once.
         progress: called with (stage, done, total).
 
     Raises:
@@ -143,6 +164,9 @@ def linearize(
             does not suffice.
     """
     check_batch_size(batch_size)
+    if seq_len < 4:
+        raise RequestError(f"expected rows of at least 4 tokens, got --seq-len {seq_len}")
+    healing = Healing(heal_steps, heal_learning_rate, heal_batch_size, heal_logits, seed)
     if folds < 1:
         raise RequestError(f"expected at least 1 fold, got {folds}")
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
@@ -155,10 +179,14 @@ def linearize(
     loaded: Any = origin.load(head=True)
     if isinstance(model, nn.Module):
         loaded = copy.deepcopy(loaded)
+    if out is not None:
+        check_space(loaded, Path(out))
     found = find_blocks(loaded, stack)
     width = text_config(loaded.config).hidden_size
     record = record_model(loaded, origin, found, width)
     wish.check(loaded, found, width, record.sha256)
+    if healing.steps:
+        check_trainable(wish.named or [wish.template])
     total = len(rows.ids)
     if total < 2 and (limit.loss is not None or (select == "loss" and wish.named is None)):
         raise RequestError("expected at least two rows to choose by loss, one of them to measure it on; try more text")
@@ -167,12 +195,18 @@ def linearize(
         source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
     )
 
-    def attempt(size: int) -> tuple[list[Fitted], SelectionRecord]:
+    checkpoints = None
+    if healing.steps and heal_folder is not None:
+        recipe = {"model": record.sha256, "text": rows.fingerprint, "stack": found.path, "folds": folds}
+        checkpoints = Checkpoints(Path(heal_folder), {**recipe, **wish.recipe(), **asdict(healing)})
+        checkpoints.check(heal_overwrite)
+
+    def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
         padding = PaddingMask()
         bench = Workbench(loaded, found, padding, torch.split(rows.ids[:fitted_rows], size), folds, progress)
-        return wish.carry_out(bench, rows.ids[fitted_rows:], width)
+        return bench, *wish.carry_out(bench, rows.ids[fitted_rows:], width)
 
-    fits, selection = with_batch_size(attempt, batch_size, loaded, seq_len)
+    bench, fits, selection = with_batch_size(attempt, batch_size, loaded, seq_len)
     replacements = tuple(fitted.replacement for fitted in fits)
     made = Plan(
         model=record,
@@ -183,10 +217,15 @@ def linearize(
         replacements=replacements,
     )
     check_removal(loaded, found, [index for index in range(len(found)) if index not in made.removed])
+    healed = None
+    if healing.steps:
+        from rectilinear.linearization.heal import heal  # Trainer takes seconds to import
+
+        healed = heal(bench, fits, rows.ids[fitted_rows:], healing, checkpoints)
     commit(loaded, found, merge_edits(fits), made.removed)
     parameters = ParametersRecord(before=record.parameters, after=count_parameters([loaded]))
-    made = made.model_copy(update={"parameters": parameters})
-    return Linearized(loaded, made, tokenizer, rows.ids[fitted_rows:][:4])
+    made = made.model_copy(update={"parameters": parameters, "heal": healed})
+    return Linearized(loaded, made, tokenizer, rows.ids[-4:])
 
 
 @dataclass(frozen=True)
@@ -251,10 +290,15 @@ class _Wish:
                 f"expected a plan for this model, got one for {self.plan.model.id} with other weights "
                 f"(SHA-256 {self.plan.model.sha256[:12]}, not {sha256[:12]}); was it made with another --dtype?"
             )
+        if self.select == "influence" and self.target != "block":
+            raise RequestError(
+                f"expected --select score or loss for --target {self.target}: influence is how little a whole block "
+                "turns its input"
+            )
         named = self.named
         asked = named if named is not None else [self.template.model_copy(update={"blocks": (len(stack) - 1,)})]
         check_replacements(asked, len(stack), width)
-        check_exportable(model, any(r.kind in ("affine", "filter") or r.target != "block" for r in asked))
+        check_exportable(model, any(map(needs_stand_in, asked)))
         if named is None:
             check_budget(model, stack, self.template, self.merge, self.budget, width)
             return
@@ -283,6 +327,14 @@ class _Wish:
             after = loss()
         tokens = held_out[:, 1:].numel()
         return fits, SelectionRecord(select="by hand", loss_before=before, loss_after=after, tokens=tokens)
+
+    def recipe(self) -> dict[str, Any]:
+        """All that was asked for, as JSON has it: the same wish replaces the same by the same."""
+        named = self.named
+        if named is not None:
+            return {"replacements": [replacement.model_dump(mode="json", exclude={"fit"}) for replacement in named]}
+        template = self.template.model_dump(mode="json", exclude={"blocks", "fit"})
+        return {"template": template, "budget": asdict(self.budget), "select": self.select, "merge": self.merge}
 
     def settings(self) -> dict[str, Any]:
         """What was asked for."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -72,6 +74,61 @@ class SelectionRecord(Record):
     tokens: int = 0
 
 
+@dataclass(frozen=True)
+class Healing:
+    """How to train stand-ins.
+
+    Attributes:
+        steps: of AdamW, each on one batch; the learning rate falls linearly to zero.
+        learning_rate: at the first step.
+        batch_size: rows of a step.
+        logits_weight: of the divergence from the original's predictions; 0 leaves logits out.
+        seed: of the order of the rows.
+
+    Raises:
+        RequestError: a value out of range.
+    """
+
+    steps: int
+    learning_rate: float = 1e-3
+    batch_size: int = 8
+    logits_weight: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise RequestError(f"expected --heal-steps of at least 0, got {self.steps}")
+        if not 0 < self.learning_rate < math.inf:
+            raise RequestError(f"expected --heal-learning-rate above 0, got {self.learning_rate}")
+        if not 0 <= self.logits_weight < math.inf:
+            raise RequestError(f"expected --heal-logits of at least 0, got {self.logits_weight}")
+        if self.batch_size < 1:
+            raise RequestError(f"expected heal_batch_size of at least 1, got {self.batch_size}")
+
+
+class HealRecord(Record):
+    """How the stand-ins were trained after they had been fitted, and what that was good for on held-out rows."""
+
+    steps: int
+    learning_rate: float
+    batch_size: int
+    logits_weight: float
+    seed: int
+    mse_before: float | None = Field(description="squared error of hidden states, a share of their variance")
+    mse_after: float | None
+    loss_before: float | None = Field(description="nats per token")
+    loss_after: float | None
+
+    def __str__(self) -> str:
+        said = f"Healed in {self.steps:,} step{'s' * (self.steps > 1)}"
+        if self.mse_before is None or self.mse_after is None or self.loss_before is None or self.loss_after is None:
+            return said
+        return (
+            f"{said}: relative error of hidden states {self.mse_before:.4g} -> {self.mse_after:.4g}, loss "
+            f"{self.loss_before:.4f} -> {self.loss_after:.4f} nats per token on held-out rows"
+        )
+
+
 class Plan(ResultFile):
     """Which replacements to make in which model, and how those that were made turned out."""
 
@@ -85,12 +142,27 @@ class Plan(ResultFile):
     selection: SelectionRecord | None = None
     replacements: tuple[Replacement, ...]
     parameters: ParametersRecord | None = None
-    heal: dict[str, Any] | None = None
+    heal: HealRecord | None = None
 
     @property
     def removed(self) -> tuple[int, ...]:
         """Blocks that are gone for good."""
         return tuple(sorted(index for replacement in self.replacements for index in replacement.removed))
+
+
+def check_trainable(replacements: Iterable[Replacement]) -> None:
+    """Refuse to heal where there are no stand-ins.
+
+    Raises:
+        RequestError: blocks are dropped and nothing takes their places.
+    """
+    if all(replacement.kind == "drop" for replacement in replacements):
+        raise RequestError("--heal-steps needs stand-ins to train, got only dropped blocks")
+
+
+def needs_stand_in(replacement: Replacement) -> bool:
+    """Whether the edited model has a module that the stock architecture does not know."""
+    return replacement.kind in ("affine", "filter") or replacement.target != "block"
 
 
 def check_replacements(replacements: Sequence[Replacement], num_blocks: int, width: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from rectilinear.errors import JobError
 
@@ -35,12 +36,18 @@ def runnable(model: nn.Module) -> nn.Module:
 
 def run(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> None:
     """One forward pass, for its hooks: on the model's device, without gradients, cache or logits."""
+    args, kwargs = _arguments(model, inputs)
+    with torch.no_grad():
+        runnable(model)(*args, **kwargs)
+
+
+def _arguments(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs on the model's device, and no cache."""
     device = device_of(model)
     named = inputs if isinstance(inputs, Mapping) else {}
     moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in named.items()}
-    unnamed = [inputs.to(device)] if isinstance(inputs, Tensor) else []
-    with torch.no_grad():
-        runnable(model)(*unnamed, **{**_no_cache(model), **moved})
+    unnamed = (inputs.to(device),) if isinstance(inputs, Tensor) else ()
+    return unnamed, {**_no_cache(model), **moved}
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -178,3 +185,42 @@ def run_until(model: nn.Module, inputs: Tensor | Mapping[str, Any], modules: Seq
     if missing := [type(module).__name__ for module in modules if module not in seen]:
         raise JobError(f"expected every module to be replaced to run, but {missing[0]} did not")
     return [seen[module] for module in modules]
+
+
+def states_after(
+    model: nn.Module,
+    inputs: Tensor | Mapping[str, Any],
+    modules: Sequence[nn.Module],
+    weights: Mapping[nn.Parameter, Tensor] | None = None,
+    *,
+    logits: bool = False,
+) -> tuple[list[Tensor], Tensor | None]:
+    """Hidden states after some modules in one forward pass, and its logits; with gradients where they are enabled.
+
+    Args:
+        model: what to run.
+        inputs: of one forward pass.
+        modules: whose outputs are wanted, ``[rows, seq_len, width]`` each.
+        weights: tensors that take the place of parameters of the model.
+        logits: whether to go on to the logits; else the pass goes no further than the last of the modules.
+    """
+    runner = model if logits else runnable(model)
+    seen: dict[nn.Module, Tensor] = {}
+    output: Any = None
+
+    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen[module] = first_value(output).clone()  # what comes after may write over it
+        if not logits and len(seen) == len(set(modules)):
+            raise _Enough
+
+    args, kwargs = _arguments(model, inputs)
+    named = {name: weights[own] for name, own in runner.named_parameters() if own in weights} if weights else {}
+    handles = [module.register_forward_hook(note) for module in set(modules)]
+    try:
+        output = functional_call(runner, named, args, kwargs)
+    except _Enough:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [seen[module] for module in modules], output.logits if logits else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,19 @@ def check_exportable(model: PreTrainedModel, stand_ins: bool = True) -> None:
         )
 
 
+def check_space(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse a folder on a disk without room for the model's weights.
+
+    Raises:
+        RequestError: there is less free.
+    """
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    free = shutil.disk_usage(nearest).free
+    if free < needed:
+        raise RequestError(f"expected {needed:,} bytes free for the checkpoint in {folder}, got {free:,}")
+
+
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, ids: Tensor) -> None:
     """Write weights, configs, tokenizer and, for stand-ins, the code they need; then load it all afresh.
 
@@ -66,6 +80,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
         OSError: it could not be written.
         JobError: the checkpoint does not load in a fresh process, or computes something else there.
     """
+
     remote = hasattr(model.config, "rectilinear")
     if remote:
         model.config.auto_map = {

@@ -23,8 +23,8 @@ class State(NamedTuple):
 
     Attributes:
         recent: ``[rows, taps, width]``, the last normalised inputs, zero for padding.
-        sums: ``[rates, rows, width]`` float32, decaying sums of all normalised inputs.
-        weights: ``[rates, rows]`` float32, the same sums of ones.
+        sums: ``[rates, rows, width]`` float32 or finer, decaying sums of all normalised inputs.
+        weights: ``[rates, rows]``, the same sums of ones.
     """
 
     recent: Tensor
@@ -54,11 +54,11 @@ class CausalFilter(nn.Module):
 
     def start(self, x: Tensor) -> State:
         """The state before the first token of ``x``, ``[rows, tokens, width]``."""
-        rows, rates = len(x), len(self.rates)
+        rows, rates, finer = len(x), len(self.rates), torch.promote_types(x.dtype, torch.float32)
         return State(
             x.new_zeros(rows, self.taps, self.width),
-            x.new_zeros(rates, rows, self.width, dtype=torch.float32),
-            x.new_zeros(rates, rows, dtype=torch.float32),
+            x.new_zeros(rates, rows, self.width, dtype=finer),
+            x.new_zeros(rates, rows, dtype=finer),
         )
 
     def stream(
@@ -79,9 +79,9 @@ class CausalFilter(nn.Module):
             yield features, state
 
     def _step(self, x: Tensor, real: Tensor | None, state: State) -> tuple[Tensor, State]:
-        tokens = x.shape[1]
-        normalised = nn.functional.rms_norm(x.float(), (self.width,), eps=1e-6)
-        ones = x.new_ones(x.shape[:2], dtype=torch.float32)
+        tokens, finer = x.shape[1], torch.promote_types(x.dtype, torch.float32)
+        normalised = nn.functional.rms_norm(x.to(finer), (self.width,), eps=1e-6)
+        ones = x.new_ones(x.shape[:2], dtype=finer)
         if real is not None:  # not a product: what stands at padding may be NaN
             normalised = torch.where(real[..., None], normalised, 0.0)
             ones = ones * real
@@ -91,7 +91,7 @@ class CausalFilter(nn.Module):
         features += [line[:, self.taps - tap : self.taps - tap + tokens] for tap in range(1, self.taps + 1)]
         sums, weights = state.sums, state.weights
         if self.rates:
-            rates = torch.tensor(self.rates, dtype=torch.float32, device=x.device)[:, None, None]
+            rates = torch.tensor(self.rates, dtype=finer, device=x.device)[:, None, None]
             age = torch.arange(tokens, device=x.device)
             past = rates[..., None] ** (age + 1)[:, None]
             decay = torch.where(age[:, None] >= age, rates ** (age[:, None] - age).clamp(min=0), 0.0)[:, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.capture import evaluating, first_value, run
+from rectilinear.models.capture import evaluating, first_value, run, run_until
 from rectilinear.models.linear_block import LinearBlock, linearized
 
 if TYPE_CHECKING:
@@ -68,14 +68,14 @@ def swapped(model: nn.Module, edits: Edits) -> Iterator[None]:
             model.set_submodule(path, module)
 
 
-def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Tensor) -> str:
+def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any) -> str:
     """Dotted path of a block's last projection, whose output goes straight into the residual stream.
 
     It is the last matrix to run that gives vectors of the stream's width. That its output is added
     as it is, is tried out: what is added to it must come out of the block.
 
     Args:
-        inputs: ``[rows, seq_len]`` token ids to try it on.
+        inputs: one batch to try it on.
 
     Raises:
         RequestError: there is no such projection.
@@ -83,32 +83,73 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Ten
     """
     block = stack.blocks[index]
     ran: list[tuple[nn.Module, int]] = []
-    outputs: list[Any] = []
+    outputs: list[Tensor] = []
     projections = {module: name for name, module in block.named_modules() if _is_projection(module)}
-    handles = [m.register_forward_hook(lambda m, args, output: ran.append((m, output.shape[-1]))) for m in projections]
-    handles.append(block.register_forward_hook(lambda m, args, output: outputs.append(first_value(output))))
-    straight = False
-    try:
-        with evaluating(model):  # dropout would change the output too
-            run(model, inputs)
-            if not outputs[0].isfinite().all():
-                raise JobError(f"block {index}: activations are NaN or infinite; try --dtype float32")
-            wide = [module for module, width in ran if width == outputs[0].shape[-1]]
-            if wide:
-                shift = outputs[0].roll(1, -1)
-                handles.append(wide[-1].register_forward_hook(lambda m, args, output: output + shift.view_as(output)))
-                run(model, inputs)
-        if wide:
-            straight = bool((outputs[1] - outputs[0] - shift).norm() <= 0.05 * shift.norm())
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not straight:
+    hooks: dict[nn.Module, Callable[..., Any]] = {
+        module: lambda module, args, output: ran.append((module, output.shape[-1])) for module in projections
+    }
+    with evaluating(model), hooked({**hooks, block: lambda module, args, output: outputs.append(first_value(output))}):
+        run(model, inputs)
+    if not outputs[0].isfinite().all():
+        raise JobError(f"block {index}: activations are NaN or infinite; try --dtype float32")
+    wide = [module for module, width in ran if width == outputs[0].shape[-1]]
+    if not wide or not _passes_on(model, block, wide[-1], inputs):
         raise RequestError(
             f"folding needs a last projection that adds to the residual stream as it is; "
             f"block {index} ({type(block).__name__}) has none; try --kind affine"
         )
     return f"{find_target(stack, index, 'block')}.{projections[wide[-1]]}"
+
+
+def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: Any) -> bool:
+    """Whether the output of a block's attention or MLP is added to the residual stream as it is.
+
+    Then what is added to it comes out of the block, or the block's input plus it goes into another
+    of the block's parts. It is tried out on ``inputs``, one batch.
+    """
+    if _passes_on(model, block, part, inputs):
+        return True
+    given: list[Tensor] = []
+    hooks: dict[nn.Module, Callable[..., Any]] = {
+        child: lambda module, args, output: given.extend(args[:1]) for child in block.children() if child is not part
+    }
+    with evaluating(model), hooked(hooks):
+        inside, whole = run_until(model, inputs, [part, block])
+    total = whole.x + inside.y
+    return any(_close(tensor, total) for tensor in given if tensor.shape == total.shape)
+
+
+def _passes_on(model: nn.Module, block: nn.Module, part: nn.Module, inputs: Any) -> bool:
+    """Whether a block gives what it gave before plus what is added to the output of one of its parts."""
+    outputs: list[Tensor] = []
+    watched = {block: lambda module, args, output: outputs.append(first_value(output))}
+
+    def shifted(module: nn.Module, args: Any, output: Any) -> Any:
+        moved = first_value(output) + shift.view_as(first_value(output))
+        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+    with evaluating(model):  # dropout would change the output too
+        with hooked(watched):
+            run(model, inputs)
+        shift = outputs[0].roll(1, -1)
+        with hooked({**watched, part: shifted}):
+            run(model, inputs)
+    return _close(outputs[1] - outputs[0], shift)
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    return bool((one - two).norm() <= 0.05 * two.norm())
+
+
+@contextmanager
+def hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """While open, modules have forward hooks."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _is_projection(module: nn.Module) -> bool:

@@ -47,14 +47,7 @@ def print_profile(profile: Profile, console: Console) -> None:
 
 def plan_table(plan: Plan) -> Table:
     """One line a replacement: what it is, what it weighs, how much of its target it explains."""
-    table = Table(
-        title=Text(f"{plan.model.id}: what was replaced, fitted on {plan.data.source}"),
-        title_justify="left",
-        caption="held out: share of the target's energy explained by maps fitted on the other folds",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
-    )
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for heading in ("blocks", "target", "by", "rank", "parameters", "ridge", "held out"):
         table.add_column(heading, justify="right", no_wrap=True)
     for replacement in plan.replacements:
@@ -64,7 +57,11 @@ def plan_table(plan: Plan) -> Table:
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print the table, the parameters and the loss before and after."""
+    # Outside of the table, which is narrow and would break these lines.
+    title = f"{plan.model.id}: what was replaced, fitted on {plan.data.source}"
+    console.print(title, style="italic", markup=False, highlight=False)
     console.print(plan_table(plan))
+    console.print("held out: share of the target's energy that maps of the other folds explain", style="dim")
     if plan.parameters:
         before, after = plan.parameters.before, plan.parameters.after
         console.print(f"parameters {before:,} -> {after:,} ({after / before - 1:+.1%})", highlight=False)
@@ -75,6 +72,8 @@ def print_plan(plan: Plan, console: Console) -> None:
             "that nothing was fitted on",
             highlight=False,
         )
+    if plan.heal:
+        console.print(str(plan.heal), highlight=False)
 
 
 def _plan_cells(replacement: Replacement) -> list[str]:

@@ -1,0 +1,99 @@
+"""How much faster does a decoder run, and how much smaller is its cache, with half of its attentions replaced?
+
+Llama of 12 blocks of width 1024 (16 heads of 64, MLP 2816), random weights, float32, one sequence,
+prompts of 4,096 and 16,384 tokens. Every other attention is replaced by a filter of rank 256 (random
+too: speed does not depend on the weights). Both models run in one process, in turn. Two caches: as
+many key-value heads as heads, and a quarter of them.
+
+The floor: a decoding step reads every weight and the cache once. What a filter reads does not grow
+with the tokens, so that the cache is at least half as large and a step saves at most the time for
+half the keys and values, besides what the weights differ by.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from common import save, spread
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import rectilinear
+from rectilinear.evaluation.speed import measure_speed
+from rectilinear.linearization.fit import stand_in_options
+from rectilinear.linearization.linearize import RATES, TAPS
+from rectilinear.linearization.plan import Replacement
+from rectilinear.models.linear_block import PaddingMask, stand_in
+from rectilinear.models.load import count_parameters
+from rectilinear.models.surgery import commit, find_target
+
+WIDTH, BLOCKS, HEADS, RANK, NEW_TOKENS, ROUNDS = 1024, 12, 16, 256, 24, 2
+CONTEXTS = (4_096, 16_384)
+
+
+def build(kv_heads: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4_096,
+        hidden_size=WIDTH,
+        intermediate_size=2_816,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=2 * CONTEXTS[-1],
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def replace_half(model: LlamaForCausalLM) -> nn.Module:
+    """Every other attention by a filter of random weights."""
+    stack, padding, edits = rectilinear.find_blocks(model), PaddingMask(), {}
+    for index in range(1, BLOCKS, 2):
+        filtered = Replacement(
+            kind="filter", target="attention", blocks=(index,), rank=RANK, taps=TAPS, rates=tuple(RATES)
+        )
+        path = find_target(stack, index, "attention")
+        options = stand_in_options(filtered, WIDTH, index)
+        edits[path] = stand_in(model.get_submodule(path), padding, **options, outputs=2)
+    commit(model, stack, edits, ())
+    return model
+
+
+def main() -> None:
+    cases = {}
+    for kv_heads in (HEADS, HEADS // 4):
+        dense, halved = build(kv_heads), replace_half(build(kv_heads))
+        for context in CONTEXTS:
+            prompt = torch.randint(4_096, (1, context), generator=torch.Generator().manual_seed(0))
+            rounds = []
+            for _ in range(ROUNDS):
+                rounds.append([measure_speed(model, prompt, NEW_TOKENS, repeats=1) for model in (dense, halved)])
+            cases[f"{kv_heads} key-value heads, {context:,} tokens"] = {
+                "prefill_ratio": spread([ours.prefill / theirs.prefill for theirs, ours in rounds]),
+                "decode_ratio": spread([ours.decode / theirs.decode for theirs, ours in rounds]),
+                "dense_prefill": spread([theirs.prefill for theirs, _ in rounds]),
+                "dense_decode": spread([theirs.decode for theirs, _ in rounds]),
+                "dense_cache_bytes": rounds[0][0].cache_bytes,
+                "cache_bytes": rounds[0][1].cache_bytes,
+                "cache_ratio": rounds[0][1].cache_bytes / rounds[0][0].cache_bytes,
+                "dense_parameters": count_parameters([dense]),
+                "parameters": count_parameters([halved]),
+            }
+            print(cases, file=sys.stderr, flush=True)
+    save(
+        __file__,
+        __doc__.splitlines()[0],
+        {
+            "shape": [BLOCKS, WIDTH],
+            "rank": RANK,
+            "taps": TAPS,
+            "rates": list(RATES),
+            "new_tokens": NEW_TOKENS,
+            "cases": cases,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

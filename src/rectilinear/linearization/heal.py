@@ -1,0 +1,290 @@
+"""Healing: training the stand-ins, and nothing else, towards the original's hidden states."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax, mse_loss
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from rectilinear.core.moments import holds_float64
+from rectilinear.errors import JobError
+from rectilinear.linearization.checkpoints import Checkpoints, steps_of
+from rectilinear.linearization.fit import Fitted, Workbench, merge_edits
+from rectilinear.linearization.plan import Healing, HealRecord, check_trainable
+from rectilinear.measurement.collect import Batch, Progress, count_rows, mask_of
+from rectilinear.measurement.perplexity import measure_perplexity
+from rectilinear.models.capture import device_of, evaluating, states_after
+from rectilinear.models.surgery import Edits, find_target, swapped
+
+
+def heal(
+    bench: Workbench,
+    fits: Sequence[Fitted],
+    held_out: Tensor,
+    healing: Healing,
+    checkpoints: Checkpoints | None = None,
+) -> HealRecord:
+    """Train the modules of some fits by distillation (arXiv 2405.12250), in place, with transformers' Trainer.
+
+    The loss is the mean, over the replaced blocks, of the mean squared error of the hidden states
+    after the block in the edited model to those at the same depth in the original, divided by the
+    variance of the original's there (over all tokens to train on), so that blocks weigh alike; plus
+    ``logits_weight`` times the divergence KL(original || edited) of the next token's distribution,
+    averaged over tokens. There are no labels, and padding does not count. Blocks dropped before the
+    first stand-in are left out: nothing that is trained comes before them.
+
+    Both models run in evaluation mode and are one: the edits are put in for the edited model's
+    pass and taken out again, so that what is not replaced is in memory once. The trained weights
+    are kept in float32 at least, and rounded to the model's precision in each pass.
+
+    Args:
+        bench: the original, and the rows to train on.
+        fits: all that is replaced.
+        held_out: other rows, token ids ``[rows, seq_len]``, perhaps none, to measure on before and after.
+        healing: how.
+        checkpoints: where to keep the last of ten (trained weights and the optimizer's state), and
+            to go on from the one that is there.
+
+    Raises:
+        RequestError: only dropped blocks.
+        JobError: a loss that is not finite.
+    """
+    check_trainable(fitted.replacement for fitted in fits)
+    lesson = _Lesson.of(bench, fits)
+    parts = torch.split(held_out, healing.batch_size) if len(held_out) else ()
+    parameters = [*bench.model.parameters(), *lesson.trained]
+    with _frozen(parameters), evaluating(bench.model), _noting_padding(bench), _own_randomness():
+        variances = lesson.variances(bench.batches, bench.progress)
+        pupil = _Pupil(lesson, variances, healing.logits_weight)
+
+        def measured() -> tuple[float | None, float | None]:
+            with swapped(bench.model, lesson.edits):
+                loss = measure_perplexity(bench.model, held_out, healing.batch_size).loss if parts else None
+            return pupil.distance(parts) if parts else None, loss
+
+        mse_before, loss_before = measured()
+        with checkpoints.claimed() if checkpoints else tempfile.TemporaryDirectory() as folder:
+            last = checkpoints.last() if checkpoints else None
+            if last and steps_of(last) >= healing.steps:  # Trainer would take one step more
+                pupil.load_state_dict(load_file(last / SAFE_WEIGHTS_NAME))
+            else:
+                _train(pupil, bench, healing, str(folder), last, keep=checkpoints is not None)
+        with torch.no_grad():
+            for own, weight in zip(lesson.trained, pupil.weights, strict=True):
+                own.copy_(weight)
+        mse_after, loss_after = measured()
+    return HealRecord(
+        **asdict(healing), mse_before=mse_before, mse_after=mse_after, loss_before=loss_before, loss_after=loss_after
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Lesson:
+    """The original and the edited model in one, and where to compare them.
+
+    Attributes:
+        model: the original.
+        edits: what makes it the edited model.
+        blocks: dotted paths of the blocks after which hidden states are compared.
+        trained: parameters of the edits.
+    """
+
+    model: nn.Module
+    edits: Edits
+    blocks: tuple[str, ...]
+    trained: tuple[nn.Parameter, ...]
+
+    @classmethod
+    def of(cls, bench: Workbench, fits: Sequence[Fitted]) -> _Lesson:
+        """What to compare for some fits."""
+        edits = merge_edits(fits)
+        first = min(fitted.replacement.blocks[0] for fitted in fits if fitted.replacement.kind != "drop")
+        last = {fitted.replacement.blocks[-1] for fitted in fits}
+        blocks = tuple(find_target(bench.stack, index, "block") for index in sorted(last) if index >= first)
+        trained = tuple(parameter for module in edits.values() for parameter in module.parameters())
+        return cls(bench.model, edits, blocks, trained)
+
+    def original(self, batch: Batch, logits: bool = False) -> tuple[list[Tensor], Tensor | None]:
+        """Hidden states ``[rows, seq_len, width]`` after each of the blocks, and logits, of the original."""
+        with torch.no_grad():
+            return states_after(self.model, batch, self._modules(), logits=logits)
+
+    def edited(
+        self, batch: Batch, weights: Sequence[Tensor], logits: bool = False
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The same of the edited model, with weights in the places of its trained parameters."""
+        own = {own: weight.to(own) for own, weight in zip(self.trained, weights, strict=True)}
+        with swapped(self.model, self.edits):
+            return states_after(self.model, batch, self._modules(), own, logits=logits)
+
+    def variances(self, batches: Sequence[Batch], progress: Progress | None) -> Tensor:
+        """``[blocks]`` float32: mean over coordinates of the variance of the original's states over all tokens."""
+        exact = torch.float64 if holds_float64(device_of(self.model)) else torch.float32
+        zero = torch.zeros((), dtype=exact)
+        sums, squares = [zero] * len(self.blocks), [zero] * len(self.blocks)
+        tokens, done, total = 0, 0, sum(map(count_rows, batches))
+        for batch in batches:
+            states = [_real(state, batch).to(exact) for state in self.original(batch)[0]]
+            sums = [old.to(state.device) + state.sum(0) for old, state in zip(sums, states, strict=True)]
+            squares = [old.to(state.device) + state.square().sum(0) for old, state in zip(squares, states, strict=True)]
+            tokens, done = tokens + len(states[0]), done + count_rows(batch)
+            if progress:
+                progress("states to heal towards", done, total)
+        moments = zip(sums, squares, strict=True)
+        return torch.tensor([float((both / tokens - (one / tokens).square()).mean()) for one, both in moments])
+
+    def _modules(self) -> list[nn.Module]:
+        return [self.model.get_submodule(path) for path in self.blocks]
+
+
+class _Pupil(nn.Module):
+    """What is trained, and the loss of it: the rest of the model is no submodule, nor part of checkpoints."""
+
+    def __init__(self, lesson: _Lesson, variances: Tensor, logits_weight: float) -> None:
+        super().__init__()
+        exact = [torch.promote_types(own.dtype, torch.float32) for own in lesson.trained]
+        copies = [own.detach().to(dtype, copy=True) for own, dtype in zip(lesson.trained, exact, strict=True)]
+        self.weights = nn.ParameterList(copies)
+        self.lesson, self.variances, self.logits_weight = lesson, variances, logits_weight
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """The loss of a batch, a scalar."""
+        wanted, predicted = self.lesson.original(batch, self.logits_weight > 0)
+        states, logits = self.lesson.edited(batch, [*self.weights], self.logits_weight > 0)
+        loss = self._relative_error(states, wanted, batch)
+        if logits is not None and predicted is not None:
+            said, meant = (log_softmax(_exact(_real(part, batch)), -1) for part in (logits, predicted))
+            loss = loss + self.logits_weight * kl_div(said, meant, reduction="batchmean", log_target=True)
+        return loss.to(self.weights[0].device)
+
+    def distance(self, batches: Sequence[Batch]) -> float:
+        """Squared error of hidden states relative to their variance, over all tokens of some batches."""
+        total = tokens = 0.0
+        with torch.no_grad():
+            for batch in batches:
+                wanted = self.lesson.original(batch)[0]
+                states = self.lesson.edited(batch, [*self.weights])[0]
+                count = len(_real(wanted[0], batch))
+                total += float(self._relative_error(states, wanted, batch)) * count
+                tokens += count
+        return total / tokens
+
+    def _relative_error(self, states: Sequence[Tensor], wanted: Sequence[Tensor], batch: Batch) -> Tensor:
+        pairs = zip(states, wanted, strict=True)
+        errors = [mse_loss(_exact(_real(state, batch)), _exact(_real(goal, batch))) for state, goal in pairs]
+        scaled = [error / variance for error, variance in zip(errors, self.variances.tolist(), strict=True)]
+        return torch.stack([error.to(scaled[0].device) for error in scaled]).mean()
+
+
+class _Healer(Trainer):  # type: ignore[misc, unused-ignore]
+    """Trainer for a module that returns its loss."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        loss: Tensor = model(**inputs)
+        if not loss.isfinite():
+            raise JobError(
+                f"healing: expected a finite loss, got {loss.item()} at step {self.state.global_step + 1}; "
+                "try a smaller --heal-learning-rate"
+            )
+        return loss
+
+
+class _Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Reports steps as progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress("heal", state.global_step, state.max_steps)
+
+
+def _train(pupil: _Pupil, bench: Workbench, healing: Healing, folder: str, checkpoint: Path | None, keep: bool) -> None:
+    """Train a pupil's weights, from a checkpoint on where there is one, and keep others in a folder."""
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=healing.steps,
+        learning_rate=healing.learning_rate,
+        per_device_train_batch_size=healing.batch_size,
+        seed=healing.seed,
+        save_strategy="steps" if keep else "no",
+        save_steps=max(1, healing.steps // 10),
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=device_of(bench.model).type == "cpu",
+    )
+    # The model stays where it is: Trainer is not to spread the pupil over all GPUs there are.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    callbacks = [_Reporter(bench.progress)] if bench.progress else []
+    trainer = _Healer(pupil, arguments, train_dataset=_rows_of(bench.batches), callbacks=callbacks)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _rows_of(batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
+    """Inputs of one row each."""
+    named = ({"input_ids": batch} if isinstance(batch, Tensor) else batch for batch in batches)
+    return [{name: batch[name][row] for name in batch} for batch in named for row in range(count_rows(batch))]
+
+
+def _real(values: Tensor, batch: Batch) -> Tensor:
+    """``[tokens, size]``: those of ``[rows, seq_len, size]`` that are not padding."""
+    mask = mask_of(batch)
+    return values.flatten(0, 1) if mask is None else values[mask.to(values.device)]
+
+
+def _exact(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+@contextmanager
+def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No gradients for parameters; those that had them get them back at the end."""
+    wanting = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _noting_padding(bench: Workbench) -> Iterator[None]:
+    """While open, the stand-ins are told of padding."""
+    decoder = bench.model.get_submodule(bench.stack.path.rpartition(".")[0])
+    handle = decoder.register_forward_pre_hook(bench.padding, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        bench.padding.mask = None
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Random states of Python, numpy and torch are afterwards what they were before: Trainer seeds them all."""
+    states = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
