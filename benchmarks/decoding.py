@@ -2,8 +2,7 @@
 
 Llama of 12 blocks of width 1024 (16 heads of 64, MLP 2816), random weights, float32, one sequence,
 prompts of 4,096 and 16,384 tokens. Every other attention is replaced by a filter of rank 256 (random
-too: speed does not depend on the weights). Both models run in one process, in turn. Two caches: as
-many key-value heads as heads, and a quarter of them.
+too: speed does not depend on the weights). Both models run in one process, in turn.
 
 The floor: a decoding step reads every weight and the cache once. What a filter reads does not grow
 with the tokens, so that the cache is at least half as large and a step saves at most the time for
@@ -32,7 +31,7 @@ WIDTH, BLOCKS, HEADS, RANK, NEW_TOKENS, ROUNDS = 1024, 12, 16, 256, 24, 2
 CONTEXTS = (4_096, 16_384)
 
 
-def build(kv_heads: int) -> LlamaForCausalLM:
+def build() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=4_096,
@@ -40,7 +39,6 @@ def build(kv_heads: int) -> LlamaForCausalLM:
         intermediate_size=2_816,
         num_hidden_layers=BLOCKS,
         num_attention_heads=HEADS,
-        num_key_value_heads=kv_heads,
         max_position_embeddings=2 * CONTEXTS[-1],
     )
     return LlamaForCausalLM(config).eval()
@@ -62,25 +60,24 @@ def replace_half(model: LlamaForCausalLM) -> nn.Module:
 
 def main() -> None:
     cases = {}
-    for kv_heads in (HEADS, HEADS // 4):
-        dense, halved = build(kv_heads), replace_half(build(kv_heads))
-        for context in CONTEXTS:
-            prompt = torch.randint(4_096, (1, context), generator=torch.Generator().manual_seed(0))
-            rounds = []
-            for _ in range(ROUNDS):
-                rounds.append([measure_speed(model, prompt, NEW_TOKENS, repeats=1) for model in (dense, halved)])
-            cases[f"{kv_heads} key-value heads, {context:,} tokens"] = {
-                "prefill_ratio": spread([ours.prefill / theirs.prefill for theirs, ours in rounds]),
-                "decode_ratio": spread([ours.decode / theirs.decode for theirs, ours in rounds]),
-                "dense_prefill": spread([theirs.prefill for theirs, _ in rounds]),
-                "dense_decode": spread([theirs.decode for theirs, _ in rounds]),
-                "dense_cache_bytes": rounds[0][0].cache_bytes,
-                "cache_bytes": rounds[0][1].cache_bytes,
-                "cache_ratio": rounds[0][1].cache_bytes / rounds[0][0].cache_bytes,
-                "dense_parameters": count_parameters([dense]),
-                "parameters": count_parameters([halved]),
-            }
-            print(cases, file=sys.stderr, flush=True)
+    dense, halved = build(), replace_half(build())
+    for context in CONTEXTS:
+        prompt = torch.randint(4_096, (1, context), generator=torch.Generator().manual_seed(0))
+        rounds = []
+        for _ in range(ROUNDS):
+            rounds.append([measure_speed(model, prompt, NEW_TOKENS, repeats=1) for model in (dense, halved)])
+        cases[f"{context:,} tokens"] = {
+            "prefill_ratio": spread([ours.prefill / theirs.prefill for theirs, ours in rounds]),
+            "decode_ratio": spread([ours.decode / theirs.decode for theirs, ours in rounds]),
+            "dense_prefill": spread([theirs.prefill for theirs, _ in rounds]),
+            "dense_decode": spread([theirs.decode for theirs, _ in rounds]),
+            "dense_cache_bytes": rounds[0][0].cache_bytes,
+            "cache_bytes": rounds[0][1].cache_bytes,
+            "cache_ratio": rounds[0][1].cache_bytes / rounds[0][0].cache_bytes,
+            "dense_parameters": count_parameters([dense]),
+            "parameters": count_parameters([halved]),
+        }
+        print(cases, file=sys.stderr, flush=True)
     save(
         __file__,
         __doc__.splitlines()[0],

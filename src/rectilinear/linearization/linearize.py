@@ -6,38 +6,34 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
 from rectilinear.linearization.checkpoints import Checkpoints
-from rectilinear.linearization.choose import Budget, Select, check_budget, choose, group
-from rectilinear.linearization.fit import Fitted, Workbench, fit_all, merge_edits
+from rectilinear.linearization.choose import Budget, Select
+from rectilinear.linearization.fit import Fitted, Workbench, merge_edits
 from rectilinear.linearization.plan import (
     Healing,
     Kind,
     ParametersRecord,
     Plan,
-    Replacement,
     SelectionRecord,
-    check_replacements,
     check_trainable,
-    needs_stand_in,
 )
-from rectilinear.measurement.collect import Progress, count_rows
-from rectilinear.measurement.perplexity import measure_perplexity
+from rectilinear.linearization.wish import Wish
+from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.records import DataRecord, record_environment, record_model
 from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
-from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.export import check_exportable, check_space, export
+from rectilinear.models.blocks import find_blocks, text_config
+from rectilinear.models.export import check_space, export
 from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.load import DType, count_parameters
 from rectilinear.models.origin import Origin, Text
-from rectilinear.models.surgery import Target, check_removal, commit, find_projection, find_target, swapped
+from rectilinear.models.surgery import Target, check_removal, commit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -129,7 +125,7 @@ def linearize(
     Args:
         model: Hub id, path, ``"storyteller"``, or a transformers model, of which a copy is edited.
         text: a text source (see `rectilinear.data.text.open_text`).
-        kind: ``drop``, ``folded``, ``affine`` or ``filter``; see docs/method.md.
+        kind: ``drop``, ``folded``, ``affine`` or ``filter``; see docs/linearization.md.
         target: ``block``, ``attention`` or ``mlp``.
         blocks: indices of the blocks to replace; else one of
         count: how many, or
@@ -171,7 +167,7 @@ def linearize(
         raise RequestError(f"expected at least 1 fold, got {folds}")
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     limit = Budget(count, budget, max_loss_increase)
-    wish = _Wish(kind, target, blocks, limit, select, rank, taps, rates, merge, given)
+    wish = Wish(kind, target, blocks, limit, select, rank, taps, rates, merge, given)
     origin = Origin(model, revision, trust_remote_code, device, dtype)
     source = Text(text, max_tokens, seq_len, column, config, split, seed)
     tokenizer = tokenizer or origin.tokenizer()
@@ -195,6 +191,7 @@ def linearize(
         source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
     )
 
+    reading = {key: value for key, value in asdict(source).items() if key not in ("source", "seq_len")}
     checkpoints = None
     if healing.steps and heal_folder is not None:
         recipe = {"model": record.sha256, "text": rows.fingerprint, "stack": found.path, "folds": folds}
@@ -211,7 +208,7 @@ def linearize(
     made = Plan(
         model=record,
         data=data,
-        settings={**wish.settings(), "folds": folds, "stack": found.path, "fitted_rows": fitted_rows},
+        settings={**reading, **wish.settings(), "folds": folds, "stack": found.path, "fitted_rows": fitted_rows},
         environment=record_environment(loaded),
         selection=selection,
         replacements=replacements,
@@ -226,119 +223,3 @@ def linearize(
     parameters = ParametersRecord(before=record.parameters, after=count_parameters([loaded]))
     made = made.model_copy(update={"parameters": parameters, "heal": healed})
     return Linearized(loaded, made, tokenizer, rows.ids[-4:])
-
-
-@dataclass(frozen=True)
-class _Wish:
-    """What is to be replaced, in one of the ways to say it."""
-
-    kind: Kind
-    target: Target
-    blocks: Sequence[int] | None
-    budget: Budget
-    select: Select
-    rank: int | None
-    taps: int
-    rates: Sequence[float]
-    merge: bool
-    plan: Plan | None
-
-    def __post_init__(self) -> None:
-        given = {
-            "blocks": self.blocks,
-            "count": self.budget.count,
-            "budget": self.budget.share,
-            "max-loss-increase": self.budget.loss,
-            "plan": self.plan,
-        }
-        named = [f"--{name}" for name, value in given.items() if value is not None]
-        if len(named) != 1:
-            ways = ", ".join(f"--{name}" for name in given)
-            raise RequestError(f"expected one of {ways}, got {' and '.join(named) or 'none'}")
-        if self.select not in get_args(Select):
-            raise RequestError(f"expected a select of {', '.join(get_args(Select))}, got {self.select!r}")
-        try:
-            _ = self.template
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise RequestError(f"wrong {first['loc'][0]}, got {first['input']!r}: {first['msg']}") from None
-
-    @property
-    def template(self) -> Replacement:
-        """The replacement of one block, whichever it is."""
-        filtered = self.kind == "filter"
-        return Replacement(
-            kind=self.kind,
-            target=self.target,
-            blocks=(0,),
-            rank=self.rank,
-            taps=self.taps if filtered else 0,
-            rates=tuple(self.rates) if filtered else (),
-        )
-
-    @property
-    def named(self) -> list[Replacement] | None:
-        """The replacements, where they are asked for by name."""
-        if self.plan is not None:
-            return list(self.plan.replacements)
-        return None if self.blocks is None else group(self.blocks, self.template, self.merge)
-
-    def check(self, model: Any, stack: BlockStack, width: int, sha256: str) -> None:
-        """Refuse what cannot be done, before any work."""
-        if self.plan is not None and self.plan.model.sha256 != sha256:
-            raise RequestError(
-                f"expected a plan for this model, got one for {self.plan.model.id} with other weights "
-                f"(SHA-256 {self.plan.model.sha256[:12]}, not {sha256[:12]}); was it made with another --dtype?"
-            )
-        if self.select == "influence" and self.target != "block":
-            raise RequestError(
-                f"expected --select score or loss for --target {self.target}: influence is how little a whole block "
-                "turns its input"
-            )
-        named = self.named
-        asked = named if named is not None else [self.template.model_copy(update={"blocks": (len(stack) - 1,)})]
-        check_replacements(asked, len(stack), width)
-        check_exportable(model, any(map(needs_stand_in, asked)))
-        if named is None:
-            check_budget(model, stack, self.template, self.merge, self.budget, width)
-            return
-        for replacement in named:
-            for index in replacement.blocks:
-                find_target(stack, index, replacement.target)
-            if replacement.kind == "folded":
-                find_projection(model, stack, replacement.blocks[0] - 1, torch.zeros(1, 4, dtype=torch.long))
-        removed = {index for replacement in named for index in replacement.removed}
-        check_removal(model, stack, [index for index in range(len(stack)) if index not in removed])
-
-    def carry_out(self, bench: Workbench, held_out: torch.Tensor, width: int) -> tuple[list[Fitted], SelectionRecord]:
-        """Choose, where that is left open, and fit."""
-        named = self.named
-        if named is None:
-            return choose(bench, held_out, self.template, self.budget, self.select, self.merge, width)
-
-        size = count_rows(bench.batches[0])
-
-        def loss() -> float | None:
-            return measure_perplexity(bench.model, held_out, size).loss if len(held_out) else None
-
-        before = loss()
-        fits = fit_all(bench, named)
-        with swapped(bench.model, merge_edits(fits)):
-            after = loss()
-        tokens = held_out[:, 1:].numel()
-        return fits, SelectionRecord(select="by hand", loss_before=before, loss_after=after, tokens=tokens)
-
-    def recipe(self) -> dict[str, Any]:
-        """All that was asked for, as JSON has it: the same wish replaces the same by the same."""
-        named = self.named
-        if named is not None:
-            return {"replacements": [replacement.model_dump(mode="json", exclude={"fit"}) for replacement in named]}
-        template = self.template.model_dump(mode="json", exclude={"blocks", "fit"})
-        return {"template": template, "budget": asdict(self.budget), "select": self.select, "merge": self.merge}
-
-    def settings(self) -> dict[str, Any]:
-        """What was asked for."""
-        if self.plan is not None:
-            return {}
-        asked = {"kind": self.kind, "target": self.target, "rank": self.rank, "merge": self.merge}
-        return {**asked, "taps": self.template.taps, "rates": list(self.template.rates)}
