@@ -158,12 +158,11 @@ def reload_here(load, monkeypatch):
     """Have checkpoints reloaded in this process, which is quicker than one of their own."""
 
     def run(command, **options):
-        assert command[1] == "-I"
-        monkeypatch.setattr("sys.argv", command[2:])
+        monkeypatch.setattr("sys.argv", command[1:])
         printed = io.StringIO()
         try:
             with contextlib.redirect_stdout(printed):
-                runpy.run_path(command[2], run_name="__main__")
+                runpy.run_path(command[1], run_name="__main__")
         except Exception as error:
             return subprocess.CompletedProcess(command, 1, "", f"{type(error).__name__}: {error}")
         return subprocess.CompletedProcess(command, 0, printed.getvalue(), "")

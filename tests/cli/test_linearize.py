@@ -221,7 +221,7 @@ def check(ran, code, says):
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_requests_are_refused_before_anything_is_fitted(name, command, places, monkeypatch):
     monkeypatch.chdir(places["here"])
-    for function in ("choose.choose", "linearize.choose", "linearize.fit_all"):
+    for function in ("choose.choose", "wish.choose", "wish.fit_all"):
         monkeypatch.setattr(f"rectilinear.linearization.{function}", lambda *args: pytest.fail("work was done"))
     flags, says = (text.format(**places) for text in WRONG[name])
     ran = command("linearize", places["model"], "--text", places["text"], *SIZE, *flags.split(), "--out", "out/new")

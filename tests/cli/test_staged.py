@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rectilinear.cli.console import check_out, staged
+from rectilinear.cli.console import check_out
 from rectilinear.errors import JobError, RequestError
+from rectilinear.staging import staged
 
 
 def contents(folder):

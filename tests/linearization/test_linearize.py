@@ -41,7 +41,7 @@ WRONG = {
 @pytest.fixture
 def nothing_runs(monkeypatch):
     """Fail where a block is fitted or a loss is measured."""
-    for name in ("choose.fit_all", "linearize.fit_all", "linearize.measure_perplexity", "choose.measure_perplexity"):
+    for name in ("choose.fit_all", "wish.fit_all", "wish.measure_perplexity", "choose.measure_perplexity"):
         monkeypatch.setattr(f"rectilinear.linearization.{name}", lambda *args, **options: pytest.fail("work was done"))
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaF
 
 import rectilinear
 from rectilinear import JobError, RequestError
+from rectilinear.models import reload_check
 from rectilinear.models.export import MODULE, check_reload
 from tests.conftest import build_llama
 from tests.families import BLOCKS, TINY, build, cached_difference, prompts, token_rows
@@ -76,8 +78,10 @@ def test_saving_checks_in_a_fresh_process(family, way, linearized, tmp_path, mon
     monkeypatch.setattr("rectilinear.models.export.subprocess.run", noting)
     made = linearized(family, **WAYS[way])
     assert made.save(tmp_path / "new" / "saved") == tmp_path / "new" / "saved"
-    ((python, isolated, *_),) = commands
-    assert (python, isolated) == (sys.executable, "-I")
+    ((python, script, *_),) = commands
+    # A copy elsewhere, so that no module of this package is imported in the place of another of that name.
+    assert (python, Path(script).name) == (sys.executable, "reload_check.py")
+    assert Path(script).parent != Path(reload_check.__file__).parent
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import RequestError
+from rectilinear.staging import nearest_existing
 
 if TYPE_CHECKING:
     from rectilinear.measurement.collect import Progress as Report
@@ -58,55 +57,8 @@ def check_out(out: Path | None, overwrite: bool) -> None:
         raise RequestError(f"expected a folder for --out, got the file {out}")
     if out.exists() and any(out.iterdir()) and not overwrite:
         raise RequestError(f"--out {out} is not empty; choose another folder, or add --overwrite")
-    nearest = _nearest_existing(out)
+    nearest = nearest_existing(out)
     if not nearest.is_dir():
         raise RequestError(f"expected a folder for --out, got {out} inside the file {nearest}")
     if not os.access(nearest, os.W_OK):
         raise RequestError(f"cannot write to {nearest} for --out {out}")
-
-
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder to write results into, which become ``out``'s only when all of them are there.
-
-    Files of ``out`` with other names stay; those with the same names come back when anything fails.
-
-    Raises:
-        JobError: they could not be written.
-    """
-    out = out.absolute()
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=_nearest_existing(out)) as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
-            new.mkdir()
-            old.mkdir()
-            yield new
-            _move_all(new, old, out)
-    except OSError as error:
-        raise JobError(f"cannot write to {out}: {error.strerror or error}") from error
-
-
-def _move_all(new: Path, old: Path, out: Path) -> None:
-    """Move the files of one folder into another, those they replace into a third; all or none."""
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-    names = sorted(file.name for file in new.iterdir())
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            if (out / name).exists():
-                os.replace(out / name, old / name)
-            os.replace(new / name, out / name)
-    except BaseException:
-        for name in names:
-            if not (new / name).exists():
-                (out / name).unlink(missing_ok=True)
-            if (old / name).exists():
-                shutil.move(old / name, out / name)
-        for folder in missing:
-            if folder.exists():
-                folder.rmdir()
-        raise
-
-
-def _nearest_existing(path: Path) -> Path:
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from rectilinear.cli import options
-from rectilinear.cli.console import check_out, staged
+from rectilinear.cli.console import check_out
+from rectilinear.staging import staged
 
 
 def inspect(

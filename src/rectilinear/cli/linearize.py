@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rectilinear.cli import options
-from rectilinear.cli.console import check_out, progress, staged, stdout
+from rectilinear.cli.console import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, KindName, SelectName, TargetName, parse_batch_size
 
 
@@ -55,6 +55,7 @@ def linearize(
 
     Example: rectilinear linearize storyteller --text stories --kind filter --count 2 --out smaller
     """
+    out = out.resolve()
     check_out(out, overwrite)
     rows_at_once = parse_batch_size(batch_size)
     indices = options.parse_indices(blocks)
@@ -103,8 +104,7 @@ def linearize(
             out=out,
             progress=report,
         )
-        with staged(out) as folder:
-            linearized.save(folder)
+        linearized.save(out)
         if checkpoints:
             discard_checkpoints(checkpoints)
     print_plan(linearized.plan, stdout())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rectilinear.cli import options
-from rectilinear.cli.console import check_out, progress, staged, stdout
+from rectilinear.cli.console import check_out, progress, stdout
 from rectilinear.cli.options import ConventionName, DTypeName, ProductsName, parse_batch_size
+from rectilinear.staging import staged
 
 
 def measure(

@@ -95,6 +95,7 @@ def measure_speed(
     with evaluating(model):
         readings = []
         for _ in range(repeats + 1):
+            cache = None  # one at a time: it may be large
             token, cache, seconds = timed(prompt)
             readings.append(seconds)
         prefill = prompt.numel() / median(readings[1:])

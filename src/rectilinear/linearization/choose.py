@@ -159,7 +159,6 @@ def choose(
         if select == "loss":
             trials = {index: loss_of(fit([*chosen, index], fits)) for index in left}
             following = min(left, key=lambda index: trials[index])
-            scores[following] = trials[following]
         else:
             following = left[0]
         if budget.loss is None and select != "loss":
@@ -177,6 +176,8 @@ def choose(
             break
         chosen.append(following)
         fits, loss = longer, reached
+        if select == "loss":
+            scores[following] = reached
     if budget.loss is None and select != "loss":
         fits = fit(chosen)
         loss = loss_of(fits) if len(held_out) else None
@@ -199,9 +200,8 @@ def _order(bench: Workbench, found: Sequence[int], template: Replacement, select
     scores: dict[int, float] = {}
     for start in range(0, len(modules), _AT_ONCE):
         some = BlockStack(bench.stack.path, modules[start : start + _AT_ONCE], bench.stack.rule)
-        for index, moments in enumerate(
-            collect_moments(bench.model, some, bench.batches, progress=bench.progress), start
-        ):
+        found_moments = collect_moments(bench.model, some, bench.batches, progress=bench.progress, first=start)
+        for index, moments in enumerate(found_moments, start):
             scored = score_block(moments)
             linearity = scored.all_tokens.linearity
             share = linearity.held_out if linearity.held_out is not None else linearity.in_sample

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,9 @@ from rectilinear.models.capture import Passage, device_of, evaluating, run_until
 from rectilinear.models.linear_block import LinearBlock, PaddingMask, stand_in
 from rectilinear.models.load import count_parameters
 from rectilinear.models.surgery import Edits, adds_straight, find_projection, find_target, folded_projection, swapped
+
+# Parts of a block in the order in which most of them run.
+_WITHIN = ("block", "attention", "mlp")
 
 _Result = tuple[FittedMap, int, Edits]
 
@@ -42,6 +46,15 @@ class Workbench:
     folds: int = 4
     progress: Progress | None = None
     _forms: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of differences and products: float64 where the device has it."""
+        return torch.float64 if holds_float64(device_of(self.model)) else torch.float32
+
+    def exact(self, tensor: Tensor) -> Tensor:
+        """A tensor in that precision."""
+        return tensor.to(self.precision)
 
     def form(self, path: str) -> int:
         """Length of the tuple that a module returns, 0 for a bare tensor."""
@@ -72,7 +85,7 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
     """
     kept = {fitted.replacement.model_copy(update={"fit": None}): fitted for fitted in known}
     done: list[Fitted] = []
-    for replacement in sorted(replacements, key=lambda replacement: replacement.blocks):
+    for replacement in sorted(replacements, key=lambda one: (one.blocks, _WITHIN.index(one.target))):
         replacement = replacement.model_copy(update={"fit": None})
         done.append(kept.get(replacement) or fit_replacement(bench, replacement, merge_edits(done)))
     return done
@@ -96,8 +109,8 @@ def fit_replacement(bench: Workbench, replacement: Replacement, edits: Edits) ->
     model, stack = bench.model, bench.stack
     paths = [find_target(stack, index, replacement.target) for index in replacement.blocks]
     before = count_parameters(model.get_submodule(path) for path in paths)
-    with evaluating(model):
-        gone = {path: _drop(bench, replacement, path) for path in paths}
+    with evaluating(model), noting_padding(bench):
+        gone = {path: _drop(bench, replacement, i, path) for i, path in zip(replacement.blocks, paths, strict=True)}
         if replacement.kind == "drop":
             record = FitRecord(ridge=None, held_out=None, tokens=0, parameters_before=before, parameters_after=0)
             return Fitted(replacement.model_copy(update={"fit": record}), gone)
@@ -111,6 +124,18 @@ def fit_replacement(bench: Workbench, replacement: Replacement, edits: Edits) ->
         ridge=fit.ridge, held_out=fit.held_out, tokens=tokens, parameters_before=before, parameters_after=after
     )
     return Fitted(replacement.model_copy(update={"fit": record}), {**gone, **new})
+
+
+@contextmanager
+def noting_padding(bench: Workbench) -> Iterator[None]:
+    """While open, the stand-ins are told of padding."""
+    decoder = bench.model.get_submodule(bench.stack.path.rpartition(".")[0])
+    handle = decoder.register_forward_pre_hook(bench.padding, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        bench.padding.mask = None
 
 
 def stand_in_options(replacement: Replacement, width: int, index: int) -> dict[str, Any]:
@@ -127,9 +152,9 @@ def stand_in_options(replacement: Replacement, width: int, index: int) -> dict[s
     }
 
 
-def _drop(bench: Workbench, replacement: Replacement, path: str) -> LinearBlock:
+def _drop(bench: Workbench, replacement: Replacement, index: int, path: str) -> LinearBlock:
     dropped = replacement.model_copy(update={"kind": "drop", "rank": None, "taps": 0, "rates": ()})
-    options = stand_in_options(dropped, width=0, index=replacement.blocks[0])
+    options = stand_in_options(dropped, width=0, index=index)
     return stand_in(bench.model.get_submodule(path), bench.padding, **options, outputs=bench.form(path))
 
 
@@ -141,20 +166,21 @@ def _fit_stand_in(bench: Workbench, replacement: Replacement, paths: Sequence[st
     options = stand_in_options(replacement, width, index)
     new = stand_in(first, bench.padding, **options, outputs=bench.form(paths[0]))
     # The stream that the output is added to: before the MLP it is what the block gives without it.
-    corrects = not new.residual and adds_straight(model, block, first, row)
+    through = replacement.target == "attention"
+    corrects = not new.residual and adds_straight(model, block, first, row, through=through)
 
     def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
         x = edited[0].x
         mask = mask_of(batch)
         rows = x.to(torch.promote_types(x.dtype, torch.float32)).view(-1, x.shape[-2], width)
         stream = new.filter.stream(rows, None if mask is None else mask.to(x.device))
-        target = original[0].y.double()
+        target = bench.exact(original[0].y)
         if new.residual:
-            target = target - x.double()
+            target = target - bench.exact(x)
         elif corrects and replacement.target == "attention":
-            target = target + (original[1].x.double() - edited[1].x.double())
+            target = target + (bench.exact(original[1].x) - bench.exact(edited[1].x))
         elif corrects:
-            target = original[1].y.double() - (edited[1].y.double() - edited[0].y.double())
+            target = bench.exact(original[1].y) - (bench.exact(edited[1].y) - bench.exact(edited[0].y))
         return torch.cat([part for part, _ in stream], 1), target
 
     context = [block] if corrects else []
@@ -174,9 +200,9 @@ def _fit_folded(bench: Workbench, replacement: Replacement, paths: Sequence[str]
     last = bench.model.get_submodule(paths[-1])
 
     def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
-        stream = edited[1].y.double()
-        folded = edited[0].y.view_as(stream)
-        return folded, original[0].y.double() - (stream - folded.double())
+        stream = bench.exact(edited[1].y)
+        folded = bench.exact(edited[0].y).view_as(stream)
+        return folded, bench.exact(original[0].y) - (stream - folded)
 
     intercept = getattr(projection, "bias", None) is not None
     index = replacement.blocks[0]
@@ -209,8 +235,7 @@ def _regress(
     lengths = [count_rows(batch) for batch in bench.batches]
     total, done = sum(lengths), 0
     folds = min(bench.folds, total)
-    products = torch.float64 if holds_float64(device_of(bench.model)) else torch.float32
-    accumulators = [MomentsAccumulator(products) for _ in range(folds)]
+    accumulators = [MomentsAccumulator(bench.precision) for _ in range(folds)]
     for batch, rows in zip(bench.batches, lengths, strict=True):
         if edits:
             theirs = run_until(bench.model, batch, original)
@@ -227,7 +252,10 @@ def _regress(
         done += rows
         if bench.progress:
             bench.progress(f"block {index}", done, total)
-    moments = [accumulator.freeze() for accumulator in accumulators if accumulator.count]
+    moments = []
+    while accumulators:  # one by one, so that each is in memory once
+        accumulator = accumulators.pop(0)
+        moments += [accumulator.freeze()] if accumulator.count else []
     return fit_map(moments, rank, intercept=intercept), sum(part.count for part in moments)
 
 

@@ -21,7 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from rectilinear.core.moments import holds_float64
 from rectilinear.errors import JobError
 from rectilinear.linearization.checkpoints import Checkpoints, steps_of
-from rectilinear.linearization.fit import Fitted, Workbench, merge_edits
+from rectilinear.linearization.fit import Fitted, Workbench, merge_edits, noting_padding
 from rectilinear.linearization.plan import Healing, HealRecord, check_trainable
 from rectilinear.measurement.collect import Batch, Progress, count_rows, mask_of
 from rectilinear.measurement.perplexity import measure_perplexity
@@ -65,7 +65,7 @@ def heal(
     lesson = _Lesson.of(bench, fits)
     parts = torch.split(held_out, healing.batch_size) if len(held_out) else ()
     parameters = [*bench.model.parameters(), *lesson.trained]
-    with _frozen(parameters), evaluating(bench.model), _noting_padding(bench), _own_randomness():
+    with _frozen(parameters), evaluating(bench.model), noting_padding(bench), _own_randomness():
         variances = lesson.variances(bench.batches, bench.progress)
         pupil = _Pupil(lesson, variances, healing.logits_weight)
 
@@ -264,18 +264,6 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in wanting:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _noting_padding(bench: Workbench) -> Iterator[None]:
-    """While open, the stand-ins are told of padding."""
-    decoder = bench.model.get_submodule(bench.stack.path.rpartition(".")[0])
-    handle = decoder.register_forward_pre_hook(bench.padding, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-        bench.padding.mask = None
 
 
 @contextmanager

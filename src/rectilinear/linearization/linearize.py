@@ -29,11 +29,12 @@ from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.records import DataRecord, record_environment, record_model
 from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import find_blocks, text_config
-from rectilinear.models.export import check_space, export
+from rectilinear.models.export import CHECKPOINT_FILES, check_space, export
 from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.load import DType, count_parameters
 from rectilinear.models.origin import Origin, Text
 from rectilinear.models.surgery import Target, check_removal, commit
+from rectilinear.staging import staged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,15 +65,16 @@ class Linearized:
     def save(self, folder: str | Path) -> Path:
         """Write a checkpoint: weights, configs, tokenizer, ``plan.json`` and a model card.
 
-        A fresh process then loads it, and compares logits and cached decoding with this model's.
+        A fresh process then loads it, and compares logits and cached decoding with this model's. Only
+        then is it moved into the folder, where it replaces any other checkpoint.
 
         Raises:
-            OSError: it could not be written.
-            JobError: it does not load as it should.
+            JobError: it could not be written, or does not load as it should.
         """
-        self.plan.save(folder)
-        (Path(folder) / "README.md").write_text(model_card(self.plan), encoding="utf-8")
-        export(self.model, self.tokenizer, Path(folder), self.rows)
+        with staged(Path(folder), stale=CHECKPOINT_FILES) as new:
+            self.plan.save(new)
+            (new / "README.md").write_text(model_card(self.plan), encoding="utf-8")
+            export(self.model, self.tokenizer, new, self.rows)
         return Path(folder)
 
 
@@ -177,12 +179,14 @@ def linearize(
         loaded = copy.deepcopy(loaded)
     if out is not None:
         check_space(loaded, Path(out))
-    found = find_blocks(loaded, stack)
-    width = text_config(loaded.config).hidden_size
+    found = find_blocks(loaded, stack or (given.settings.get("stack") if given else None))
+    width = getattr(text_config(getattr(loaded, "config", None)), "hidden_size", None)
+    if width is None:
+        raise RequestError(f"expected a transformers model with a hidden_size, got {type(loaded).__name__}")
     record = record_model(loaded, origin, found, width)
     wish.check(loaded, found, width, record.sha256)
     if healing.steps:
-        check_trainable(wish.named or [wish.template])
+        check_trainable([wish.template] if wish.named is None else wish.named)
     total = len(rows.ids)
     if total < 2 and (limit.loss is not None or (select == "loss" and wish.named is None)):
         raise RequestError("expected at least two rows to choose by loss, one of them to measure it on; try more text")
@@ -222,4 +226,4 @@ def linearize(
     commit(loaded, found, merge_edits(fits), made.removed)
     parameters = ParametersRecord(before=record.parameters, after=count_parameters([loaded]))
     made = made.model_copy(update={"parameters": parameters, "heal": healed})
-    return Linearized(loaded, made, tokenizer, rows.ids[-4:])
+    return Linearized(loaded, made, tokenizer, rows.ids[-4:, :64])

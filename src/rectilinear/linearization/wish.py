@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from rectilinear.errors import RequestError
-from rectilinear.linearization.choose import Budget, Select, check_budget, choose, group
+from rectilinear.linearization.choose import Budget, Select, candidates, check_budget, choose, group
 from rectilinear.linearization.fit import Fitted, Workbench, fit_all, merge_edits
 from rectilinear.linearization.plan import (
     Kind,
@@ -89,7 +89,9 @@ class Wish:
                 f"expected a plan for this model, got one for {self.plan.model.id} with other weights "
                 f"(SHA-256 {self.plan.model.sha256[:12]}, not {sha256[:12]}); was it made with another --dtype?"
             )
-        if self.select == "influence" and self.target != "block":
+        if self.merge and self.target != "block":
+            raise RequestError(f"expected --target block with --merge, got {self.target}: only whole blocks merge")
+        if self.named is None and self.select == "influence" and self.target != "block":
             raise RequestError(
                 f"expected --select score or loss for --target {self.target}: influence is how little a whole block "
                 "turns its input"
@@ -100,12 +102,18 @@ class Wish:
         check_exportable(model, any(map(needs_stand_in, asked)))
         if named is None:
             check_budget(model, stack, self.template, self.merge, self.budget, width)
-            return
+            # Each by itself, so that what no choice could mend is found out now.
+            named = [self.template.model_copy(update={"blocks": (i,)}) for i in candidates(stack, self.template)]
+            for replacement in named:
+                check_removal(model, stack, [i for i in range(len(stack)) if i not in replacement.removed])
+            named = named if self.kind == "folded" else []
         for replacement in named:
             for index in replacement.blocks:
                 find_target(stack, index, replacement.target)
             if replacement.kind == "folded":
                 find_projection(model, stack, replacement.blocks[0] - 1, torch.zeros(1, 4, dtype=torch.long))
+        if self.named is None:
+            return
         removed = {index for replacement in named for index in replacement.removed}
         check_removal(model, stack, [index for index in range(len(stack)) if index not in removed])
 

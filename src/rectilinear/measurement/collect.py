@@ -68,11 +68,13 @@ def collect_moments(
     batches: Sequence[Batch],
     settings: Settings | None = None,
     progress: Progress | None = None,
+    *,
+    first: int = 0,
 ) -> list[BlockMoments]:
     """The moments of every block of the stack, from one pass over the batches.
 
     Row i of N belongs to fold ``i * folds // N``. No more is kept than the moments and, while a
-    block runs, its input.
+    block runs, its input. ``first`` is the index of the stack's first block, for errors.
 
     Raises:
         JobError: a block's activations are not finite, or it has no tensor in or out.
@@ -92,9 +94,9 @@ def collect_moments(
                 accumulators[index].update(piece.of(x), piece.of(y), piece.fold)
             except NonFiniteError as error:
                 hint = "; try --dtype float32" if x.dtype.itemsize < 4 else ""
-                raise JobError(f"block {index}: {error}{hint}") from None
+                raise JobError(f"block {first + index}: {error}{hint}") from None
             except ValueError as error:
-                raise JobError(f"block {index}: {error}") from error
+                raise JobError(f"block {first + index}: {error}") from error
 
     done = 0
     final = runnable(model) if paper else None

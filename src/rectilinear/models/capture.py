@@ -162,19 +162,26 @@ class _Enough(Exception):
 def run_until(model: nn.Module, inputs: Tensor | Mapping[str, Any], modules: Sequence[nn.Module]) -> list[Passage]:
     """Input and output of some modules in one forward pass, which goes no further than the last of them.
 
+    Both are copies: a module may write over its input, and what comes after it over its output.
+
     Raises:
         JobError: one of them did not run, or has no tensor in or out.
     """
+    given: dict[nn.Module, Tensor] = {}
     seen: dict[nn.Module, Passage] = {}
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        index = modules.index(module)
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.setdefault(module, _input_of(modules.index(module), args, kwargs).clone())
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         form = len(output) if isinstance(output, (tuple, list)) else 0
-        seen.setdefault(module, Passage(_input_of(index, args, kwargs), _output_of(index, output), form))
+        if module not in seen:
+            seen[module] = Passage(given[module], _output_of(modules.index(module), output).clone(), form)
         if len(seen) == len(set(modules)):
             raise _Enough
 
-    handles = [module.register_forward_hook(note, with_kwargs=True) for module in set(modules)]
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in set(modules)]
+    handles += [module.register_forward_hook(after) for module in set(modules)]
     try:
         run(model, inputs)
     except _Enough:

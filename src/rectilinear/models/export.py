@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 #: The module that a checkpoint with stand-ins brings along.
 MODULE = "modeling_rectilinear"
 
+#: What a checkpoint consists of: none of an older one may stay beside a new one's.
+CHECKPOINT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "modeling_*.py", "*config.json")
+
 # How far logits may move between two processes, relative to the largest: kernels and their order may differ.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _COARSE_TOLERANCE = 5e-2
@@ -47,11 +50,22 @@ def check_exportable(model: PreTrainedModel, stand_ins: bool = True) -> None:
             "expected a model without stand-ins, got a linearized one; "
             "try the original model with a plan that has both its replacements and the new ones"
         )
-    if stand_ins and not type(model).__module__.startswith("transformers."):
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise RequestError("expected a model with weights of floating point, got a quantised one; try the original")
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError as error:
+        raise RequestError(f"the model's generation config cannot be saved ({' '.join(str(error).split())})") from None
+    if stand_ins and has_own_code(model):
         raise RequestError(
             f"expected a model of transformers' own for stand-ins, got {type(model).__name__} with code of its own; "
             "try --kind drop, or start from the original model"
         )
+
+
+def has_own_code(model: PreTrainedModel) -> bool:
+    """Whether a model's class is not one of transformers' own, so that its checkpoint brings code along."""
+    return not type(model).__module__.startswith("transformers.")
 
 
 def check_space(model: PreTrainedModel, folder: Path) -> None:
@@ -81,19 +95,19 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
         JobError: the checkpoint does not load in a fresh process, or computes something else there.
     """
 
-    remote = hasattr(model.config, "rectilinear")
-    if remote:
+    stand_ins = hasattr(model.config, "rectilinear")
+    if stand_ins:
         model.config.auto_map = {
             "AutoConfig": f"{MODULE}.RectilinearConfig",
             "AutoModelForCausalLM": f"{MODULE}.RectilinearForCausalLM",
         }
     with _writing():
         model.save_pretrained(folder)
-        if remote:
+        if stand_ins:
             (folder / f"{MODULE}.py").write_text(exported_code(model), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-    check_reload(model, folder, ids, remote)
+    check_reload(model, folder, ids, has_own_code(model))
 
 
 @contextmanager
@@ -138,7 +152,9 @@ def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool
             save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, expected)
         # Remote code is copied into a cache of modules before it is imported: not into the user's.
         environment = {**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-I", str(Path(reload_check.__file__)), str(folder), str(expected), str(int(remote))]
+        # From there, so that nothing beside it is imported by mistake.
+        script = shutil.copy(reload_check.__file__, scratch)
+        command = [sys.executable, str(script), str(folder.absolute()), str(expected), str(int(remote))]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"

@@ -257,7 +257,8 @@ class LinearBlock(nn.Module):
         state, parts = layer.state if layer else None, []
         if self.map is not None:
             x = hidden_states.reshape(-1, tokens, self.filter.width)
-            for features, after in self.filter.stream(x, self.padding.of_last(tokens), state):
+            real = self.padding.of_last(tokens)
+            for features, after in self.filter.stream(x, None if real is None else real.to(x.device), state):
                 parts.append(self.map(features))
                 state = after
         if layer:
@@ -287,7 +288,8 @@ def stand_in(old: nn.Module, padding: PaddingMask, **options: Any) -> LinearBloc
     Transformers tells blocks by their class when it records hidden states or checkpoints
     gradients, and some models read a block's attributes.
     """
-    like = next(old.parameters(), torch.empty(0))
+    # Its matrices, that is: norms may be kept in a finer precision.
+    like = next((p for p in old.parameters() if p.ndim > 1 and p.is_floating_point()), torch.empty(0))
     name = type(old).__name__
     kind = type(old) if isinstance(old, LinearBlock) else type(f"Linear{name}", (LinearBlock, type(old)), {})
     with torch.device(like.device):

@@ -1,6 +1,6 @@
 """Load a checkpoint in a process of its own and compare it with what the model that was saved computed.
 
-Run as ``python -I reload_check.py FOLDER EXPECTED REMOTE``: it imports torch, safetensors and transformers
+Run as ``python reload_check.py FOLDER EXPECTED REMOTE``: it imports torch, safetensors and transformers
 only, as whoever loads the checkpoint does. EXPECTED is a safetensors file with ``ids`` and ``logits``; REMOTE
 is 1 where the checkpoint brings code of its own. Prints one line of JSON.
 """

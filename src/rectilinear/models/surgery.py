@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.capture import evaluating, first_value, run, run_until
+from rectilinear.models.capture import evaluating, first_value, run_until
 from rectilinear.models.linear_block import LinearBlock, linearized
 
 if TYPE_CHECKING:
@@ -83,17 +83,17 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any
     """
     block = stack.blocks[index]
     ran: list[tuple[nn.Module, int]] = []
-    outputs: list[Tensor] = []
+
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        ran.append((module, output.shape[-1]))
+
     projections = {module: name for name, module in block.named_modules() if _is_projection(module)}
-    hooks: dict[nn.Module, Callable[..., Any]] = {
-        module: lambda module, args, output: ran.append((module, output.shape[-1])) for module in projections
-    }
-    with evaluating(model), hooked({**hooks, block: lambda module, args, output: outputs.append(first_value(output))}):
-        run(model, inputs)
-    if not outputs[0].isfinite().all():
+    with evaluating(model), _noting(list(projections), note):
+        whole = run_until(model, inputs, [block])[0]
+    if not whole.y.isfinite().all():
         raise JobError(f"block {index}: activations are NaN or infinite; try --dtype float32")
-    wide = [module for module, width in ran if width == outputs[0].shape[-1]]
-    if not wide or not _passes_on(model, block, wide[-1], inputs):
+    wide = [module for module, width in ran if width == whole.y.shape[-1]]
+    if not wide or not adds_straight(model, block, wide[-1], inputs, through=False):
         raise RequestError(
             f"folding needs a last projection that adds to the residual stream as it is; "
             f"block {index} ({type(block).__name__}) has none; try --kind affine"
@@ -101,55 +101,54 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any
     return f"{find_target(stack, index, 'block')}.{projections[wide[-1]]}"
 
 
-def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: Any) -> bool:
+def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: Any, *, through: bool) -> bool:
     """Whether the output of a block's attention or MLP is added to the residual stream as it is.
 
-    Then what is added to it comes out of the block, or the block's input plus it goes into another
-    of the block's parts. It is tried out on ``inputs``, one batch.
+    Then what is added to it comes out of the block or, for a part whose output goes ``through``
+    other parts before, reaches one of these. It is tried out on ``inputs``, one batch.
     """
-    if _passes_on(model, block, part, inputs):
-        return True
     given: list[Tensor] = []
-    hooks: dict[nn.Module, Callable[..., Any]] = {
-        child: lambda module, args, output: given.extend(args[:1]) for child in block.children() if child is not part
-    }
-    with evaluating(model), hooked(hooks):
-        inside, whole = run_until(model, inputs, [part, block])
-    total = whole.x + inside.y
-    return any(_close(tensor, total) for tensor in given if tensor.shape == total.shape)
 
-
-def _passes_on(model: nn.Module, block: nn.Module, part: nn.Module, inputs: Any) -> bool:
-    """Whether a block gives what it gave before plus what is added to the output of one of its parts."""
-    outputs: list[Tensor] = []
-    watched = {block: lambda module, args, output: outputs.append(first_value(output))}
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        tensors = [
+            value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()
+        ]
+        given.append(tensors[0].clone() if tensors else torch.empty(0))
 
     def shifted(module: nn.Module, args: Any, output: Any) -> Any:
         moved = first_value(output) + shift.view_as(first_value(output))
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
+    watched = [child for child in block.children() if child is not part] if through else []
     with evaluating(model):  # dropout would change the output too
-        with hooked(watched):
-            run(model, inputs)
-        shift = outputs[0].roll(1, -1)
-        with hooked({**watched, part: shifted}):
-            run(model, inputs)
-    return _close(outputs[1] - outputs[0], shift)
-
-
-def _close(one: Tensor, two: Tensor) -> bool:
-    return bool((one - two).norm() <= 0.05 * two.norm())
+        with _noting(watched, note):
+            own, whole = run_until(model, inputs, [part, block])
+        before, shift = list(given), whole.y.roll(1, -1)
+        given.clear()
+        handle = part.register_forward_hook(shifted)
+        try:
+            with _noting(watched, note):
+                moved = run_until(model, inputs, [block])[0]
+        finally:
+            handle.remove()
+    # What goes into the next part as it is, a norm say, is not yet added to anything.
+    alike = [pair for pair in zip(before, given, strict=True) if pair[0].numel() == shift.numel()]
+    reached = [(old, new) for old, new in alike if not torch.equal(old.flatten(), own.y.flatten())]
+    return any(_close((new - old).view_as(shift), shift) for old, new in [(whole.y, moved.y), *reached])
 
 
 @contextmanager
-def hooked(hooks: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """While open, modules have forward hooks."""
-    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+def _noting(modules: Sequence[nn.Module], note: Callable[..., None]) -> Iterator[None]:
+    handles = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    return bool((one - two).norm() <= 0.05 * two.norm())
 
 
 def _is_projection(module: nn.Module) -> bool:
@@ -160,14 +159,15 @@ def _is_projection(module: nn.Module) -> bool:
 def folded_projection(projection: nn.Module, matrix: Tensor, bias: Tensor) -> nn.Module:
     """A projection whose output is that of another times a matrix ``[q, q]``, plus a bias ``[q]`` if it has one."""
     new: Any = copy.deepcopy(projection)
-    weight, matrix = new.weight.double(), matrix.to(new.weight.device)
+    # On the CPU: not every device has float64.
+    weight, matrix, bias = new.weight.cpu().double(), matrix.cpu().double(), bias.cpu().double()
     with torch.no_grad():
         # transformers' Conv1D keeps its weight as [in, out], torch's Linear as [out, in].
         new.weight.copy_(matrix.T @ weight if isinstance(new, nn.Linear) else weight @ matrix)
         if new.bias is not None:
-            new.bias.copy_(new.bias.double() @ matrix + bias.to(matrix.device))
-    projection = new
-    return projection
+            new.bias.copy_(new.bias.cpu().double() @ matrix + bias)
+    folded: nn.Module = new
+    return folded
 
 
 def edited_config(config: Any, kept: Sequence[int], count: int) -> Any:
