@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 def results():
     return {
         name: json.loads((ROOT / f"benchmarks/{name}.json").read_text())
-        for name in ("overhead", "official", "accuracy")
+        for name in ("overhead", "official", "accuracy", "quality-stories260K")
     }
 
 
@@ -28,7 +28,22 @@ def test_readme_quotes_the_results(results):
     case = results["overhead"]["cases"]
     official = results["official"]["cases"]
     accuracy = results["accuracy"]["condition_up_to_1e8"]
+    quality = results["quality-stories260K"]
+    replaced = (
+        "affine block 0",
+        "filter block 0",
+        "filter inner attentions rank 24",
+        "affine all attentions (NBL)",
+        "filter all attentions rank 24",
+        "filter all attentions rank 24, healed",
+        "drop 2 by influence (ShortGPT)",
+        "filter 2 by loss",
+        "window 8 all attentions",
+    )
     for quoted in (
+        f"{quality['dense']['perplexity']:.2f}",
+        f"{quality['scored']['tokens']:,}",
+        *(f"{quality['cases'][name]['perplexity']:.2f}" for name in replaced),
         f"{case['well conditioned']['ratio']['median']:.2f}",
         f"{case['65,536 tokens']['ratio']['median']:.2f}",
         f"{official['16384']['official_over_ours_seconds']['median']:.1f}",

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 import rectilinear
 from rectilinear.errors import JobError, RequestError
 from rectilinear.linearization.checkpoints import Checkpoints, steps_of
-from rectilinear.linearization.fit import Workbench, fit_all, merge_edits
-from rectilinear.linearization.heal import _Lesson, _noting_padding, _Pupil, heal
+from rectilinear.linearization.fit import Workbench, fit_all, merge_edits, noting_padding
+from rectilinear.linearization.heal import _Lesson, _Pupil, heal
 from rectilinear.linearization.plan import Healing, Replacement
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.linear_block import PaddingMask
@@ -141,7 +141,7 @@ def test_gradient_by_hand(logits_weight, padded, fitted, ids):
         mask[::2, :5] = 0
     batch = {"input_ids": ids, "attention_mask": mask}
     lesson = _Lesson.of(bench, fits)
-    with _noting_padding(bench):
+    with noting_padding(bench):
         pupil = _Pupil(lesson, lesson.variances([batch], None), logits_weight)
         loss = pupil(**batch)
         gradients = torch.autograd.grad(loss, [*pupil.weights])

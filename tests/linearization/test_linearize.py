@@ -27,7 +27,7 @@ WRONG = {
     "target": ({"blocks": [1], "target": "norm"}, "target"),
     "select": ({"count": 1, "select": "luck"}, "select"),
     "folded first": ({"blocks": [0], "kind": "folded"}, "needs a block before it"),
-    "merged parts": ({"blocks": [0, 1], "target": "attention", "merge": True}, "only blocks merge"),
+    "merged parts": ({"blocks": [0, 1], "target": "attention", "merge": True}, "only whole blocks merge"),
     "batch": ({"blocks": [1], "batch_size": 0}, "batch size"),
     "folds": ({"blocks": [1], "folds": 0}, "fold"),
     "count": ({"count": 4}, "--count from 1 to 3"),
