@@ -16,7 +16,7 @@ from rectilinear.errors import JobError, RequestError
 
 app = typer.Typer(
     name="rectilinear",
-    help="Measure how linear each block of a transformer decoder is.",
+    help="Measure how linear each block of a transformer decoder is, and replace what is linear.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -193,7 +193,9 @@ def check_replacements(replacements: Sequence[Replacement], num_blocks: int, wid
                 f"expected a rank below the width of {width} for affine or filter, got {kind}, rank {replacement.rank}"
             )
         if kind != "filter" and (replacement.taps or replacement.rates):
-            raise RequestError(f"expected taps and rates with --kind filter alone, got {kind}")
+            raise RequestError(
+                f"expected taps and rates with filters alone, got {kind} with some; in a plan set them to 0 and []"
+            )
         if any(not 0 < rate <= 1 for rate in replacement.rates):
             raise RequestError(f"expected rates above 0 and up to 1, got {[*replacement.rates]}")
     if len(_gone(replacements)) == num_blocks:

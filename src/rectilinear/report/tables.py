@@ -77,11 +77,11 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def _plan_cells(replacement: Replacement) -> list[str]:
-    fit = replacement.fit
+    fit, first, last = replacement.fit, replacement.blocks[0], replacement.blocks[-1]
     return [
-        ",".join(map(str, replacement.blocks)),
+        str(first) if first == last else f"{first}-{last}",
         replacement.target,
-        replacement.kind + (f" ({replacement.taps} taps)" if replacement.kind == "filter" else ""),
+        replacement.kind,
         "-" if replacement.rank is None else str(replacement.rank),
         f"{fit.parameters_before:,} -> {fit.parameters_after:,}" if fit else "-",
         "-" if fit is None or fit.ridge is None else f"{fit.ridge:g}",
