@@ -126,7 +126,7 @@ def test_dropout_is_off(ids):
         training.append([what[0], any(module.training for module in model.modules())])
 
     bench = Workbench(model, find_blocks(model), PaddingMask(), [ids], progress=report)
-    heal(bench, fit_all(bench, BLOCK), ids, Healing(steps=2))
+    heal(bench, fit_all(bench, BLOCK), ids, Healing(steps=2, learning_rate=1e-6))
     assert training[-2:] == [["heal", False]] * 2
     assert all(module.training for module in model.modules())
 
@@ -353,6 +353,10 @@ class TestLinearize:
             linearize(heal_folder=tmp_path / "note.txt", heal_overwrite=True)
         linearize(heal_folder=tmp_path, heal_overwrite=True)
         assert (tmp_path / "note.txt").read_text() == "mine"
+
+    def test_healing_that_makes_it_worse_is_no_success(self, linearize):
+        with pytest.raises(JobError, match=r"healing made it worse.*try a smaller --heal-learning-rate"):
+            linearize(heal_steps=10, heal_learning_rate=30.0)
 
     def test_the_checkpoint_loads(self, linearize, tmp_path):
         healed = linearize(blocks=None, count=2, merge=True, heal_steps=20)

@@ -59,7 +59,7 @@ def heal(
 
     Raises:
         RequestError: only dropped blocks.
-        JobError: a loss that is not finite.
+        JobError: a loss that is not finite, or hidden states more than twice as far from the original's as before.
     """
     check_trainable(fitted.replacement for fitted in fits)
     lesson = _Lesson.of(bench, fits)
@@ -85,6 +85,11 @@ def heal(
             for own, weight in zip(lesson.trained, pupil.weights, strict=True):
                 own.copy_(weight)
         mse_after, loss_after = measured()
+    if mse_before is not None and mse_after is not None and not mse_after <= 2 * mse_before:
+        raise JobError(
+            f"healing made it worse: relative error of hidden states {mse_before:.4g} -> {mse_after:.4g}; "
+            "try a smaller --heal-learning-rate"
+        )
     return HealRecord(
         **asdict(healing), mse_before=mse_before, mse_after=mse_after, loss_before=loss_before, loss_after=loss_after
     )
