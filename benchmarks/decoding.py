@@ -27,7 +27,7 @@ from rectilinear.models.linear_block import PaddingMask, stand_in
 from rectilinear.models.load import count_parameters
 from rectilinear.models.surgery import commit, find_target
 
-WIDTH, BLOCKS, HEADS, RANK, NEW_TOKENS, ROUNDS = 1024, 12, 16, 256, 24, 2
+WIDTH, BLOCKS, HEADS, RANK, NEW_TOKENS, ROUNDS = 1024, 12, 16, 256, 24, 1
 CONTEXTS = (4_096, 16_384)
 
 

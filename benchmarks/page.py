@@ -163,7 +163,7 @@ def about_decoding(result: dict[str, Any]) -> str:
     return (
         f"{result['question']} `{result['command']}`, {result['date']}, {result['shape'][0]} blocks of width {result['shape'][1]}, "
         f"filters of rank {result['rank']} with {result['taps']} taps and rates {', '.join(map(str, result['rates']))}. Ratios to the "
-        "dense model in the same process, median (smallest to largest) of n rounds on a machine that did other work, which is in the spread.\n\n"
+        "dense model in the same process, median (smallest to largest) of n rounds on an otherwise idle machine.\n\n"
         + table(headings, rows)
     )
 
