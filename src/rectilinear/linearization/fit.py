@@ -17,7 +17,7 @@ from rectilinear.linearization.plan import FitRecord, Replacement
 from rectilinear.measurement.collect import Batch, Progress, count_rows, mask_of, pieces_of
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import Passage, device_of, evaluating, run_until
-from rectilinear.models.linear_block import LinearBlock, PaddingMask, stand_in
+from rectilinear.models.linear_block import LinearBlock, PaddingMask, stand_in, watch_padding
 from rectilinear.models.load import count_parameters
 from rectilinear.models.surgery import Edits, adds_straight, find_projection, find_target, folded_projection, swapped
 
@@ -129,8 +129,7 @@ def fit_replacement(bench: Workbench, replacement: Replacement, edits: Edits) ->
 @contextmanager
 def noting_padding(bench: Workbench) -> Iterator[None]:
     """While open, the stand-ins are told of padding."""
-    decoder = bench.model.get_submodule(bench.stack.path.rpartition(".")[0])
-    handle = decoder.register_forward_pre_hook(bench.padding, with_kwargs=True)
+    handle = watch_padding(bench.model, bench.stack.path, bench.padding)
     try:
         yield
     finally:

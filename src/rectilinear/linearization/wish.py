@@ -103,19 +103,17 @@ class Wish:
         if named is None:
             check_budget(model, stack, self.template, self.merge, self.budget, width)
             # Each by itself, so that what no choice could mend is found out now.
-            named = [self.template.model_copy(update={"blocks": (i,)}) for i in candidates(stack, self.template)]
-            for replacement in named:
-                check_removal(model, stack, [i for i in range(len(stack)) if i not in replacement.removed])
-            named = named if self.kind == "folded" else []
-        for replacement in named:
-            for index in replacement.blocks:
-                find_target(stack, index, replacement.target)
-            if replacement.kind == "folded":
-                find_projection(model, stack, replacement.blocks[0] - 1, torch.zeros(1, 4, dtype=torch.long))
-        if self.named is None:
-            return
-        removed = {index for replacement in named for index in replacement.removed}
-        check_removal(model, stack, [index for index in range(len(stack)) if index not in removed])
+            trials = [[self.template.model_copy(update={"blocks": (i,)})] for i in candidates(stack, self.template)]
+        else:
+            trials = [named]
+        for trial in trials:
+            for replacement in trial:
+                for index in replacement.blocks:
+                    find_target(stack, index, replacement.target)
+                if replacement.kind == "folded":
+                    find_projection(model, stack, replacement.blocks[0] - 1, torch.zeros(1, 4, dtype=torch.long))
+            removed = {index for replacement in trial for index in replacement.removed}
+            check_removal(model, stack, [index for index in range(len(stack)) if index not in removed])
 
     def carry_out(self, bench: Workbench, held_out: torch.Tensor, width: int) -> tuple[list[Fitted], SelectionRecord]:
         """Choose, where that is left open, and fit."""

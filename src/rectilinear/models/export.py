@@ -20,6 +20,7 @@ from torch import Tensor
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models import linear_block, reload_check
 from rectilinear.models.capture import device_of, evaluating
+from rectilinear.staging import nearest_existing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,9 +75,8 @@ def check_space(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         RequestError: there is less free.
     """
-    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     needed = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    free = shutil.disk_usage(nearest).free
+    free = shutil.disk_usage(nearest_existing(folder)).free
     if free < needed:
         raise RequestError(f"expected {needed:,} bytes free for the checkpoint in {folder}, got {free:,}")
 
@@ -94,7 +94,6 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
         OSError: it could not be written.
         JobError: the checkpoint does not load in a fresh process, or computes something else there.
     """
-
     stand_ins = hasattr(model.config, "rectilinear")
     if stand_ins:
         model.config.auto_map = {

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 # Tokens that are filtered at once: a decaying mean over T tokens is a product with a [T, T] matrix.
@@ -300,11 +301,9 @@ def stand_in(old: nn.Module, padding: PaddingMask, **options: Any) -> LinearBloc
     return new.to(like.dtype).train(old.training)
 
 
-def watch_padding(model: nn.Module, stack: str) -> PaddingMask:
+def watch_padding(model: nn.Module, stack: str, padding: PaddingMask) -> RemovableHandle:
     """Have the decoder, the parent of the block stack at a dotted path, note its attention mask."""
-    padding = PaddingMask()
-    model.get_submodule(stack.rpartition(".")[0]).register_forward_pre_hook(padding, with_kwargs=True)
-    return padding
+    return model.get_submodule(stack.rpartition(".")[0]).register_forward_pre_hook(padding, with_kwargs=True)
 
 
 def linearized(model_class: Any, config_class: Any) -> tuple[Any, Any]:
@@ -328,7 +327,8 @@ def linearized(model_class: Any, config_class: Any) -> tuple[Any, Any]:
 
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
-            padding = watch_padding(self, config.rectilinear["stack"])
+            padding = PaddingMask()
+            watch_padding(self, config.rectilinear["stack"], padding)
             for options in config.rectilinear["blocks"]:
                 path = options["path"]
                 options = {name: value for name, value in options.items() if name != "path"}

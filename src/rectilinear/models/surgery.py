@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.capture import evaluating, first_value, run_until
-from rectilinear.models.linear_block import LinearBlock, linearized
+from rectilinear.models.linear_block import LinearBlock, linearized, watch_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -249,10 +249,7 @@ def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Seq
         "stack": stack.path,
         "blocks": [{"path": path, **module.options()} for path, module in stand_ins.items()],
     }
-    decoder: Any = model.get_submodule(stack.path.rpartition(".")[0])
-    padding = next(iter(stand_ins.values())).padding
-    if padding not in decoder._forward_pre_hooks.values():
-        decoder.register_forward_pre_hook(padding, with_kwargs=True)
+    watch_padding(model, stack.path, next(iter(stand_ins.values())).padding)
     model.config.__class__, model.__class__ = config_class, model_class
     # As the stock architecture, transformers would save some weights under the names of older checkpoints, and
     # look for them under these; as any other it does neither.
