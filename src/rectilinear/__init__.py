@@ -13,6 +13,7 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from rectilinear.core.block_moments import BlockAccumulator, BlockMoments
     from rectilinear.core.moments import Moments, MomentsAccumulator
+    from rectilinear.core.penalties import layer_penalty
     from rectilinear.core.scores import score_block
     from rectilinear.core.solve import solve
     from rectilinear.data.stories import generate_stories
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rectilinear.measurement.profile import Profile
     from rectilinear.models.blocks import find_blocks
     from rectilinear.report.plots import plot_profile
+    from rectilinear.training.regularizer import Regularizer
 
 _HOMES = {
     "BlockAccumulator": "core.block_moments",
@@ -36,10 +38,12 @@ _HOMES = {
     "MomentsAccumulator": "core.moments",
     "Plan": "linearization.plan",
     "Profile": "measurement.profile",
+    "Regularizer": "training.regularizer",
     "RequestError": "errors",
     "evaluate": "evaluation.evaluate",
     "find_blocks": "models.blocks",
     "generate_stories": "data.stories",
+    "layer_penalty": "core.penalties",
     "linearize": "linearization.linearize",
     "measure": "measurement.measure",
     "plot_profile": "report.plots",
@@ -57,10 +61,12 @@ __all__ = [
     "MomentsAccumulator",
     "Plan",
     "Profile",
+    "Regularizer",
     "RequestError",
     "evaluate",
     "find_blocks",
     "generate_stories",
+    "layer_penalty",
     "linearize",
     "measure",
     "plot_profile",

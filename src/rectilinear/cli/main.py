@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import rectilinear
-from rectilinear.cli import demo, evaluate, inspect, linearize, measure
+from rectilinear.cli import demo, evaluate, inspect, linearize, measure, pretrain
 from rectilinear.errors import JobError, RequestError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("inspect")(inspect.inspect)
 app.command("measure")(measure.measure)
 app.command("linearize")(linearize.linearize)
 app.command("evaluate")(evaluate.evaluate)
+app.command("pretrain")(pretrain.pretrain)
 app.command("demo")(demo.demo)
 
 
@@ -50,20 +51,21 @@ def main() -> None:
     An interrupted command exits 130 (Ctrl-C) or 143 (SIGTERM), as shells expect.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    kept = ""
     try:
         code = app(standalone_mode=False)
     except (RequestError, typer.TyperException) as error:
         code = _fail(error, 2)
     except JobError as error:
         code = _fail(error, 1)
-    except typer.Abort:
-        code = 130
+    except typer.Abort as abort:
+        code, kept = 130, str(abort)
     except BrokenPipeError:
         # The reader of our output is gone; keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     if code == 130:
-        print("rectilinear: interrupted, nothing was written", file=sys.stderr)
+        print(f"rectilinear: interrupted, {kept or 'nothing was written'}", file=sys.stderr)
     sys.exit(code)
 
 

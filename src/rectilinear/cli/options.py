@@ -60,6 +60,14 @@ class ProductsName(str, Enum):
     float64 = "float64"
 
 
+class RegularizerName(str, Enum):
+    """Names of ``--regularizer``."""
+
+    none = "none"
+    mse = "mse"
+    cosine = "cosine"
+
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Hub id, path, or 'storyteller' (built in).", show_default=False)
 ]
@@ -141,6 +149,53 @@ Stack = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="Dotted path of the block stack, such as model.layers; found when not given."),
 ]
+Preset = Annotated[str, typer.Option(metavar="NAME", help="mistral-1m, mistral-4m, mistral-150m or mistral-650m.")]
+Regularizer = Annotated[
+    RegularizerName, typer.Option(help="Penalty on hidden states of neighbouring layers: 1 - cos, or squared distance.")
+]
+Strength = Annotated[float, typer.Option(help="Factor of the penalty.")]
+Embedding = Annotated[
+    bool,
+    typer.Option(
+        "--penalize-embedding/--spare-embedding", help="Whether embedding and first block are a pair of neighbours."
+    ),
+]
+MaxSteps = Annotated[int | None, typer.Option(help="Optimizer steps; as many as --epochs makes when not given.")]
+Epochs = Annotated[float, typer.Option(help="Passes over the text, or the task's examples.")]
+AnyTokens = Annotated[
+    int | None, typer.Option("--max-tokens", help="Tokens of the text to take, at most; all when not given.")
+]
+HeldOut = Annotated[
+    str | None,
+    typer.Option(
+        "--held-out", metavar="TEXT", help="Text to measure the loss on; the last rows of TEXT when not given."
+    ),
+]
+Tokenizer = Annotated[
+    str | None, typer.Option(metavar="ID", help="Hub id or path; trained on the text when not given.")
+]
+Vocabulary = Annotated[
+    int | None, typer.Option("--vocab-size", help="Of a tokenizer that is trained; the preset's when not given.")
+]
+PresetSeqLen = Annotated[int | None, typer.Option("--seq-len", help="Tokens in a row; the preset's when not given.")]
+Accumulation = Annotated[
+    int | None,
+    typer.Option(
+        "--gradient-accumulation", help="Batches in a step; as many as make the preset's rows when not given."
+    ),
+]
+LearningRate = Annotated[float | None, typer.Option(help="The highest of the schedule; the preset's when not given.")]
+WeightDecay = Annotated[float, typer.Option(help="Of AdamW.")]
+ProbeEvery = Annotated[
+    int | None,
+    typer.Option(min=0, help="Steps between profiles of held-out rows; a tenth of all when not given, 0 for never."),
+]
+SaveEvery = Annotated[int | None, typer.Option(min=1, help="Steps between checkpoints; a tenth of all when not given.")]
+Keep = Annotated[int, typer.Option(min=0, help="Checkpoints to keep; 0 for all.")]
+ReportTo = Annotated[str, typer.Option(metavar="none|tensorboard|wandb", help="Loggers of transformers.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in OUT.")]
+TrainDevice = Annotated[str, typer.Option("--device", metavar="auto|cpu", help="Where to train.")]
+RunOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the run and its checkpoint.")]
 RequiredOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the checkpoint.")]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]

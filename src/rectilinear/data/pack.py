@@ -42,21 +42,37 @@ def pack_rows(documents: Iterable[str], tokenize: Tokenize, seq_len: int, max_to
     """
     if seq_len < 1 or max_tokens < seq_len:
         raise RequestError(f"expected --max-tokens >= --seq-len >= 1, got {max_tokens} and {seq_len}")
-    wanted = max_tokens // seq_len * seq_len
-    tokens: list[int] = []
+    chunks = [*stream_rows(documents, tokenize, seq_len, max_tokens // seq_len)]
+    packed = torch.cat(chunks)
+    return TokenRows(packed, fingerprint([packed]))
+
+
+def stream_rows(
+    documents: Iterable[str], tokenize: Tokenize, seq_len: int, max_rows: int | None = None
+) -> Iterator[Tensor]:
+    """The rows of `pack_rows`, some at a time: int64 ``[rows, seq_len]``, in all ``max_rows`` at most.
+
+    Raises:
+        RequestError: not even one row, when the text has come to its end.
+    """
     texts = (text for text in map(str.strip, documents) if text)
+    tokens: list[int] = []
+    done = 0
     for group in _groups(texts, 64):
         for ids in tokenize(group):
             tokens.extend(ids)
-        if len(tokens) >= wanted:
-            break
-    rows = min(len(tokens), wanted) // seq_len
-    if not rows:
+        rows = len(tokens) // seq_len
+        if max_rows is not None:
+            rows = min(rows, max_rows - done)
+        if rows:
+            yield torch.tensor(tokens[: rows * seq_len], dtype=torch.int64).view(rows, seq_len)
+            tokens, done = tokens[rows * seq_len :], done + rows
+        if done == max_rows:
+            return
+    if not done:
         raise RequestError(
             f"expected text for at least one row of {seq_len} tokens, got {len(tokens)} tokens; try a shorter --seq-len"
         )
-    packed = torch.tensor(tokens[: rows * seq_len], dtype=torch.int64).view(rows, seq_len)
-    return TokenRows(packed, fingerprint([packed]))
 
 
 def _groups(texts: Iterator[str], size: int) -> Iterator[list[str]]:

@@ -68,7 +68,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def capture_blocks(blocks: Sequence[nn.Module], consume: Consume, *, final: nn.Module | None = None) -> Iterator[None]:
+def capture_blocks(
+    blocks: Sequence[nn.Module], consume: Consume, *, final: nn.Module | None = None, copy: bool = True
+) -> Iterator[None]:
     """While open, hand ``(index, input, output)`` of each block to ``consume`` as it runs.
 
     Nothing is kept: an input lives until its block returns. A block that writes over its input
@@ -79,9 +81,11 @@ def capture_blocks(blocks: Sequence[nn.Module], consume: Consume, *, final: nn.M
         consume: what to do with a pair.
         final: where given, the last block's output is taken from this module's output instead:
             the last hidden state after the final norm, as the paper has it.
+        copy: where false, nothing is ever copied, so that gradients flow as they would, and a block that
+            writes over its input is an error.
 
     Raises:
-        JobError: while running, a block without a tensor input or output.
+        JobError: while running, a block without a tensor input or output, or that may not write over it.
     """
     waiting: dict[int, tuple[Tensor, Tensor, int]] = {}
     overwriting: dict[int, bool] = {}
@@ -90,17 +94,24 @@ def capture_blocks(blocks: Sequence[nn.Module], consume: Consume, *, final: nn.M
     current: dict[nn.Module, int] = {}
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if block not in turns:
+            raise JobError("expected the model itself to run, got a copy as of torch.nn.DataParallel; try torchrun")
         index = current[block] = next(turns[block])
         x = _input_of(index, args, kwargs)
         # Only a tensor's version tells whether it was written over; inference tensors have none.
-        copy = x.is_inference() or overwriting.get(index, True)
-        waiting[index] = (x, x.clone() if copy else x, _version(x))
+        cloned = copy and (x.is_inference() or overwriting.get(index, True))
+        waiting[index] = (x, x.clone() if cloned else x, _version(x))
 
     def finish(index: int, output: Any) -> None:
         if index not in waiting:
             raise JobError(f"block {index}: its output came without its input")
         original, x, version = waiting.pop(index)
-        overwriting.setdefault(index, original.is_inference() or _version(original) != version)
+        changed = _version(original) != version
+        overwriting.setdefault(index, changed or original.is_inference())
+        if changed and not copy:
+            raise JobError(
+                f"block {index}: expected a block that leaves its input as it is, got one that writes over it"
+            )
         y = _output_of(index, output)
         if x.shape != y.shape:
             raise JobError(f"block {index}: expected an output shaped like its input {[*x.shape]}, got {[*y.shape]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,22 +25,27 @@ STORYTELLER = "storyteller"
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def resolve(model: str | Path) -> str:
+def resolve(model: str | Path, contents: Sequence[str] = ("config.json",)) -> str:
     """Where to load a model from: the built-in one's folder, else the path or Hub id itself.
 
+    Args:
+        model: its name.
+        contents: files of which a folder must have one.
+
     Raises:
-        RequestError: something that can only be a path is not a folder.
+        RequestError: something that can only be a path is not such a folder.
     """
     name = str(model)
     if name == STORYTELLER:
         return str(Path(__file__).parent / STORYTELLER)
     path = Path(name).expanduser()
-    if path.is_dir() and not (path / "config.json").exists():
-        raise RequestError(f"no model in {name}: expected a folder with a config.json")
+    wanted = " or ".join(contents)
+    if path.is_dir() and not any((path / file).exists() for file in contents):
+        raise RequestError(f"no model in {name}: expected a folder with a {wanted}")
     if path.is_dir():
         return str(path)
     if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
-        raise RequestError(f"no model at {name}: expected a folder with a config.json, or a Hub id")
+        raise RequestError(f"no model at {name}: expected a folder with a {wanted}, or a Hub id")
     return name
 
 
@@ -71,7 +76,7 @@ def load_config(model: str | Path, *, revision: str | None = None, trust_remote_
     """
     from transformers import AutoConfig
 
-    return _load(AutoConfig, model, "configuration", revision=revision, trust_remote_code=trust_remote_code)
+    return _load(AutoConfig, resolve(model), "configuration", revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_model(
@@ -102,7 +107,7 @@ def load_model(
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     loaded: PreTrainedModel
-    loaded, info = _load(AutoModelForCausalLM, model, "model", dtype=kind, output_loading_info=True, **options)
+    loaded, info = _load(AutoModelForCausalLM, resolve(model), "model", dtype=kind, output_loading_info=True, **options)
     prefix = "" if head or loaded.base_model is loaded else f"{loaded.base_model_prefix}."
     # Whatever is missing would be random; hidden states do not need a head.
     if missing := sorted(key for key in info["missing_keys"] if key.startswith(prefix)):
@@ -123,7 +128,8 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    return _load(AutoTokenizer, model, "tokenizer", revision=revision, trust_remote_code=trust_remote_code)
+    folder = resolve(model, ("tokenizer.json", "tokenizer_config.json", "config.json"))
+    return _load(AutoTokenizer, folder, "tokenizer", revision=revision, trust_remote_code=trust_remote_code)
 
 
 def check_context(config: PretrainedConfig | None, seq_len: int) -> None:
@@ -217,7 +223,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 def _load(auto_class: Any, model: str | Path, what: str, **options: Any) -> Any:
     try:
-        return auto_class.from_pretrained(resolve(model), **options)
+        return auto_class.from_pretrained(model, **options)
     except RequestError:
         raise
     except MemoryError:

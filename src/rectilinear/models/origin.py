@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from rectilinear.data.pack import TokenRows, pack_rows
+from rectilinear.data.pack import Tokenize, TokenRows, pack_rows
 from rectilinear.data.text import open_text
 from rectilinear.errors import RequestError
 from rectilinear.models.load import (
@@ -94,7 +94,7 @@ class Origin:
         documents = open_text(text.source, column=text.column, config=text.config, split=text.split, seed=text.seed)
         config = self.config()
         check_context(config, text.seq_len)
-        rows = pack_rows(documents, _tokenize_with(tokenizer or self.tokenizer()), text.seq_len, text.max_tokens)
+        rows = pack_rows(documents, tokenize_with(tokenizer or self.tokenizer()), text.seq_len, text.max_tokens)
         check_rows(config, rows.ids)
         return rows
 
@@ -118,6 +118,7 @@ class Text:
     seed: int = 0
 
 
-def _tokenize_with(tokenizer: PreTrainedTokenizerBase) -> Any:
+def tokenize_with(tokenizer: PreTrainedTokenizerBase) -> Tokenize:
+    """Texts to their token ids, special tokens included."""
     # verbose=False: documents longer than the context are cut into rows, no need to warn.
     return lambda texts: tokenizer(texts, verbose=False)["input_ids"]

@@ -1,0 +1,96 @@
+"""``rectilinear pretrain``."""
+
+from __future__ import annotations
+
+import typer
+
+from rectilinear.cli import options
+from rectilinear.cli.console import progress, stdout
+from rectilinear.cli.options import DTypeName, RegularizerName, parse_batch_size
+
+
+def pretrain(
+    text: options.Text,
+    out: options.RunOut,
+    preset: options.Preset = "mistral-4m",
+    regularizer: options.Regularizer = RegularizerName.none,
+    strength: options.Strength = 0.5,
+    embedding: options.Embedding = True,
+    max_steps: options.MaxSteps = None,
+    epochs: options.Epochs = 1.0,
+    max_tokens: options.AnyTokens = None,
+    held_out: options.HeldOut = None,
+    tokenizer: options.Tokenizer = None,
+    vocabulary: options.Vocabulary = None,
+    seq_len: options.PresetSeqLen = None,
+    accumulation: options.Accumulation = None,
+    learning_rate: options.LearningRate = None,
+    weight_decay: options.WeightDecay = 0.1,
+    probe_every: options.ProbeEvery = None,
+    save_every: options.SaveEvery = None,
+    keep: options.Keep = 2,
+    report_to: options.ReportTo = "none",
+    resume: options.Resume = False,
+    column: options.Column = "text",
+    config: options.Config = None,
+    split: options.Split = "train",
+    overwrite: options.Overwrite = False,
+    seed: options.Seed = 0,
+    device: options.TrainDevice = "auto",
+    dtype: options.DType = DTypeName.auto,
+    batch_size: options.BatchSize = "auto",
+) -> None:
+    """Pretrain a decoder from random weights, with or without a penalty on neighbouring hidden states.
+
+    For several processes: torchrun --nproc-per-node 2 -m rectilinear pretrain ..., or accelerate launch.
+
+    Example: rectilinear pretrain --preset mistral-4m --text stories --max-steps 200 --regularizer cosine --out run
+    """
+    rows_at_once = parse_batch_size(batch_size)
+
+    from accelerate import PartialState
+
+    from rectilinear.training.pretrain import Upkeep, pretrain
+    from rectilinear.training.recipe import Recipe
+
+    recipe = Recipe(
+        text=text,
+        preset=preset,
+        regularizer=regularizer.value,
+        strength=strength,
+        embedding=embedding,
+        max_steps=max_steps,
+        epochs=epochs,
+        max_tokens=max_tokens,
+        held_out=held_out,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        seq_len=seq_len,
+        batch_size=None if rows_at_once == "auto" else rows_at_once,
+        accumulation=accumulation,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        dtype=dtype.value,
+        seed=seed,
+        column=column,
+        config=config,
+        split=split,
+    )
+    try:
+        with progress() as report:
+            upkeep = Upkeep(probe_every, save_every, keep or None, report_to, report)
+            training = pretrain(recipe, out, upkeep, resume=resume, overwrite=overwrite, device=device)
+    except KeyboardInterrupt:
+        if any(out.glob("checkpoint-*")):
+            raise typer.Abort(f"{out} keeps its checkpoints; to go on, add --resume") from None
+        raise
+    if not PartialState().is_main_process:
+        return
+    held = training.held_out
+    stdout().print(
+        f"{training.steps:,} steps, {training.data.tokens:,} tokens, {training.tokens_per_second:,.0f} tokens/s; loss "
+        f"on {held.data.tokens:,} held-out tokens {held.loss:.4f}, perplexity {held.perplexity:.2f}",
+        highlight=False,
+        markup=False,
+    )
+    print(f"wrote the checkpoint, training.json, dynamics.json and README.md to {out}")

@@ -1,0 +1,1 @@
+"""Training decoders, and penalties that make them less linear."""

@@ -1,0 +1,84 @@
+"""Decoders to pretrain, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+from rectilinear.errors import RequestError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A Mistral decoder, and what a step of its training is where nothing else is asked for.
+
+    The paper (arXiv 2405.12250) pretrained Mistral decoders of 150M and 650M parameters and states
+    neither depth nor width nor the steps; these are choices of this project.
+
+    Attributes:
+        vocabulary: tokens of the tokenizer that is trained for it, and with which it has the parameters of its name.
+        blocks, width, mlp_width, heads, key_value_heads: of the decoder.
+        tied: whether embedding and head are one.
+        seq_len: tokens in a row.
+        rows: rows in an optimizer step.
+        batch_size: of these at once.
+        learning_rate: the highest of the schedule.
+    """
+
+    vocabulary: int
+    blocks: int
+    width: int
+    mlp_width: int
+    heads: int
+    key_value_heads: int
+    tied: bool
+    seq_len: int
+    rows: int
+    batch_size: int
+    learning_rate: float
+
+    def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """The decoder for a tokenizer, with random weights."""
+        from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig
+
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        special = {name: getattr(tokenizer, name) for name in names}
+        config = MistralConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            intermediate_size=self.mlp_width,
+            num_hidden_layers=self.blocks,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.key_value_heads,
+            max_position_embeddings=2 * self.seq_len,
+            sliding_window=None,
+            tie_word_embeddings=self.tied,
+            **special,
+        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model.generation_config = GenerationConfig(do_sample=True, temperature=0.8, **special)
+        return model
+
+
+PRESETS = {
+    "mistral-1m": Preset(1024, 8, 96, 304, 6, 2, True, 256, 32, 32, 3e-3),
+    "mistral-4m": Preset(4096, 8, 192, 512, 6, 2, True, 256, 32, 32, 2e-3),
+    "mistral-150m": Preset(32_000, 12, 768, 2944, 12, 4, False, 1024, 64, 16, 6e-4),
+    "mistral-650m": Preset(32_000, 22, 1536, 4096, 24, 8, False, 1024, 128, 8, 3e-4),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if name not in PRESETS:
+        likely = get_close_matches(name, PRESETS, 1, 0.0)[0]
+        raise RequestError(f"expected --preset {', '.join(PRESETS)}, got {name!r}; try {likely}")
+    return PRESETS[name]

@@ -1,0 +1,253 @@
+"""Pretraining a decoder from random weights, with transformers' Trainer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import TrainingArguments, set_seed
+
+from rectilinear.data.fingerprint import fingerprint
+from rectilinear.errors import JobError, RequestError
+
+# from rectilinear.measurement.callback import LinearityCallback
+from rectilinear.measurement.collect import Progress
+from rectilinear.measurement.perplexity import measure_perplexity
+from rectilinear.measurement.records import DataRecord, record_environment, record_model
+from rectilinear.models.batches import reporting_exhausted_memory
+from rectilinear.models.blocks import find_blocks
+from rectilinear.models.origin import Origin
+from rectilinear.staging import staged
+from rectilinear.training.card import model_card
+from rectilinear.training.loop import GuardedTrainer, StepProgress, last_checkpoint, steps_of
+from rectilinear.training.presets import Preset
+from rectilinear.training.recipe import Recipe
+from rectilinear.training.record import HeldOutRecord, Training
+from rectilinear.training.regularizer import Regularizer
+from rectilinear.training.run import Run, discard_rows, discard_run, found_run, open_run, start_run
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What is seen and kept of a training while it runs; the outcome does not depend on it.
+
+    Attributes:
+        probe_every: steps between profiles of the held-out rows, and losses on them; 0 for never; None for a
+            tenth of the steps.
+        save_every: steps between checkpoints; None for a tenth of the steps.
+        keep: checkpoints to keep; None for all.
+        report_to: loggers of transformers: ``none``, ``tensorboard``, ``wandb``, ``all``.
+        progress: called with (stage, done, total).
+    """
+
+    probe_every: int | None = None
+    save_every: int | None = None
+    keep: int | None = 2
+    report_to: str = "none"
+    progress: Progress | None = None
+
+
+@reporting_exhausted_memory
+def pretrain(
+    recipe: Recipe,
+    out: str | Path,
+    upkeep: Upkeep | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+) -> Training:
+    """Pretrain a decoder, and leave a checkpoint in a folder.
+
+    Runs in one process or, under torchrun or ``accelerate launch``, in several (DDP, FSDP). While
+    it runs, the folder has the rows, the recipe and Trainer's checkpoints. At the end it has the
+    model, its tokenizer, ``training.json``, ``dynamics.json`` and a model card, and still the last
+    checkpoints.
+
+    Args:
+        recipe: what to train, on what and how.
+        out: the folder.
+        upkeep: what to see and keep of it.
+        resume: go on from the last checkpoint in the folder, which must be of the same recipe; with
+            none there begin, and with a run that is over do nothing.
+        overwrite: begin anew in a folder that is not empty.
+        device: ``auto`` or ``cpu``; GPUs are chosen with ``CUDA_VISIBLE_DEVICES``.
+
+    Raises:
+        RequestError: a recipe that cannot be, a text shorter than one step, a folder of something else.
+        JobError: a loss that is not finite, memory or disk that do not suffice.
+    """
+    recipe.check()
+    if device not in ("auto", "cpu"):
+        raise RequestError(f"expected device auto or cpu to train on, got {device!r}; try CUDA_VISIBLE_DEVICES")
+    out = Path(out).expanduser().absolute()
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu)
+    preset = recipe.for_processes(state.num_processes)
+    with _reporting_disk(out):
+        with state.main_process_first():
+            if state.is_main_process and not _found(out, recipe, preset, resume, overwrite):
+                start_run(out, recipe, preset)
+        if (out / Training.file_name).exists():
+            return Training.load(out)
+        run = open_run(out, recipe, preset)
+        trainer = _trainer(run, upkeep or Upkeep(), on_cpu)
+        checkpoint = last_checkpoint(out)
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = time.perf_counter() - started
+        _finish(run, trainer, steps_of(checkpoint) if checkpoint else 0, seconds)
+        state.wait_for_everyone()
+        return Training.load(out)
+
+
+def _found(out: Path, recipe: Recipe, preset: Preset, resume: bool, overwrite: bool) -> bool:
+    """Whether the folder has a run to go on with; what it has of another is removed where that may be."""
+    if resume and found_run(out, recipe, preset):
+        return True
+    if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RequestError(f"--out {out} is not an empty folder; try --resume, another folder, or --overwrite")
+    discard_run(out)
+    (out / Training.file_name).unlink(missing_ok=True)
+    return False
+
+
+def _trainer(run: Run, upkeep: Upkeep, on_cpu: bool) -> GuardedTrainer:
+    """Trainer, ready to start."""
+    recipe, preset = run.recipe, run.preset
+    steps = recipe.max_steps or max(1, int(recipe.epochs * (len(run.train) // preset.rows)))
+    tenth = max(1, steps // 10)
+    probe_every = tenth if upkeep.probe_every is None else upkeep.probe_every
+    processes = PartialState().num_processes
+    arguments = TrainingArguments(
+        output_dir=str(run.folder),
+        max_steps=steps,
+        per_device_train_batch_size=preset.batch_size,
+        per_device_eval_batch_size=preset.batch_size,
+        gradient_accumulation_steps=preset.rows // (preset.batch_size * processes),
+        learning_rate=preset.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(200, steps // 20),
+        weight_decay=recipe.weight_decay,
+        adam_beta2=0.95,
+        bf16=recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and _has_bfloat16(on_cpu)),
+        logging_steps=max(1, steps // 100),
+        eval_strategy="steps" if probe_every else "no",
+        eval_steps=probe_every or None,
+        save_steps=upkeep.save_every or tenth,
+        save_total_limit=upkeep.keep,
+        report_to=upkeep.report_to,
+        include_num_input_tokens_seen="all",
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=not on_cpu,
+        seed=recipe.seed,
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process a GPU: no torch.nn.DataParallel
+    set_seed(recipe.seed)
+    model = preset.build(run.tokenizer)
+    penalty = None
+    if recipe.regularizer != "none":
+        penalty = Regularizer(model, recipe.regularizer, recipe.strength, embedding=recipe.embedding)
+    trainer = GuardedTrainer(
+        model,
+        arguments,
+        regularizer=penalty,
+        train_dataset=_Rows(run.train),
+        eval_dataset=_Rows(run.held_out),
+        processing_class=run.tokenizer,
+    )
+    if False:
+        trainer.add_callback(LinearityCallback(trainer, run.held_out, every=probe_every))
+    if upkeep.progress:
+        trainer.add_callback(StepProgress("pretrain", upkeep.progress))
+    return trainer
+
+
+def _finish(run: Run, trainer: GuardedTrainer, first_step: int, seconds: float) -> None:
+    """Save the model and what is to be said of it, all or nothing."""
+    if not trainer.is_world_process_zero():
+        trainer.save_model(str(run.folder))  # nothing but its part, where the weights are spread
+        return
+    recipe, preset = run.recipe, run.preset
+    with staged(run.folder) as folder:
+        trainer.save_model(str(folder))
+        (folder / "training_args.bin").unlink()
+        # As saved: in training the weights may be spread over processes.
+        model: Any = Origin(str(folder), device="cpu", dtype="float32").load(head=True)
+        model.config.use_cache = True  # Trainer turned it off
+        model.config.save_pretrained(folder)
+        loss = measure_perplexity(model, run.held_out, preset.batch_size)
+        steps = trainer.state.global_step
+        per_step = preset.rows * preset.seq_len
+        training = Training(
+            model=record_model(model, Origin(str(run.folder)), find_blocks(model), preset.width),
+            data=DataRecord(
+                source=recipe.text,
+                fingerprint=run.contents.fingerprint,
+                tokens=steps * per_step,
+                rows=len(run.train),
+                seq_len=preset.seq_len,
+            ),
+            held_out=HeldOutRecord(
+                data=DataRecord(
+                    source=run.held_out_source,
+                    fingerprint=fingerprint([run.held_out]),
+                    tokens=loss.tokens,
+                    rows=len(run.held_out),
+                    seq_len=preset.seq_len,
+                ),
+                loss=loss.loss,
+                stderr=loss.stderr,
+                perplexity=loss.perplexity,
+            ),
+            settings={**asdict(recipe), **asdict(preset), "bfloat16": trainer.args.bf16},
+            environment=record_environment(trainer.model),
+            processes=PartialState().num_processes,
+            steps=steps,
+            seconds=seconds,
+            tokens_per_second=(steps - first_step) * per_step / seconds,
+            log=tuple(trainer.state.log_history),
+        )
+        training.save(folder)
+        (folder / "README.md").write_text(model_card(training), encoding="utf-8")
+    discard_rows(run.folder)
+
+
+class _Rows(Dataset[dict[str, Tensor]]):
+    """Rows as inputs and labels."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self.rows[index].long()
+        return {"input_ids": row, "labels": row}
+
+
+def _has_bfloat16(on_cpu: bool) -> bool:
+    """Whether the device has instructions for bfloat16, so that it is faster than float32."""
+    if on_cpu:
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@contextmanager
+def _reporting_disk(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise JobError(f"cannot write to {out}: {error.strerror or error}") from error
