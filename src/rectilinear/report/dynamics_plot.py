@@ -1,0 +1,159 @@
+"""Figures of dynamics."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rectilinear.measurement.dynamics import Dynamics, Mean, best_value, mean_curve
+from rectilinear.report.plots import BLUE, GREY, ORANGE, STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Scores below this are off the scale: a map that is so much worse than none is no more informative than this.
+_FLOOR = -0.3
+
+# Step labels that fit side by side, by the digits of the longest.
+_LABEL_ROOM = 78
+
+
+def plot_dynamics(dynamics: Dynamics) -> Figure:
+    """How linear blocks are at each step of training.
+
+    Above, the update linearity of every block (held out where there is such a score); cells without a score
+    are hatched. Below, the means over blocks of update linearity and linearity: error bars are two standard
+    errors over parts of the text, bands reach from the least to the most linear block. Every point has a column
+    of the same width, whatever the steps between them, so that early and late steps can both be read.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        count = len(dynamics.points)
+        figure = Figure(figsize=(7.2, 5.0), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.25, 1])
+        _draw_blocks(above, dynamics)
+        _draw_mean(below, mean_curve(dynamics, "linearity"), BLUE, "o", "output, $y = x + d$", -0.06)
+        _draw_mean(below, mean_curve(dynamics, "update_linearity"), ORANGE, "s", "update, $d$", 0.06)
+        _finish(below, dynamics)
+        above.set_xlim(-0.5, count - 0.5)
+        name = Path(dynamics.model.id).name or dynamics.model.id
+        source = Path(dynamics.data.source).name or dynamics.data.source
+        figure.suptitle(
+            f"{name}, {dynamics.data.tokens:,} tokens of {source}",
+            x=0.01,
+            ha="left",
+            fontsize=9,
+            color=GREY,
+            parse_math=False,
+        )
+    return figure
+
+
+def save_dynamics_figure(dynamics: Dynamics, folder: str | Path) -> None:
+    """Write ``dynamics.png`` (300 dpi) and ``dynamics.svg`` into a folder."""
+    import matplotlib
+
+    figure = plot_dynamics(dynamics)
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(Path(folder) / "dynamics.png", dpi=300)
+        figure.savefig(Path(folder) / "dynamics.svg", metadata={"Date": None})
+
+
+def _draw_blocks(axes: Axes, dynamics: Dynamics) -> None:
+    import numpy
+    from matplotlib.ticker import MaxNLocator
+
+    blocks, nan = dynamics.model.num_blocks, float("nan")
+    values = numpy.full((blocks, len(dynamics.points)), nan)
+    for column, point in enumerate(dynamics.points):
+        for block in point.blocks:
+            score = best_value(block.update_linearity)
+            values[block.index, column] = nan if score is None else score
+    low, high, below = _range(values[numpy.isfinite(values)].tolist())
+    axes.set_facecolor("#eeeeee")
+    axes.patch.set_hatch("////")
+    axes.patch.set_edgecolor("#bbbbbb")
+    mesh = axes.pcolormesh(
+        numpy.arange(len(dynamics.points) + 1) - 0.5,
+        numpy.arange(blocks + 1) - 0.5,
+        values,
+        cmap="cividis",
+        vmin=low,
+        vmax=high,
+        # Vector figures show hairs between cells without it.
+        rasterized=True,
+    )
+    bar = axes.figure.colorbar(mesh, ax=axes, extend="min" if below else "neither", pad=0.015)
+    held_out = all(b.update_linearity.held_out is not None for p in dynamics.points for b in p.blocks)
+    bar.set_label("update linearity" + (", held out" if held_out else ""))
+    bar.outline.set_visible(False)
+    axes.set_title("Linearity of each block's update, $d$")
+    axes.set_ylabel("block")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    axes.tick_params(bottom=False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _range(values: list[float]) -> tuple[float, float, bool]:
+    """Ends of the colour scale on multiples of 0.05, at least 0.2 apart; whether a value is below them."""
+    from math import ceil, floor
+
+    if not values:
+        return 0.0, 1.0, False
+    low = max(_FLOOR, floor(min(values) * 20) / 20)
+    high = max(low, min(1.0, ceil(max(values) * 20) / 20))
+    if high - low < 0.2:
+        high = min(1.0, low + 0.2)
+        low = high - 0.2
+    return low, high, min(values) < low - 1e-9
+
+
+def _draw_mean(axes: Axes, curve: list[Mean], color: str, marker: str, label: str, shift: float) -> None:
+    nan = float("nan")
+    places = [place + shift for place in range(len(curve))]
+    lowest = [nan if mean.lowest is None else mean.lowest for mean in curve]
+    highest = [nan if mean.highest is None else mean.highest for mean in curve]
+    if len(curve) > 1:
+        axes.fill_between(places, lowest, highest, color=color, alpha=0.15, linewidth=0)
+    else:
+        axes.vlines(places, lowest, highest, color=color, alpha=0.15, linewidth=8)
+    axes.errorbar(
+        places,
+        [nan if mean.mean is None else mean.mean for mean in curve],
+        yerr=[0.0 if mean.stderr is None else 2 * mean.stderr for mean in curve],
+        color=color,
+        marker=marker,
+        markersize=3.5 if len(curve) <= 30 else 2,
+        markerfacecolor="white",
+        linewidth=1.2,
+        capsize=2 if len(curve) <= 30 else 0,
+        label=label,
+    )
+
+
+def _finish(axes: Axes, dynamics: Dynamics) -> None:
+    steps = [point.step for point in dynamics.points]
+    low, _ = axes.get_ylim()
+    axes.set_ylim(max(min(0.0, low), _FLOOR), 1.02)
+    axes.set_title("Mean over blocks ± 2 s.e., and from the least to the most linear block")
+    axes.set_ylabel("linearity")
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(loc="best", ncols=2, fontsize=8)
+    places = _labelled(steps)
+    axes.set_xticks(places, [f"{steps[place]:,}" for place in places])
+    even = len({two - one for one, two in pairwise(steps)}) < 2
+    axes.set_xlabel("training step" if even else "training step (a column a point, not to scale)")
+
+
+def _labelled(steps: list[int]) -> list[int]:
+    """Which columns get a label: as many as fit, evenly, the first among them."""
+    digits = max((len(f"{step:,}") for step in steps), default=1)
+    most = max(2, _LABEL_ROOM // (digits + 2))
+    every = -(-len(steps) // most)
+    return list(range(0, len(steps), max(1, every)))
