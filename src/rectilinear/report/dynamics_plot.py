@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import ceil, floor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 # Scores below this are off the scale: a map that is so much worse than none is no more informative than this.
 _FLOOR = -0.3
 
-# Step labels that fit side by side, by the digits of the longest.
-_LABEL_ROOM = 78
+# Letters that fit below the figure, and how many there are between two labels at least.
+_ROOM, _GAP = 84, 3
 
 
 def plot_dynamics(dynamics: Dynamics) -> Figure:
@@ -36,8 +37,9 @@ def plot_dynamics(dynamics: Dynamics) -> Figure:
         figure = Figure(figsize=(7.2, 5.0), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.25, 1])
         _draw_blocks(above, dynamics)
-        _draw_mean(below, mean_curve(dynamics, "linearity"), BLUE, "o", "output, $y = x + d$", -0.06)
-        _draw_mean(below, mean_curve(dynamics, "update_linearity"), ORANGE, "s", "update, $d$", 0.06)
+        shift = min(0.006 * count, 0.15)  # so that error bars of the two do not hide each other
+        _draw_mean(below, mean_curve(dynamics, "linearity"), BLUE, "o", "output, $y = x + d$", -shift)
+        _draw_mean(below, mean_curve(dynamics, "update_linearity"), ORANGE, "s", "update, $d$", shift)
         _finish(below, dynamics)
         above.set_xlim(-0.5, count - 0.5)
         name = Path(dynamics.model.id).name or dynamics.model.id
@@ -88,10 +90,10 @@ def _draw_blocks(axes: Axes, dynamics: Dynamics) -> None:
         rasterized=True,
     )
     bar = axes.figure.colorbar(mesh, ax=axes, extend="min" if below else "neither", pad=0.015)
-    held_out = all(b.update_linearity.held_out is not None for p in dynamics.points for b in p.blocks)
-    bar.set_label("update linearity" + (", held out" if held_out else ""))
+    bar.set_label(f"update linearity{_held_out(dynamics)}")
     bar.outline.set_visible(False)
-    axes.set_title("Linearity of each block's update, $d$")
+    hatched = " (hatched: no score)" if numpy.isnan(values).any() else ""
+    axes.set_title(f"Linearity of each block's update, $d${hatched}")
     axes.set_ylabel("block")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
     axes.tick_params(bottom=False)
@@ -99,10 +101,13 @@ def _draw_blocks(axes: Axes, dynamics: Dynamics) -> None:
         side.set_visible(False)
 
 
+def _held_out(dynamics: Dynamics) -> str:
+    blocks = [block for point in dynamics.points for block in point.blocks]
+    return ", held out" if blocks and all(block.update_linearity.held_out is not None for block in blocks) else ""
+
+
 def _range(values: list[float]) -> tuple[float, float, bool]:
     """Ends of the colour scale on multiples of 0.05, at least 0.2 apart; whether a value is below them."""
-    from math import ceil, floor
-
     if not values:
         return 0.0, 1.0, False
     low = max(_FLOOR, floor(min(values) * 20) / 20)
@@ -141,19 +146,29 @@ def _finish(axes: Axes, dynamics: Dynamics) -> None:
     low, _ = axes.get_ylim()
     axes.set_ylim(max(min(0.0, low), _FLOOR), 1.02)
     axes.set_title("Mean over blocks ± 2 s.e., and from the least to the most linear block")
-    axes.set_ylabel("linearity")
+    axes.set_ylabel(f"linearity{_held_out(dynamics)}")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(loc="best", ncols=2, fontsize=8)
-    places = _labelled(steps)
-    axes.set_xticks(places, [f"{steps[place]:,}" for place in places])
+    labels = [f"{step:,}" for step in steps]
+    places = _labelled(labels)
+    axes.set_xticks(places, [labels[place] for place in places])
     even = len({two - one for one, two in pairwise(steps)}) < 2
     axes.set_xlabel("training step" if even else "training step (a column a point, not to scale)")
 
 
-def _labelled(steps: list[int]) -> list[int]:
-    """Which columns get a label: as many as fit, evenly, the first among them."""
-    digits = max((len(f"{step:,}") for step in steps), default=1)
-    most = max(2, _LABEL_ROOM // (digits + 2))
-    every = -(-len(steps) // most)
-    return list(range(0, len(steps), max(1, every)))
+def _labelled(labels: list[str]) -> list[int]:
+    """Which columns get a label: each one, or each second, fifth, tenth, ... where not all fit; always the last."""
+
+    def fits(one: int, two: int) -> bool:
+        return (two - one) * _ROOM / len(labels) >= (len(labels[one]) + len(labels[two])) / 2 + _GAP
+
+    last = len(labels) - 1
+    strides = (digit * 10**power for power in range(len(str(last)) + 1) for digit in (1, 2, 5))
+    for stride in strides:
+        places = list(range(0, last + 1, stride))
+        if all(fits(one, two) for one, two in pairwise(places)):
+            break
+    while places[-1] != last and places[-1] > 0 and not fits(places[-1], last):
+        places.pop()
+    return places if places[-1] == last else [*places, last]
