@@ -22,17 +22,22 @@ if TYPE_CHECKING:
     from rectilinear.evaluation.record import Evaluation
     from rectilinear.linearization.linearize import Linearized, linearize
     from rectilinear.linearization.plan import Plan
+    from rectilinear.measurement.callback import LinearityCallback
+    from rectilinear.measurement.dynamics import Dynamics, dynamics
     from rectilinear.measurement.measure import measure
     from rectilinear.measurement.profile import Profile
     from rectilinear.models.blocks import find_blocks
+    from rectilinear.report.dynamics_plot import plot_dynamics
     from rectilinear.report.plots import plot_profile
     from rectilinear.training.regularizer import Regularizer
 
 _HOMES = {
     "BlockAccumulator": "core.block_moments",
     "BlockMoments": "core.block_moments",
+    "Dynamics": "measurement.dynamics",
     "Evaluation": "evaluation.record",
     "JobError": "errors",
+    "LinearityCallback": "measurement.callback",
     "Linearized": "linearization.linearize",
     "Moments": "core.moments",
     "MomentsAccumulator": "core.moments",
@@ -40,12 +45,14 @@ _HOMES = {
     "Profile": "measurement.profile",
     "Regularizer": "training.regularizer",
     "RequestError": "errors",
+    "dynamics": "measurement.dynamics",
     "evaluate": "evaluation.evaluate",
     "find_blocks": "models.blocks",
     "generate_stories": "data.stories",
     "layer_penalty": "core.penalties",
     "linearize": "linearization.linearize",
     "measure": "measurement.measure",
+    "plot_dynamics": "report.dynamics_plot",
     "plot_profile": "report.plots",
     "score_block": "core.scores",
     "solve": "core.solve",
@@ -54,8 +61,10 @@ _HOMES = {
 __all__ = [
     "BlockAccumulator",
     "BlockMoments",
+    "Dynamics",
     "Evaluation",
     "JobError",
+    "LinearityCallback",
     "Linearized",
     "Moments",
     "MomentsAccumulator",
@@ -63,12 +72,14 @@ __all__ = [
     "Profile",
     "Regularizer",
     "RequestError",
+    "dynamics",
     "evaluate",
     "find_blocks",
     "generate_stories",
     "layer_penalty",
     "linearize",
     "measure",
+    "plot_dynamics",
     "plot_profile",
     "score_block",
     "solve",

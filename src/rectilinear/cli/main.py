@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import rectilinear
-from rectilinear.cli import demo, evaluate, inspect, linearize, measure, pretrain
+from rectilinear.cli import demo, dynamics, evaluate, inspect, linearize, measure, pretrain
 from rectilinear.errors import JobError, RequestError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("inspect")(inspect.inspect)
 app.command("measure")(measure.measure)
+app.command("dynamics")(dynamics.dynamics)
 app.command("linearize")(linearize.linearize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("pretrain")(pretrain.pretrain)

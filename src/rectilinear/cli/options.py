@@ -71,6 +71,22 @@ class RegularizerName(str, Enum):
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Hub id, path, or 'storyteller' (built in).", show_default=False)
 ]
+Checkpoints = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CHECKPOINT...",
+        help="Folders, a folder of checkpoint-N folders, or Hub ids; one Hub id with --revisions.",
+        show_default=False,
+    ),
+]
+Revisions = Annotated[
+    str | None, typer.Option(metavar="A,B,C", help="Branches, tags or commits of one Hub id, one a step.")
+]
+HeldOutTokens = Annotated[int, typer.Option(min=1, help="Tokens of the held-out text to take, at most.")]
+TokenizerId = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Where the tokenizer is; each checkpoint's own when not given."),
+]
 Text = Annotated[
     str,
     typer.Option(
@@ -171,7 +187,7 @@ HeldOut = Annotated[
         "--held-out", metavar="TEXT", help="Text to measure the loss on; the last rows of TEXT when not given."
     ),
 ]
-Tokenizer = Annotated[
+TokenizerId = Annotated[
     str | None, typer.Option(metavar="ID", help="Hub id or path; trained on the text when not given.")
 ]
 Vocabulary = Annotated[
@@ -238,6 +254,18 @@ def parse_indices(value: str | None) -> list[int] | None:
     if not all(word.isdecimal() for word in words):
         raise RequestError(f"expected --blocks 2,3 (indices, counted from 0), got {value!r}; for a path try --stack")
     return [int(word) for word in words]
+
+
+def parse_names(option: str, value: str) -> list[str]:
+    """The names in an option such as ``--revisions a,b,c``.
+
+    Raises:
+        RequestError: there are none.
+    """
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if not names:
+        raise RequestError(f"expected {option} a,b,c, got {value!r}")
+    return names
 
 
 def parse_share(value: str | None) -> float | None:

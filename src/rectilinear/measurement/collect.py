@@ -87,16 +87,18 @@ def collect_moments(
     accumulators = [BlockAccumulator(folds, settings.sink_ratio, products) for _ in stack.blocks]
     paper = settings.convention == "paper"
     pieces: list[Piece] = []
+    failures: list[JobError] = []
 
     def consume(index: int, x: Tensor, y: Tensor) -> None:
-        for piece in pieces:
+        # A failure waits for the end of the pass: cut short, it would leave a sharded model in pieces.
+        for piece in () if failures else pieces:
             try:
                 accumulators[index].update(piece.of(x), piece.of(y), piece.fold)
             except NonFiniteError as error:
                 hint = "; try --dtype float32" if x.dtype.itemsize < 4 else ""
-                raise JobError(f"block {first + index}: {error}{hint}") from None
+                failures.append(JobError(f"block {first + index}: {error}{hint}"))
             except ValueError as error:
-                raise JobError(f"block {first + index}: {error}") from error
+                failures.append(JobError(f"block {first + index}: {error}"))
 
     done = 0
     final = runnable(model) if paper else None
@@ -104,6 +106,8 @@ def collect_moments(
         for batch, length in zip(batches, lengths, strict=True):
             pieces[:] = pieces_of(done, length, total, folds, None if paper else mask_of(batch))
             run(model, batch)
+            if failures:
+                raise failures[0]
             done += length
             if progress:
                 progress("rows", done, total)

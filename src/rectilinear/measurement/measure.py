@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rectilinear.core.moments import holds_float64
 from rectilinear.core.scores import score_block
@@ -86,55 +86,142 @@ def measure(
     settings = Settings(folds, convention, sink_ratio, products)
     check_batch_size(batch_size)
     origin = Origin(model, revision, trust_remote_code, device, dtype)
-    if not isinstance(text, (str, Path)):
-        if isinstance(text, (Mapping, torch.Tensor)):
-            raise RequestError("expected a list of batches, got one batch; try [batch]")
-        batches = list(text)
-        module = origin.load()
-        for batch in batches:
-            for ids in tensors_of(batch)[:1]:
-                check_rows(getattr(module, "config", None), ids)
-        parts = [part for batch in batches for tensor in tensors_of(batch) for part in (f"{[*tensor.shape]}", tensor)]
-        source = _Source("batches", fingerprint(parts), None, {})
-        return _profile(origin, module, batches, source, settings, blocks, progress)
-
     # Before the weights, which may take long: everything that can be refused without them.
-    reading = Text(text, max_tokens, seq_len, column, config, split, seed)
-    rows = origin.rows(reading, tokenizer)
-    known = {"source", "seq_len"}
-    source = _Source(
-        str(text), rows.fingerprint, seq_len, {key: value for key, value in asdict(reading).items() if key not in known}
-    )
+    inputs = read_inputs(origin, text, Text(str(text), max_tokens, seq_len, column, config, split, seed), tokenizer)
+    return profile_model(origin, inputs, settings, blocks, batch_size, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a model is run on, and how a result file describes it.
+
+    Attributes:
+        data: batches, or rows ``[rows, seq_len]`` that are cut into batches as memory allows.
+        source: where they come from.
+        fingerprint: SHA-256 of them.
+        seq_len: tokens in a row; None where batches are of any shape.
+        reading: how text was read, for the settings.
+    """
+
+    data: Tensor | Sequence[Batch]
+    source: str
+    fingerprint: str
+    seq_len: int | None
+    reading: Mapping[str, Any]
+
+
+def read_inputs(
+    origin: Origin,
+    text: str | Path | Iterable[Batch],
+    reading: Text,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Inputs:
+    """Rows of a text for a model, or batches that it can take; needs no weights.
+
+    Args:
+        origin: the model.
+        text: batches, or the source that ``reading`` is of.
+        reading: how to read text.
+        tokenizer: for text; default: the model's own.
+
+    Raises:
+        RequestError: no such text, or nothing that the model can take.
+    """
+    if isinstance(text, (str, Path)):
+        rows = origin.rows(reading, tokenizer)
+        told = {key: value for key, value in asdict(reading).items() if key not in ("source", "seq_len")}
+        return Inputs(rows.ids, str(text), rows.fingerprint, reading.seq_len, told)
+    return batch_inputs(text, origin.config())
+
+
+def batch_inputs(given: Iterable[Batch], config: Any = None) -> Inputs:
+    """Batches that a model of some configuration can take.
+
+    Raises:
+        RequestError: one batch instead of several, or ids that it cannot take.
+    """
+    if isinstance(given, (Mapping, Tensor)):
+        raise RequestError("expected a list of batches, got one batch; try [batch]")
+    batches = list(given)
+    for batch in batches:
+        for ids in tensors_of(batch)[:1]:
+            check_rows(config, ids)
+    parts = [part for batch in batches for tensor in tensors_of(batch) for part in (f"{[*tensor.shape]}", tensor)]
+    return Inputs(batches, "batches", fingerprint(parts), None, {})
+
+
+def profile_model(
+    origin: Origin,
+    inputs: Inputs,
+    settings: Settings,
+    blocks: str | None,
+    batch_size: BatchSize,
+    progress: Progress | None,
+) -> Profile:
+    """Load a model and profile it on inputs that were read for it; see `measure`."""
     module = origin.load()
+    stack = find_blocks(module, blocks)
 
-    def attempt(size: int) -> Profile:
-        return _profile(origin, module, torch.split(rows.ids, size), source, settings, blocks, progress)
+    def profile(batches: Sequence[Batch]) -> Profile:
+        scored = score_model(module, stack, batches, inputs, settings, progress)
+        return Profile(
+            model=record_model(module, origin, stack, scored.width),
+            data=scored.data,
+            settings={**asdict(settings), "blocks": stack.path, "batch_size": scored.batch_size, **inputs.reading},
+            environment=record_environment(module),
+            blocks=scored.blocks,
+            warnings=scored.warnings,
+        )
 
-    return with_batch_size(attempt, batch_size, module, seq_len)
+    if not isinstance(inputs.data, Tensor):
+        return profile(inputs.data)
+    rows = inputs.data
+    return with_batch_size(lambda size: profile(torch.split(rows, size)), batch_size, module, rows.shape[1])
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where the inputs come from."""
+class Scored:
+    """The scores of one pass: what a profile says of blocks and data.
 
-    name: str
-    fingerprint: str
-    seq_len: int | None
-    reading: dict[str, Any]
+    Attributes:
+        blocks: records of the blocks that ran.
+        width: of the hidden states.
+        data: what they ran on.
+        batch_size: rows of the largest batch.
+        warnings: what to know before trusting the scores.
+    """
+
+    blocks: tuple[BlockRecord, ...]
+    width: int
+    data: DataRecord
+    batch_size: int
+    warnings: tuple[str, ...]
 
 
-def _profile(
-    origin: Origin,
+def score_model(
     module: nn.Module,
+    stack: BlockStack,
     batches: Sequence[Batch],
-    source: _Source,
+    inputs: Inputs,
     settings: Settings,
-    blocks: str | None,
-    progress: Progress | None,
-) -> Profile:
-    stack = find_blocks(module, blocks)
-    rows = sum(map(count_rows, batches))
-    if not rows:
+    progress: Progress | None = None,
+) -> Scored:
+    """Score the blocks of a module that is in memory.
+
+    Args:
+        module: what to run.
+        stack: its blocks.
+        batches: the inputs, cut into batches.
+        inputs: their description.
+        settings: how.
+        progress: called with (stage, done, total).
+
+    Raises:
+        RequestError: no rows.
+        JobError: activations that are not finite, a block without a tensor in or out, no block that ran.
+    """
+    lengths = [count_rows(batch) for batch in batches]
+    if not sum(lengths):
         raise RequestError("expected at least one row to measure, got none")
     records, width, tokens = _score_blocks(module, stack, batches, settings, progress)
     if settings.products == "auto" and any(record.solve.error > ACCURACY for record in records):
@@ -148,20 +235,12 @@ def _profile(
             "If not, try --blocks with another path"
         )
     data = DataRecord(
-        source=source.name, fingerprint=source.fingerprint, tokens=tokens, rows=rows, seq_len=source.seq_len
+        source=inputs.source, fingerprint=inputs.fingerprint, tokens=tokens, rows=sum(lengths), seq_len=inputs.seq_len
     )
     warnings = find_warnings(records, data, width, settings.folds)
     if idle:
         warnings.append(f"blocks {idle} never ran on these inputs and are left out")
-    batch_size = max(map(count_rows, batches))
-    return Profile(
-        model=record_model(module, origin, stack, width),
-        data=data,
-        settings={**asdict(settings), "blocks": stack.path, "batch_size": batch_size, **source.reading},
-        environment=record_environment(module),
-        blocks=tuple(records),
-        warnings=tuple(warnings),
-    )
+    return Scored(tuple(records), width, data, max(lengths), tuple(warnings))
 
 
 def _score_blocks(

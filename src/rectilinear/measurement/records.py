@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -39,10 +40,15 @@ class ResultFile(Record):
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False) + "\n"
 
     def save(self, folder: str | Path) -> Path:
-        """Write the file into a folder, which is made where it is missing, and return its path."""
+        """Write the file into a folder, which is made where it is missing, whole or not at all; return its path."""
         path = Path(folder) / self.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.to_json(), encoding="utf-8")
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            scratch.write_text(self.to_json(), encoding="utf-8")
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
         return path
 
     @classmethod

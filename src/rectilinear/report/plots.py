@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by colour-blind readers and in grey.
-_BLUE, _ORANGE, _GREY, _GREEN = "#0072B2", "#D55E00", "#666666", "#009E73"
+BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#666666", "#009E73"
 
 _IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS = "in sample", "held out ± 2 s.e.", "held out, without sinks"
 _IDENTITY, _NULL = "identity (do nothing)", "null (independent data)"
 _LEGEND = [_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS, _IDENTITY, _NULL]
 
-_STYLE = {
+STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -41,14 +41,14 @@ def plot_profile(profile: Profile) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 3.1), layout="constrained")
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
         _draw(left, profile, "linearity", "Linearity of the output, $y = x + d$")
-        _line(left, profile, lambda block: block.identity, _IDENTITY, _GREEN, "--")
+        _line(left, profile, lambda block: block.identity, _IDENTITY, GREEN, "--")
         _draw(right, profile, "update_linearity", "Linearity of the update, $d$")
         for axes in (left, right):
-            _line(axes, profile, lambda block: block.null, _NULL, _GREY, ":")
+            _line(axes, profile, lambda block: block.null, _NULL, GREY, ":")
             _finish(axes, profile)
         named = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))
         order = sorted(named, key=_LEGEND.index)
@@ -62,7 +62,7 @@ def plot_profile(profile: Profile) -> Figure:
             x=0.01,
             ha="left",
             fontsize=9,
-            color=_GREY,
+            color=GREY,
             parse_math=False,
         )
     return figure
@@ -73,7 +73,7 @@ def save_profile_figure(profile: Profile, folder: str | Path) -> None:
     import matplotlib
 
     figure = plot_profile(profile)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(Path(folder) / "profile.png", dpi=300)
         figure.savefig(Path(folder) / "profile.svg", metadata={"Date": None})
 
@@ -85,7 +85,7 @@ def _draw(axes: Axes, profile: Profile, name: str, title: str) -> None:
     axes.plot(
         depth,
         [nan if s.in_sample is None else s.in_sample for s in scores],
-        color=_BLUE,
+        color=BLUE,
         alpha=0.45,
         marker="o",
         markersize=7,
@@ -97,7 +97,7 @@ def _draw(axes: Axes, profile: Profile, name: str, title: str) -> None:
         depth,
         [nan if s.held_out is None else s.held_out for s in scores],
         yerr=[0.0 if s.stderr is None else 2 * s.stderr for s in scores],
-        color=_ORANGE,
+        color=ORANGE,
         marker="s",
         markersize=3.5,
         markerfacecolor="white",
@@ -110,7 +110,7 @@ def _draw(axes: Axes, profile: Profile, name: str, title: str) -> None:
         axes.plot(
             depth,
             [nan if v.held_out is None else v.held_out for v in values],
-            color=_ORANGE,
+            color=ORANGE,
             linestyle="none",
             marker="x",
             markersize=4,

@@ -17,8 +17,7 @@ from transformers import TrainingArguments, set_seed
 
 from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import JobError, RequestError
-
-# from rectilinear.measurement.callback import LinearityCallback
+from rectilinear.measurement.callback import LinearityCallback
 from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.measurement.records import DataRecord, record_environment, record_model
@@ -166,7 +165,7 @@ def _trainer(run: Run, upkeep: Upkeep, on_cpu: bool) -> GuardedTrainer:
         eval_dataset=_Rows(run.held_out),
         processing_class=run.tokenizer,
     )
-    if False:
+    if probe_every:
         trainer.add_callback(LinearityCallback(trainer, run.held_out, every=probe_every))
     if upkeep.progress:
         trainer.add_callback(StepProgress("pretrain", upkeep.progress))

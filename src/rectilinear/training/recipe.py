@@ -26,6 +26,7 @@ class Recipe:
         max_tokens: of the text, at most; None for all, or as many as the steps need.
         held_out: another text source to measure the loss on; None for the last rows of the text,
             one in a hundred, 400 at most.
+        held_out_tokens: of that other text, at most.
         tokenizer: Hub id or path of one; None to train one on the text.
         vocabulary: tokens of one that is trained.
         seq_len: tokens in a row.
@@ -48,6 +49,7 @@ class Recipe:
     epochs: float = 1.0
     max_tokens: int | None = None
     held_out: str | None = None
+    held_out_tokens: int = 100_000
     tokenizer: str | None = None
     vocabulary: int | None = None
     seq_len: int | None = None
@@ -69,8 +71,8 @@ class Recipe:
         """
         find_preset(self.preset)
         check_penalty("cosine" if self.regularizer == "none" else self.regularizer, self.strength)
-        sizes = ("max_steps", "epochs", "max_tokens", "vocabulary", "seq_len", "batch_size", "accumulation")
-        for name in (*sizes, "learning_rate"):
+        sizes = ("max_steps", "epochs", "max_tokens", "held_out_tokens", "vocabulary", "seq_len")
+        for name in (*sizes, "batch_size", "accumulation", "learning_rate"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise RequestError(f"expected {name} above 0, got {value}")

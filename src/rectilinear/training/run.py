@@ -31,9 +31,6 @@ _RECIPE, _ROWS = "recipe.json", "rows.bin"
 # Of a text, where no other is held out: one row in a hundred, and no more than this.
 _HELD_OUT_SHARE, _HELD_OUT_ROWS = 100, 400
 
-# Of another text that is held out.
-_HELD_OUT_TOKENS = 100_000
-
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -147,7 +144,7 @@ def _documents(recipe: Recipe, source: str) -> Iterator[str]:
 def _held_out_rows(recipe: Recipe, preset: Preset, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """``[rows, seq_len]`` int64 of the text that is held out."""
     documents = _documents(recipe, str(recipe.held_out))
-    return pack_rows(documents, tokenize_with(tokenizer), preset.seq_len, _HELD_OUT_TOKENS).ids
+    return pack_rows(documents, tokenize_with(tokenizer), preset.seq_len, recipe.held_out_tokens).ids
 
 
 def _rows_wanted(recipe: Recipe, preset: Preset) -> int | None:

@@ -1,0 +1,247 @@
+"""How linearity changes over training: profiles of a series of checkpoints, and the schema of ``dynamics.json``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from rectilinear.errors import RequestError
+from rectilinear.measurement.collect import Batch, Convention, Products, Progress, Settings
+from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
+from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile
+from rectilinear.measurement.records import DataRecord, EnvironmentRecord, Record, ResultFile
+from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory
+from rectilinear.models.load import DType
+from rectilinear.models.origin import Origin, Text
+from rectilinear.models.series import Checkpoint, check_alike, find_checkpoints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Which of a block's two scores.
+Score = Literal["linearity", "update_linearity"]
+
+
+class TrainedModelRecord(Record):
+    """Which model was trained; its weights differ from point to point."""
+
+    id: str
+    architecture: str
+    num_blocks: int
+    width: int
+    parameters: int
+
+
+class Point(Record):
+    """The scores of the model at one step of its training."""
+
+    step: int = Field(ge=0, description="optimizer steps")
+    source: str = Field(description="the checkpoint; 'training' for a model that was being trained")
+    revision: str | None
+    sha256: str | None = Field(description="of the weights as loaded; null where they were not hashed")
+    blocks: tuple[BlockRecord, ...]
+    warnings: tuple[str, ...]
+
+
+class Dynamics(ResultFile):
+    """How linear each block of a model is on some text, at some steps of its training."""
+
+    file_name: ClassVar[str] = "dynamics.json"
+
+    schema_: Literal["rectilinear.dynamics/1"] = Field(default="rectilinear.dynamics/1", alias="schema")
+    model: TrainedModelRecord
+    data: DataRecord
+    settings: dict[str, Any]
+    environment: EnvironmentRecord
+    points: tuple[Point, ...] = Field(description="by step, one a step")
+    warnings: tuple[str, ...]
+
+    @field_validator("points")
+    @classmethod
+    def _by_step(cls, points: tuple[Point, ...]) -> tuple[Point, ...]:
+        if any(one.step >= two.step for one, two in pairwise(points)):
+            raise ValueError("expected points by step, one a step")
+        return points
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A score at one step, over all blocks that have it.
+
+    Attributes:
+        step: optimizer steps.
+        mean: over blocks; None where no block has the score, as are the others then.
+        stderr: at most this is the standard error of the mean over parts of the text: the mean of the
+            blocks' own. They are measured on the same tokens, so theirs do not average out. None
+            without held-out scores.
+        lowest, highest: of the blocks' scores.
+        least, most: the blocks that have these.
+    """
+
+    step: int
+    mean: float | None = None
+    stderr: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
+    least: int | None = None
+    most: int | None = None
+
+
+def best_value(linearity: LinearityRecord) -> float | None:
+    """The held-out score; in sample where nothing was held out."""
+    return linearity.in_sample if linearity.held_out is None else linearity.held_out
+
+
+def mean_of(step: int, blocks: Iterable[BlockRecord], score: Score) -> Mean:
+    """The mean of a score over blocks, with its spread."""
+    records = [(block.index, getattr(block, score)) for block in blocks]
+    values = {index: value for index, record in records if (value := best_value(record)) is not None}
+    if not values:
+        return Mean(step)
+    errors = [record.stderr for index, record in records if index in values]
+    least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+    return Mean(
+        step,
+        mean=sum(values.values()) / len(values),
+        stderr=None if None in errors else sum(errors) / len(errors),
+        lowest=values[least],
+        highest=values[most],
+        least=least,
+        most=most,
+    )
+
+
+def mean_curve(dynamics: Dynamics, score: Score = "update_linearity") -> list[Mean]:
+    """The mean of a score over blocks at each step, with its spread."""
+    return [mean_of(point.step, point.blocks, score) for point in dynamics.points]
+
+
+def merge_points(older: Iterable[Point], newer: Iterable[Point]) -> tuple[Point, ...]:
+    """All points by step; of two at one step the newer."""
+    by_step = {point.step: point for points in (older, newer) for point in points}
+    return tuple(by_step[step] for step in sorted(by_step))
+
+
+@reporting_exhausted_memory
+def dynamics(
+    checkpoints: str | Path | Sequence[str | Path],
+    text: str | Path | Iterable[Batch],
+    *,
+    revisions: Sequence[str] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    blocks: str | None = None,
+    max_tokens: int = 100_000,
+    seq_len: int = 256,
+    folds: int = 4,
+    convention: Convention = "block",
+    sink_ratio: float = 10.0,
+    products: Products = "auto",
+    batch_size: BatchSize = "auto",
+    device: str = "auto",
+    dtype: DType = "auto",
+    trust_remote_code: bool = False,
+    column: str = "text",
+    config: str | None = None,
+    split: str = "train",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Dynamics:
+    """Profile a series of checkpoints of one model on the same rows of text, as `measure` does each of them.
+
+    One model is in memory at a time.
+
+    Args:
+        checkpoints: folders or Hub ids, in any order. A folder that holds ``checkpoint-N`` folders, as
+            transformers' Trainer makes them, stands for these, and for its own model where that is
+            of another step. Steps come from ``trainer_state.json``, else from names
+            (``checkpoint-500``, ``step1000``); where one has neither they are places in the series.
+        text: as for `measure`.
+        revisions: branches, tags or commits of one Hub id.
+        tokenizer: for text; default: each checkpoint's own, which must make the same rows.
+        blocks, max_tokens, seq_len, folds, convention, sink_ratio, products, batch_size, device, dtype,
+            trust_remote_code, column, config, split, seed: as for `measure`.
+        progress: called with (stage, done, total).
+
+    Raises:
+        RequestError: the request cannot be met, before any weights are loaded: as for `measure`, and
+            checkpoints that differ in architecture, number or width of blocks, parameters or rows of text, or two
+            of one step.
+        JobError: as for `measure`.
+    """
+    settings = Settings(folds, convention, sink_ratio, products)
+    check_batch_size(batch_size)
+    like = Origin("", None, trust_remote_code, device, dtype)
+    series, warnings = find_checkpoints(checkpoints, revisions, like)
+    anatomy = check_alike(series, blocks)
+    given = text if isinstance(text, (str, Path, Mapping, Tensor)) else list(text)
+    inputs = _same_inputs(series, given, Text(str(text), max_tokens, seq_len, column, config, split, seed), tokenizer)
+    profiles = []
+    for done, checkpoint in enumerate(series):
+        if progress:
+            progress("checkpoints", done, len(series))
+        profiles.append(profile_model(checkpoint.origin, inputs, settings, blocks, batch_size, progress))
+    if progress:
+        progress("checkpoints", len(series), len(series))
+    last = profiles[-1]
+    precisions = {profile.environment.dtype: profile.model.id for profile in profiles}
+    if len(precisions) > 1:
+        told = ", ".join(f"{dtype} ({name})" for dtype, name in precisions.items())
+        warnings.append(f"checkpoints are in different precisions: {told}; try --dtype float32 to compare them")
+    return Dynamics(
+        model=TrainedModelRecord(
+            id=_name(checkpoints),
+            architecture=anatomy.architecture,
+            num_blocks=anatomy.num_blocks,
+            width=last.model.width,
+            parameters=anatomy.parameters,
+        ),
+        data=last.data,
+        settings=last.settings,
+        environment=last.environment,
+        points=tuple(map(_point, series, profiles)),
+        warnings=tuple(warnings),
+    )
+
+
+def _same_inputs(
+    series: Sequence[Checkpoint],
+    text: str | Path | Iterable[Batch],
+    reading: Text,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Inputs:
+    """The inputs that every checkpoint takes, and makes of the text with its own tokenizer."""
+    first, *others = series
+    inputs = read_inputs(first.origin, text, reading, tokenizer)
+    for other in others:
+        if read_inputs(other.origin, text, reading, tokenizer).fingerprint != inputs.fingerprint:
+            raise RequestError(
+                f"expected tokenizers that make the same rows of the text, got different rows of {first.source} and "
+                f"{other.source}; try --tokenizer (in Python: tokenizer=) with the one they were trained with"
+            )
+    return inputs
+
+
+def _point(checkpoint: Checkpoint, profile: Profile) -> Point:
+    return Point(
+        step=checkpoint.step or 0,
+        source=checkpoint.source,
+        revision=profile.model.revision,
+        sha256=profile.model.sha256,
+        blocks=profile.blocks,
+        warnings=profile.warnings,
+    )
+
+
+def _name(checkpoints: str | Path | Sequence[str | Path]) -> str:
+    """What was asked for, or the folder that all of it is in, or its first."""
+    names = [str(checkpoints)] if isinstance(checkpoints, (str, Path)) else [str(each) for each in checkpoints]
+    if len(names) == 1 or not all(Path(name).expanduser().is_dir() for name in names):
+        return names[0]
+    return os.path.commonpath([Path(name).expanduser().absolute() for name in names])
