@@ -83,7 +83,7 @@ Revisions = Annotated[
     str | None, typer.Option(metavar="A,B,C", help="Branches, tags or commits of one Hub id, one a step.")
 ]
 HeldOutTokens = Annotated[int, typer.Option(min=1, help="Tokens of the held-out text to take, at most.")]
-TokenizerId = Annotated[
+Tokenizer = Annotated[
     str | None,
     typer.Option(metavar="MODEL", help="Where the tokenizer is; each checkpoint's own when not given."),
 ]
@@ -187,7 +187,7 @@ HeldOut = Annotated[
         "--held-out", metavar="TEXT", help="Text to measure the loss on; the last rows of TEXT when not given."
     ),
 ]
-TokenizerId = Annotated[
+TrainedTokenizer = Annotated[
     str | None, typer.Option(metavar="ID", help="Hub id or path; trained on the text when not given.")
 ]
 Vocabulary = Annotated[

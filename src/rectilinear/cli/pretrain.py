@@ -21,7 +21,7 @@ def pretrain(
     max_tokens: options.AnyTokens = None,
     held_out: options.HeldOut = None,
     held_out_tokens: options.HeldOutTokens = 100_000,
-    tokenizer: options.TokenizerId = None,
+    tokenizer: options.TrainedTokenizer = None,
     vocabulary: options.Vocabulary = None,
     seq_len: options.PresetSeqLen = None,
     accumulation: options.Accumulation = None,
