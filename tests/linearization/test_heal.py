@@ -272,6 +272,32 @@ def test_stopped_before_a_checkpoint_leaves_nothing(fitted, ids, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), Exception("I/O error: (os error 28)")],
+    ids=["python", "safetensors"],
+)
+def test_a_checkpoint_that_cannot_be_written(error, fitted, ids, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise error
+
+    monkeypatch.setattr("transformers.Trainer.save_model", full)
+    bench, fits = fitted(BLOCK)
+    with pytest.raises(JobError, match=r"cannot keep checkpoints in .*heal: No space left on device"):
+        heal(bench, fits, ids, Healing(steps=2), Checkpoints(tmp_path / "heal", {}))
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_error_while_training_is_not_one_of_checkpoints(fitted, ids, tmp_path):
+    def unreadable(*what):
+        if what[0] == "heal":
+            raise OSError(5, "Input/output error")
+
+    bench, fits = fitted(BLOCK)
+    with pytest.raises(OSError, match="Input/output error"):
+        heal(with_progress(bench, unreadable), fits, ids, Healing(steps=2), Checkpoints(tmp_path / "heal", {}))
+
+
 def test_other_seeds_order_rows_otherwise(fitted, ids):
     bench, fits = fitted(BLOCK)
     ended = []

@@ -100,7 +100,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
             "AutoConfig": f"{MODULE}.RectilinearConfig",
             "AutoModelForCausalLM": f"{MODULE}.RectilinearForCausalLM",
         }
-    with _writing():
+    with writing():
         model.save_pretrained(folder)
         if stand_ins:
             (folder / f"{MODULE}.py").write_text(exported_code(model), encoding="utf-8")
@@ -110,7 +110,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
+def writing() -> Iterator[None]:
     """Turn the operating system's errors, as safetensors and tokenizers put them in words, into `OSError`."""
     try:
         yield
@@ -147,7 +147,7 @@ def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool
         logits = model(ids.to(device_of(model)), use_cache=False).logits.float().cpu()
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected.safetensors"
-        with _writing():
+        with writing():
             save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, expected)
         # Remote code is copied into a cache of modules before it is imported: not into the user's.
         environment = {**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
