@@ -166,6 +166,8 @@ WRONG = {
     "negative budget": ("--budget=-5%", "--budget above 0%"),
     "nan budget": ("--budget nan%", "--budget above 0%"),
     "budget in words": ("--budget half", "expected --budget 25%, got 'half'"),
+    "budget without %": ("--budget 20", "expected --budget 25% or 0.25, got '20'; try --budget 20%"),
+    "stack as blocks": ("--blocks model.layers --count 1", "for a path try --stack"),
     "no percent": ("--budget %", "expected --budget 25%, got '%'"),
     "no loss": ("--max-loss-increase 0", "--max-loss-increase above 0"),
     "loss in words": ("--max-loss-increase some", "--max-loss-increase"),

@@ -12,6 +12,15 @@ from tests.linearization.conftest import FITTED, loss_by_hand
 
 WRONG = {
     "nothing": ({}, "expected one of --blocks, --count, --budget, --max-loss-increase, --plan, got none"),
+    "blocks as text": ({"blocks": "1"}, r"expected blocks=\[2, 3\] \(indices, counted from 0\), got '1'"),
+    "a number of blocks": ({"blocks": 1}, r"expected blocks=\[2, 3\] .*, got 1"),
+    "half a block": ({"blocks": [0.5]}, r"expected blocks=\[2, 3\] .*, got \[0.5\]"),
+    "count as text": ({"count": "2"}, "expected a whole number for count, got '2'"),
+    "half a count": ({"count": 1.5}, "expected a whole number for count, got 1.5"),
+    "budget as text": ({"budget": "20%"}, "expected a number for budget, got '20%'"),
+    "loss as text": ({"max_loss_increase": "0.1"}, "expected a number for max_loss_increase, got '0.1'"),
+    "rates as text": ({"blocks": [1], "rates": "1,0.8"}, "wrong rates: .*, got '1,0.8'"),
+    "one rate": ({"blocks": [1], "rates": 1.0}, "wrong rates: .*, got 1.0"),
     "two": ({"blocks": [1], "count": 1}, "got --blocks and --count"),
     "budgets": ({"budget": 0.1, "max_loss_increase": 0.1}, "got --budget and --max-loss-increase"),
     "beyond": ({"blocks": [3]}, "blocks from 0 to 2, got 3"),

@@ -110,6 +110,16 @@ def test_a_plan_that_was_edited_by_hand(linearize, tmp_path):
         assert torch.equal(one, other)
 
 
+def test_a_filter_that_names_no_taps_and_rates_is_the_usual_one(linearize, tmp_path):
+    made = linearize(build("llama"), blocks=[1])
+    recipe = json.loads(made.plan.to_json())
+    recipe["replacements"] = [{"kind": "filter", "blocks": [1]}]
+    (tmp_path / "plan.json").write_text(json.dumps(recipe))
+    assert linearize(build("llama"), plan=tmp_path).plan.replacements == made.plan.replacements
+    none = Replacement(kind="filter", blocks=(1,), taps=0, rates=())
+    assert (none.taps, none.rates) == (0, ())
+
+
 def test_a_plan_says_what_was_done_to_what(linearize):
     model = build("llama")
     made = linearize(model, blocks=[0, 2], kind="filter", rank=4, taps=2)
@@ -144,16 +154,21 @@ def test_a_plan_with_what_cannot_be_done_is_refused(linearize, tmp_path):
     text = (tmp_path / "plan.json").read_text()
     for change, says in (
         ({"blocks": [7]}, "blocks from 0 to 2, got 7"),
-        ({"blocks": []}, "plan.json"),
-        ({"kind": "magic"}, "plan.json"),
-        ({"taps": -1}, "plan.json"),
-        ({"colour": "red"}, "plan.json"),
+        ({"blocks": []}, r"plan.json: .*replacements.0.blocks: .* at least 1 item .*, got \[\]"),
+        ({"kind": "magic"}, r"replacements.0.kind: .* 'drop', 'folded', 'affine' or 'filter', got 'magic'"),
+        ({"taps": -1}, "replacements.0.taps: .* greater than or equal to 0, got -1"),
+        ({"rank": "half"}, "replacements.0.rank: .* integer, .*, got 'half'"),
+        ({"colour": "red"}, "replacements.0: expected kind, target, blocks, rank, taps, rates, fit, got colour"),
     ):
         recipe = json.loads(text)
         recipe["replacements"][0].update(change)
         (tmp_path / "plan.json").write_text(json.dumps(recipe))
-        with pytest.raises(RequestError, match=says):
+        with pytest.raises(RequestError, match=says) as raised:
             linearize(build("llama"), plan=tmp_path / "plan.json")
+        assert "\n" not in str(raised.value)
+    (tmp_path / "plan.json").write_text(text.replace('"kind"', '"sort"'))
+    with pytest.raises(RequestError, match=r"replacements.0: expected kind, .*, got sort\)$"):
+        linearize(build("llama"), plan=tmp_path / "plan.json")
     for content in ("no JSON", "[]", "{}", '{"schema": "rectilinear.profile/1"}'):
         (tmp_path / "plan.json").write_text(content)
         with pytest.raises(RequestError, match="plan"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from rectilinear.cli import options
 from rectilinear.cli.console import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, KindName, SelectName, TargetName, parse_batch_size
+from rectilinear.linearization.defaults import RATES, TAPS
 
 
 def linearize(
@@ -25,8 +26,8 @@ def linearize(
     plan: options.Plan = None,
     select: options.Select = SelectName.score,
     rank: options.Rank = None,
-    taps: options.Taps = 3,
-    rates: options.Rates = "1,0.8",
+    taps: options.Taps = TAPS,
+    rates: options.Rates = ",".join(map("{:g}".format, RATES)),
     merge: options.Merge = False,
     heal_steps: options.HealSteps = 0,
     heal_learning_rate: options.HealLearningRate = 1e-3,

@@ -194,9 +194,12 @@ def parse_share(value: str | None) -> float | None:
     if value is None:
         return None
     try:
-        return float(value[:-1]) / 100 if value.endswith("%") else float(value)
+        share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
     except ValueError:
         raise RequestError(f"expected --budget 25%, got {value!r}") from None
+    if share >= 1 and not value.endswith("%"):
+        raise RequestError(f"expected --budget 25% or 0.25, got {value!r}; try --budget {value}%")
+    return share
 
 
 def parse_rates(value: str) -> list[float]:

@@ -15,6 +15,7 @@ from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
 from rectilinear.linearization.checkpoints import Checkpoints
 from rectilinear.linearization.choose import Budget, Select
+from rectilinear.linearization.defaults import RATES, TAPS
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits
 from rectilinear.linearization.plan import (
     Healing,
@@ -38,9 +39,6 @@ from rectilinear.staging import staged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-#: Earlier tokens, and rates of decaying means, that a filter sees unless others are asked for.
-TAPS, RATES = 3, (1.0, 0.8)
 
 # This share of the rows, the last ones, is never fitted on: losses are measured on it.
 _HELD_OUT = 0.1

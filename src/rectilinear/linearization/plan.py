@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field, model_validator
 
 from rectilinear.errors import RequestError
+from rectilinear.linearization.defaults import RATES, TAPS
 from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.models.surgery import Target
 
@@ -38,8 +39,6 @@ class FitRecord(Record):
 class Replacement(Record):
     """One stand-in: what it takes the place of, and what it is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
     kind: Kind
     target: Target = "block"
     blocks: tuple[int, ...] = Field(min_length=1, description="a block, or consecutive ones that share a stand-in")
@@ -47,6 +46,16 @@ class Replacement(Record):
     taps: int = Field(default=0, ge=0, le=64)
     rates: tuple[float, ...] = ()
     fit: FitRecord | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, given: Any) -> Any:
+        """Refuse what nobody would read; a filter has the usual taps and rates where it names none."""
+        if not isinstance(given, dict):
+            return given
+        if unknown := sorted(given.keys() - cls.model_fields.keys()):
+            raise ValueError(f"expected {', '.join(cls.model_fields)}, got {', '.join(unknown)}")
+        return {"taps": TAPS, "rates": RATES, **given} if given.get("kind") == "filter" else given
 
     @property
     def removed(self) -> tuple[int, ...]:

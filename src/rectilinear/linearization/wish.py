@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import index
 from typing import Any, get_args
 
 import torch
@@ -22,6 +23,7 @@ from rectilinear.linearization.plan import (
 )
 from rectilinear.measurement.collect import count_rows
 from rectilinear.measurement.perplexity import measure_perplexity
+from rectilinear.measurement.records import first_reason
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.export import check_exportable
 from rectilinear.models.surgery import Target, check_removal, find_projection, find_target, swapped
@@ -59,21 +61,18 @@ class Wish:
         try:
             _ = self.template
         except ValidationError as error:
-            first = error.errors()[0]
-            raise RequestError(f"wrong {first['loc'][0]}, got {first['input']!r}: {first['msg']}") from None
+            raise RequestError(f"wrong {first_reason(error)}") from None
+        try:
+            _ = [index(block) for block in self.blocks or ()]
+        except TypeError:
+            raise RequestError(f"expected blocks=[2, 3] (indices, counted from 0), got {self.blocks!r}") from None
 
     @property
     def template(self) -> Replacement:
         """The replacement of one block, whichever it is."""
-        filtered = self.kind == "filter"
-        return Replacement(
-            kind=self.kind,
-            target=self.target,
-            blocks=(0,),
-            rank=self.rank,
-            taps=self.taps if filtered else 0,
-            rates=tuple(self.rates) if filtered else (),
-        )
+        seen = {"taps": self.taps, "rates": self.rates} if self.kind == "filter" else {}
+        given = {"kind": self.kind, "target": self.target, "blocks": (0,), "rank": self.rank}
+        return Replacement.model_validate({**given, **seen})
 
     @property
     def named(self) -> list[Replacement] | None:
