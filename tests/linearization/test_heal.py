@@ -393,7 +393,10 @@ class TestLinearize:
         assert record.mse_after != record.mse_before
         healed.save(tmp_path)
         assert json.loads((tmp_path / "plan.json").read_text())["heal"] == record.model_dump()
-        assert "Healed in 20 steps" in (tmp_path / "README.md").read_text()
+        card = (tmp_path / "README.md").read_text()
+        assert f"before, {record.loss_before:.4f} after the fit. Stand-ins" in card
+        assert f"Healed in 20 steps: relative error of hidden states {record.mse_before:.4g} -> " in card
+        assert f"-> {record.loss_after:.4f} nats per token" in card
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).eval()
         assert all(map(torch.equal, loaded.state_dict().values(), healed.model.state_dict().values()))
         torch.testing.assert_close(

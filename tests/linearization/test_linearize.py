@@ -1,9 +1,12 @@
 """The function as a whole: its requests, its results, and how good stand-ins of a real model are."""
 
 import math
+import re
+from unittest.mock import patch
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rectilinear
 from rectilinear import RequestError
@@ -67,6 +70,7 @@ def test_wrong_requests_are_refused_before_any_work(name, linearize, nothing_run
 def test_as_little_text_as_there_can_be(way, options, linearize):
     made = linearize(build("llama"), **way, **options)
     selection = made.plan.selection
+    assert selection.budget == ("1 block" if "count" in way else None)
     if options["max_tokens"] == 32:
         assert (selection.loss_before, selection.loss_after, selection.tokens) == (None, None, 0)
     else:
@@ -104,8 +108,16 @@ def test_running_twice_gives_the_same_bits(linearize):
 
 def test_the_model_card_says_how_to_load_it(linearized, exported):
     for blocks, options, trusted in (((0,), {}, True), ((1,), {"kind": "drop"}, False)):
-        card = (exported("llama", blocks, **options) / "README.md").read_text()
-        assert ("trust_remote_code=True" in card) == trusted
+        folder = exported("llama", blocks, **options)
+        card = (folder / "README.md").read_text()
+        code = re.search("```python\n(.*)```", card, re.DOTALL)[1].replace("path", repr(str(folder)))
+        with (
+            patch.object(AutoModelForCausalLM, "from_pretrained") as loads,
+            patch.object(AutoTokenizer, "from_pretrained") as reads,
+        ):
+            exec(code, {})
+        for called in (loads, reads):
+            called.assert_called_once_with(str(folder), **({"trust_remote_code": True} if trusted else {}))
         assert card.startswith("---\n")
         plan = linearized("llama", blocks, **options).plan
         assert f"{plan.parameters.after:,}" in card

@@ -26,7 +26,7 @@ def stdout() -> Console:
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """A progress bar of the present stage with its ETA on a terminal, silence elsewhere; libraries' own bars are off."""
+    """A bar of the present stage with an ETA on a terminal, silence elsewhere; libraries' own bars are off."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -12,6 +12,8 @@ from rectilinear.cli.console import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, KindName, SelectName, TargetName, parse_batch_size
 from rectilinear.linearization.defaults import RATES, TAPS
 
+_USUAL_RATES = ",".join(f"{rate:g}" for rate in RATES)
+
 
 def linearize(
     model: options.Model,
@@ -27,7 +29,7 @@ def linearize(
     select: options.Select = SelectName.score,
     rank: options.Rank = None,
     taps: options.Taps = TAPS,
-    rates: options.Rates = ",".join(map("{:g}".format, RATES)),
+    rates: options.Rates = _USUAL_RATES,
     merge: options.Merge = False,
     heal_steps: options.HealSteps = 0,
     heal_learning_rate: options.HealLearningRate = 1e-3,

@@ -30,7 +30,7 @@ from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.records import DataRecord, record_environment, record_model
 from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import find_blocks, text_config
-from rectilinear.models.export import CHECKPOINT_FILES, check_space, export
+from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
 from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.load import DType, count_parameters
 from rectilinear.models.origin import Origin, Text
@@ -71,7 +71,7 @@ class Linearized:
         """
         with staged(Path(folder), stale=CHECKPOINT_FILES) as new:
             self.plan.save(new)
-            (new / "README.md").write_text(model_card(self.plan), encoding="utf-8")
+            (new / "README.md").write_text(model_card(self.plan, has_own_code(self.model)), encoding="utf-8")
             export(self.model, self.tokenizer, new, self.rows)
         return Path(folder)
 

@@ -73,7 +73,7 @@ class ParametersRecord(Record):
 
 
 class SelectionRecord(Record):
-    """How the blocks were chosen, and the loss on rows that nothing was fitted on, in nats per token."""
+    """How the blocks were chosen, and the loss before and after the fit on other rows, in nats per token."""
 
     select: str
     budget: str | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from operator import index
 from typing import Any, get_args
 
 import torch
@@ -63,7 +63,7 @@ class Wish:
         except ValidationError as error:
             raise RequestError(f"wrong {first_reason(error)}") from None
         try:
-            _ = [index(block) for block in self.blocks or ()]
+            _ = [operator.index(block) for block in self.blocks or ()]
         except TypeError:
             raise RequestError(f"expected blocks=[2, 3] (indices, counted from 0), got {self.blocks!r}") from None
 

@@ -107,8 +107,8 @@ def load_model(
     # Whatever is missing would be random; hidden states do not need a head.
     if missing := sorted(key for key in info["missing_keys"] if key.startswith(prefix)):
         raise RequestError(
-            f"cannot load {str(model)!r}: {len(missing)} weights of {type(loaded).__name__} are not in the checkpoint, "
-            f"{missing[0]} among them; is it a checkpoint of a causal language model?"
+            f"cannot load {str(model)!r}: weights of {type(loaded).__name__} are not in the checkpoint "
+            f"({len(missing)}, {missing[0]} among them); is it a checkpoint of a causal language model?"
         )
     return loaded.to(place).eval()  # type: ignore[arg-type]
 

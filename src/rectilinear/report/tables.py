@@ -19,7 +19,8 @@ def profile_table(profile: Profile, *, compact: bool = False) -> Table:
     sinks = any(block.without_sinks.sinks for block in profile.blocks)
     table = Table(
         title=Text(
-            f"{profile.model.id}: {profile.model.num_blocks} blocks of width {profile.model.width}, "
+            f"{profile.model.id}: {profile.model.num_blocks} block{'s' * (profile.model.num_blocks != 1)} "
+            f"of width {profile.model.width}, "
             f"{profile.data.tokens:,} tokens of {profile.data.source}"
         ),
         title_justify="left",
