@@ -38,10 +38,10 @@ def model_card(plan: Plan, own_code: bool) -> str:
         lines += [f"Parameters: {before:,} before, {after:,} after ({after / before - 1:+.1%}).", ""]
     chosen, healed = plan.selection, plan.heal
     if chosen and chosen.loss_before is not None and chosen.loss_after is not None:
-        after_what = "after the fit" if healed else "after"
+        then = "after the fit" if healed else "after"
         lines += [
             f"Loss on {chosen.tokens:,} held-out tokens of `{plan.data.source}`: {chosen.loss_before:.4f} nats per "
-            f"token before, {chosen.loss_after:.4f} {after_what}. Stand-ins were fitted on other rows of the same text.",
+            f"token before, {chosen.loss_after:.4f} {then}. Stand-ins were fitted on other rows of the same text.",
             "",
         ]
     if healed:

@@ -129,7 +129,10 @@ def exported_code(model: PreTrainedModel) -> str:
     stock, config = type(model).__mro__[1], type(model.config).__mro__[1]
     source = Path(linear_block.__file__).read_text(encoding="utf-8")
     imports = f"from {config.__module__} import {config.__name__}\nfrom {stock.__module__} import {stock.__name__}\n"
-    classes = f"RectilinearConfig, RectilinearForCausalLM = linearized({stock.__name__}, {config.__name__})\n"
+    classes = (
+        f"RectilinearForCausalLM = linearized_model({stock.__name__}, {config.__name__})\n"
+        f"RectilinearConfig = RectilinearForCausalLM.config_class\n"
+    )
     marker = "\n# Tokens that are filtered at once"
     head, rest = source.split(marker, 1)
     return f"{head}{imports}{marker}{rest}\n\n{classes}"
