@@ -92,7 +92,6 @@ WAYS = {
         ("--blocks", "0,1,2", "--target", "attention", "--stack", "model.layers", "--dtype", "bfloat16"),
         {"blocks": [0, 1, 2], "target": "attention", "stack": "model.layers", "dtype": "bfloat16"},
     ),
-    "taps of no filter": (("--blocks", 1, "--kind", "affine", "--taps", 5), {"blocks": [1], "kind": "affine"}),
     "nothing": (("--blocks", "", "--seed", 3), {"blocks": [], "seed": 3}),
 }
 
@@ -168,6 +167,17 @@ WRONG = {
     "budget in words": ("--budget half", "expected --budget 25%, got 'half'"),
     "budget without %": ("--budget 20", "expected --budget 25% or 0.25, got '20'; try --budget 20%"),
     "stack as blocks": ("--blocks model.layers --count 1", "for a path try --stack"),
+    "taps of no filter": (
+        "--blocks 1 --kind affine --taps 3",
+        "expected no --taps with --kind affine, where it changes",
+    ),
+    "rates of no filter": ("--count 1 --kind drop --rates 1", "expected no --rates with --kind drop"),
+    "kind beside a plan": ("--plan {plan} --kind filter", "expected no --kind with --plan"),
+    "rank beside a plan": ("--plan {plan} --rank 2", "expected no --rank with --plan"),
+    "merge beside a plan": ("--plan {plan} --merge", "expected no --merge with --plan"),
+    "an order of given blocks": ("--blocks 1 --select score", "expected no --select with --blocks"),
+    "a rate of no healing": ("--blocks 1 --heal-learning-rate 0.001", "no --heal-learning-rate without --heal-steps"),
+    "logits of no healing": ("--blocks 1 --heal-steps 0 --heal-logits 1", "no --heal-logits without --heal-steps"),
     "no percent": ("--budget %", "expected --budget 25%, got '%'"),
     "no loss": ("--max-loss-increase 0", "--max-loss-increase above 0"),
     "loss in words": ("--max-loss-increase some", "--max-loss-increase"),
@@ -183,7 +193,11 @@ WRONG = {
     "negative": ("--blocks=-1", "expected --blocks 2,3"),
     "twice": ("--blocks 1,1", "got block 1 twice"),
     "path": ("--blocks model.layers", "for a path try --stack"),
-    "no such stack": ("--blocks 1 --stack model.nope", "model.layers (3 x LlamaDecoderLayer)"),
+    "no such stack": (
+        "--blocks 1 --stack model.nope",
+        "--stack of linearize; in Python blocks= and stack=) with one of",
+    ),
+    "other stacks": ("--blocks 1 --stack model.nope", "model.layers (3 x LlamaDecoderLayer)"),
     "rank": ("--blocks 1 --rank 16", "expected a rank below the width of 16"),
     "no rank": ("--blocks 1 --rank 0", "--rank"),
     "rank of nothing": ("--blocks 1 --rank 2 --kind drop", "got drop, rank 2"),

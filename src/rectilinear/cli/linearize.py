@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import typer
+
 from rectilinear.cli import options
 from rectilinear.cli.console import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, KindName, SelectName, TargetName, parse_batch_size
@@ -16,6 +18,7 @@ _USUAL_RATES = ",".join(f"{rate:g}" for rate in RATES)
 
 
 def linearize(
+    context: typer.Context,
     model: options.Model,
     text: options.Text,
     out: options.RequiredOut,
@@ -58,6 +61,13 @@ def linearize(
 
     Example: rectilinear linearize storyteller --text stories --kind filter --count 2 --out smaller
     """
+    options.refuse_idle(
+        context,
+        (plan is not None, "with --plan", ("kind", "target", "rank", "taps", "rates", "merge", "select")),
+        (blocks is not None, "with --blocks", ("select",)),
+        (kind is not KindName.filter, f"with --kind {kind.value}", ("taps", "rates")),
+        (not heal_steps, "without --heal-steps", ("heal_learning_rate", "heal_logits")),
+    )
     out = out.resolve()
     check_out(out, overwrite)
     rows_at_once = parse_batch_size(batch_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -156,6 +157,24 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run modelling code that comes with the checkpoint.")
 ]
+
+
+def refuse_idle(context: typer.Context, *rules: tuple[bool, str, Sequence[str]]) -> None:
+    """Refuse options that were given and change nothing.
+
+    Args:
+        context: of the command.
+        rules: each says whether it holds, the circumstances, and which parameters change nothing in them.
+
+    Raises:
+        RequestError: one of them was given.
+    """
+    for holds, circumstances, names in rules:
+        for name in names if holds else ():
+            source = context.get_parameter_source(name)
+            if source is not None and source.name != "DEFAULT":
+                option = f"--{name.replace('_', '-')}"
+                raise RequestError(f"expected no {option} {circumstances}, where it changes nothing; try without it")
 
 
 def parse_batch_size(value: str) -> int | Literal["auto"]:
