@@ -106,6 +106,17 @@ def test_every_option_reaches_the_function(way, command, tiny_checkpoint, text_f
     assert same_weights(tmp_path / "out", made.model)
 
 
+def test_warnings_are_printed_and_written(command, tiny_checkpoint, text_file, tmp_path, reload_here):
+    few = ("--blocks", 1, "--max-tokens", 64, "--seq-len", 32, "--folds", 1)
+    ran = command("linearize", tiny_checkpoint, "--text", text_file, *few, "--out", tmp_path / "out")
+    assert (ran.code, ran.err) == (0, "")
+    warnings = json.loads((tmp_path / "out" / "plan.json").read_text())["warnings"]
+    assert [warning.split(":")[0] for warning in warnings] == ["few tokens", "a single fold"]
+    said = " ".join(ran.out.split())
+    for warning in warnings:
+        assert f"warning: {warning}" in said
+
+
 def test_a_plan_is_edited_and_fed_back(command, linearized, tiny_checkpoint, text_file, tmp_path, reload_here):
     plan = json.loads((linearized[1] / "plan.json").read_text())
     plan["replacements"][1]["rank"] = 5
@@ -195,7 +206,7 @@ WRONG = {
     "path": ("--blocks model.layers", "for a path try --stack"),
     "no such stack": (
         "--blocks 1 --stack model.nope",
-        "--stack of linearize; in Python blocks= and stack=) with one of",
+        "(--stack to linearize; ",
     ),
     "other stacks": ("--blocks 1 --stack model.nope", "model.layers (3 x LlamaDecoderLayer)"),
     "rank": ("--blocks 1 --rank 16", "expected a rank below the width of 16"),

@@ -1,6 +1,7 @@
 """Plans: what they refuse, and that they can be written, read, edited and carried out again."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -136,6 +137,34 @@ def test_a_plan_says_what_was_done_to_what(linearize):
         assert replacement.fit.ridge is not None
         assert 0 < replacement.fit.held_out < 1
     assert plan.selection.select == "by hand"
+
+
+def test_warnings_say_what_to_do(linearize):
+    def warned(**options):
+        return linearize(build("llama"), kind="affine", **options).plan.warnings
+
+    # 24 features, 1856 tokens to fit on; 928 would not do for 48.
+    assert warned(blocks=[0, 2]) == ()
+    few, none = warned(blocks=[0, 2], max_tokens=448, folds=1)
+    assert few.startswith("few tokens: 416 for up to 24 features (block 0, block 2), ")
+    assert "20 a feature would do: 480 to fit on" in few
+    assert "a single fold: none is held out to choose a ridge by" in none
+    assert warned(blocks=[0, 2], max_tokens=576) == ()  # 512 to fit on
+    [one] = warned(blocks=[1], max_tokens=64, seq_len=64, folds=4)[1:]
+    assert "a single fold" in one
+    assert linearize(build("llama"), kind="drop", blocks=[1], folds=1, max_tokens=64).plan.warnings == ()
+
+
+def test_a_stand_in_that_is_larger_is_warned_of_and_the_rank_it_names_is_not(linearize):
+    asked = {"target": "attention", "taps": 1, "rates": (1.0,)}
+    plan = linearize(build("llama"), blocks=[0, 1], **asked).plan
+    [grown] = plan.warnings
+    before, after = plan.replacements[0].fit.parameters_before, plan.replacements[0].fit.parameters_after
+    assert before < after == (3 * WIDTH + 1) * WIDTH
+    assert f"parameters {before:,} -> {after:,} (attention 0), {before:,} -> {after:,} (attention 1); --rank " in grown
+    rank = int(re.search(r"--rank (\d+) or less", grown)[1])
+    assert linearize(build("llama"), blocks=[0], rank=rank, **asked).plan.warnings == ()
+    assert len(linearize(build("llama"), blocks=[0], rank=rank + 1, **asked).plan.warnings) == 1
 
 
 def test_a_plan_for_another_model_is_refused(linearize):

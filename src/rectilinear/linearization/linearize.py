@@ -24,6 +24,7 @@ from rectilinear.linearization.plan import (
     Plan,
     SelectionRecord,
     check_trainable,
+    find_warnings,
 )
 from rectilinear.linearization.wish import Wish
 from rectilinear.measurement.collect import Progress
@@ -214,6 +215,7 @@ def linearize(
         environment=record_environment(loaded),
         selection=selection,
         replacements=replacements,
+        warnings=tuple(find_warnings(replacements, min(folds, fitted_rows), width)),
     )
     check_removal(loaded, found, [index for index in range(len(found)) if index not in made.removed])
     healed = None
