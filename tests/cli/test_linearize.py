@@ -146,7 +146,10 @@ def test_what_it_wrote_is_evaluated_and_measured(command, linearized, text_file,
         refused = command(verb, linearized[1], *text)
         assert refused.code == 2
         assert "try --trust-remote-code" in refused.err
+        if verb == "evaluate":
+            assert f"warning:{linearized[1]}wasfittedontheseveryrows" in "".join(trusted.out.split())
     written = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
+    assert len(written["warnings"]) == 1
     plan = json.loads((linearized[1] / "plan.json").read_text())
     assert written["parameters"] == plan["parameters"]["after"]
     again = command(

@@ -181,11 +181,11 @@ def find_warnings(replacements: Sequence[Replacement], folds: int, width: int) -
     found = []
     if scarce := [(name, fit) for name, fit in fits if fit.tokens < _TOKENS_A_FEATURE * fit.features]:
         names = ", ".join(name for name, _ in scarce)
-        largest = max((fit for _, fit in scarce), key=lambda fit: fit.features)
+        tokens, features = scarce[0][1].tokens, max(fit.features for _, fit in scarce)
         found.append(
-            f"few tokens: {largest.tokens:,} for up to {largest.features:,} features ({names}), so that maps may hold "
-            f"less well on other text; {_TOKENS_A_FEATURE} a feature would do: {_TOKENS_A_FEATURE * largest.features:,} "
-            "to fit on, nine tenths of --max-tokens"
+            f"few tokens: {tokens:,} for up to {features:,} features ({names}), so that maps may hold less well "
+            f"on other text; {_TOKENS_A_FEATURE} a feature would do: {_TOKENS_A_FEATURE * features:,} to fit on, "
+            "nine tenths of --max-tokens"
         )
     if fits and folds < 2:
         found.append(
