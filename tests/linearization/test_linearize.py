@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rectilinear
 from rectilinear import RequestError
+from tests.conftest import WIDTH
 from tests.families import build
 from tests.linearization.conftest import FITTED, loss_by_hand
 
@@ -63,6 +64,26 @@ def test_wrong_requests_are_refused_before_any_work(name, linearize, nothing_run
     with pytest.raises(RequestError, match=says) as raised:
         linearize(build("llama"), **options)
     assert "\n" not in str(raised.value)
+
+
+WITHOUT_WEIGHTS = {
+    "beyond": ({"blocks": [3]}, "blocks from 0 to 2, got 3"),
+    "count": ({"count": 4}, "--count from 1 to 3"),
+    "rank": ({"blocks": [1], "rank": WIDTH}, f"rank below the width of {WIDTH}"),
+    "budget": ({"budget": 0.99}, "--budget above 0% and up to "),
+    "folded first": ({"blocks": [0], "kind": "folded"}, "needs a block before it"),
+    "stack": ({"blocks": [0], "stack": "model.nope"}, "model.layers"),
+    "healing": ({"count": 1, "kind": "drop", "heal_steps": 1}, "got only dropped blocks"),
+    "rows": ({"count": 1, "select": "loss", "max_tokens": 32}, "at least two rows to choose by loss"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+def test_what_needs_no_weights_is_refused_before_they_are_loaded(name, linearize, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr("rectilinear.models.origin.load_model", lambda *args, **options: pytest.fail("weights loaded"))
+    options, says = WITHOUT_WEIGHTS[name]
+    with pytest.raises(RequestError, match=says):
+        linearize(tiny_checkpoint, **options)
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 32}, {"max_tokens": 64}])

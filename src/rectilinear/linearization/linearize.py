@@ -171,24 +171,28 @@ def linearize(
     wish = Wish(kind, target, blocks, limit, select, rank, taps, rates, merge, given)
     origin = Origin(model, revision, trust_remote_code, device, dtype)
     source = Text(text, max_tokens, seq_len, column, config, split, seed)
+    # Before the text and the weights, which may take long: everything that can be refused without them.
+    skeleton = origin.skeleton()
+    width = getattr(text_config(getattr(skeleton, "config", None)), "hidden_size", None)
+    if width is None:
+        raise RequestError(f"expected a transformers model with a hidden_size, got {type(skeleton).__name__}")
+    path = stack or (given.settings.get("stack") if given else None)
+    wish.check(skeleton, find_blocks(skeleton, path), width)
+    if healing.steps:
+        check_trainable([wish.template] if wish.named is None else wish.named)
     tokenizer = tokenizer or origin.tokenizer()
     rows = origin.rows(source, tokenizer)
+    total = len(rows.ids)
+    if total < 2 and (limit.loss is not None or (select == "loss" and wish.named is None)):
+        raise RequestError("expected at least two rows to choose by loss, one of them to measure it on; try more text")
     loaded: Any = origin.load(head=True)
     if isinstance(model, nn.Module):
         loaded = copy.deepcopy(loaded)
     if out is not None:
         check_space(loaded, Path(out))
-    found = find_blocks(loaded, stack or (given.settings.get("stack") if given else None))
-    width = getattr(text_config(getattr(loaded, "config", None)), "hidden_size", None)
-    if width is None:
-        raise RequestError(f"expected a transformers model with a hidden_size, got {type(loaded).__name__}")
+    found = find_blocks(loaded, path)
     record = record_model(loaded, origin, found, width)
-    wish.check(loaded, found, width, record.sha256)
-    if healing.steps:
-        check_trainable([wish.template] if wish.named is None else wish.named)
-    total = len(rows.ids)
-    if total < 2 and (limit.loss is not None or (select == "loss" and wish.named is None)):
-        raise RequestError("expected at least two rows to choose by loss, one of them to measure it on; try more text")
+    wish.check_weights(loaded, found, record.sha256)
     fitted_rows = total - max(1, round(_HELD_OUT * total)) if total > 1 else total
     data = DataRecord(
         source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
