@@ -164,9 +164,11 @@ def build_without_weights(config: PretrainedConfig, *, trust_remote_code: bool =
         RequestError: the configuration is not that of a decoder.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import meta_device_safe_creation_ops
 
     try:
-        with torch.device("meta"):
+        # As from_pretrained builds it: models with code of their own may read numbers out of torch.linspace.
+        with torch.device("meta"), meta_device_safe_creation_ops():
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise RequestError(
