@@ -64,7 +64,7 @@ class Wish:
         except ValidationError as error:
             raise RequestError(f"wrong {first_reason(error)}") from None
         try:
-            _ = [operator.index(block) for block in self.blocks or ()]
+            _ = [operator.index(block) for block in (() if self.blocks is None else self.blocks)]
         except TypeError:
             raise RequestError(f"expected blocks=[2, 3] (indices, counted from 0), got {self.blocks!r}") from None
 

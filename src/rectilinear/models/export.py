@@ -131,7 +131,7 @@ def exported_code(model: PreTrainedModel) -> str:
     imports = f"from {config.__module__} import {config.__name__}\nfrom {stock.__module__} import {stock.__name__}\n"
     classes = (
         f"RectilinearForCausalLM = linearized_model({stock.__name__}, {config.__name__})\n"
-        f"RectilinearConfig = RectilinearForCausalLM.config_class\n"
+        "RectilinearConfig = RectilinearForCausalLM.config_class\n"
     )
     marker = "\n# Tokens that are filtered at once"
     head, rest = source.split(marker, 1)
