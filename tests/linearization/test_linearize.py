@@ -120,6 +120,14 @@ def test_losses_in_the_plan_are_of_the_rows_held_out(linearize, rows):
     assert made.plan.selection.loss_after == pytest.approx(loss_by_hand(made.model, rows[FITTED:]), abs=1e-5)
 
 
+def test_indices_may_be_an_array(linearize):
+    plan = linearize(build("llama"), blocks=torch.tensor([2, 1]).numpy(), kind="drop").plan
+    assert [one.blocks for one in rectilinear.Plan.model_validate_json(plan.to_json()).replacements] == [
+        (1,),
+        (2,),
+    ]
+
+
 def test_running_twice_gives_the_same_bits(linearize):
     one, two = (linearize(build("gpt2"), count=2, kind="filter", rank=5) for _ in range(2))
     assert one.plan.replacements == two.plan.replacements

@@ -63,7 +63,7 @@ class Budget:
 
 def group(indices: Sequence[int], template: Replacement, merge: bool) -> list[Replacement]:
     """Replacements of some blocks like a template; consecutive blocks share one where they are merged or folded."""
-    indices = sorted(indices)
+    indices = sorted(map(int, indices))
     if not (merge or template.kind == "folded"):
         return [template.model_copy(update={"blocks": (index,)}) for index in indices]
     runs = groupby(enumerate(indices), lambda item: item[1] - item[0])
