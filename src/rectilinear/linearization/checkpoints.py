@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rectilinear.errors import JobError, RequestError
+from rectilinear.models.export import writing
 
 # Beside the checkpoints: what they are checkpoints of.
 _RECIPE = "heal.json"
@@ -53,13 +54,12 @@ class Checkpoints:
             JobError: it cannot be written.
         """
         try:
-            if self._found() != self.recipe:
-                discard_checkpoints(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / _RECIPE).write_text(json.dumps(self.recipe, indent=2) + "\n", encoding="utf-8")
+            with keeping(self.folder):
+                if self._found() != self.recipe:
+                    discard_checkpoints(self.folder)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / _RECIPE).write_text(json.dumps(self.recipe, indent=2) + "\n", encoding="utf-8")
             yield self.folder
-        except OSError as error:
-            raise JobError(f"cannot keep checkpoints in {self.folder}: {error.strerror or error}") from error
         finally:
             if self.last() is None:
                 discard_checkpoints(self.folder)
@@ -74,6 +74,20 @@ class Checkpoints:
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def keeping(folder: str | Path) -> Iterator[None]:
+    """While open, what cannot be written is a checkpoint.
+
+    Raises:
+        JobError: that is so.
+    """
+    try:
+        with writing():
+            yield
+    except OSError as error:
+        raise JobError(f"cannot keep checkpoints in {folder}: {error.strerror or error}") from error
 
 
 def discard_checkpoints(folder: Path) -> None:

@@ -20,7 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from rectilinear.core.moments import holds_float64
 from rectilinear.errors import JobError
-from rectilinear.linearization.checkpoints import Checkpoints, steps_of
+from rectilinear.linearization.checkpoints import Checkpoints, keeping, steps_of
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits, noting_padding
 from rectilinear.linearization.plan import Healing, HealRecord, check_trainable
 from rectilinear.measurement.collect import Batch, Progress, count_rows, mask_of
@@ -204,6 +204,10 @@ class _Healer(Trainer):  # type: ignore[misc, unused-ignore]
                 "try a smaller --heal-learning-rate"
             )
         return loss
+
+    def _save_checkpoint(self, *args: Any) -> None:
+        with keeping(self.args.output_dir):
+            super()._save_checkpoint(*args)
 
 
 class _Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]

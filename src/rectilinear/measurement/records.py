@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 import rectilinear
@@ -64,9 +65,20 @@ class ResultFile(Record):
             return cls.model_validate_json(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise RequestError(f"no {kind} at {file}: {error.strerror}") from None
-        except ValueError as error:
-            reason = "; ".join(str(error).splitlines()[:2])
-            raise RequestError(f"{file}: expected a rectilinear {kind} ({reason})") from None
+        except ValidationError as error:
+            raise RequestError(f"{file}: expected a rectilinear {kind} ({first_reason(error)})") from None
+        except ValueError as error:  # not even text
+            raise RequestError(f"{file}: expected a rectilinear {kind} ({error})") from None
+
+
+def first_reason(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line: where it is, what is allowed there, what was found."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    # Of a whole entry, what is wrong with it is said already.
+    got = "" if isinstance(first["input"], dict) else f", got {reprlib.repr(first['input'])}"
+    said = f"{first['msg'].removeprefix('Value error, ')}{got}"
+    return f"{where}: {said}" if where else said
 
 
 class ModelRecord(Record):

@@ -112,8 +112,8 @@ def load_model(
     # Whatever is missing would be random; hidden states do not need a head.
     if missing := sorted(key for key in info["missing_keys"] if key.startswith(prefix)):
         raise RequestError(
-            f"cannot load {str(model)!r}: {len(missing)} weights of {type(loaded).__name__} are not in the checkpoint, "
-            f"{missing[0]} among them; is it a checkpoint of a causal language model?"
+            f"cannot load {str(model)!r}: weights of {type(loaded).__name__} are not in the checkpoint "
+            f"({len(missing)}, {missing[0]} among them); is it a checkpoint of a causal language model?"
         )
     return loaded.to(place).eval()  # type: ignore[arg-type]
 
@@ -170,9 +170,11 @@ def build_without_weights(config: PretrainedConfig, *, trust_remote_code: bool =
         RequestError: the configuration is not that of a decoder.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import meta_device_safe_creation_ops
 
     try:
-        with torch.device("meta"):
+        # As from_pretrained builds it: models with code of their own may read numbers out of torch.linspace.
+        with torch.device("meta"), meta_device_safe_creation_ops():
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise RequestError(
