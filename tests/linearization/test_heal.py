@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import rectilinear
 from rectilinear.errors import JobError, RequestError
-from rectilinear.linearization.checkpoints import Checkpoints, steps_of
+from rectilinear.linearization.checkpoints import Checkpoints
 from rectilinear.linearization.fit import Workbench, fit_all, merge_edits, noting_padding
 from rectilinear.linearization.heal import _Lesson, _Pupil, heal
 from rectilinear.linearization.plan import Healing, Replacement
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.linear_block import PaddingMask
+from rectilinear.training.checkpoints import steps_of
 from tests.conftest import VOCABULARY, build_llama
 
 ROWS, LENGTH, BLOCKS = 24, 16, 4
@@ -311,7 +312,7 @@ def test_other_seeds_order_rows_otherwise(fitted, ids):
 
 def test_a_loss_that_is_not_finite(fitted, ids):
     bench, fits = fitted(BLOCK)
-    with pytest.raises(JobError, match=r"got (nan|inf) at step 2; try a smaller --heal-learning-rate"):
+    with pytest.raises(JobError, match=r"got (nan|inf) at step 2; there is no checkpoint from before it; try a smaller --heal-learning-rate"):
         heal(bench, fits, ids, Healing(steps=5, learning_rate=1e38))
     assert torch.get_default_dtype() is torch.float32
 

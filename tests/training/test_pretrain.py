@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rectilinear
 from rectilinear import Dynamics, JobError, RequestError
 from rectilinear.data.pack import pack_rows
-from rectilinear.training.loop import last_checkpoint
+from rectilinear.training.checkpoints import last_checkpoint
 from rectilinear.training.pretrain import Upkeep, pretrain
 from rectilinear.training.recipe import Recipe
 from rectilinear.training.record import Training

@@ -77,7 +77,7 @@ def linearize(
     checkpoints = out.with_name(f"{out.name}.heal") if heal_steps else None
 
     import rectilinear
-    from rectilinear.linearization.checkpoints import discard_checkpoints
+    from rectilinear.linearization.checkpoints import discard_healing
     from rectilinear.report.tables import print_plan
 
     with _pointing_to(checkpoints), progress() as report:
@@ -119,7 +119,7 @@ def linearize(
         )
         linearized.save(out)
         if checkpoints:
-            discard_checkpoints(checkpoints)
+            discard_healing(checkpoints)
     print_plan(linearized.plan, stdout())
     print(f"wrote the checkpoint, plan.json and README.md to {Path(out)}; loaded again in a fresh process, it agrees")
 
