@@ -32,7 +32,7 @@ from rectilinear.measurement.records import record_environment
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.load import check_rows, count_parameters
-from rectilinear.models.wrapped import own_precision, own_randomness, trained_model
+from rectilinear.models.wrapped import architecture_of, own_precision, own_randomness, trained_model
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -107,8 +107,8 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._out = Path(trainer.args.output_dir if out is None else out)
         # Counted here, where the trainer has not sharded the model yet.
         self._model: dict[str, Any] = {
-            "id": getattr(model, "name_or_path", "") or type(model).__name__,
-            "architecture": type(model).__name__,
+            "id": getattr(model, "name_or_path", "") or architecture_of(model),
+            "architecture": architecture_of(model),
             "num_blocks": len(stack),
             "parameters": count_parameters([model]),
         }
@@ -150,7 +150,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         try:
             scored = self._measure()
         except JobError as error:
-            if not self._skipped:
+            if not self._skipped and state.is_local_process_zero:
                 _logger.warning(f"linearity could not be measured at step {step}, which is left out: {error}")
             self._skipped += (f"step {step} is left out: {error}",)
             self._save(state)
