@@ -73,10 +73,10 @@ def test_it_prints_a_table_and_no_terminal_codes(measured):
     assert str(out) in ran.out
 
 
-def test_revisions(process, environment, cache, run, text_file, tmp_path, monkeypatch):
-    monkeypatch.setitem(environment, "HF_HUB_CACHE", str(cache))
+def test_revisions(command, cache, run, text_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     revisions = ("--revisions", "step1500, step0")
-    ran = process("dynamics", "org/model", *revisions, "--text", text_file, *SIZE, "--out", tmp_path / "out")
+    ran = command("dynamics", "org/model", *revisions, "--text", text_file, *SIZE, "--out", tmp_path / "out")
     assert (ran.code, ran.err) == (0, "")
     found = rectilinear.Dynamics.load(tmp_path / "out")
     assert [(point.step, point.source, point.revision) for point in found.points] == [
