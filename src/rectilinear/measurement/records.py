@@ -17,7 +17,7 @@ import rectilinear
 from rectilinear.errors import RequestError
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import device_of
-from rectilinear.models.load import count_parameters, weights_sha256
+from rectilinear.models.load import commit_of, count_parameters, weights_sha256
 from rectilinear.models.origin import Origin
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class EnvironmentRecord(Record):
 
 def record_model(module: nn.Module, origin: Origin, stack: BlockStack | None, width: int | None) -> ModelRecord:
     """Describe a model that was loaded from ``origin``; reads all of its weights, for their hash."""
-    commit = getattr(getattr(module, "config", None), "_commit_hash", None)
+    commit = None if isinstance(origin.model, nn.Module) else commit_of(origin.model, origin.revision)
     return ModelRecord(
         id=origin.name or type(module).__name__,
         revision=commit or origin.revision,
