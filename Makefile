@@ -30,6 +30,7 @@ examples: $(READY)
 	$(BIN)/python examples/measure_any_module.py
 	$(BIN)/python examples/merge_moments.py
 	$(BIN)/python examples/watch_training.py
+	$(BIN)/python examples/penalize_layers.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

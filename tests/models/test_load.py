@@ -240,3 +240,10 @@ def test_describe_says_what_the_config_asked_for():
         "vocabulary": 100,
         "context": 50,
     }
+
+
+def test_a_tokenizer_of_vocabulary_and_merges_alone(tiny_tokenizer, documents, tmp_path):
+    tiny_tokenizer.backend_tokenizer.model.save(str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"vocab.json", "merges.txt"}
+    plain = tiny_tokenizer(documents[0], add_special_tokens=False)["input_ids"]
+    assert load_tokenizer(tmp_path)(documents[0])["input_ids"] == plain

@@ -121,15 +121,19 @@ def load_model(
 def load_tokenizer(
     model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model.
+    """The tokenizer of a model, or one by itself; a folder may have no more than its vocab.json and merges.txt.
 
     Raises:
         RequestError: there is none.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GPT2TokenizerFast
 
-    folder = resolve(model, ("tokenizer.json", "tokenizer_config.json", "config.json"))
-    return _load(AutoTokenizer, folder, "tokenizer", revision=revision, trust_remote_code=trust_remote_code)
+    described = ("tokenizer.json", "tokenizer_config.json", "config.json")
+    place = resolve(model, (*described, "merges.txt"))
+    # Byte-level BPE as GPT-2's, of which transformers cannot tell the class by these two files alone.
+    bare = (Path(place) / "merges.txt").exists() and not any((Path(place) / file).exists() for file in described)
+    kind = GPT2TokenizerFast if bare else AutoTokenizer
+    return _load(kind, place, "tokenizer", revision=revision, trust_remote_code=trust_remote_code)
 
 
 def check_context(config: PretrainedConfig | None, seq_len: int) -> None:

@@ -1,0 +1,227 @@
+"""Write docs/experiments.md and its figures from the result files beside this script, so that they cannot drift.
+
+python experiments/page.py
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+
+# Of Student's t, for two-sided intervals of 95 %, by degrees of freedom.
+T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+
+# Okabe and Ito's colours, told apart by colour-blind readers.
+COLOURS = ["#666666", "#D55E00", "#0072B2", "#E69F00", "#CC79A7", "#56B4E9"]
+
+
+class Mean(NamedTuple):
+    """Of some numbers, one a seed."""
+
+    mean: float
+    deviation: float
+    n: int
+
+    @classmethod
+    def of(cls, values: list[float]) -> Mean:
+        """Mean, and standard deviation of the sample (nan for one)."""
+        return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values))
+
+    @property
+    def half_width(self) -> float:
+        """Of the interval of 95 %; infinite for one value."""
+        return T95[self.n - 1] * self.deviation / math.sqrt(self.n) if self.n > 1 else math.inf
+
+    def verdict(self, sign: int, claim: str, opposite: str) -> str:
+        """What the interval says of a claim that the mean has this sign."""
+        if abs(self.mean) <= self.half_width:
+            return f"undecided: {self.mean:+.4f} ± {self.half_width:.4f} (95 %, n = {self.n})"
+        what = claim if self.mean * sign > 0 else opposite
+        return f"**{what}**: {self.mean:+.4f} ± {self.half_width:.4f} (95 %, n = {self.n})"
+
+
+def render() -> str:
+    """The page's text."""
+    parts = [
+        "# Experiments",
+        "Written by `experiments/page.py` from the result files in `experiments/`. The paper is Razzhigaev et al., "
+        "*Your Transformer is Secretly Linear* (ACL 2024, arXiv 2405.12250). It reports no error bars; here every arm is "
+        "run once for each seed, differences are taken seed by seed, and a claim counts as decided where the interval of "
+        "95 % (Student's t over seeds) leaves out 0. Models and texts are far smaller than the paper's, which had 150M and 650M "
+        "parameters: what fails here may hold there, and the other way round. No accelerator was at hand for these sizes.",
+        about_pretraining(read("pretraining")),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def read(name: str) -> dict[str, Any]:
+    """A result file."""
+    found: dict[str, Any] = json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def about_pretraining(result: dict[str, Any]) -> str:
+    """Losses and linearity of the arms, and what they say of the claims."""
+    arms = by_arm(result)
+    one = result["results"][0]
+    rows = []
+    for arm, runs in arms.items():
+        loss, linearity = Mean.of([run["loss"] for run in runs]), Mean.of([final_mean(run) for run in runs])
+        cells = [arm, plus_minus(loss), plus_minus(linearity)]
+        for value in (lambda run: run["loss"], final_mean):
+            change = None if arm == "none" else paired(arms, arm, value)
+            cells.append("-" if change is None else f"{change.mean:+.4f} ± {change.half_width:.4f}")
+        rows.append([*cells, str(loss.n)])
+    headings = ["arm", "held-out loss", "update linearity", "loss against none", "update linearity against none", "n"]
+    falls = Mean.of([final_mean(run) - peak_mean(run) for run in arms["none"]])
+    cosine_loss, cosine_linearity = (paired(arms, "cosine 0.5", value) for value in (lambda r: r["loss"], final_mean))
+    mse_loss = paired(arms, "mse 0.5", lambda run: run["loss"])
+    lower = [paired(arms, "cosine 0.5", lambda run, i=i: final(run)[i]) for i in range(len(final(one)))]
+    blocks = sum(change.mean + change.half_width < 0 for change in lower)
+    claims = [
+        [
+            "over pretraining the mean of the score without residual falls",
+            "from its highest to its last, no penalty: " + falls.verdict(-1, "it does", "it rises"),
+        ],
+        [
+            "the cosine penalty (0.5) lowers the score without residual",
+            "mean over blocks: " + cosine_linearity.verdict(-1, "it does", "it raises it"),
+        ],
+        [
+            "... at every layer",
+            f"lower beyond doubt at {blocks} of {len(lower)} blocks, higher beyond doubt at {sum(c.mean - c.half_width > 0 for c in lower)}",
+        ],
+        [
+            "the cosine penalty makes the model better",
+            "held-out loss: " + cosine_loss.verdict(-1, "it does", "it makes it worse"),
+        ],
+        [
+            "so does the squared distance (0.5)",
+            "held-out loss: " + mse_loss.verdict(-1, "it does", "it makes it worse"),
+        ],
+    ]
+    return "\n\n".join(
+        [
+            "## Pretraining",
+            f"`{result['command']}`, {result['date']}: TinyStories `train.txt` (4,841 stories), {one['parameters']:,} parameters, "
+            f"{one['steps']:,} steps, {one['tokens']:,} tokens, the same in each arm and order by seed; measured on "
+            f"{one['held_out_tokens']:,} tokens of `valid.txt`. Losses are without the penalty, in nats per token; linearity is of the "
+            "update, held out, mean over blocks. ± after an arm's own number is the standard deviation over seeds, after a difference "
+            "half the interval of 95 %.",
+            "![arms of pretraining](experiments-pretraining.png)",
+            table(headings, rows),
+            "The squared distance is summed over the width, as the paper writes it; averaged over the width, 0.5 would be 0.0026 here. "
+            "The penalty is a mean over tokens, a sum over all pairs of neighbours, the embedding's among them.",
+            table(["claim of the paper", "seen here"], claims),
+        ]
+    )
+
+
+def by_arm(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Runs of each arm by seed, without a penalty first."""
+    names = sorted({run["arm"] for run in result["results"]}, key=lambda name: (name != "none", name))
+    return {name: [run for run in result["results"] if run["arm"] == name] for name in names}
+
+
+def paired(arms: dict[str, list[dict[str, Any]]], arm: str, value: Any) -> Mean:
+    """Difference of an arm from none, seed by seed."""
+    plain = {run["seed"]: value(run) for run in arms["none"]}
+    return Mean.of([value(run) - plain[run["seed"]] for run in arms.get(arm, []) if run["seed"] in plain])
+
+
+def final(run: dict[str, Any]) -> list[float]:
+    """Held-out update linearity of each block at the end."""
+    scores: list[float] = run["points"][-1]["update_linearity"]
+    return scores
+
+
+def final_mean(run: dict[str, Any]) -> float:
+    """Its mean over blocks."""
+    return statistics.mean(final(run))
+
+
+def peak_mean(run: dict[str, Any]) -> float:
+    """The highest mean over blocks of all points."""
+    return max(statistics.mean(point["update_linearity"]) for point in run["points"])
+
+
+def plus_minus(value: Mean) -> str:
+    """Mean and deviation."""
+    return f"{value.mean:.4f}" + ("" if value.n == 1 else f" ± {value.deviation:.4f}")
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw_pretraining(result: dict[str, Any]) -> None:
+    """Loss by arm, update linearity by block at the end, and its mean over training."""
+    import matplotlib.pyplot as plt
+
+    arms = by_arm(result)
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(10.5, 3.6), layout="constrained", width_ratios=[1, 1.2, 1.2]
+    )
+    for place, ((arm, runs), colour) in enumerate(zip(arms.items(), COLOURS, strict=False)):
+        losses = [run["loss"] for run in runs]
+        left.plot([place] * len(losses), losses, "o", color=colour, markersize=4, markerfacecolor="none")
+        left.plot([place - 0.25, place + 0.25], [statistics.mean(losses)] * 2, color=colour, linewidth=2)
+        blocks = range(len(final(runs[0])))
+        at_end = [Mean.of([final(run)[i] for run in runs]) for i in blocks]
+        middle.errorbar(
+            [i + 0.06 * (place - len(arms) / 2) for i in blocks],
+            [value.mean for value in at_end],
+            yerr=[0 if math.isnan(value.deviation) else value.deviation for value in at_end],
+            color=colour,
+            marker="o",
+            markersize=3,
+            linewidth=1,
+            capsize=2,
+        )
+        steps = [point["step"] for point in runs[0]["points"]]
+        curves = [[statistics.mean(point["update_linearity"]) for point in run["points"]] for run in runs]
+        means = [Mean.of(list(values)) for values in zip(*curves, strict=True)]
+        right.plot(steps, [value.mean for value in means], color=colour, linewidth=1.4, label=arm)
+        if len(runs) > 1:
+            right.fill_between(
+                steps,
+                [value.mean - value.deviation for value in means],
+                [value.mean + value.deviation for value in means],
+                color=colour,
+                alpha=0.15,
+                linewidth=0,
+            )
+    left.set_xticks(range(len(arms)), list(arms), rotation=35, ha="right")
+    left.set_title("held-out loss, nats per token", loc="left", fontsize=9)
+    middle.set_title("update linearity at the end", loc="left", fontsize=9)
+    middle.set_xlabel("block")
+    right.set_title("its mean over blocks, while training", loc="left", fontsize=9)
+    right.set_xlabel("step")
+    figure.legend(
+        loc="outside lower center",
+        ncols=len(arms),
+        fontsize=8,
+        frameon=False,
+        title="penalty and strength",
+        title_fontsize=8,
+    )
+    for axes in (left, middle, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8)
+    figure.savefig(DOCS / "experiments-pretraining.png", dpi=200)
+
+
+if __name__ == "__main__":
+    draw_pretraining(read("pretraining"))
+    (DOCS / "experiments.md").write_text(render(), encoding="utf-8")
+    print(f"wrote {DOCS / 'experiments.md'} and its figures")
