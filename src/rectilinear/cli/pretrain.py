@@ -89,9 +89,10 @@ def pretrain(
     if not PartialState().is_main_process:
         return
     held = training.held_out
+    speed = "" if training.tokens_per_second is None else f", {training.tokens_per_second:,.0f} tokens/s"
     stdout().print(
-        f"{training.steps:,} steps, {training.data.tokens:,} tokens, {training.tokens_per_second:,.0f} tokens/s; loss "
-        f"on {held.data.tokens:,} held-out tokens {held.loss:.4f}, perplexity {held.perplexity:.2f}",
+        f"{training.steps:,} steps, {training.data.tokens:,} tokens{speed}; loss on {held.data.tokens:,} held-out "
+        f"tokens {held.loss:.4f}, perplexity {held.perplexity:.2f}",
         highlight=False,
         markup=False,
     )

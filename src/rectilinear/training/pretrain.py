@@ -212,7 +212,7 @@ def _finish(run: Run, trainer: GuardedTrainer, first_step: int, seconds: float) 
             processes=PartialState().num_processes,
             steps=steps,
             seconds=seconds,
-            tokens_per_second=(steps - first_step) * per_step / seconds,
+            tokens_per_second=(steps - first_step) * per_step / seconds if steps > first_step else None,
             log=tuple(trainer.state.log_history),
         )
         training.save(folder)

@@ -31,6 +31,6 @@ class Training(ResultFile):
     environment: EnvironmentRecord
     processes: int
     steps: int
-    seconds: float = Field(description="of the last run, where it was stopped and resumed")
-    tokens_per_second: float
+    seconds: float = Field(description="since the start, or where the run was stopped since it was last resumed")
+    tokens_per_second: float | None = Field(description="in these seconds; null where no step was left to make")
     log: tuple[dict[str, float], ...] = Field(description="what Trainer logged, with the step of each entry")
