@@ -81,6 +81,14 @@ def steps_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def has_bfloat16(on_cpu: bool) -> bool:
+    """Whether the device has instructions for bfloat16, so that it is faster than float32."""
+    if on_cpu:
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def _whole(checkpoint: Path) -> bool:
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
