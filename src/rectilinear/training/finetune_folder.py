@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rectilinear.errors import RequestError
+from rectilinear.staging import staged
 from rectilinear.training.finetuning import Finetuning, SeedRun
 
 # What a seed leaves: its result while the others run, and its model where that is kept.
@@ -49,17 +49,21 @@ def _identity(result: Finetuning) -> dict[str, Any]:
 def result_files(out: Path) -> Iterator[Path]:
     """Results in a folder: of all seeds, and of each that was done before a job stopped."""
     found = sorted(out.iterdir()) if out.is_dir() else []
-    return (path for path in found if path.name == Finetuning.file_name or _part(path))
+    return (path for path in found if path.name == Finetuning.file_name or _is_part(path))
 
 
-def _part(path: Path) -> bool:
+def _is_part(path: Path) -> bool:
     return bool(_OF_A_SEED.fullmatch(path.name)) and path.suffix == ".json"
 
 
 def discard_runs(out: Path) -> None:
-    """Remove what earlier fine-tunings left in a folder."""
-    for path in out.iterdir() if out.is_dir() else ():
-        if path.name == Finetuning.file_name or _part(path):
-            path.unlink()
-        elif _OF_A_SEED.fullmatch(path.name) and path.is_dir():
-            shutil.rmtree(path)
+    """Remove what earlier fine-tunings left in a folder.
+
+    Raises:
+        JobError: it cannot be removed.
+    """
+    names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    old = [name for name in names if name == Finetuning.file_name or _OF_A_SEED.fullmatch(name)]
+    if old:
+        with staged(out, stale=old):
+            pass

@@ -92,7 +92,7 @@ class Example(NamedTuple):
 
 
 def training_examples(task: Task, encoded: Encoded) -> list[Example]:
-    """The examples of some questions: pairs where texts are ranked, else each text; a choice is right (1) or not (0)."""
+    """The examples of questions: pairs where texts are ranked, else each text; choices are right (1) or not (0)."""
     examples = []
     for question, ids in zip(encoded.questions, encoded.ids, strict=True):
         if task.ranks:

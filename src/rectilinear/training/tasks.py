@@ -122,12 +122,11 @@ def _wic(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
 def _wsc(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
     words, target = line.get("text", str).split(), line.inside(line.get("target", dict), "target")
     for span, mark in (("span1", "*"), ("span2", "_")):
-        start, stop = _find_span(words, target, span)
-        words[start], words[stop - 1] = mark + words[start], words[stop - 1] + mark
-    yield (
-        (" ".join(words) + f"\n{target.get('span2_text', str)}: {target.get('span1_text', str)}",),
-        line.one_of("label", _TRUTH),
-    )
+        start, last = _find_span(words, target, span)
+        words[start] = mark + words[start]
+        words[last] += mark
+    claim = f"{target.get('span2_text', str)}: {target.get('span1_text', str)}"
+    yield (f"{' '.join(words)}\n{claim}",), line.one_of("label", _TRUTH)
 
 
 def _reward(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -136,7 +135,7 @@ def _reward(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
 
 
 def _find_span(words: list[str], target: Line, span: str) -> tuple[int, int]:
-    """First word and end of a span; the place that the data say is off by one now and then."""
+    """First and last word of a span; the place that the data say is off by one now and then."""
     wanted, index = _plain(target.get(f"{span}_text", str).split()), target.get(f"{span}_index", int)
     plain = _plain(words)
     starts = [i for i in range(len(words)) if wanted and plain[i : i + len(wanted)] == wanted]
@@ -145,7 +144,7 @@ def _find_span(words: list[str], target: Line, span: str) -> tuple[int, int]:
             f"{target.where}: expected {span}_text among the words of the text, got {' '.join(wanted)!r}"
         )
     start = min(starts, key=lambda i: abs(i - index))
-    return start, start + len(wanted)
+    return start, start + len(wanted) - 1
 
 
 def _plain(words: list[str]) -> list[str]:
