@@ -178,6 +178,10 @@ def _describe(name: str, job: Job, profile: Profile) -> Finetuning:
             f"texts longer than {job.tuning.seq_len} tokens: {cut} of {texts}, which lost their beginning; the longest "
             f"has {longest}, try a larger --seq-len"
         )
+    if not job.task.ranks and len({question.answer for question in job.train.questions}) == 1:
+        warnings.append(
+            "all questions to train on have the same answer, so that none is to be learnt; try other --data"
+        )
     return Finetuning(
         model=profile.model,
         task=name,
