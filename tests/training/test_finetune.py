@@ -1,12 +1,14 @@
 """Fine-tuning learns, can be repeated and resumed, and measures what `measure` measures."""
 
+import gc
 import json
 import statistics
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, RwkvConfig
 
 import rectilinear
 from rectilinear.errors import JobError, RequestError
@@ -16,14 +18,22 @@ from rectilinear.training import finetune as module
 from rectilinear.training.finetuning import BlockLinearity, Linearities, Scores, change_of, summarize
 from rectilinear.training.task_data import read_task
 from rectilinear.training.task_inputs import Collator, Example, score_texts
-from rectilinear.training.task_metrics import MetricRecord
 from tests.families import TINY, VOCABULARY, build
-from tests.superglue import SIGNS, write_superglue
+from tests.superglue import write_lines, write_superglue
 
 #: Quick, and enough to learn what is planted.
 LEARN = {"seeds": 1, "max_steps": 60, "batch_size": 8, "learning_rate": 1e-2, "dtype": "float32", "device": "cpu"}
 ROWS = {"seq_len": 48, "max_tokens": 480}
 BRIEF = {**LEARN, **ROWS, "max_steps": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collections():
+    """Trainer collects garbage now and then, which takes longer than all else here where much is imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -254,10 +264,10 @@ def test_seeds_whose_models_are_missing_are_repeated(tiny_checkpoint, data, tmp_
 def test_overwriting_begins_anew(tiny_checkpoint, data, tmp_path):
     out = tmp_path / "out"
     (out / "seed-7").mkdir(parents=True)
-    for name in ("seed-7.json", "finetuning.json", "notes.txt", "seed-x.json"):
+    for name in ("seed-8.json", "finetuning.json", "notes.txt"):
         (out / name).write_text("old")
     rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, overwrite=True, **BRIEF)
-    assert sorted(path.name for path in out.iterdir()) == ["finetuning.json", "notes.txt", "seed-x.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["finetuning.json", "notes.txt"]
     assert rectilinear.Finetuning.load(out).task == "cb"
 
 
@@ -279,18 +289,11 @@ def test_a_loss_that_is_not_finite_keeps_the_seeds_before(tiny_checkpoint, data,
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["seed-0.json"]
 
 
-def test_says_what_was_cut_and_that_there_is_nothing_to_learn(tiny_checkpoint, data, tmp_path):
+def test_says_what_was_cut(tiny_checkpoint, data):
     result = rectilinear.finetune(tiny_checkpoint, "cb", data, **BRIEF | {"seq_len": 24})
     assert result.data.cut > 0
-    assert result.warnings[0].startswith(
-        f"texts longer than 24 tokens: {result.data.cut} of 72, which lost their beginning"
-    )
-    first = (
-        rectilinear.finetune(tiny_checkpoint, "boolq", data, max_examples=1, text=data / "pairs.jsonl")
-        if False
-        else None
-    )
-    assert first is None
+    says = f"texts longer than 24 tokens: {result.data.cut} of 72, which lost their beginning; the longest has "
+    assert result.warnings[0].startswith(says)
 
 
 def test_max_examples(tiny_checkpoint, data, text_file):
@@ -304,12 +307,6 @@ def test_max_examples(tiny_checkpoint, data, text_file):
 def test_steps_are_those_of_the_epochs(tiny_checkpoint, data):
     options = {**BRIEF, "max_steps": None, "max_examples": 17, "epochs": 2.0}
     assert rectilinear.finetune(tiny_checkpoint, "cb", data, **options).runs[0].steps == 6
-
-
-def test_a_pretrained_model_and_a_trained_one_have_the_same_base(learnt, tiny_llama):
-    result, _ = learnt
-    assert result.before.sha256 == result.model.sha256
-    assert result.settings["padding"] == 1 if "padding" in result.settings else True
 
 
 @pytest.mark.parametrize(
@@ -337,8 +334,6 @@ def test_refuses(options, says, tiny_checkpoint, data):
 
 
 def test_refuses_what_cannot_be_padded_or_classified(tiny_llama, tiny_tokenizer, data, tmp_path, save_checkpoint):
-    from transformers import PreTrainedTokenizerFast, RwkvConfig
-
     bare = save_checkpoint(tiny_llama, "bare")
     PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer).save_pretrained(bare)
     with pytest.raises(RequestError, match="expected a tokenizer with a token for padding or for the end of a text"):
@@ -347,34 +342,25 @@ def test_refuses_what_cannot_be_padded_or_classified(tiny_llama, tiny_tokenizer,
     tiny_tokenizer.save_pretrained(tmp_path)
     with pytest.raises(RequestError, match="expected a model that transformers has a classifier for, got rwkv"):
         rectilinear.finetune(tmp_path, "cb", data, **BRIEF)
+
+
+def test_refuses_a_text_without_a_token(tiny_llama, data, tmp_path, save_checkpoint):
+    plain = save_checkpoint(tiny_llama, "plain")
+    # This one puts no special tokens around a text.
+    backend = json.loads((plain / "tokenizer.json").read_text()) | {"post_processor": None}
+    (plain / "tokenizer.json").write_text(json.dumps(backend))
+    pairs = [{"chosen": "", "rejected": "The cat."}, {"chosen": "The cat.", "rejected": "The dog."}]
     with pytest.raises(RequestError, match="expected texts of at least one token, got an empty one"):
-        empty = tmp_path / "pairs.jsonl"
-        empty.write_text(
-            json.dumps({"chosen": "", "rejected": "a"}) + "\n" + json.dumps({"chosen": "a", "rejected": "b"})
-        )
-        plain = save_checkpoint(GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=8, n_layer=1, n_head=1)), "plain")
-        backend = json.loads((plain / "tokenizer.json").read_text()) | {"post_processor": None}
-        (plain / "tokenizer.json").write_text(json.dumps(backend))
-        rectilinear.finetune(plain, "reward", empty, **BRIEF)
+        rectilinear.finetune(plain, "reward", write_lines(tmp_path / "pairs.jsonl", pairs), **BRIEF)
 
 
-def test_a_checkpoint_without_its_weights(tiny_llama, tiny_tokenizer, data, tmp_path):
+def test_a_checkpoint_without_its_weights(tiny_llama, tmp_path):
     tiny_llama.save_pretrained(tmp_path)
-    from safetensors.torch import load_file, save_file
-
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RequestError, match=r"model.layers.1.mlp.up_proj.weight among them"):
         load_classifier(tmp_path, ("a", "b"), 1)
-
-
-def test_what_is_planted_is_not_in_the_order_of_lines(data):
-    assert len({question.texts[0].rsplit(" ", 1)[1] for question in read_task("cb", data).train}) == len(SIGNS)
-
-
-def test_records_say_what_they_are():
-    assert MetricRecord(value=1, stderr=None, baseline=0).model_dump() == {"value": 1, "stderr": None, "baseline": 0}
 
 
 @pytest.mark.slow

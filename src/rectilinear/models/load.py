@@ -135,14 +135,20 @@ def load_classifier(
         RequestError: no such model, or not one that classifies texts.
     """
     from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
 
     names = dict(enumerate(labels))
     options: dict[str, Any] = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
     options |= {"revision": revision, "trust_remote_code": trust_remote_code, "output_loading_info": True}
     loaded: PreTrainedModel
-    loaded, info = _load(
-        AutoModelForSequenceClassification, resolve(model), "classifier", dtype=torch.float32, **options
-    )
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is what was asked for
+    try:
+        loaded, info = _load(
+            AutoModelForSequenceClassification, resolve(model), "classifier", dtype=torch.float32, **options
+        )
+    finally:
+        logging.set_verbosity(verbosity)
     _check_complete(model, loaded, info, f"{loaded.base_model_prefix}.")
     loaded.config.pad_token_id = text_config(loaded.config).pad_token_id = padding
     return loaded

@@ -292,7 +292,6 @@ def _train(job: Job, seed: int, progress: Progress | None) -> tuple[PreTrainedMo
     regularizer.remove()
     trained: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trained.config.use_cache = use_cache
-    trainer.accelerator.free_memory()  # the optimizer's, before the next model comes
     return trained, tuple(trainer.state.log_history)
 
 
