@@ -1,6 +1,5 @@
 """Fine-tuning learns, can be repeated and resumed, and measures what `measure` measures."""
 
-import gc
 import json
 import statistics
 
@@ -27,13 +26,7 @@ ROWS = {"seq_len": 48, "max_tokens": 480}
 BRIEF = {**LEARN, **ROWS, "max_steps": 3}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_collections():
-    """Trainer collects garbage now and then, which takes longer than all else here where much is imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("quick_collections")
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +197,21 @@ def test_neither_padding_nor_company_changes_a_text(family, tmp_path):
     assert float(loss) == pytest.approx(float(cross_entropy(alone, torch.tensor(labels))), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["cosine", "mse"])
+def test_neither_padding_nor_company_changes_a_penalty(kind, tmp_path):
+    build("llama").save_pretrained(tmp_path)
+    model = load_classifier(tmp_path, ("a", "b"), padding=1)
+    examples = [Example((torch.arange(3, 3 + length),), (1,)) for length in (3, 9, 6)]
+    regularizer = rectilinear.Regularizer(model, kind, 0.5)
+
+    def loss(*batch):
+        inputs = Collator(1)(batch)
+        return regularizer(model(**inputs), inputs["labels"]).item()
+
+    alone = [loss(example) for example in examples]
+    assert loss(*examples) == pytest.approx(statistics.fmean(alone), rel=1e-5)
+
+
 def test_padding_on_the_left_gives_the_same_where_positions_are_relative(learnt):
     _, out = learnt
     model = AutoModelForSequenceClassification.from_pretrained(out / "seed-0").eval()
@@ -218,7 +226,7 @@ def test_padding_on_the_left_gives_the_same_where_positions_are_relative(learnt)
     assert float((sides[0] - sides[1]).abs().max()) < 1e-5 * float(sides[0].abs().max())
 
 
-def test_goes_on_with_the_seeds_that_are_done(tiny_checkpoint, data, tmp_path, monkeypatch):
+def test_goes_on_with_the_seeds_that_are_done(tiny_checkpoint, data, text_file, tmp_path, monkeypatch):
     out, options = tmp_path / "out", {**BRIEF, "seeds": 3}
     run_seed, trained = module._run_seed, []
 
@@ -238,6 +246,8 @@ def test_goes_on_with_the_seeds_that_are_done(tiny_checkpoint, data, tmp_path, m
         rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, **options)
     with pytest.raises(RequestError, match=r"another \(learning_rate 0.01 -> 0.02\)"):
         rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, resume=True, **options | {"learning_rate": 0.02})
+    with pytest.raises(RequestError, match=r"another \(rows .*, text None -> "):
+        rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, resume=True, text=text_file, **options)
     with pytest.raises(RequestError, match=r"another \(.*task 'cb' -> 'rte'"):
         rectilinear.finetune(tiny_checkpoint, "rte", data, out=out, resume=True, **options)
     assert trained == [0, 1]

@@ -41,7 +41,7 @@ def _identity(result: Finetuning) -> dict[str, Any]:
         "model": result.model.sha256,
         "task": result.task,
         "data": result.data.fingerprint,
-        "text": result.text.fingerprint,
+        "rows": result.text.fingerprint,
         **{name: value for name, value in result.settings.items() if name != "profile"},
     }
 
