@@ -29,6 +29,7 @@ contracts: $(READY)
 examples: $(READY)
 	$(BIN)/python examples/measure_any_module.py
 	$(BIN)/python examples/merge_moments.py
+	$(BIN)/python examples/watch_training.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import rectilinear
 from rectilinear.evaluation.speed import measure_speed
+from rectilinear.linearization.defaults import RATES, TAPS
 from rectilinear.linearization.fit import stand_in_options
-from rectilinear.linearization.linearize import RATES, TAPS
 from rectilinear.linearization.plan import Replacement
 from rectilinear.models.linear_block import PaddingMask, stand_in
 from rectilinear.models.load import count_parameters

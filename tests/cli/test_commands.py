@@ -40,11 +40,11 @@ def written(measured):
 def test_help_of_the_program(process):
     ran = process("--help")
     assert (ran.code, ran.err) == (0, "")
-    for name in ("inspect", "measure", "linearize", "evaluate", "demo"):
+    for name in ("inspect", "measure", "dynamics", "linearize", "evaluate", "demo"):
         assert name in ran.out
 
 
-@pytest.mark.parametrize("name", ["inspect", "measure", "linearize", "evaluate", "demo"])
+@pytest.mark.parametrize("name", ["inspect", "measure", "dynamics", "linearize", "evaluate", "demo"])
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help_of_a_command_has_an_example(command, name, option):
     ran = command(name, option)

@@ -155,6 +155,8 @@ WRONG = {
     "no seeds": (LINE + " --seeds 0", "--seeds"),
     "no rate": (LINE + " --learning-rate 0", "expected learning_rate above 0, got 0.0"),
     "no such penalty": (LINE + " --regularizer l2", "'l2'"),
+    "idle strength": (LINE + " --strength 2", "expected no --strength without --regularizer"),
+    "idle epochs": (LINE + " --max-steps 3 --epochs 1", "expected no --epochs with --max-steps"),
     "no such strength": (LINE + " --regularizer mse --strength -1", "strength of at least 0, got -1.0"),
     "no such blocks": (LINE + " --seq-len 32 --blocks model.nope", "model.layers (3 x LlamaDecoderLayer)"),
 }

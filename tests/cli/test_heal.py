@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 import rectilinear
-from rectilinear.linearization.checkpoints import Checkpoints, steps_of
+from rectilinear.linearization.checkpoints import Checkpoints
+from rectilinear.training.checkpoints import steps_of
 
 STEPS = 2000
 

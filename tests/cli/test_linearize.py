@@ -92,7 +92,6 @@ WAYS = {
         ("--blocks", "0,1,2", "--target", "attention", "--stack", "model.layers", "--dtype", "bfloat16"),
         {"blocks": [0, 1, 2], "target": "attention", "stack": "model.layers", "dtype": "bfloat16"},
     ),
-    "taps of no filter": (("--blocks", 1, "--kind", "affine", "--taps", 5), {"blocks": [1], "kind": "affine"}),
     "nothing": (("--blocks", "", "--seed", 3), {"blocks": [], "seed": 3}),
 }
 
@@ -105,6 +104,17 @@ def test_every_option_reaches_the_function(way, command, tiny_checkpoint, text_f
     made = as_a_function(tiny_checkpoint, text_file, **options)
     assert json.loads((tmp_path / "out" / "plan.json").read_text()) == json.loads(made.plan.to_json())
     assert same_weights(tmp_path / "out", made.model)
+
+
+def test_warnings_are_printed_and_written(command, tiny_checkpoint, text_file, tmp_path, reload_here):
+    few = ("--blocks", 1, "--max-tokens", 64, "--seq-len", 32, "--folds", 1)
+    ran = command("linearize", tiny_checkpoint, "--text", text_file, *few, "--out", tmp_path / "out")
+    assert (ran.code, ran.err) == (0, "")
+    warnings = json.loads((tmp_path / "out" / "plan.json").read_text())["warnings"]
+    assert [warning.split(":")[0] for warning in warnings] == ["few tokens", "a single fold"]
+    said = " ".join(ran.out.split())
+    for warning in warnings:
+        assert f"warning: {warning}" in said
 
 
 def test_a_plan_is_edited_and_fed_back(command, linearized, tiny_checkpoint, text_file, tmp_path, reload_here):
@@ -136,7 +146,10 @@ def test_what_it_wrote_is_evaluated_and_measured(command, linearized, text_file,
         refused = command(verb, linearized[1], *text)
         assert refused.code == 2
         assert "try --trust-remote-code" in refused.err
+        if verb == "evaluate":
+            assert f"warning:{linearized[1]}wasfittedontheseveryrows" in "".join(trusted.out.split())
     written = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
+    assert len(written["warnings"]) == 1
     plan = json.loads((linearized[1] / "plan.json").read_text())
     assert written["parameters"] == plan["parameters"]["after"]
     again = command(
@@ -166,6 +179,19 @@ WRONG = {
     "negative budget": ("--budget=-5%", "--budget above 0%"),
     "nan budget": ("--budget nan%", "--budget above 0%"),
     "budget in words": ("--budget half", "expected --budget 25%, got 'half'"),
+    "budget without %": ("--budget 20", "expected --budget 25% or 0.25, got '20'; try --budget 20%"),
+    "stack as blocks": ("--blocks model.layers --count 1", "for a path try --stack"),
+    "taps of no filter": (
+        "--blocks 1 --kind affine --taps 3",
+        "expected no --taps with --kind affine, where it changes",
+    ),
+    "rates of no filter": ("--count 1 --kind drop --rates 1", "expected no --rates with --kind drop"),
+    "kind beside a plan": ("--plan {plan} --kind filter", "expected no --kind with --plan"),
+    "rank beside a plan": ("--plan {plan} --rank 2", "expected no --rank with --plan"),
+    "merge beside a plan": ("--plan {plan} --merge", "expected no --merge with --plan"),
+    "an order of given blocks": ("--blocks 1 --select score", "expected no --select with --blocks"),
+    "a rate of no healing": ("--blocks 1 --heal-learning-rate 0.001", "no --heal-learning-rate without --heal-steps"),
+    "logits of no healing": ("--blocks 1 --heal-steps 0 --heal-logits 1", "no --heal-logits without --heal-steps"),
     "no percent": ("--budget %", "expected --budget 25%, got '%'"),
     "no loss": ("--max-loss-increase 0", "--max-loss-increase above 0"),
     "loss in words": ("--max-loss-increase some", "--max-loss-increase"),
@@ -181,7 +207,11 @@ WRONG = {
     "negative": ("--blocks=-1", "expected --blocks 2,3"),
     "twice": ("--blocks 1,1", "got block 1 twice"),
     "path": ("--blocks model.layers", "for a path try --stack"),
-    "no such stack": ("--blocks 1 --stack model.nope", "model.layers (3 x LlamaDecoderLayer)"),
+    "no such stack": (
+        "--blocks 1 --stack model.nope",
+        "(--stack to linearize; ",
+    ),
+    "other stacks": ("--blocks 1 --stack model.nope", "model.layers (3 x LlamaDecoderLayer)"),
     "rank": ("--blocks 1 --rank 16", "expected a rank below the width of 16"),
     "no rank": ("--blocks 1 --rank 0", "--rank"),
     "rank of nothing": ("--blocks 1 --rank 2 --kind drop", "got drop, rank 2"),

@@ -1,6 +1,8 @@
 """From a name and a text to one record; two models on the same rows."""
 
+import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,6 +116,34 @@ def test_a_model_against_itself(tiny_checkpoint, text_file):
     found = rectilinear.evaluate(tiny_checkpoint, text_file, against=tiny_checkpoint, **SIZE).differences
     assert (found.loss, found.loss_stderr, found.perplexity_ratio) == (0.0, 0.0, 1.0)
     assert (found.parameters, found.cache_bytes) == (0, 1.0)
+
+
+def test_text_that_a_checkpoint_was_fitted_on_is_warned_of(exported, load, tiny_checkpoint, text_file, tmp_path):
+    fitted = exported("llama", (1,), kind="drop")
+    copied, other = tmp_path / "copied.txt", tmp_path / "other.txt"
+    copied.write_text(text_file.read_text())
+    other.write_text("\n".join(text_file.read_text().split("\n")[2:]))
+
+    def warned(model, text=text_file, **options):
+        options = {"max_tokens": 2048, "seq_len": 32, "device": "cpu", "speed": False, **options}
+        return rectilinear.evaluate(model, text, **options).warnings
+
+    rows = f"{fitted} was fitted on these very rows ({text_file}), which flatters it; evaluate it on other text"
+    assert warned(fitted) == warned(fitted, copied) == warned(load(fitted, False)) == (rows,)
+    assert warned(tiny_checkpoint, against=fitted) == (rows,)
+    assert warned(fitted, max_tokens=1024) == (rows.replace("these very rows", "this text, perhaps these rows"),)
+    assert warned(fitted, other) == warned(fitted, copied, max_tokens=1024) == ()
+    assert warned(tiny_checkpoint) == ()
+
+
+def test_other_generated_stories_are_other_text(exported, tmp_path):
+    plan = json.loads((exported("llama", (1,), kind="drop") / "plan.json").read_text())
+    plan["data"]["source"] = "stories"
+    shutil.copytree(exported("llama", (1,), kind="drop"), tmp_path / "saved")
+    (tmp_path / "saved" / "plan.json").write_text(json.dumps(plan))
+    for seed, warnings in ((0, 1), (1, 0)):
+        size = {"max_tokens": 320, "seq_len": 32, "device": "cpu", "speed": False}
+        assert len(rectilinear.evaluate(tmp_path / "saved", "stories", seed=seed, **size).warnings) == warnings
 
 
 def test_modules_are_evaluated_as_they_are(tiny_llama, tiny_tokenizer, text_file, pair):

@@ -37,7 +37,7 @@ def pair(tiny_llama, tiny_tokenizer, text_file):
 
 def test_keys_of_one_model(alone):
     written = json.loads(alone.to_json())
-    assert written.keys() == {"schema", "data", "settings", *MEASURED}
+    assert written.keys() == {"schema", "data", "settings", "warnings", *MEASURED}
     assert next(iter(written)) == "schema"
     assert written["schema"] == "rectilinear.evaluation/1"
     assert written["tokens_per_second"] == {"prefill": None, "decode": None}
@@ -56,7 +56,7 @@ def test_keys_of_one_model(alone):
 
 def test_keys_of_two_models(pair):
     written = json.loads(pair.to_json())
-    assert written.keys() == {"schema", "data", "settings", "against", "differences", *MEASURED}
+    assert written.keys() == {"schema", "data", "settings", "against", "differences", "warnings", *MEASURED}
     assert written["against"].keys() == MEASURED
     ratios = {"perplexity_ratio", "tokens_per_second", "cache_bytes"}
     assert written["differences"].keys() == {"loss", "loss_stderr", "parameters", *ratios}

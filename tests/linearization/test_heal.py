@@ -13,12 +13,13 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import rectilinear
 from rectilinear.errors import JobError, RequestError
-from rectilinear.linearization.checkpoints import Checkpoints, steps_of
+from rectilinear.linearization.checkpoints import Checkpoints
 from rectilinear.linearization.fit import Workbench, fit_all, merge_edits, noting_padding
 from rectilinear.linearization.heal import _Lesson, _Pupil, heal
 from rectilinear.linearization.plan import Healing, Replacement
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.linear_block import PaddingMask
+from rectilinear.training.checkpoints import steps_of
 from tests.conftest import VOCABULARY, build_llama
 
 ROWS, LENGTH, BLOCKS = 24, 16, 4
@@ -272,6 +273,32 @@ def test_stopped_before_a_checkpoint_leaves_nothing(fitted, ids, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), Exception("I/O error: (os error 28)")],
+    ids=["python", "safetensors"],
+)
+def test_a_checkpoint_that_cannot_be_written(error, fitted, ids, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise error
+
+    monkeypatch.setattr("transformers.Trainer.save_model", full)
+    bench, fits = fitted(BLOCK)
+    with pytest.raises(JobError, match=r"cannot keep checkpoints in .*heal: No space left on device"):
+        heal(bench, fits, ids, Healing(steps=2), Checkpoints(tmp_path / "heal", {}))
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_error_while_training_is_not_one_of_checkpoints(fitted, ids, tmp_path):
+    def unreadable(*what):
+        if what[0] == "heal":
+            raise OSError(5, "Input/output error")
+
+    bench, fits = fitted(BLOCK)
+    with pytest.raises(OSError, match="Input/output error"):
+        heal(with_progress(bench, unreadable), fits, ids, Healing(steps=2), Checkpoints(tmp_path / "heal", {}))
+
+
 def test_other_seeds_order_rows_otherwise(fitted, ids):
     bench, fits = fitted(BLOCK)
     ended = []
@@ -285,7 +312,7 @@ def test_other_seeds_order_rows_otherwise(fitted, ids):
 
 def test_a_loss_that_is_not_finite(fitted, ids):
     bench, fits = fitted(BLOCK)
-    with pytest.raises(JobError, match=r"got (nan|inf) at step 2; try a smaller --heal-learning-rate"):
+    with pytest.raises(JobError, match=r"got (nan|inf) at step 2; there is no checkpoint from before it; try a smaller --heal-learning-rate"):
         heal(bench, fits, ids, Healing(steps=5, learning_rate=1e38))
     assert torch.get_default_dtype() is torch.float32
 
@@ -367,7 +394,10 @@ class TestLinearize:
         assert record.mse_after != record.mse_before
         healed.save(tmp_path)
         assert json.loads((tmp_path / "plan.json").read_text())["heal"] == record.model_dump()
-        assert "Healed in 20 steps" in (tmp_path / "README.md").read_text()
+        card = (tmp_path / "README.md").read_text()
+        assert f"before, {record.loss_before:.4f} after the fit. Stand-ins" in card
+        assert f"Healed in 20 steps: relative error of hidden states {record.mse_before:.4g} -> " in card
+        assert f"-> {record.loss_after:.4f} nats per token" in card
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).eval()
         assert all(map(torch.equal, loaded.state_dict().values(), healed.model.state_dict().values()))
         torch.testing.assert_close(

@@ -1,17 +1,30 @@
 """The function as a whole: its requests, its results, and how good stand-ins of a real model are."""
 
 import math
+import re
+from unittest.mock import patch
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rectilinear
 from rectilinear import RequestError
+from tests.conftest import WIDTH
 from tests.families import build
 from tests.linearization.conftest import FITTED, loss_by_hand
 
 WRONG = {
     "nothing": ({}, "expected one of --blocks, --count, --budget, --max-loss-increase, --plan, got none"),
+    "blocks as text": ({"blocks": "1"}, r"expected blocks=\[2, 3\] \(indices, counted from 0\), got '1'"),
+    "a number of blocks": ({"blocks": 1}, r"expected blocks=\[2, 3\] .*, got 1"),
+    "half a block": ({"blocks": [0.5]}, r"expected blocks=\[2, 3\] .*, got \[0.5\]"),
+    "count as text": ({"count": "2"}, "expected a whole number for count, got '2'"),
+    "half a count": ({"count": 1.5}, "expected a whole number for count, got 1.5"),
+    "budget as text": ({"budget": "20%"}, "expected a number for budget, got '20%'"),
+    "loss as text": ({"max_loss_increase": "0.1"}, "expected a number for max_loss_increase, got '0.1'"),
+    "rates as text": ({"blocks": [1], "rates": "1,0.8"}, "wrong rates: .*, got '1,0.8'"),
+    "one rate": ({"blocks": [1], "rates": 1.0}, "wrong rates: .*, got 1.0"),
     "two": ({"blocks": [1], "count": 1}, "got --blocks and --count"),
     "budgets": ({"budget": 0.1, "max_loss_increase": 0.1}, "got --budget and --max-loss-increase"),
     "beyond": ({"blocks": [3]}, "blocks from 0 to 2, got 3"),
@@ -53,11 +66,32 @@ def test_wrong_requests_are_refused_before_any_work(name, linearize, nothing_run
     assert "\n" not in str(raised.value)
 
 
+WITHOUT_WEIGHTS = {
+    "beyond": ({"blocks": [3]}, "blocks from 0 to 2, got 3"),
+    "count": ({"count": 4}, "--count from 1 to 3"),
+    "rank": ({"blocks": [1], "rank": WIDTH}, f"rank below the width of {WIDTH}"),
+    "budget": ({"budget": 0.99}, "--budget above 0% and up to "),
+    "folded first": ({"blocks": [0], "kind": "folded"}, "needs a block before it"),
+    "stack": ({"blocks": [0], "stack": "model.nope"}, "model.layers"),
+    "healing": ({"count": 1, "kind": "drop", "heal_steps": 1}, "got only dropped blocks"),
+    "rows": ({"count": 1, "select": "loss", "max_tokens": 32}, "at least two rows to choose by loss"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_WEIGHTS)
+def test_what_needs_no_weights_is_refused_before_they_are_loaded(name, linearize, tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr("rectilinear.models.origin.load_model", lambda *args, **options: pytest.fail("weights loaded"))
+    options, says = WITHOUT_WEIGHTS[name]
+    with pytest.raises(RequestError, match=says):
+        linearize(tiny_checkpoint, **options)
+
+
 @pytest.mark.parametrize("options", [{"max_tokens": 32}, {"max_tokens": 64}])
 @pytest.mark.parametrize("way", [{"blocks": [1]}, {"count": 1}, {"count": 1, "kind": "drop", "select": "influence"}])
 def test_as_little_text_as_there_can_be(way, options, linearize):
     made = linearize(build("llama"), **way, **options)
     selection = made.plan.selection
+    assert selection.budget == ("1 block" if "count" in way else None)
     if options["max_tokens"] == 32:
         assert (selection.loss_before, selection.loss_after, selection.tokens) == (None, None, 0)
     else:
@@ -86,6 +120,14 @@ def test_losses_in_the_plan_are_of_the_rows_held_out(linearize, rows):
     assert made.plan.selection.loss_after == pytest.approx(loss_by_hand(made.model, rows[FITTED:]), abs=1e-5)
 
 
+def test_indices_may_be_an_array(linearize):
+    plan = linearize(build("llama"), blocks=torch.tensor([2, 1]).numpy(), kind="drop").plan
+    assert [one.blocks for one in rectilinear.Plan.model_validate_json(plan.to_json()).replacements] == [
+        (1,),
+        (2,),
+    ]
+
+
 def test_running_twice_gives_the_same_bits(linearize):
     one, two = (linearize(build("gpt2"), count=2, kind="filter", rank=5) for _ in range(2))
     assert one.plan.replacements == two.plan.replacements
@@ -95,8 +137,16 @@ def test_running_twice_gives_the_same_bits(linearize):
 
 def test_the_model_card_says_how_to_load_it(linearized, exported):
     for blocks, options, trusted in (((0,), {}, True), ((1,), {"kind": "drop"}, False)):
-        card = (exported("llama", blocks, **options) / "README.md").read_text()
-        assert ("trust_remote_code=True" in card) == trusted
+        folder = exported("llama", blocks, **options)
+        card = (folder / "README.md").read_text()
+        code = re.search("```python\n(.*)```", card, re.DOTALL)[1].replace("path", repr(str(folder)))
+        with (
+            patch.object(AutoModelForCausalLM, "from_pretrained") as loads,
+            patch.object(AutoTokenizer, "from_pretrained") as reads,
+        ):
+            exec(code, {})
+        for called in (loads, reads):
+            called.assert_called_once_with(str(folder), **({"trust_remote_code": True} if trusted else {}))
         assert card.startswith("---\n")
         plan = linearized("llama", blocks, **options).plan
         assert f"{plan.parameters.after:,}" in card

@@ -1,6 +1,7 @@
 """Plans: what they refuse, and that they can be written, read, edited and carried out again."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -110,6 +111,16 @@ def test_a_plan_that_was_edited_by_hand(linearize, tmp_path):
         assert torch.equal(one, other)
 
 
+def test_a_filter_that_names_no_taps_and_rates_is_the_usual_one(linearize, tmp_path):
+    made = linearize(build("llama"), blocks=[1])
+    recipe = json.loads(made.plan.to_json())
+    recipe["replacements"] = [{"kind": "filter", "blocks": [1]}]
+    (tmp_path / "plan.json").write_text(json.dumps(recipe))
+    assert linearize(build("llama"), plan=tmp_path).plan.replacements == made.plan.replacements
+    none = Replacement(kind="filter", blocks=(1,), taps=0, rates=())
+    assert (none.taps, none.rates) == (0, ())
+
+
 def test_a_plan_says_what_was_done_to_what(linearize):
     model = build("llama")
     made = linearize(model, blocks=[0, 2], kind="filter", rank=4, taps=2)
@@ -128,6 +139,34 @@ def test_a_plan_says_what_was_done_to_what(linearize):
     assert plan.selection.select == "by hand"
 
 
+def test_warnings_say_what_to_do(linearize):
+    def warned(**options):
+        return linearize(build("llama"), kind="affine", **options).plan.warnings
+
+    # 24 features, 1856 tokens to fit on; 928 would not do for 48.
+    assert warned(blocks=[0, 2]) == ()
+    few, none = warned(blocks=[0, 2], max_tokens=448, folds=1)
+    assert few.startswith("few tokens: 416 for up to 24 features (block 0, block 2), ")
+    assert "20 a feature would do: 480 to fit on" in few
+    assert "a single fold: none is held out to choose a ridge by" in none
+    assert warned(blocks=[0, 2], max_tokens=576) == ()  # 512 to fit on
+    [one] = warned(blocks=[1], max_tokens=64, seq_len=64, folds=4)[1:]
+    assert "a single fold" in one
+    assert linearize(build("llama"), kind="drop", blocks=[1], folds=1, max_tokens=64).plan.warnings == ()
+
+
+def test_a_stand_in_that_is_larger_is_warned_of_and_the_rank_it_names_is_not(linearize):
+    asked = {"target": "attention", "taps": 1, "rates": (1.0,)}
+    plan = linearize(build("llama"), blocks=[0, 1], **asked).plan
+    [grown] = plan.warnings
+    before, after = plan.replacements[0].fit.parameters_before, plan.replacements[0].fit.parameters_after
+    assert before < after == (3 * WIDTH + 1) * WIDTH
+    assert f"parameters {before:,} -> {after:,} (attention 0), {before:,} -> {after:,} (attention 1); --rank " in grown
+    rank = int(re.search(r"--rank (\d+) or less", grown)[1])
+    assert linearize(build("llama"), blocks=[0], rank=rank, **asked).plan.warnings == ()
+    assert len(linearize(build("llama"), blocks=[0], rank=rank + 1, **asked).plan.warnings) == 1
+
+
 def test_a_plan_for_another_model_is_refused(linearize):
     plan = linearize(build("llama"), blocks=[1], kind="affine").plan
     other = build("llama")
@@ -144,16 +183,21 @@ def test_a_plan_with_what_cannot_be_done_is_refused(linearize, tmp_path):
     text = (tmp_path / "plan.json").read_text()
     for change, says in (
         ({"blocks": [7]}, "blocks from 0 to 2, got 7"),
-        ({"blocks": []}, "plan.json"),
-        ({"kind": "magic"}, "plan.json"),
-        ({"taps": -1}, "plan.json"),
-        ({"colour": "red"}, "plan.json"),
+        ({"blocks": []}, r"plan.json: .*replacements.0.blocks: .* at least 1 item .*, got \[\]"),
+        ({"kind": "magic"}, r"replacements.0.kind: .* 'drop', 'folded', 'affine' or 'filter', got 'magic'"),
+        ({"taps": -1}, "replacements.0.taps: .* greater than or equal to 0, got -1"),
+        ({"rank": "half"}, "replacements.0.rank: .* integer, .*, got 'half'"),
+        ({"colour": "red"}, "replacements.0: expected kind, target, blocks, rank, taps, rates, fit, got colour"),
     ):
         recipe = json.loads(text)
         recipe["replacements"][0].update(change)
         (tmp_path / "plan.json").write_text(json.dumps(recipe))
-        with pytest.raises(RequestError, match=says):
+        with pytest.raises(RequestError, match=says) as raised:
             linearize(build("llama"), plan=tmp_path / "plan.json")
+        assert "\n" not in str(raised.value)
+    (tmp_path / "plan.json").write_text(text.replace('"kind"', '"sort"'))
+    with pytest.raises(RequestError, match=r"replacements.0: expected kind, .*, got sort\)$"):
+        linearize(build("llama"), plan=tmp_path / "plan.json")
     for content in ("no JSON", "[]", "{}", '{"schema": "rectilinear.profile/1"}'):
         (tmp_path / "plan.json").write_text(content)
         with pytest.raises(RequestError, match="plan"):

@@ -231,13 +231,14 @@ def test_the_head_is_not_run():
     rectilinear.measure(model, [token_rows()])
 
 
+@pytest.mark.parametrize("rows", [2, 24])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_activations_that_are_not_finite_name_their_block(value):
+def test_activations_that_are_not_finite_name_their_block(value, rows):
     model = build("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = value
     with pytest.raises(JobError, match=r"^block 1: "):
-        rectilinear.measure(model, [token_rows()])
+        rectilinear.measure(model, [token_rows(rows)])
 
 
 def test_memory_does_not_grow_with_the_number_of_tokens():

@@ -1,7 +1,11 @@
 """Checkpoints of edited models: what is in them, how they load, and that a bad one is noticed."""
 
+import copy
+import io
 import json
 import os
+import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -235,6 +239,52 @@ def test_an_empty_plan_changes_nothing(family, text_file, tiny_tokenizer, tmp_pa
         assert type(other) is type(model)
         assert difference(model, other, ids) == 0
     assert made.plan.selection.loss_before == made.plan.selection.loss_after
+
+
+# Copies by other means.
+
+
+@pytest.mark.parametrize("way", ["filter", "attention", "no mlp"])
+def test_a_model_with_stand_ins_is_pickled_and_copied(way, linearized, exported, load):
+    ids, mask = token_rows(3), torch.ones(3, 20, dtype=torch.long)
+    mask[1, :7] = 0
+    for model in (linearized("llama", **WAYS[way]).model, load(exported("llama", **WAYS[way]))):
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        for again in (torch.load(file, weights_only=False), pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+            assert type(again) is type(model)
+            assert type(again.config) is type(model.config)
+            assert {type(module) for module in again.modules()} == {type(module) for module in model.modules()}
+            assert not {id(tensor) for tensor in again.parameters()} & {id(tensor) for tensor in model.parameters()}
+            with torch.no_grad():
+                one, two = (m(ids, attention_mask=mask, use_cache=False).logits for m in (model, again))
+            assert torch.equal(one, two)
+            assert cached_difference(again, *prompts()) < CLOSE
+
+
+@pytest.mark.slow
+def test_a_pickle_loads_in_a_fresh_process(linearized, tmp_path):
+    model = linearized("llama", **WAYS["filter"]).model
+    torch.save(model, tmp_path / "model.pt")
+    code = "import sys, torch; print(type(torch.load(sys.argv[1], weights_only=False).model.layers[0]).__name__)"
+    run = [sys.executable, "-c", code, str(tmp_path / "model.pt")]
+    assert subprocess.run(run, capture_output=True, encoding="utf-8").stdout == "LinearLlamaDecoderLayer\n"
+
+
+def test_a_device_map_leaves_stand_ins_whole(linearized, exported, tmp_path, load):
+    asked = {"blocks": (0, 1), "rank": 20}
+    model, folder = linearized("llama", **asked).model, exported("llama", **asked)
+    size = {name: 4 * sum(p.numel() for p in module.parameters()) for name, module in model.named_modules()}
+    # Room for the embeddings, the first stand-in and the first factor of the second.
+    room = size["model.embed_tokens"] + size["model.layers.0"] + size["model.layers.1"] - 100
+    places = {"device_map": "auto", "max_memory": {"cpu": room + size["model.layers.2"]}, "offload_folder": tmp_path}
+    spread = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **places)
+    assert set(spread.hf_device_map.values()) == {"cpu", "disk"}
+    assert not [place for place in spread.hf_device_map if re.match(r"model\.layers\.\d\.", place)]
+    assert model._no_split_modules == spread._no_split_modules == {"LlamaDecoderLayer", "LinearLlamaDecoderLayer"}
+    assert difference(spread, model, token_rows(2)) == 0
+    assert cached_difference(spread, *prompts()) < CLOSE
 
 
 # What the check must notice.

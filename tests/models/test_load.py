@@ -202,6 +202,18 @@ def test_structure_of_no_decoder_is_refused():
     assert "got vit" in refusal(build_without_weights, ViTConfig())
 
 
+def test_a_model_that_reads_numbers_as_it_is_built(tiny_llama, monkeypatch):
+    class Ours(type(tiny_llama)):
+        def __init__(self, config):
+            super().__init__(config)
+            self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", lambda config, **options: Ours(config))
+    model = build_without_weights(tiny_llama.config)
+    assert model.rates == [0, 0.5, 1]
+    assert {tensor.device.type for tensor in model.parameters()} == {"meta"}
+
+
 def test_describe_says_what_the_config_asked_for():
     config = LlamaConfig(
         vocab_size=100,

@@ -26,7 +26,7 @@ def stdout() -> Console:
 
 @contextmanager
 def progress() -> Iterator[Report]:
-    """A progress bar with an ETA on a terminal, silence elsewhere; libraries' own bars are off."""
+    """A bar of the present stage with an ETA on a terminal, silence elsewhere; libraries' own bars are off."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -34,12 +34,13 @@ def progress() -> Iterator[Report]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks: dict[str, int] = {}
+        bar.add_task("", visible=False)
+        [task] = bar.tasks
 
         def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)  # type: ignore[assignment]
-            bar.update(tasks[stage], completed=done)  # type: ignore[arg-type]
+            if stage != task.description or done < task.completed:  # another stage, or the same one again
+                bar.reset(task.id, description=stage, total=total, visible=True)
+            bar.update(task.id, completed=done)
 
         yield report
 

@@ -10,6 +10,7 @@ from rectilinear.cli.options import DTypeName, RegularizerName
 
 
 def finetune(
+    context: typer.Context,
     model: options.Model,
     task: options.Task,
     data: options.TaskData = None,
@@ -42,6 +43,11 @@ def finetune(
 
     Example: rectilinear finetune MODEL --task cb --data superglue --seeds 3 --out finetuned
     """
+    options.refuse_idle(
+        context,
+        (regularizer is RegularizerName.none, "without --regularizer", ("strength",)),
+        (max_steps is not None, "with --max-steps", ("epochs",)),
+    )
     check_out(out, overwrite or resume)
 
     import rectilinear

@@ -7,12 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import typer
+
 from rectilinear.cli import options
 from rectilinear.cli.console import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, KindName, SelectName, TargetName, parse_batch_size
+from rectilinear.linearization.defaults import RATES, TAPS
+
+_USUAL_RATES = ",".join(f"{rate:g}" for rate in RATES)
 
 
 def linearize(
+    context: typer.Context,
     model: options.Model,
     text: options.Text,
     out: options.RequiredOut,
@@ -25,8 +31,8 @@ def linearize(
     plan: options.Plan = None,
     select: options.Select = SelectName.score,
     rank: options.Rank = None,
-    taps: options.Taps = 3,
-    rates: options.Rates = "1,0.8",
+    taps: options.Taps = TAPS,
+    rates: options.Rates = _USUAL_RATES,
     merge: options.Merge = False,
     heal_steps: options.HealSteps = 0,
     heal_learning_rate: options.HealLearningRate = 1e-3,
@@ -55,6 +61,13 @@ def linearize(
 
     Example: rectilinear linearize storyteller --text stories --kind filter --count 2 --out smaller
     """
+    options.refuse_idle(
+        context,
+        (plan is not None, "with --plan", ("kind", "target", "rank", "taps", "rates", "merge", "select")),
+        (blocks is not None, "with --blocks", ("select",)),
+        (kind is not KindName.filter, f"with --kind {kind.value}", ("taps", "rates")),
+        (not heal_steps, "without --heal-steps", ("heal_learning_rate", "heal_logits")),
+    )
     out = out.resolve()
     check_out(out, overwrite)
     rows_at_once = parse_batch_size(batch_size)
@@ -64,7 +77,7 @@ def linearize(
     checkpoints = out.with_name(f"{out.name}.heal") if heal_steps else None
 
     import rectilinear
-    from rectilinear.linearization.checkpoints import discard_checkpoints
+    from rectilinear.linearization.checkpoints import discard_healing
     from rectilinear.report.tables import print_plan
 
     with _pointing_to(checkpoints), progress() as report:
@@ -106,7 +119,7 @@ def linearize(
         )
         linearized.save(out)
         if checkpoints:
-            discard_checkpoints(checkpoints)
+            discard_healing(checkpoints)
     print_plan(linearized.plan, stdout())
     print(f"wrote the checkpoint, plan.json and README.md to {Path(out)}; loaded again in a fresh process, it agrees")
 

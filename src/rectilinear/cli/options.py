@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -268,6 +269,24 @@ TrustRemoteCode = Annotated[
 ]
 
 
+def refuse_idle(context: typer.Context, *rules: tuple[bool, str, Sequence[str]]) -> None:
+    """Refuse options that were given and change nothing.
+
+    Args:
+        context: of the command.
+        rules: each says whether it holds, the circumstances, and which parameters change nothing in them.
+
+    Raises:
+        RequestError: one of them was given.
+    """
+    for holds, circumstances, names in rules:
+        for name in names if holds else ():
+            source = context.get_parameter_source(name)
+            if source is not None and source.name != "DEFAULT":
+                option = f"--{name.replace('_', '-')}"
+                raise RequestError(f"expected no {option} {circumstances}, where it changes nothing; try without it")
+
+
 def parse_batch_size(value: str) -> int | Literal["auto"]:
     """The number in ``--batch-size``, or ``"auto"``.
 
@@ -316,9 +335,12 @@ def parse_share(value: str | None) -> float | None:
     if value is None:
         return None
     try:
-        return float(value[:-1]) / 100 if value.endswith("%") else float(value)
+        share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
     except ValueError:
         raise RequestError(f"expected --budget 25%, got {value!r}") from None
+    if share >= 1 and not value.endswith("%"):
+        raise RequestError(f"expected --budget 25% or 0.25, got {value!r}; try --budget {value}%")
+    return share
 
 
 def parse_rates(value: str) -> list[float]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,12 +13,13 @@ from rectilinear.data.pack import TokenRows
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.record import Evaluation, Measurements, SpeedRecord, compare, finite
 from rectilinear.evaluation.speed import REPEATS, measure_speed, plan_speed
+from rectilinear.linearization.plan import Plan
 from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.measurement.records import DataRecord, record_environment, record_model
 from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.load import DType
+from rectilinear.models.load import DType, resolve
 from rectilinear.models.origin import Origin, Text
 
 if TYPE_CHECKING:
@@ -105,6 +107,9 @@ def evaluate(
         settings=settings,
         against=theirs,
         differences=differences,
+        warnings=tuple(
+            warning for origin in origins if origin.name for warning in _fitted_on(origin.name, rows, reading)
+        ),
     )
 
 
@@ -119,6 +124,27 @@ def _same_rows(origins: list[Origin], reading: Text, tokenizer: PreTrainedTokeni
                 "try --against a model with the same tokenizer"
             )
     return first
+
+
+def _fitted_on(name: str, rows: TokenRows, reading: Text) -> list[str]:
+    """A warning where the plan beside a checkpoint says that these rows, or others of this text, went into it."""
+    try:
+        plan = Plan.load(resolve(name))
+    except RequestError:  # nothing that was linearized
+        return []
+    if plan.data.fingerprint == rows.fingerprint:
+        which = "these very rows"
+    elif _text_of(plan.data.source, plan.settings) == _text_of(reading.source, vars(reading)):
+        which = "this text, perhaps these rows"
+    else:
+        return []
+    return [f"{name} was fitted on {which} ({plan.data.source}), which flatters it; evaluate it on other text"]
+
+
+def _text_of(source: str | Path, settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides which text a source gives."""
+    seed = settings.get("seed") if str(source) == "stories" else None
+    return Path(source).expanduser().resolve(), seed, *(settings.get(key) for key in ("column", "config", "split"))
 
 
 def _prompt_lengths(origins: list[Origin], seq_len: int) -> tuple[int, int]:

@@ -55,6 +55,7 @@ class Evaluation(Measurements, ResultFile):
     settings: dict[str, Any]
     against: Measurements | None = None
     differences: Differences | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The text of ``evaluation.json``; without ``against`` and ``differences`` where there are none."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from rectilinear.linearization.plan import Plan, Replacement, needs_stand_in
+from rectilinear.linearization.plan import Plan, Replacement
 
 
-def model_card(plan: Plan) -> str:
-    """The text of ``README.md``: the recipe and its numbers, with the metadata that the Hub reads."""
+def model_card(plan: Plan, own_code: bool) -> str:
+    """The text of ``README.md``: the recipe and its numbers, with the metadata that the Hub reads.
+
+    Args:
+        plan: what was done.
+        own_code: whether the checkpoint brings code that is to be trusted.
+    """
     from huggingface_hub import ModelCardData
 
     metadata = ModelCardData(
         base_model=plan.model.id, library_name="transformers", pipeline_tag="text-generation", tags=["rectilinear"]
     )
-    own_code = any(map(needs_stand_in, plan.replacements))
     lines = [
         "---",
         metadata.to_yaml(),
@@ -21,7 +25,7 @@ def model_card(plan: Plan) -> str:
         f"# {plan.model.id}, linearized",
         "",
         f"Rectilinear replaced parts of `{plan.model.id}` "
-        f"({plan.model.architecture}, {plan.model.num_blocks} blocks of width {plan.model.width}, weights SHA-256 "
+        f"({plan.model.architecture}, width {plan.model.width}, blocks: {plan.model.num_blocks}, weights SHA-256 "
         f"`{plan.model.sha256[:16]}`). `plan.json` has the whole recipe.",
         "",
         "| blocks | target | by | rank | parameters before | after | held-out share of the target explained |",
@@ -31,20 +35,26 @@ def model_card(plan: Plan) -> str:
     ]
     if plan.parameters:
         before, after = plan.parameters.before, plan.parameters.after
-        lines += [f"Parameters: {before:,} before, {after:,} after ({1 - after / before:.1%} fewer).", ""]
-    chosen = plan.selection
+        lines += [f"Parameters: {before:,} before, {after:,} after ({after / before - 1:+.1%}).", ""]
+    chosen, healed = plan.selection, plan.heal
     if chosen and chosen.loss_before is not None and chosen.loss_after is not None:
+        then = "after the fit" if healed else "after"
         lines += [
             f"Loss on {chosen.tokens:,} held-out tokens of `{plan.data.source}`: {chosen.loss_before:.4f} nats per "
-            f"token before, {chosen.loss_after:.4f} after. Stand-ins were fitted on other rows of the same text.",
+            f"token before, {chosen.loss_after:.4f} {then}. Stand-ins were fitted on other rows of the same text.",
             "",
         ]
-    healed = plan.heal
     if healed:
         lines += [f"{healed}.", ""]
     options = ", trust_remote_code=True" if own_code else ""
-    load = f"model = AutoModelForCausalLM.from_pretrained(path{options})"
-    lines += ["```python", "from transformers import AutoModelForCausalLM", "", load, "```"]
+    lines += [
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained(path{options})",
+        f"model = AutoModelForCausalLM.from_pretrained(path{options})",
+        "```",
+    ]
     return "\n".join(lines) + "\n"
 
 

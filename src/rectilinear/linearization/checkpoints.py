@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import RequestError
+from rectilinear.training.checkpoints import discard_checkpoints, keeping, last_checkpoint
 
 # Beside the checkpoints: what they are checkpoints of.
 _RECIPE = "heal.json"
@@ -53,20 +53,19 @@ class Checkpoints:
             JobError: it cannot be written.
         """
         try:
-            if self._found() != self.recipe:
-                discard_checkpoints(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / _RECIPE).write_text(json.dumps(self.recipe, indent=2) + "\n", encoding="utf-8")
+            with keeping(self.folder):
+                if self._found() != self.recipe:
+                    discard_healing(self.folder)
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / _RECIPE).write_text(json.dumps(self.recipe, indent=2) + "\n", encoding="utf-8")
             yield self.folder
-        except OSError as error:
-            raise JobError(f"cannot keep checkpoints in {self.folder}: {error.strerror or error}") from error
         finally:
             if self.last() is None:
-                discard_checkpoints(self.folder)
+                discard_healing(self.folder)
 
     def last(self) -> Path | None:
-        """The last checkpoint that was written to its end: Trainer writes its own state last."""
-        return max((path for path in self.folder.glob("checkpoint-*") if _whole(path)), key=steps_of, default=None)
+        """See `last_checkpoint`."""
+        return last_checkpoint(self.folder)
 
     def _found(self) -> dict[str, Any]:
         try:
@@ -76,23 +75,9 @@ class Checkpoints:
         return found if isinstance(found, dict) else {}
 
 
-def discard_checkpoints(folder: Path) -> None:
+def discard_healing(folder: Path) -> None:
     """Remove the checkpoints and the recipe of a folder, and the folder if nothing else is in it."""
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path)
+    discard_checkpoints(folder)
     (folder / _RECIPE).unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-
-
-def steps_of(checkpoint: Path) -> int:
-    """Steps that a checkpoint was made after."""
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def _whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from numbers import Integral, Real
+from types import NoneType
 from typing import Literal
 
 import torch
@@ -37,21 +39,31 @@ class Budget:
         count: number of blocks.
         share: of the model's parameters, to be saved at least.
         loss: nats per token, by which the loss on held-out rows may rise at most.
+
+    Raises:
+        RequestError: something that is no number.
     """
 
     count: int | None = None
     share: float | None = None
     loss: float | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.count, (Integral, NoneType)):
+            raise RequestError(f"expected a whole number for count, got {self.count!r}")
+        for name, value in (("budget", self.share), ("max_loss_increase", self.loss)):
+            if not isinstance(value, (Real, NoneType)):
+                raise RequestError(f"expected a number for {name}, got {value!r}")
+
     def __str__(self) -> str:
         if self.count is not None:
-            return f"{self.count} blocks"
+            return f"{self.count} block{'s' * (self.count != 1)}"
         return f"{self.share:.1%} of parameters" if self.share is not None else f"{self.loss} nats per token"
 
 
 def group(indices: Sequence[int], template: Replacement, merge: bool) -> list[Replacement]:
     """Replacements of some blocks like a template; consecutive blocks share one where they are merged or folded."""
-    indices = sorted(indices)
+    indices = sorted(map(int, indices))
     if not (merge or template.kind == "folded"):
         return [template.model_copy(update={"blocks": (index,)}) for index in indices]
     runs = groupby(enumerate(indices), lambda item: item[1] - item[0])

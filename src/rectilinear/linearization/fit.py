@@ -121,7 +121,12 @@ def fit_replacement(bench: Workbench, replacement: Replacement, edits: Edits) ->
             fit, tokens, new = _fit_stand_in(bench, replacement, paths, edits)
             after = count_parameters(new.values())
     record = FitRecord(
-        ridge=fit.ridge, held_out=fit.held_out, tokens=tokens, parameters_before=before, parameters_after=after
+        ridge=fit.ridge,
+        held_out=fit.held_out,
+        features=len(fit.factors[0]),
+        tokens=tokens,
+        parameters_before=before,
+        parameters_after=after,
     )
     return Fitted(replacement.model_copy(update={"fit": record}), {**gone, **new})
 

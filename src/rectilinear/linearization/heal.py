@@ -15,18 +15,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from rectilinear.core.moments import holds_float64
 from rectilinear.errors import JobError
-from rectilinear.linearization.checkpoints import Checkpoints, steps_of
+from rectilinear.linearization.checkpoints import Checkpoints
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits, noting_padding
 from rectilinear.linearization.plan import Healing, HealRecord, check_trainable
 from rectilinear.measurement.collect import Batch, Progress, count_rows, mask_of
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.capture import device_of, evaluating, states_after
 from rectilinear.models.surgery import Edits, find_target, swapped
+from rectilinear.training.checkpoints import steps_of
+from rectilinear.training.loop import GuardedTrainer, StepProgress
 
 
 def heal(
@@ -193,27 +195,14 @@ class _Pupil(nn.Module):
         return torch.stack([error.to(scaled[0].device) for error in scaled]).mean()
 
 
-class _Healer(Trainer):  # type: ignore[misc, unused-ignore]
+class _Healer(GuardedTrainer):
     """Trainer for a module that returns its loss."""
+
+    remedy = "try a smaller --heal-learning-rate"
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = model(**inputs)
-        if not loss.isfinite():
-            raise JobError(
-                f"healing: expected a finite loss, got {loss.item()} at step {self.state.global_step + 1}; "
-                "try a smaller --heal-learning-rate"
-            )
         return loss
-
-
-class _Reporter(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Reports steps as progress."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress("heal", state.global_step, state.max_steps)
 
 
 def _train(pupil: _Pupil, bench: Workbench, healing: Healing, folder: str, checkpoint: Path | None, keep: bool) -> None:
@@ -236,9 +225,8 @@ def _train(pupil: _Pupil, bench: Workbench, healing: Healing, folder: str, check
     )
     # The model stays where it is: Trainer is not to spread the pupil over all GPUs there are.
     arguments._n_gpu = min(arguments.n_gpu, 1)
-    callbacks = [_Reporter(bench.progress)] if bench.progress else []
+    callbacks = [StepProgress("heal", bench.progress)] if bench.progress else []
     trainer = _Healer(pupil, arguments, train_dataset=_rows_of(bench.batches), callbacks=callbacks)
-    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 

@@ -15,6 +15,7 @@ from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
 from rectilinear.linearization.checkpoints import Checkpoints
 from rectilinear.linearization.choose import Budget, Select
+from rectilinear.linearization.defaults import RATES, TAPS
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits
 from rectilinear.linearization.plan import (
     Healing,
@@ -23,13 +24,14 @@ from rectilinear.linearization.plan import (
     Plan,
     SelectionRecord,
     check_trainable,
+    find_warnings,
 )
 from rectilinear.linearization.wish import Wish
 from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.records import DataRecord, record_environment, record_model
 from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import find_blocks, text_config
-from rectilinear.models.export import CHECKPOINT_FILES, check_space, export
+from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
 from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.load import DType, count_parameters
 from rectilinear.models.origin import Origin, Text
@@ -38,9 +40,6 @@ from rectilinear.staging import staged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-#: Earlier tokens, and rates of decaying means, that a filter sees unless others are asked for.
-TAPS, RATES = 3, (1.0, 0.8)
 
 # This share of the rows, the last ones, is never fitted on: losses are measured on it.
 _HELD_OUT = 0.1
@@ -73,7 +72,7 @@ class Linearized:
         """
         with staged(Path(folder), stale=CHECKPOINT_FILES) as new:
             self.plan.save(new)
-            (new / "README.md").write_text(model_card(self.plan), encoding="utf-8")
+            (new / "README.md").write_text(model_card(self.plan, has_own_code(self.model)), encoding="utf-8")
             export(self.model, self.tokenizer, new, self.rows)
         return Path(folder)
 
@@ -172,24 +171,28 @@ def linearize(
     wish = Wish(kind, target, blocks, limit, select, rank, taps, rates, merge, given)
     origin = Origin(model, revision, trust_remote_code, device, dtype)
     source = Text(text, max_tokens, seq_len, column, config, split, seed)
+    # Before the text and the weights, which may take long: everything that can be refused without them.
+    skeleton = origin.skeleton()
+    width = getattr(text_config(getattr(skeleton, "config", None)), "hidden_size", None)
+    if width is None:
+        raise RequestError(f"expected a transformers model with a hidden_size, got {type(skeleton).__name__}")
+    path = stack or (given.settings.get("stack") if given else None)
+    wish.check(skeleton, find_blocks(skeleton, path), width)
+    if healing.steps:
+        check_trainable([wish.template] if wish.named is None else wish.named)
     tokenizer = tokenizer or origin.tokenizer()
     rows = origin.rows(source, tokenizer)
+    total = len(rows.ids)
+    if total < 2 and (limit.loss is not None or (select == "loss" and wish.named is None)):
+        raise RequestError("expected at least two rows to choose by loss, one of them to measure it on; try more text")
     loaded: Any = origin.load(head=True)
     if isinstance(model, nn.Module):
         loaded = copy.deepcopy(loaded)
     if out is not None:
         check_space(loaded, Path(out))
-    found = find_blocks(loaded, stack or (given.settings.get("stack") if given else None))
-    width = getattr(text_config(getattr(loaded, "config", None)), "hidden_size", None)
-    if width is None:
-        raise RequestError(f"expected a transformers model with a hidden_size, got {type(loaded).__name__}")
+    found = find_blocks(loaded, path)
     record = record_model(loaded, origin, found, width)
-    wish.check(loaded, found, width, record.sha256)
-    if healing.steps:
-        check_trainable([wish.template] if wish.named is None else wish.named)
-    total = len(rows.ids)
-    if total < 2 and (limit.loss is not None or (select == "loss" and wish.named is None)):
-        raise RequestError("expected at least two rows to choose by loss, one of them to measure it on; try more text")
+    wish.check_weights(loaded, found, record.sha256)
     fitted_rows = total - max(1, round(_HELD_OUT * total)) if total > 1 else total
     data = DataRecord(
         source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
@@ -216,6 +219,7 @@ def linearize(
         environment=record_environment(loaded),
         selection=selection,
         replacements=replacements,
+        warnings=tuple(find_warnings(replacements, min(folds, fitted_rows), width)),
     )
     check_removal(loaded, found, [index for index in range(len(found)) if index not in made.removed])
     healed = None

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field, model_validator
 
 from rectilinear.errors import RequestError
+from rectilinear.linearization.defaults import RATES, TAPS
 from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.models.surgery import Target
 
 #: What stands in: nothing, a map in the projection before, an affine map, a causal linear filter.
 Kind = Literal["drop", "folded", "affine", "filter"]
+
+# Below this a fit is worth a warning, as a score is.
+_TOKENS_A_FEATURE = 20
 
 #: Why a target cannot be replaced by a kind.
 _IMPOSSIBLE: dict[tuple[str, str], str] = {
@@ -30,6 +34,7 @@ class FitRecord(Record):
 
     ridge: float | None = Field(description="share of the correlation's unit diagonal; null where nothing is fitted")
     held_out: float | None = Field(description="share of the target's energy that maps of the other folds explain")
+    features: int = Field(default=0, description="per token that the map takes; 0 where nothing is fitted")
     tokens: int
     parameters_before: int
     parameters_after: int
@@ -38,8 +43,6 @@ class FitRecord(Record):
 class Replacement(Record):
     """One stand-in: what it takes the place of, and what it is."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
     kind: Kind
     target: Target = "block"
     blocks: tuple[int, ...] = Field(min_length=1, description="a block, or consecutive ones that share a stand-in")
@@ -47,6 +50,21 @@ class Replacement(Record):
     taps: int = Field(default=0, ge=0, le=64)
     rates: tuple[float, ...] = ()
     fit: FitRecord | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, given: Any) -> Any:
+        """Refuse what nobody would read; a filter has the usual taps and rates where it names none."""
+        if not isinstance(given, dict):
+            return given
+        if unknown := sorted(given.keys() - cls.model_fields.keys()):
+            raise ValueError(f"expected {', '.join(cls.model_fields)}, got {', '.join(unknown)}")
+        return {"taps": TAPS, "rates": RATES, **given} if given.get("kind") == "filter" else given
+
+    @property
+    def where(self) -> str:
+        """Its block, or the first and the last: ``2``, ``2-4``."""
+        return "-".join(map(str, sorted({self.blocks[0], self.blocks[-1]})))
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -64,7 +82,7 @@ class ParametersRecord(Record):
 
 
 class SelectionRecord(Record):
-    """How the blocks were chosen, and the loss on rows that nothing was fitted on, in nats per token."""
+    """How the blocks were chosen, and the loss before and after the fit on other rows, in nats per token."""
 
     select: str
     budget: str | None = None
@@ -143,11 +161,43 @@ class Plan(ResultFile):
     replacements: tuple[Replacement, ...]
     parameters: ParametersRecord | None = None
     heal: HealRecord | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def removed(self) -> tuple[int, ...]:
         """Blocks that are gone for good."""
         return tuple(sorted(index for replacement in self.replacements for index in replacement.removed))
+
+
+def find_warnings(replacements: Sequence[Replacement], folds: int, width: int) -> list[str]:
+    """What a reader of these fits must know, each with what to do about it.
+
+    Args:
+        replacements: with their fits.
+        folds: that the rows were split into.
+        width: of the hidden states.
+    """
+    fits = [(f"{one.target} {one.where}", one.fit) for one in replacements if one.fit and one.fit.features]
+    found = []
+    if scarce := [(name, fit) for name, fit in fits if fit.tokens < _TOKENS_A_FEATURE * fit.features]:
+        names = ", ".join(name for name, _ in scarce)
+        tokens, features = scarce[0][1].tokens, max(fit.features for _, fit in scarce)
+        found.append(
+            f"few tokens: {tokens:,} for up to {features:,} features ({names}), so that maps may hold less well "
+            f"on other text; {_TOKENS_A_FEATURE} a feature would do: {_TOKENS_A_FEATURE * features:,} to fit on, "
+            "nine tenths of --max-tokens"
+        )
+    if fits and folds < 2:
+        found.append(
+            "a single fold: none is held out to choose a ridge by, so that there is none (plain least squares), and no "
+            "held-out share; try more --folds, of at least a row each"
+        )
+    if grown := [(name, fit) for name, fit in fits if fit.parameters_after > fit.parameters_before]:
+        each = ", ".join(f"{fit.parameters_before:,} -> {fit.parameters_after:,} ({name})" for name, fit in grown)
+        rank = min((fit.parameters_before - width) // (fit.features + width) for _, fit in grown)
+        hint = f"--rank {rank} or less" if rank > 0 else "--kind affine"
+        found.append(f"larger than what they replace: parameters {each}; {hint} would not be")
+    return found
 
 
 def check_trainable(replacements: Iterable[Replacement]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, get_args
 
 import torch
@@ -22,6 +24,7 @@ from rectilinear.linearization.plan import (
 )
 from rectilinear.measurement.collect import count_rows
 from rectilinear.measurement.perplexity import measure_perplexity
+from rectilinear.measurement.records import first_reason
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.export import check_exportable
 from rectilinear.models.surgery import Target, check_removal, find_projection, find_target, swapped
@@ -59,21 +62,18 @@ class Wish:
         try:
             _ = self.template
         except ValidationError as error:
-            first = error.errors()[0]
-            raise RequestError(f"wrong {first['loc'][0]}, got {first['input']!r}: {first['msg']}") from None
+            raise RequestError(f"wrong {first_reason(error)}") from None
+        try:
+            _ = [operator.index(block) for block in (() if self.blocks is None else self.blocks)]
+        except TypeError:
+            raise RequestError(f"expected blocks=[2, 3] (indices, counted from 0), got {self.blocks!r}") from None
 
     @property
     def template(self) -> Replacement:
         """The replacement of one block, whichever it is."""
-        filtered = self.kind == "filter"
-        return Replacement(
-            kind=self.kind,
-            target=self.target,
-            blocks=(0,),
-            rank=self.rank,
-            taps=self.taps if filtered else 0,
-            rates=tuple(self.rates) if filtered else (),
-        )
+        seen = {"taps": self.taps, "rates": self.rates} if self.kind == "filter" else {}
+        given = {"kind": self.kind, "target": self.target, "blocks": (0,), "rank": self.rank}
+        return Replacement.model_validate({**given, **seen})
 
     @property
     def named(self) -> list[Replacement] | None:
@@ -82,13 +82,8 @@ class Wish:
             return list(self.plan.replacements)
         return None if self.blocks is None else group(self.blocks, self.template, self.merge)
 
-    def check(self, model: Any, stack: BlockStack, width: int, sha256: str) -> None:
-        """Refuse what cannot be done, before any work."""
-        if self.plan is not None and self.plan.model.sha256 != sha256:
-            raise RequestError(
-                f"expected a plan for this model, got one for {self.plan.model.id} with other weights "
-                f"(SHA-256 {self.plan.model.sha256[:12]}, not {sha256[:12]}); was it made with another --dtype?"
-            )
+    def check(self, model: Any, stack: BlockStack, width: int) -> None:
+        """Refuse what cannot be done, before any work; the model may be without weights."""
         if self.merge and self.target != "block":
             raise RequestError(f"expected --target block with --merge, got {self.target}: only whole blocks merge")
         if self.named is None and self.select == "influence" and self.target != "block":
@@ -102,18 +97,32 @@ class Wish:
         check_exportable(model, any(map(needs_stand_in, asked)))
         if named is None:
             check_budget(model, stack, self.template, self.merge, self.budget, width)
-            # Each by itself, so that what no choice could mend is found out now.
-            trials = [[self.template.model_copy(update={"blocks": (i,)})] for i in candidates(stack, self.template)]
-        else:
-            trials = [named]
-        for trial in trials:
+        for trial in self._trials(stack):
             for replacement in trial:
                 for index in replacement.blocks:
                     find_target(stack, index, replacement.target)
-                if replacement.kind == "folded":
-                    find_projection(model, stack, replacement.blocks[0] - 1, torch.zeros(1, 4, dtype=torch.long))
             removed = {index for replacement in trial for index in replacement.removed}
             check_removal(model, stack, [index for index in range(len(stack)) if index not in removed])
+
+    def check_weights(self, model: Any, stack: BlockStack, sha256: str) -> None:
+        """Refuse what cannot be done to a model with these weights, before any work."""
+        if self.plan is not None and self.plan.model.sha256 != sha256:
+            raise RequestError(
+                f"expected a plan for this model, got one for {self.plan.model.id} with other weights "
+                f"(SHA-256 {self.plan.model.sha256[:12]}, not {sha256[:12]}); was it made with another --dtype?"
+            )
+        trials = self._trials(stack)
+        check_exportable(model, any(map(needs_stand_in, chain(*trials))))
+        for replacement in chain(*trials):
+            if replacement.kind == "folded":
+                find_projection(model, stack, replacement.blocks[0] - 1, torch.zeros(1, 4, dtype=torch.long))
+
+    def _trials(self, stack: BlockStack) -> list[list[Replacement]]:
+        """The replacements; of a choice each by itself, so that what no choice could mend is found out."""
+        named = self.named
+        if named is not None:
+            return [named]
+        return [[self.template.model_copy(update={"blocks": (i,)})] for i in candidates(stack, self.template)]
 
     def carry_out(self, bench: Workbench, held_out: torch.Tensor, width: int) -> tuple[list[Fitted], SelectionRecord]:
         """Choose, where that is left open, and fit."""

@@ -32,7 +32,7 @@ from rectilinear.measurement.records import record_environment
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.load import check_rows, count_parameters
-from rectilinear.models.wrapped import own_precision, own_randomness, trained_model
+from rectilinear.models.wrapped import architecture_of, own_precision, own_randomness, trained_model
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -107,18 +107,19 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._out = Path(trainer.args.output_dir if out is None else out)
         # Counted here, where the trainer has not sharded the model yet.
         self._model: dict[str, Any] = {
-            "id": getattr(model, "name_or_path", "") or type(model).__name__,
-            "architecture": type(model).__name__,
+            "id": getattr(model, "name_or_path", "") or architecture_of(model),
+            "architecture": architecture_of(model),
             "num_blocks": len(stack),
             "parameters": count_parameters([model]),
         }
         self.dynamics: Dynamics | None = None
         self._skipped: tuple[str, ...] = ()
+        self._warned = False
         self._tried: int | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take up the points of a run that goes on, or measure the model as it is before the first step."""
-        self.dynamics, self._skipped, self._tried = None, (), None
+        self.dynamics, self._skipped, self._warned, self._tried = None, (), False, None
         if state.global_step == 0:
             self._probe(state, control)
         elif state.is_world_process_zero and (self._out / Dynamics.file_name).exists():
@@ -149,9 +150,10 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         started = time.perf_counter()
         try:
             scored = self._measure()
-        except JobError as error:
-            if not self._skipped:
+        except (JobError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            if not self._warned and state.is_local_process_zero:
                 _logger.warning(f"linearity could not be measured at step {step}, which is left out: {error}")
+            self._warned = True
             self._skipped += (f"step {step} is left out: {error}",)
             self._save(state)
             return

@@ -111,7 +111,14 @@ def collect_moments(
             done += length
             if progress:
                 progress("rows", done, total)
-    return [accumulator.freeze() for accumulator in accumulators]
+    return [_freeze(first + index, accumulator) for index, accumulator in enumerate(accumulators)]
+
+
+def _freeze(index: int, accumulator: BlockAccumulator) -> BlockMoments:
+    try:
+        return accumulator.freeze()
+    except NonFiniteError as error:  # of so few tokens that they were not looked at before
+        raise JobError(f"block {index}: {error}") from None
 
 
 def count_rows(batch: Batch) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.collect import Batch, Convention, Products, Progress, Settings
 from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
 from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile
@@ -186,7 +186,10 @@ def dynamics(
     for done, checkpoint in enumerate(series):
         if progress:
             progress("checkpoints", done, len(series))
-        profiles.append(profile_model(checkpoint.origin, inputs, settings, blocks, batch_size, progress))
+        try:
+            profiles.append(profile_model(checkpoint.origin, inputs, settings, blocks, batch_size, progress))
+        except JobError as error:
+            raise JobError(f"{checkpoint.source}: {error}") from error
     if progress:
         progress("checkpoints", len(series), len(series))
     last = profiles[-1]

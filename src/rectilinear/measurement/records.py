@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 import rectilinear
 from rectilinear.errors import RequestError
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import device_of
-from rectilinear.models.load import count_parameters, weights_sha256
+from rectilinear.models.load import commit_of, count_parameters, weights_sha256
 from rectilinear.models.origin import Origin
 
 if TYPE_CHECKING:
@@ -64,9 +65,20 @@ class ResultFile(Record):
             return cls.model_validate_json(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise RequestError(f"no {kind} at {file}: {error.strerror}") from None
-        except ValueError as error:
-            reason = "; ".join(str(error).splitlines()[:2])
-            raise RequestError(f"{file}: expected a rectilinear {kind} ({reason})") from None
+        except ValidationError as error:
+            raise RequestError(f"{file}: expected a rectilinear {kind} ({first_reason(error)})") from None
+        except ValueError as error:  # not even text
+            raise RequestError(f"{file}: expected a rectilinear {kind} ({error})") from None
+
+
+def first_reason(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line: where it is, what is allowed there, what was found."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    # Of a whole entry, what is wrong with it is said already.
+    got = "" if isinstance(first["input"], dict) else f", got {reprlib.repr(first['input'])}"
+    said = f"{first['msg'].removeprefix('Value error, ')}{got}"
+    return f"{where}: {said}" if where else said
 
 
 class ModelRecord(Record):
@@ -103,7 +115,7 @@ class EnvironmentRecord(Record):
 
 def record_model(module: nn.Module, origin: Origin, stack: BlockStack | None, width: int | None) -> ModelRecord:
     """Describe a model that was loaded from ``origin``; reads all of its weights, for their hash."""
-    commit = getattr(getattr(module, "config", None), "_commit_hash", None)
+    commit = None if isinstance(origin.model, nn.Module) else commit_of(origin.model, origin.revision)
     return ModelRecord(
         id=origin.name or type(module).__name__,
         revision=commit or origin.revision,

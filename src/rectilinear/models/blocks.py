@@ -157,5 +157,5 @@ def _error(expected: str, got: str, lists: _Lists, most: int = 8) -> RequestErro
     ]
     more = [f"and {len(named) - most} more"] if len(named) > most else []
     hint = ", ".join(named[:most] + more) or "nothing in this model, which has no module lists"
-    choose = 'try --blocks path.to.layers (in Python: blocks="path.to.layers") with one of'
+    choose = 'try --blocks path.to.layers (--stack to linearize; in Python: blocks="path.to.layers") with one of'
     return RequestError(f"expected {expected}, got {got}; {choose}: {hint}")

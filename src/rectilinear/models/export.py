@@ -100,7 +100,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
             "AutoConfig": f"{MODULE}.RectilinearConfig",
             "AutoModelForCausalLM": f"{MODULE}.RectilinearForCausalLM",
         }
-    with _writing():
+    with writing():
         model.save_pretrained(folder)
         if stand_ins:
             (folder / f"{MODULE}.py").write_text(exported_code(model), encoding="utf-8")
@@ -110,7 +110,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
+def writing() -> Iterator[None]:
     """Turn the operating system's errors, as safetensors and tokenizers put them in words, into `OSError`."""
     try:
         yield
@@ -129,7 +129,10 @@ def exported_code(model: PreTrainedModel) -> str:
     stock, config = type(model).__mro__[1], type(model.config).__mro__[1]
     source = Path(linear_block.__file__).read_text(encoding="utf-8")
     imports = f"from {config.__module__} import {config.__name__}\nfrom {stock.__module__} import {stock.__name__}\n"
-    classes = f"RectilinearConfig, RectilinearForCausalLM = linearized({stock.__name__}, {config.__name__})\n"
+    classes = (
+        f"RectilinearForCausalLM = linearized_model({stock.__name__}, {config.__name__})\n"
+        "RectilinearConfig = RectilinearForCausalLM.config_class\n"
+    )
     marker = "\n# Tokens that are filtered at once"
     head, rest = source.split(marker, 1)
     return f"{head}{imports}{marker}{rest}\n\n{classes}"
@@ -147,7 +150,7 @@ def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool
         logits = model(ids.to(device_of(model)), use_cache=False).logits.float().cpu()
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected.safetensors"
-        with _writing():
+        with writing():
             save_file({"ids": ids.contiguous(), "logits": logits.contiguous()}, expected)
         # Remote code is copied into a cache of modules before it is imported: not into the user's.
         environment = {**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}

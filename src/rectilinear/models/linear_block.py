@@ -7,7 +7,8 @@ transformers only.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -283,18 +284,36 @@ class LinearBlock(nn.Module):
         return layer
 
 
+def _blank(make: Callable[..., Any], *bases: type) -> Any:
+    """An instance, without attributes yet, of a class that is made of others: what a pickle of one begins with."""
+    made = make(*bases)
+    return made.__new__(made)
+
+
+@cache
+def stand_in_class(replaced: type[nn.Module]) -> type[LinearBlock]:
+    """`LinearBlock` as a kind of the class that it stands for.
+
+    Transformers tells blocks by their class when it records hidden states or checkpoints gradients.
+    """
+
+    def __reduce__(self: LinearBlock) -> Any:
+        return _blank, (stand_in_class, replaced), vars(self)
+
+    return type(f"Linear{replaced.__name__}", (LinearBlock, replaced), {"__reduce__": __reduce__})
+
+
 def stand_in(old: nn.Module, padding: PaddingMask, **options: Any) -> LinearBlock:
     """A `LinearBlock` like the module it is to replace: on its device, in its precision, of its class.
 
-    Transformers tells blocks by their class when it records hidden states or checkpoints
-    gradients, and some models read a block's attributes.
+    Some models read a block's attributes, so that these are its own too.
     """
     # Its matrices, that is: norms may be kept in a finer precision.
     like = next((p for p in old.parameters() if p.ndim > 1 and p.is_floating_point()), torch.empty(0))
-    name = type(old).__name__
-    kind = type(old) if isinstance(old, LinearBlock) else type(f"Linear{name}", (LinearBlock, type(old)), {})
+    replaced: Any = type(old)
+    kind = type(old) if isinstance(old, LinearBlock) else stand_in_class(replaced)
     with torch.device(like.device):
-        new: LinearBlock = kind(**options, padding=padding)
+        new = kind(**options, padding=padding)
     for key, value in vars(old).items():
         if isinstance(value, (str, int, float)) and not hasattr(new, key):
             setattr(new, key, value)
@@ -306,24 +325,34 @@ def watch_padding(model: nn.Module, stack: str, padding: PaddingMask) -> Removab
     return model.get_submodule(stack.rpartition(".")[0]).register_forward_pre_hook(padding, with_kwargs=True)
 
 
-def linearized(model_class: Any, config_class: Any) -> tuple[Any, Any]:
-    """The configuration and model classes of a decoder with stand-ins.
+@cache
+def linearized_config(stock: Any) -> Any:
+    """The configuration class of a decoder with stand-ins, given transformers' class of the stock one.
 
-    Their ``model_type`` is their own, so that nothing loads such a checkpoint as the stock
+    Its ``model_type`` is its own, so that nothing loads such a checkpoint as the stock
     architecture, with weights left out.
-
-    Args:
-        model_class: transformers' class of the causal language model.
-        config_class: and of its configuration.
     """
 
-    class RectilinearConfig(config_class):  # type: ignore[misc]
-        model_type = f"rectilinear_{config_class.model_type}"
+    class RectilinearConfig(stock):  # type: ignore[misc]
+        model_type = f"rectilinear_{stock.model_type}"
 
-    class RectilinearForCausalLM(model_class):  # type: ignore[misc]
-        config_class = RectilinearConfig
+        def __reduce__(self) -> Any:
+            return _blank, (linearized_config, stock), vars(self)
+
+    return RectilinearConfig
+
+
+@cache
+def linearized_model(stock: Any, stock_config: Any) -> Any:
+    """The class of a decoder with stand-ins, given transformers' classes of the stock one and of its configuration."""
+
+    class RectilinearForCausalLM(stock):  # type: ignore[misc]
+        config_class = linearized_config(stock_config)
         # A filter cannot take tokens back, as assisted generation would have it.
         _is_stateful = True
+
+        def __reduce__(self) -> Any:
+            return _blank, (linearized_model, stock, stock_config), vars(self)
 
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
@@ -332,6 +361,8 @@ def linearized(model_class: Any, config_class: Any) -> tuple[Any, Any]:
             for options in config.rectilinear["blocks"]:
                 path = options["path"]
                 options = {name: value for name, value in options.items() if name != "path"}
-                self.set_submodule(path, stand_in(self.get_submodule(path), padding, **options))
+                new = stand_in(self.get_submodule(path), padding, **options)
+                self.set_submodule(path, new)
+                self._no_split_modules.add(type(new).__name__)
 
-    return RectilinearConfig, RectilinearForCausalLM
+    return RectilinearForCausalLM

@@ -223,9 +223,11 @@ def build_without_weights(config: PretrainedConfig, *, trust_remote_code: bool =
         RequestError: the configuration is not that of a decoder.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import meta_device_safe_creation_ops
 
     try:
-        with torch.device("meta"):
+        # As from_pretrained builds it: models with code of their own may read numbers out of torch.linspace.
+        with torch.device("meta"), meta_device_safe_creation_ops():
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise RequestError(
@@ -274,12 +276,21 @@ def weights_sha256(model: nn.Module) -> str:
     )
 
 
+def commit_of(model: str | Path, revision: str | None) -> str | None:
+    """The commit that a revision of a Hub id is at; None for a path, and where it is not known."""
+    from transformers.utils.hub import resolve_revision
+
+    found = None if Path(resolve(model)).exists() else resolve_revision(str(model), revision)
+    commit: str | None = getattr(found, "resolved", None)
+    return commit
+
+
 def _check_complete(model: str | Path, loaded: PreTrainedModel, info: Any, prefix: str) -> None:
     """Refuse a checkpoint that lacks weights whose names begin like this: they would be random."""
     if missing := sorted(key for key in info["missing_keys"] if key.startswith(prefix)):
         raise RequestError(
-            f"cannot load {str(model)!r}: {len(missing)} weights of {type(loaded).__name__} are not in the checkpoint, "
-            f"{missing[0]} among them; is it a checkpoint of a causal language model?"
+            f"cannot load {str(model)!r}: weights of {type(loaded).__name__} are not in the checkpoint "
+            f"({len(missing)}, {missing[0]} among them); is it a checkpoint of a causal language model?"
         )
 
 

@@ -13,6 +13,7 @@ from rectilinear.data.text import open_text
 from rectilinear.errors import RequestError
 from rectilinear.models.load import (
     DType,
+    build_without_weights,
     check_context,
     check_rows,
     load_config,
@@ -60,6 +61,17 @@ class Origin:
         if isinstance(self.model, nn.Module):
             return getattr(self.model, "config", None)
         return load_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
+    def skeleton(self) -> nn.Module:
+        """The model's structure; without weights where they are not in memory yet.
+
+        Raises:
+            RequestError: no such model, or no decoder.
+        """
+        if isinstance(self.model, nn.Module):
+            return self.model
+        built: nn.Module = build_without_weights(self.config(), trust_remote_code=self.trust_remote_code)
+        return built
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer.

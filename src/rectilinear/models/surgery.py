@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.capture import evaluating, first_value, run_until
-from rectilinear.models.linear_block import LinearBlock, linearized, watch_padding
+from rectilinear.models.linear_block import LinearBlock, linearized_model, watch_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -225,7 +225,7 @@ def _structure(block: nn.Module) -> dict[str, Any]:
 def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Sequence[int]) -> None:
     """Make edits permanent, take blocks out, renumber those that stay, and bring the configuration in step.
 
-    Where stand-ins are put in, the model becomes one of the classes of `linearized`.
+    Where stand-ins are put in, the model becomes one of the classes of `linearized_model`.
     """
     for path, module in edits.items():
         model.set_submodule(path, module)
@@ -244,13 +244,15 @@ def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Seq
     stand_ins = {path: module for path, module in model.named_modules() if isinstance(module, LinearBlock)}
     if not stand_ins:
         return
-    config_class, model_class = linearized(type(model), type(model.config))
+    stock: tuple[Any, Any] = type(model), type(model.config)
+    model_class = linearized_model(*stock)
     model.config.rectilinear = {
         "stack": stack.path,
         "blocks": [{"path": path, **module.options()} for path, module in stand_ins.items()],
     }
     watch_padding(model, stack.path, next(iter(stand_ins.values())).padding)
-    model.config.__class__, model.__class__ = config_class, model_class
+    model._no_split_modules = {*(model._no_split_modules or ()), *(type(new).__name__ for new in stand_ins.values())}
+    model.config.__class__, model.__class__ = model_class.config_class, model_class
     # As the stock architecture, transformers would save some weights under the names of older checkpoints, and
     # look for them under these; as any other it does neither.
     vars(model).pop("_weight_conversions", None)

@@ -37,6 +37,13 @@ def trained_model(trainer: Any) -> tuple[nn.Module, nn.Module]:
     return (Whole(trainer.model, getattr(bare, "config", None)) if sharded else bare), bare
 
 
+def architecture_of(model: nn.Module) -> str:
+    """Name of a model's class; of the one it had before it was sharded, which makes it another."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return next(kind.__name__ for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+
+
 @contextmanager
 def own_precision(model: nn.Module) -> Iterator[None]:
     """While open, a model runs in the precision of its weights: no autocast, nor the one put around its ``forward``."""

@@ -23,8 +23,9 @@ def dynamics_table(dynamics: Dynamics) -> Table:
 def print_dynamics(dynamics: Dynamics, console: Console) -> None:
     """Print which model on which text, the table, how to read it, and the warnings, each once."""
     model, data = dynamics.model, dynamics.data
+    steps = "1 step" if len(dynamics.points) == 1 else f"{len(dynamics.points)} steps"
     title = (
-        f"{model.id}: {model.num_blocks} blocks of width {model.width} at {len(dynamics.points)} steps, "
+        f"{model.id}: {model.num_blocks} blocks of width {model.width} at {steps}, "
         f"{data.tokens:,} tokens of {data.source}"
     )
     # Beside the table, not in it: as narrow as it is, it would break their lines.

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rectilinear.evaluation.record import Differences, Evaluation, Measurements
+from rectilinear.report.tables import print_warnings
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
@@ -33,6 +34,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     console.print(title, style="italic", markup=False, highlight=False)
     console.print(evaluation_table(evaluation))
     console.print(_caption(evaluation), style="dim italic", markup=False, highlight=False)
+    print_warnings(evaluation.warnings, console)
 
 
 def _caption(evaluation: Evaluation) -> str:

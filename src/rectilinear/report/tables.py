@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.box import HEAVY_HEAD, SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -19,7 +21,8 @@ def profile_table(profile: Profile, *, compact: bool = False) -> Table:
     sinks = any(block.without_sinks.sinks for block in profile.blocks)
     table = Table(
         title=Text(
-            f"{profile.model.id}: {profile.model.num_blocks} blocks of width {profile.model.width}, "
+            f"{profile.model.id}: {profile.model.num_blocks} block{'s' * (profile.model.num_blocks != 1)} "
+            f"of width {profile.model.width}, "
             f"{profile.data.tokens:,} tokens of {profile.data.source}"
         ),
         title_justify="left",
@@ -41,7 +44,12 @@ def profile_table(profile: Profile, *, compact: bool = False) -> Table:
 def print_profile(profile: Profile, console: Console) -> None:
     """Print the table and the warnings."""
     console.print(profile_table(profile, compact=console.width < _WIDE))
-    for warning in profile.warnings:
+    print_warnings(profile.warnings, console)
+
+
+def print_warnings(warnings: Sequence[str], console: Console) -> None:
+    """Print what a reader of a result must know, a line each."""
+    for warning in warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
 
 
@@ -74,12 +82,13 @@ def print_plan(plan: Plan, console: Console) -> None:
         )
     if plan.heal:
         console.print(str(plan.heal), highlight=False)
+    print_warnings(plan.warnings, console)
 
 
 def _plan_cells(replacement: Replacement) -> list[str]:
-    fit, first, last = replacement.fit, replacement.blocks[0], replacement.blocks[-1]
+    fit = replacement.fit
     return [
-        str(first) if first == last else f"{first}-{last}",
+        replacement.where,
         replacement.target,
         replacement.kind,
         "-" if replacement.rank is None else str(replacement.rank),

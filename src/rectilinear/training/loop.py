@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from rectilinear.errors import JobError
 from rectilinear.measurement.collect import Progress
+from rectilinear.training.checkpoints import keeping, last_checkpoint
 from rectilinear.training.regularizer import Regularizer
 
 
@@ -20,12 +20,17 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
     """Trainer that stops at the first loss or gradient that is not finite, and logs the penalty of a regularizer.
 
     Weights are then still those of the last finite step, and so is every checkpoint.
+
+    Attributes:
+        remedy: what to tell whoever it stops.
     """
+
+    remedy = "try a smaller --learning-rate"
 
     def __init__(self, *args: Any, regularizer: Regularizer | None = None, **kwargs: Any) -> None:
         super().__init__(*args, compute_loss_func=regularizer, **kwargs)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_FiniteGradients())
+        self.add_callback(_FiniteGradients(self.remedy))
         self._regularizer = regularizer
         self._penalties: list[Tensor] = []
 
@@ -37,7 +42,7 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         """
         loss: Tensor = super().training_step(*args, **kwargs)
         if not loss.isfinite():
-            raise _diverged("loss", loss, self.state.global_step, self.args)
+            raise _diverged("loss", loss, self.state.global_step, self.args, self.remedy)
         if self._regularizer and self._regularizer.last is not None:
             self._penalties.append(self._regularizer.last)
         return loss
@@ -51,6 +56,10 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             logs["penalty"] = total.item() / steps
             self._penalties.clear()
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, *args: Any) -> None:
+        with keeping(self.args.output_dir):
+            super()._save_checkpoint(*args)
 
 
 class StepProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -71,16 +80,6 @@ class StepProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self.progress(self.stage + self.note, state.global_step, state.max_steps)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint of a folder that was written to its end: Trainer writes its own state last."""
-    return max((path for path in folder.glob("checkpoint-*") if _whole(path)), key=steps_of, default=None)
-
-
-def steps_of(checkpoint: Path) -> int:
-    """Steps that a checkpoint was made after."""
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def has_bfloat16(on_cpu: bool) -> bool:
     """Whether the device has instructions for bfloat16, so that it is faster than float32."""
     if on_cpu:
@@ -89,16 +88,11 @@ def has_bfloat16(on_cpu: bool) -> bool:
     return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def _whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 class _FiniteGradients(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Stops before gradients that are not finite reach the weights."""
+
+    def __init__(self, remedy: str) -> None:
+        self.remedy = remedy
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -106,12 +100,10 @@ class _FiniteGradients(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if isinstance(norm, DTensor):  # each process has a part
             norm = norm.full_tensor()
         if not norm.isfinite():
-            raise _diverged("gradient", norm, state.global_step, args)
+            raise _diverged("gradient", norm, state.global_step, args, self.remedy)
 
 
-def _diverged(what: str, value: Tensor, steps: int, args: TrainingArguments) -> JobError:
+def _diverged(what: str, value: Tensor, steps: int, args: TrainingArguments, remedy: str) -> JobError:
     last = last_checkpoint(Path(args.output_dir))
     kept = f"the last checkpoint, {last}, is from before it" if last else "there is no checkpoint from before it"
-    return JobError(
-        f"expected a finite {what}, got {value.item()} at step {steps + 1}; {kept}; try a smaller --learning-rate"
-    )
+    return JobError(f"expected a finite {what}, got {value.item()} at step {steps + 1}; {kept}; {remedy}")

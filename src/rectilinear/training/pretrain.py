@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments, set_seed
 
 from rectilinear.data.fingerprint import fingerprint
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import RequestError
 from rectilinear.measurement.callback import LinearityCallback
 from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.perplexity import measure_perplexity
@@ -26,7 +24,8 @@ from rectilinear.models.blocks import find_blocks
 from rectilinear.models.origin import Origin
 from rectilinear.staging import staged
 from rectilinear.training.card import model_card
-from rectilinear.training.loop import GuardedTrainer, StepProgress, has_bfloat16, last_checkpoint, steps_of
+from rectilinear.training.checkpoints import last_checkpoint, steps_of
+from rectilinear.training.loop import GuardedTrainer, StepProgress, has_bfloat16
 from rectilinear.training.presets import Preset
 from rectilinear.training.recipe import Recipe
 from rectilinear.training.record import HeldOutRecord, Training
@@ -91,21 +90,20 @@ def pretrain(
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu)
     preset = recipe.for_processes(state.num_processes)
-    with _reporting_disk(out):
-        with state.main_process_first():
-            if state.is_main_process and not _found(out, recipe, preset, resume, overwrite):
-                start_run(out, recipe, preset)
-        if (out / Training.file_name).exists():
-            return Training.load(out)
-        run = open_run(out, recipe, preset)
-        trainer = _trainer(run, upkeep or Upkeep(), on_cpu)
-        checkpoint = last_checkpoint(out)
-        started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        seconds = time.perf_counter() - started
-        _finish(run, trainer, steps_of(checkpoint) if checkpoint else 0, seconds)
-        state.wait_for_everyone()
+    with state.main_process_first():
+        if state.is_main_process and not _found(out, recipe, preset, resume, overwrite):
+            start_run(out, recipe, preset)
+    if (out / Training.file_name).exists():
         return Training.load(out)
+    run = open_run(out, recipe, preset)
+    trainer = _trainer(run, upkeep or Upkeep(), on_cpu)
+    checkpoint = last_checkpoint(out)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+    _finish(run, trainer, steps_of(checkpoint) if checkpoint else 0, seconds)
+    state.wait_for_everyone()
+    return Training.load(out)
 
 
 def _found(out: Path, recipe: Recipe, preset: Preset, resume: bool, overwrite: bool) -> bool:
@@ -234,11 +232,3 @@ class _Rows(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self.rows[index].long()
         return {"input_ids": row, "labels": row}
-
-
-@contextmanager
-def _reporting_disk(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise JobError(f"cannot write to {out}: {error.strerror or error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rectilinear.errors import RequestError
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.origin import tokenize_with
 from rectilinear.staging import staged
+from rectilinear.training.checkpoints import discard_checkpoints
 from rectilinear.training.presets import Preset
 from rectilinear.training.recipe import Recipe
 from rectilinear.training.tokenizer import train_tokenizer
@@ -126,8 +126,7 @@ def open_run(out: Path, recipe: Recipe, preset: Preset) -> Run:
 
 def discard_run(out: Path) -> None:
     """Remove what a run leaves in its folder while it goes on."""
-    for checkpoint in out.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    discard_checkpoints(out)
     discard_rows(out)
     (out / _RECIPE).unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from rectilinear.core.penalties import PenaltyKind
 from rectilinear.data.pack import pack_rows
 from rectilinear.errors import RequestError
 from rectilinear.measurement.measure import Inputs, read_inputs
-from rectilinear.models.blocks import text_config
+from rectilinear.models.blocks import find_blocks, text_config
 from rectilinear.models.load import DType, check_classifier, check_context, check_rows
 from rectilinear.models.origin import Origin, Text, tokenize_with
 from rectilinear.training.regularizer import check_penalty
@@ -100,6 +100,7 @@ def prepare_job(name: str, data: str | Path | None, origin: Origin, tuning: Tuni
     tuning.check()
     task, questions = find_task(name), read_task(name, data, tuning.max_examples)
     config, tokenizer = origin.config(), origin.tokenizer()
+    find_blocks(origin.skeleton(), tuning.blocks)
     check_classifier(config, trust_remote_code=origin.trust_remote_code)
     check_context(config, tuning.seq_len)
     padding = _padding_of(tokenizer, config)
