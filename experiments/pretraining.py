@@ -12,7 +12,8 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -37,15 +38,9 @@ class Arm(NamedTuple):
         return "none" if self.regularizer == "none" else f"{self.regularizer} {self.strength:g}"
 
 
-# The paper's arms first, then other strengths. 0.5 / 192 is what 0.5 would be if squares were averaged over the width.
-ARMS = [
-    Arm("none", 0),
-    Arm("cosine", 0.5),
-    Arm("mse", 0.5),
-    Arm("cosine", 0.1),
-    Arm("cosine", 2.0),
-    Arm("mse", 0.0026),
-]
+# The paper's arms, then other strengths. 0.5 / 192 is what 0.5 would be were squares averaged over the width.
+PAPER = [Arm("none", 0), Arm("cosine", 0.5), Arm("mse", 0.5)]
+SWEEP = [Arm("cosine", 0.1), Arm("cosine", 2.0), Arm("mse", 0.0026)]
 
 
 def main(
@@ -53,42 +48,44 @@ def main(
     held_out: Annotated[Path, typer.Option(help="Text to measure on.")],
     preset: Annotated[str, typer.Option(help="Of rectilinear pretrain.")] = "mistral-4m",
     epochs: Annotated[float, typer.Option(help="Passes over the text.")] = 2,
+    rows: Annotated[int, typer.Option(help="Rows in a step.")] = 8,
     seeds: Annotated[int, typer.Option(help="Runs of each arm.")] = 3,
-    probes: Annotated[int, typer.Option(help="Steps between profiles.")] = 31,
+    probes: Annotated[int, typer.Option(help="Steps between profiles.")] = 124,
     jobs: Annotated[int, typer.Option(help="Runs at once, of one thread each.")] = 2,
     work: Annotated[Path, typer.Option(help="Folder for the runs.")] = HERE / "runs",
 ) -> None:
     """Run what is missing and gather the results."""
-    cases = [(arm, seed) for arm in ARMS for seed in range(seeds)]
+    options = {
+        "--preset": preset,
+        "--text": train,
+        "--held-out": held_out,
+        "--held-out-tokens": 40_000,
+        "--epochs": epochs,
+        "--batch-size": rows,
+        "--gradient-accumulation": 1,
+        "--probe-every": probes,
+        "--save-every": probes,
+    }
+    command = f"python experiments/pretraining.py --preset {preset} --epochs {epochs:g} --rows {rows} --probes {probes}"
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    done = kept["results"] if kept.get("command") == command else []
+    order = [(arm, seed) for arms in (PAPER, SWEEP) for seed in range(seeds) for arm in arms]
+    missing = [(arm, seed) for arm, seed in order if not any((r["arm"], r["seed"]) == (arm.name, seed) for r in done)]
 
     def run(case: tuple[Arm, int]) -> dict[str, Any]:
         arm, seed = case
-        out = work / f"{preset}-{arm.name.replace(' ', '-')}-{seed}"
-        options = {
-            "--preset": preset,
-            "--text": train,
-            "--held-out": held_out,
-            "--held-out-tokens": 40_000,
-            "--epochs": epochs,
-            "--regularizer": arm.regularizer,
-            "--strength": arm.strength,
-            "--seed": seed,
-            "--probe-every": probes,
-            "--out": out,
-        }
-        words = [str(word) for pair in options.items() for word in pair]
-        command = [sys.executable, "-m", "rectilinear", "pretrain", *words, "--resume"]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        out = work / f"{arm.name.replace(' ', '-')}-{seed}"
+        own = {"--regularizer": arm.regularizer, "--strength": arm.strength, "--seed": seed, "--out": out}
+        words = [str(word) for pair in {**options, **own}.items() for word in pair]
+        process = [sys.executable, "-m", "rectilinear", "pretrain", *words, "--resume"]
+        subprocess.run(process, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         return summary(arm, seed, out)
 
     with ThreadPoolExecutor(jobs) as pool:
-        results = []
-        for result in pool.map(run, cases):
-            results.append(result)
-            told = {
-                "command": f"python experiments/pretraining.py --preset {preset} --epochs {epochs:g} --seeds {seeds}",
-                "results": results,
-            }
+        for ended in as_completed([pool.submit(run, case) for case in missing]):
+            done.append(ended.result())
+            done.sort(key=lambda result: (result["arm"], result["seed"]))
+            told = {"command": command, "date": date.today().isoformat(), "results": done}
             RESULTS.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
