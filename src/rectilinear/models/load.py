@@ -280,8 +280,9 @@ def commit_of(model: str | Path, revision: str | None) -> str | None:
     """The commit that a revision of a Hub id is at; None for a path, and where it is not known."""
     from transformers.utils.hub import resolve_revision
 
-    found = None if Path(resolve(model)).exists() else resolve_revision(str(model), revision)
-    commit: str | None = getattr(found, "resolved", None)
+    if str(model) == STORYTELLER or Path(model).expanduser().exists():
+        return None
+    commit: str | None = getattr(resolve_revision(str(model), revision), "resolved", None)
     return commit
 
 
@@ -297,8 +298,6 @@ def _check_complete(model: str | Path, loaded: PreTrainedModel, info: Any, prefi
 def _load(auto_class: Any, model: str | Path, what: str, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(model, **options)
-    except RequestError:
-        raise
     except MemoryError:
         raise
     except Exception as error:  # Hub, configuration, code and weight errors share no narrower class.
