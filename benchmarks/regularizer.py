@@ -9,6 +9,7 @@ step, from the profiler's record of every allocation, over what there was before
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from common import save, seconds, spread
@@ -20,7 +21,10 @@ from rectilinear import Regularizer
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.capture import capture_blocks
 
-SHAPES = {"8 blocks of width 192, vocabulary 4,096": (8, 192, 512, 6, 2, 4096), "4 blocks of width 768, vocabulary 32,000": (4, 768, 2944, 12, 4, 32_000)}
+SHAPES = {
+    "8 blocks of width 192, vocabulary 4,096": (8, 192, 512, 6, 2, 4096),
+    "4 blocks of width 768, vocabulary 32,000": (4, 768, 2944, 12, 4, 32_000),
+}
 ROWS, SEQ_LEN, REPEATS = 8, 256, 15
 
 FLOOR = (
@@ -91,21 +95,21 @@ def main() -> None:
             base: list[float] = []
             for _ in range(REPEATS):
                 regularizer = Regularizer(model, kind)
-                with_ours = seconds(lambda: step(regularizer.penalty))
+                with_ours = seconds(partial(step, regularizer.penalty))
                 regularizer.remove()
                 without = seconds(step)
                 plain = plainly(model, kind)
-                with_plain = seconds(lambda: step(plain))
+                with_plain = seconds(partial(step, plain))
                 plain.close()
                 base.append(without)
                 times["ours"].append(with_ours / without)
                 times["plain"].append(with_plain / without)
             memory = {"none": peak_bytes(step)}
             regularizer = Regularizer(model, kind)
-            memory["ours"] = peak_bytes(lambda: step(regularizer.penalty))
+            memory["ours"] = peak_bytes(partial(step, regularizer.penalty))
             regularizer.remove()
             plain = plainly(model, kind)
-            memory["plain"] = peak_bytes(lambda: step(plain))
+            memory["plain"] = peak_bytes(partial(step, plain))
             plain.close()
             cases[f"{kind}, {name}"] = {
                 "time_ratio": spread(times["ours"]),
@@ -118,7 +122,14 @@ def main() -> None:
     save(
         __file__,
         __doc__.splitlines()[0],
-        {"target_time_ratio": 1.05, "target_memory_ratio": 1.02, "rows": ROWS, "seq_len": SEQ_LEN, "floor": FLOOR, "cases": cases},
+        {
+            "target_time_ratio": 1.05,
+            "target_memory_ratio": 1.02,
+            "rows": ROWS,
+            "seq_len": SEQ_LEN,
+            "floor": FLOOR,
+            "cases": cases,
+        },
     )
 
 

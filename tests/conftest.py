@@ -1,6 +1,7 @@
 """Tiny models, a checkpoint and a text, all built in code from fixed seeds; nothing is downloaded."""
 
 import contextlib
+import gc
 import io
 import os
 import random
@@ -32,6 +33,15 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared models and texts at {folder}; set RECTILINEAR_SHARED to where they are")
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_collections():
+    """Trainer collects garbage now and then, which takes longer than all else here where much is imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from rectilinear.models.blocks import find_blocks
     from rectilinear.report.dynamics_plot import plot_dynamics
     from rectilinear.report.plots import plot_profile
+    from rectilinear.training.finetune import finetune
+    from rectilinear.training.finetuning import Finetuning
     from rectilinear.training.regularizer import Regularizer
 
 _HOMES = {
@@ -36,6 +38,7 @@ _HOMES = {
     "BlockMoments": "core.block_moments",
     "Dynamics": "measurement.dynamics",
     "Evaluation": "evaluation.record",
+    "Finetuning": "training.finetuning",
     "JobError": "errors",
     "LinearityCallback": "measurement.callback",
     "Linearized": "linearization.linearize",
@@ -48,6 +51,7 @@ _HOMES = {
     "dynamics": "measurement.dynamics",
     "evaluate": "evaluation.evaluate",
     "find_blocks": "models.blocks",
+    "finetune": "training.finetune",
     "generate_stories": "data.stories",
     "layer_penalty": "core.penalties",
     "linearize": "linearization.linearize",
@@ -63,6 +67,7 @@ __all__ = [
     "BlockMoments",
     "Dynamics",
     "Evaluation",
+    "Finetuning",
     "JobError",
     "LinearityCallback",
     "Linearized",
@@ -75,6 +80,7 @@ __all__ = [
     "dynamics",
     "evaluate",
     "find_blocks",
+    "finetune",
     "generate_stories",
     "layer_penalty",
     "linearize",

@@ -203,6 +203,45 @@ Accumulation = Annotated[
 ]
 LearningRate = Annotated[float | None, typer.Option(help="The highest of the schedule; the preset's when not given.")]
 WeightDecay = Annotated[float, typer.Option(help="Of AdamW.")]
+Task = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        metavar="boolq|cb|copa|multirc|rte|wic|wsc|reward",
+        help="A task of SuperGLUE, or preferences.",
+        show_default=False,
+    ),
+]
+TaskData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DIR|FILE|ID",
+        help="Folder with TASK/train.jsonl and TASK/val.jsonl, or a Hub id; SuperGLUE's on the Hub when not given. For "
+        "reward a .jsonl of chosen, rejected and perhaps prompt, or a folder with train.jsonl and val.jsonl.",
+        show_default=False,
+    ),
+]
+Seeds = Annotated[int, typer.Option(min=1, help="How often to train: with seeds 0, 1, ...")]
+MaxExamples = Annotated[
+    int | None, typer.Option(min=1, help="Lines of each data file to read, at most, from the first.")
+]
+ExamplesInStep = Annotated[int, typer.Option("--batch-size", min=1, help="Examples in an optimizer step.")]
+TaskLearningRate = Annotated[
+    float, typer.Option("--learning-rate", help="The highest; it rises for a twentieth of the steps, and falls to 0.")
+]
+TaskSeqLen = Annotated[
+    int,
+    typer.Option("--seq-len", min=1, help="Tokens of a text, which loses its beginning; and of a row to measure on."),
+]
+ProfileText = Annotated[
+    str | None,
+    typer.Option(
+        "--text", metavar="TEXT", help="Text to measure linearity on; the task's validation texts when not given."
+    ),
+]
+SaveModels = Annotated[bool, typer.Option("--save-models", help="Leave the model of each seed in OUT/seed-N.")]
+ResumeSeeds = Annotated[bool, typer.Option("--resume", help="Do not repeat the seeds that are done in OUT.")]
 ProbeEvery = Annotated[
     int | None,
     typer.Option(min=0, help="Steps between profiles of held-out rows; a tenth of all when not given, 0 for never."),

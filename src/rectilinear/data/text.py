@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 
+from rectilinear.data.jsonl import read_records, readable
 from rectilinear.data.stories import generate_stories
 from rectilinear.errors import JobError, RequestError
 
@@ -62,12 +62,8 @@ def open_text(
 
 def _read_file(path: Path, column: str) -> Iterator[str]:
     readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    try:
+    with readable(path):
         yield from readers[path.suffix.lower()](path, column)
-    except UnicodeDecodeError as error:
-        raise RequestError(f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x}") from None
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def _read_txt(path: Path, column: str) -> Iterator[str]:
@@ -83,18 +79,8 @@ def _read_txt(path: Path, column: str) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RequestError(f"{where}: expected JSON, got {line.strip()[:40]!r} ({error.msg})") from None
-            if not isinstance(record, dict):
-                raise RequestError(f"{where}: expected a JSON object, got {type(record).__name__}")
-            yield _text_of(record, column, where)
+    for where, record in read_records(path):
+        yield _text_of(record, column, where)
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:

@@ -108,14 +108,67 @@ def load_model(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     loaded: PreTrainedModel
     loaded, info = _load(AutoModelForCausalLM, resolve(model), "model", dtype=kind, output_loading_info=True, **options)
+    # Hidden states do not need a head.
     prefix = "" if head or loaded.base_model is loaded else f"{loaded.base_model_prefix}."
-    # Whatever is missing would be random; hidden states do not need a head.
-    if missing := sorted(key for key in info["missing_keys"] if key.startswith(prefix)):
-        raise RequestError(
-            f"cannot load {str(model)!r}: weights of {type(loaded).__name__} are not in the checkpoint "
-            f"({len(missing)}, {missing[0]} among them); is it a checkpoint of a causal language model?"
-        )
+    _check_complete(model, loaded, info, prefix)
     return loaded.to(place).eval()  # type: ignore[arg-type]
+
+
+def load_classifier(
+    model: str | Path,
+    labels: Sequence[str],
+    padding: int,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A decoder with a new head that gives each text a score for every label, in float32.
+
+    Args:
+        model: Hub id, path, or ``"storyteller"``.
+        labels: names of the labels.
+        padding: id that texts are padded with; the head reads the last token that is not this one.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run modelling code that comes with the checkpoint.
+
+    Raises:
+        RequestError: no such model, or not one that classifies texts.
+    """
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    names = dict(enumerate(labels))
+    options: dict[str, Any] = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    options |= {"revision": revision, "trust_remote_code": trust_remote_code, "output_loading_info": True}
+    loaded: PreTrainedModel
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is what was asked for
+    try:
+        loaded, info = _load(
+            AutoModelForSequenceClassification, resolve(model), "classifier", dtype=torch.float32, **options
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    _check_complete(model, loaded, info, f"{loaded.base_model_prefix}.")
+    loaded.config.pad_token_id = text_config(loaded.config).pad_token_id = padding
+    return loaded
+
+
+def check_classifier(config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
+    """Refuse an architecture for which there is no classifier of texts; needs no weights.
+
+    Raises:
+        RequestError: there is none.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        with torch.device("meta"):
+            AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        raise RequestError(
+            f"expected a model that transformers has a classifier for, got {config.model_type} ({_first_line(error)})"
+        ) from None
 
 
 def load_tokenizer(
@@ -235,6 +288,15 @@ def commit_of(model: str | Path, revision: str | None) -> str | None:
         return None
     commit: str | None = getattr(resolve_revision(str(model), revision), "resolved", None)
     return commit
+
+
+def _check_complete(model: str | Path, loaded: PreTrainedModel, info: Any, prefix: str) -> None:
+    """Refuse a checkpoint that lacks weights whose names begin like this: they would be random."""
+    if missing := sorted(key for key in info["missing_keys"] if key.startswith(prefix)):
+        raise RequestError(
+            f"cannot load {str(model)!r}: weights of {type(loaded).__name__} are not in the checkpoint "
+            f"({len(missing)}, {missing[0]} among them); is it a checkpoint of a causal language model?"
+        )
 
 
 def _load(auto_class: Any, model: str | Path, what: str, **options: Any) -> Any:

@@ -80,6 +80,14 @@ class StepProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self.progress(self.stage + self.note, state.global_step, state.max_steps)
 
 
+def has_bfloat16(on_cpu: bool) -> bool:
+    """Whether the device has instructions for bfloat16, so that it is faster than float32."""
+    if on_cpu:
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 class _FiniteGradients(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Stops before gradients that are not finite reach the weights."""
 

@@ -25,7 +25,7 @@ from rectilinear.models.origin import Origin
 from rectilinear.staging import staged
 from rectilinear.training.card import model_card
 from rectilinear.training.checkpoints import last_checkpoint, steps_of
-from rectilinear.training.loop import GuardedTrainer, StepProgress
+from rectilinear.training.loop import GuardedTrainer, StepProgress, has_bfloat16
 from rectilinear.training.presets import Preset
 from rectilinear.training.recipe import Recipe
 from rectilinear.training.record import HeldOutRecord, Training
@@ -135,7 +135,7 @@ def _trainer(run: Run, upkeep: Upkeep, on_cpu: bool) -> GuardedTrainer:
         warmup_steps=min(200, steps // 20),
         weight_decay=recipe.weight_decay,
         adam_beta2=0.95,
-        bf16=recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and _has_bfloat16(on_cpu)),
+        bf16=recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and has_bfloat16(on_cpu)),
         logging_steps=max(1, steps // 100),
         eval_strategy="steps" if probe_every else "no",
         eval_steps=probe_every or None,
@@ -232,11 +232,3 @@ class _Rows(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self.rows[index].long()
         return {"input_ids": row, "labels": row}
-
-
-def _has_bfloat16(on_cpu: bool) -> bool:
-    """Whether the device has instructions for bfloat16, so that it is faster than float32."""
-    if on_cpu:
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
-    return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -1,0 +1,101 @@
+"""How well a model answers: metrics of a confusion matrix, their standard errors, and what a constant answer gets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rectilinear.measurement.records import Record
+
+#: ``accuracy``: share of answers that are right. ``macro_f1``: mean over labels of their F1. ``f1a``: F1 of the
+#: label "true", over the answers to all questions (MultiRC's).
+MetricName = Literal["accuracy", "macro_f1", "f1a"]
+
+
+class MetricRecord(Record):
+    """A metric on the validation part."""
+
+    value: float
+    stderr: float | None = Field(description="over groups of questions that depend on one another; null for one group")
+    baseline: float = Field(description="of the commonest answer of the training part; of pairs, a half")
+
+
+def accuracy(counts: Tensor) -> Tensor:
+    """``[...]``: share of right answers, of confusion matrices ``[..., answers, predictions]``."""
+    return counts.diagonal(dim1=-2, dim2=-1).sum(-1) / counts.sum((-2, -1))
+
+
+def macro_f1(counts: Tensor) -> Tensor:
+    """``[...]``: mean over labels of ``2 TP / (2 TP + FP + FN)``, which is 0 where nothing was right."""
+    return _f1(counts).mean(-1)
+
+
+def f1a(counts: Tensor) -> Tensor:
+    """``[...]``: F1 of the second label."""
+    return _f1(counts)[..., 1]
+
+
+_METRICS: Mapping[str, Callable[[Tensor], Tensor]] = {"accuracy": accuracy, "macro_f1": macro_f1, "f1a": f1a}
+
+
+def score_answers(
+    names: Sequence[MetricName],
+    answers: Sequence[int],
+    predictions: Sequence[int],
+    groups: Sequence[int],
+    constant: int | None,
+    labels: int,
+) -> dict[str, MetricRecord]:
+    """Metrics of some predictions.
+
+    The standard error is a jackknife that leaves out one group at a time; where each question is
+    its own group, that of the accuracy is the usual ``sqrt(p (1 - p) / (n - 1))``.
+
+    Args:
+        names: which metrics.
+        answers, predictions, groups: ``[questions]`` each.
+        constant: the answer of the baseline; None for one that is right half of the time.
+        labels: number of possible answers.
+    """
+    counts = _confusions(answers, predictions, groups, labels)
+    total = counts.sum(0)
+    always = None if constant is None else _confusions(answers, [constant] * len(answers), groups, labels).sum(0)
+    return {
+        name: MetricRecord(
+            value=float(_METRICS[name](total)),
+            stderr=_jackknife(_METRICS[name], counts),
+            baseline=0.5 if always is None else float(_METRICS[name](always)),
+        )
+        for name in names
+    }
+
+
+def commonest(answers: Sequence[int]) -> int:
+    """The answer that is there most often; of several the first."""
+    counts = Counter(answers)
+    return min(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def _confusions(answers: Sequence[int], predictions: Sequence[int], groups: Sequence[int], labels: int) -> Tensor:
+    """``[groups, answers, predictions]``: how often each of the groups has each."""
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    counts = torch.zeros(len(places), labels, labels, dtype=torch.float64)
+    at = (torch.tensor([places[group] for group in groups]), torch.tensor(answers), torch.tensor(predictions))
+    return counts.index_put_(at, torch.ones(len(answers), dtype=torch.float64), accumulate=True)
+
+
+def _jackknife(metric: Callable[[Tensor], Tensor], counts: Tensor) -> float | None:
+    if len(counts) < 2:
+        return None
+    without = metric(counts.sum(0) - counts)
+    return float(((len(counts) - 1) * (without - without.mean()).square().mean()).sqrt())
+
+
+def _f1(counts: Tensor) -> Tensor:
+    right = counts.diagonal(dim1=-2, dim2=-1)
+    return 2 * right / (counts.sum(-1) + counts.sum(-2)).clamp_min(1)
