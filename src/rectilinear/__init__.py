@@ -1,4 +1,4 @@
-"""Measure how linear each block of a transformer decoder is, and replace what is linear.
+"""Measure how linear each block of a transformer decoder is, train it to be less so, and replace what is linear.
 
 The public names are imported when first used, so that ``import rectilinear`` is quick.
 """
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from rectilinear.report.plots import plot_profile
     from rectilinear.training.finetune import finetune
     from rectilinear.training.finetuning import Finetuning
+    from rectilinear.training.pretrain import Upkeep, pretrain
+    from rectilinear.training.recipe import Recipe
+    from rectilinear.training.record import Training
     from rectilinear.training.regularizer import Regularizer
 
 _HOMES = {
@@ -46,8 +49,11 @@ _HOMES = {
     "MomentsAccumulator": "core.moments",
     "Plan": "linearization.plan",
     "Profile": "measurement.profile",
+    "Recipe": "training.recipe",
     "Regularizer": "training.regularizer",
     "RequestError": "errors",
+    "Training": "training.record",
+    "Upkeep": "training.pretrain",
     "dynamics": "measurement.dynamics",
     "evaluate": "evaluation.evaluate",
     "find_blocks": "models.blocks",
@@ -58,6 +64,7 @@ _HOMES = {
     "measure": "measurement.measure",
     "plot_dynamics": "report.dynamics_plot",
     "plot_profile": "report.plots",
+    "pretrain": "training.pretrain",
     "score_block": "core.scores",
     "solve": "core.solve",
 }
@@ -75,8 +82,11 @@ __all__ = [
     "MomentsAccumulator",
     "Plan",
     "Profile",
+    "Recipe",
     "Regularizer",
     "RequestError",
+    "Training",
+    "Upkeep",
     "dynamics",
     "evaluate",
     "find_blocks",
@@ -87,6 +97,7 @@ __all__ = [
     "measure",
     "plot_dynamics",
     "plot_profile",
+    "pretrain",
     "score_block",
     "solve",
 ]
