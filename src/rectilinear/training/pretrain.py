@@ -172,6 +172,8 @@ def _trainer(run: Run, upkeep: Upkeep, on_cpu: bool) -> GuardedTrainer:
 
 def _finish(run: Run, trainer: GuardedTrainer, first_step: int, seconds: float) -> None:
     """Save the model and what is to be said of it, all or nothing."""
+    if trainer.is_fsdp_enabled:  # else each process would save its shard
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     if not trainer.is_world_process_zero():
         trainer.save_model(str(run.folder))  # nothing but its part, where the weights are spread
         return
