@@ -1,6 +1,7 @@
 """Pretraining: what is left in the folder, going on after a stop, and what cannot be."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -196,6 +197,25 @@ def test_a_folder_of_something_else(finished, text_file, tmp_path):
     done = pretrain(recipe_of(text_file, max_steps=1), tmp_path, Upkeep(probe_every=0), overwrite=True, device="cpu")
     assert done.steps == 1
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_overwriting_loses_nothing_until_there_is_something_new(finished, text_file, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(RequestError, match="no text at /nowhere"):
+        pretrain(recipe_of("/nowhere.txt"), out, overwrite=True, device="cpu")
+    with pytest.raises(RequestError, match="a vocabulary of at least 258"):
+        pretrain(recipe_of(text_file, vocabulary=100), out, overwrite=True, device="cpu")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+    def stopping(stage, done, total):
+        raise Stop
+
+    with pytest.raises(Stop):
+        pretrain(recipe_of(text_file), out, Upkeep(probe_every=0, progress=stopping), overwrite=True, device="cpu")
+    left = {"README.md", "recipe.json", "rows.bin", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in out.iterdir()} == left
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,10 @@ def progress() -> Iterator[Report]:
         [task] = bar.tasks
 
         def report(stage: str, done: int, total: int) -> None:
-            if stage != task.description or done < task.completed:  # another stage, or the same one again
-                bar.reset(task.id, description=stage, total=total, visible=True)
-            bar.update(task.id, completed=done)
+            name, before = (text.partition(":")[0] for text in (stage, task.description))
+            if name != before or done < task.completed:  # another stage, or the same one again
+                bar.reset(task.id, total=total, visible=True)
+            bar.update(task.id, description=stage, completed=done)
 
         yield report
 

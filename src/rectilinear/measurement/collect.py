@@ -19,7 +19,7 @@ from rectilinear.models.capture import capture_blocks, evaluating, run, runnable
 #: ``attention_mask`` ``[rows, seq_len]`` where there is padding.
 Batch = Tensor | Mapping[str, Any]
 
-#: Called with what is being done, how much of it is done, and how much there is.
+#: Called with what is being done, perhaps with news of it after a colon, how much of it is done, and how much there is.
 Progress = Callable[[str, int, int], None]
 
 #: ``block``: what goes into and comes out of each block, padding left out. ``paper``: the last

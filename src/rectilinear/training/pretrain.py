@@ -30,7 +30,7 @@ from rectilinear.training.presets import Preset
 from rectilinear.training.recipe import Recipe
 from rectilinear.training.record import HeldOutRecord, Training
 from rectilinear.training.regularizer import Regularizer
-from rectilinear.training.run import Run, discard_rows, discard_run, found_run, open_run, start_run
+from rectilinear.training.run import Run, discard_rows, found_run, open_run, start_run
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,15 @@ def pretrain(
 
 
 def _found(out: Path, recipe: Recipe, preset: Preset, resume: bool, overwrite: bool) -> bool:
-    """Whether the folder has a run to go on with; what it has of another is removed where that may be."""
+    """Whether the folder has a run to go on with.
+
+    Raises:
+        RequestError: it has something else, which may not be overwritten.
+    """
     if resume and found_run(out, recipe, preset):
         return True
     if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"--out {out} is not an empty folder; try --resume, another folder, or --overwrite")
-    discard_run(out)
-    (out / Training.file_name).unlink(missing_ok=True)
     return False
 
 

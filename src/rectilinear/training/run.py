@@ -14,12 +14,13 @@ from rectilinear.data.pack import pack_rows, stream_rows
 from rectilinear.data.row_file import RowFile, open_rows, write_rows
 from rectilinear.data.text import open_text
 from rectilinear.errors import RequestError
+from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.origin import tokenize_with
 from rectilinear.staging import staged
-from rectilinear.training.checkpoints import discard_checkpoints
 from rectilinear.training.presets import Preset
 from rectilinear.training.recipe import Recipe
+from rectilinear.training.record import Training
 from rectilinear.training.tokenizer import train_tokenizer
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 # Beside the checkpoints.
 _RECIPE, _ROWS = "recipe.json", "rows.bin"
+
+# What a run before this one left, and is not replaced at once.
+_STALE = ("checkpoint-*", Training.file_name, Dynamics.file_name, "config.json", "generation_config.json", "model*")
 
 # Of a text, where no other is held out: one row in a hundred, and no more than this.
 _HELD_OUT_SHARE, _HELD_OUT_ROWS = 100, 400
@@ -77,7 +81,7 @@ def found_run(out: Path, recipe: Recipe, preset: Preset) -> bool:
 
 
 def start_run(out: Path, recipe: Recipe, preset: Preset) -> None:
-    """Make the tokenizer and the rows of a run in its folder.
+    """Make the tokenizer and the rows of a run in its folder, in the place of what an earlier one left there.
 
     Raises:
         RequestError: no such text or tokenizer, a text shorter than a batch.
@@ -85,7 +89,7 @@ def start_run(out: Path, recipe: Recipe, preset: Preset) -> None:
     """
     documents, again = _documents(recipe, recipe.text), _documents(recipe, recipe.text)
     tokenizer = load_tokenizer(recipe.tokenizer) if recipe.tokenizer else train_tokenizer(documents, preset.vocabulary)
-    with staged(out) as folder:
+    with staged(out, stale=_STALE) as folder:
         tokenizer.save_pretrained(folder)
         rows = stream_rows(again, tokenize_with(tokenizer), preset.seq_len, _rows_wanted(recipe, preset))
         contents = write_rows(folder / _ROWS, rows)
@@ -122,13 +126,6 @@ def open_run(out: Path, recipe: Recipe, preset: Preset) -> Run:
     # Whole steps only, so that every step is as large as the others and an epoch ends with one.
     train = rows[: len(rows) // preset.rows * preset.rows]
     return Run(out, recipe, preset, tokenizer, contents, train, held_out, source)
-
-
-def discard_run(out: Path) -> None:
-    """Remove what a run leaves in its folder while it goes on."""
-    discard_checkpoints(out)
-    discard_rows(out)
-    (out / _RECIPE).unlink(missing_ok=True)
 
 
 def discard_rows(out: Path) -> None:
