@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from rectilinear.errors import RequestError
 
@@ -13,10 +14,16 @@ from rectilinear.errors import RequestError
 _IGNORED = -100
 
 
-def task_loss(model: nn.Module, outputs: Any, labels: Tensor, num_items: Tensor | int) -> Tensor:
-    """What the model's forward pass returns as loss where it is given labels, as a sum over items / ``num_items``.
+def task_loss(model: nn.Module, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+    """What the model's forward pass returns as loss where it is given labels, and Trainer's number of items.
 
     Trainer takes the labels out of a model's inputs where it has a loss function of its own.
+
+    Args:
+        model: whose loss it is.
+        outputs: what it returned without labels.
+        labels: its labels.
+        num_items: what to divide the sum over items by; None for a mean.
 
     Raises:
         RequestError: the model has no loss function of transformers.
@@ -37,16 +44,18 @@ def task_loss(model: nn.Module, outputs: Any, labels: Tensor, num_items: Tensor 
     balance: Tensor | None = getattr(outputs, "aux_loss", None)  # of a router between experts
     if balance is None:
         return loss
-    share = items_of_rows(outputs, labels).sum() / num_items
+    share = 1 if num_items is None else items_of_rows(model, labels).sum() / num_items
     coefficient: float = config.router_aux_loss_coef
     return loss + coefficient * balance.to(loss.device) * share
 
 
-def items_of_rows(outputs: Any, labels: Tensor) -> Tensor:
-    """``[rows]``: how many terms each row has in the loss.
+def items_of_rows(model: nn.Module, labels: Tensor) -> Tensor:
+    """``[rows]``: how many items Trainer counts in each row, by the model's kind of loss.
 
-    For a language model its tokens that are predicted: labels from the second on, but those that
-    are left out; for a classifier 1, or 0 where its label is left out.
+    For a classifier 1, or 0 where its label is left out. For a language model its labels from the
+    second on, which are those that are predicted; but all of its labels where the model's class names
+    no loss (GPT-2's does not): Trainer does not know then that the first is never predicted.
     """
-    predicted = labels[:, 1:] if labels.ndim == 2 and outputs.logits.ndim == 3 else labels
-    return torch.as_tensor(predicted != _IGNORED).reshape(len(labels), -1).sum(1)
+    shifts = LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss
+    counted = labels[:, 1:] if shifts and labels.ndim == 2 else labels
+    return torch.as_tensor(counted != _IGNORED).reshape(len(labels), -1).sum(1)

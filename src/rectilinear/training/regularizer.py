@@ -19,7 +19,7 @@ from rectilinear.models.task_loss import items_of_rows, task_loss
 
 #: Loss of a model's outputs and labels, as transformers' Trainer calls it: the sum over the items of
 #: this batch, divided by the number of items in all batches of the optimizer step.
-LossFunction = Callable[[Any, Tensor, Tensor | int | None], Tensor]
+LossFunction = Callable[[Any, Tensor, Tensor | int], Tensor]
 
 
 class Regularizer:
@@ -37,8 +37,9 @@ class Regularizer:
 
     Trainer's loss is a mean over the items of an optimizer step, however many batches and
     processes it is spread over, and so is the penalty: of each row the mean over its unmasked
-    tokens, counted as often as the row has items in the loss. Where rows are full, this is the
-    mean over unmasked tokens. In evaluation there is no penalty, so that losses stay comparable.
+    tokens, counted as often as Trainer counts items in the row. Where rows are full, this is the
+    mean over unmasked tokens, which `penalty` is in any case. In evaluation there is no penalty, so
+    that losses stay comparable.
 
     Works with gradient checkpointing, autocast, DDP and FSDP, not with `torch.nn.DataParallel`.
 
@@ -95,12 +96,12 @@ class Regularizer:
         Raises:
             JobError: gradients are taken, but the model that ran is not the one that is watched.
         """
-        items = items_of_rows(outputs, labels)
+        items = items_of_rows(self._model, labels)
         num_items = items.sum() if num_items_in_batch is None else num_items_in_batch
         if self._loss:
             loss = self._loss(outputs, labels, num_items)
         else:
-            loss = task_loss(self._model, outputs, labels, num_items)
+            loss = task_loss(self._model, outputs, labels, num_items_in_batch)
         if not self.strength or not torch.is_grad_enabled():
             return loss
         tokens, mask = self._take()
