@@ -78,7 +78,9 @@ def main(
     def run(case: tuple[Arm, int]) -> dict[str, Any]:
         arm, seed = case
         out = work / f"{arm.name.replace(' ', '-')}-{seed}"
-        own = {"--regularizer": arm.regularizer, "--strength": arm.strength, "--seed": seed, "--out": out}
+        own = {"--seed": seed, "--out": out, "--regularizer": arm.regularizer}
+        if arm.regularizer != "none":
+            own["--strength"] = arm.strength
         words = [str(word) for pair in {**options, **own}.items() for word in pair]
         process = [sys.executable, "-m", "rectilinear", "pretrain", *words, "--resume"]
         if not arm.embedding:

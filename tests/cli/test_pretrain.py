@@ -71,7 +71,11 @@ def stopped(number, text, out, environment):
     ("number", "code", "says"),
     [
         (signal.SIGKILL, -9, ""),
-        (signal.SIGINT, 130, "rectilinear: interrupted, {out} keeps its checkpoints; to go on, add --resume\n"),
+        (
+            signal.SIGINT,
+            130,
+            "rectilinear: interrupted, {out} keeps what there is of the run; to go on, add --resume\n",
+        ),
         (signal.SIGTERM, 143, ""),
     ],
     ids=["SIGKILL", "SIGINT", "SIGTERM"],
@@ -79,13 +83,13 @@ def stopped(number, text, out, environment):
 def test_stopped_and_resumed(number, code, says, alone, text_file, tmp_path, environment, process):
     out = tmp_path / "out"
     ended, said = stopped(number, text_file, out, environment)
-    assert (ended, said) == (code, says.format(out=out))
+    assert (ended, said.strip()) == (code, says.format(out=out))
     assert not (out / "model.safetensors").exists()
     before = {path.name for path in out.iterdir()}
 
     refused = process(*arguments(text_file, out))
     assert refused.code == 2
-    assert "is not an empty folder; try --resume, another folder, or --overwrite" in refused.err
+    assert "is not empty; try --resume, another folder, or --overwrite" in refused.err
     other = process(*arguments(text_file, out, "--resume", "--strength", 0.4))
     assert other.code == 2
     assert "got another (strength 0.5 -> 0.4); try the same options" in other.err
@@ -124,9 +128,13 @@ def test_the_command_equals_the_function(alone, text_file, tmp_path, command):
         (["--text", "/nowhere.txt"], "no text at /nowhere.txt"),
         (["--text", "stories", "--max-tokens", "100"], "at least one step of 8 rows of 24 tokens, got 3 rows"),
         (["--vocab-size", "100"], "expected a vocabulary of at least 258, got 100"),
-        (["--tokenizer", "/nowhere"], "no model at /nowhere"),
         (["--dtype", "float16"], "to train with, got float16"),
         (["--device", "cuda:0"], "expected device auto or cpu to train on, got 'cuda:0'"),
+        (["--epochs", "2"], "expected no --epochs with --max-steps, where it changes nothing"),
+        (["--trust-remote-code"], "expected no --trust-remote-code without --tokenizer"),
+        (["--regularizer", "none"], "expected no --strength without --regularizer"),
+        (["--tokenizer", "gpt2"], "expected no --vocab-size with --tokenizer"),
+        (["--report-to", "nosuch"], "which are installed, got 'nosuch'"),
     ],
 )
 def test_requests_that_cannot_be_met(more, says, text_file, tmp_path, command):

@@ -126,8 +126,9 @@ def test_goes_on_where_it_was_stopped(finished, text_file, tmp_path, stop):
         pretrain(recipe, out, Upkeep(probe_every=2, save_every=2, progress=stopping), device="cpu")
     assert last_checkpoint(out).name == f"checkpoint-{stop // 2 * 2}"
     assert not (out / "model.safetensors").exists()
-    # A checkpoint that was not written to its end is passed over.
+    # A checkpoint that was not written to its end is passed over, and what only looks like one is left alone.
     (out / "checkpoint-7").mkdir()
+    (out / "checkpoint-notes.md").write_text("mine")
 
     with pytest.raises(RequestError, match=r"got another \(seed 0 -> 1\); try the same options"):
         pretrain(recipe_of(text_file, regularizer="cosine", seed=1), out, resume=True, device="cpu")
@@ -135,6 +136,8 @@ def test_goes_on_where_it_was_stopped(finished, text_file, tmp_path, stop):
     assert losses(again) == losses(training)
     assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(out).items())
     assert Dynamics.load(out).points == Dynamics.load(whole).points
+    left = {"checkpoint-6", "checkpoint-8", "checkpoint-notes.md"}
+    assert {path.name for path in out.glob("checkpoint-*")} == left
     assert pretrain(recipe, out, resume=True, device="cpu") == again
 
 
@@ -164,17 +167,19 @@ def test_seeds_and_strengths(finished, text_file, tmp_path):
 
 def test_bfloat16(text_file, tmp_path):
     training = pretrain(recipe_of(text_file, dtype="bfloat16", max_steps=2), tmp_path / "out", device="cpu")
-    assert training.settings["bfloat16"] is True
+    assert training.settings["dtype"] == "bfloat16"
     assert all(tensor.dtype is torch.float32 for tensor in weights(tmp_path / "out").values())
 
 
 def test_a_loss_that_is_not_finite(text_file, tmp_path):
     out = tmp_path / "out"
     recipe = recipe_of(text_file, learning_rate=1e25)
-    with pytest.raises(JobError, match=r"expected a finite \w+, got \w+ at step (\d)") as told:
+    with pytest.raises(JobError, match=r"expected a finite [a-z ]+, got \w+ at step \d") as told:
         pretrain(recipe, out, Upkeep(probe_every=0, save_every=1), device="cpu")
     last = last_checkpoint(out)
-    assert f"the last checkpoint, {last}, is from before it; try a smaller --learning-rate" in str(told.value)
+    assert f"the last checkpoint, {last}, is from before it; try a smaller --learning-rate and --overwrite" in str(
+        told.value
+    )
     assert all(tensor.isfinite().all() for tensor in weights(last).values())
     assert not (out / "model.safetensors").exists()
 
@@ -190,10 +195,12 @@ def test_a_text_shorter_than_one_step(text_file, tmp_path):
 
 def test_a_folder_of_something_else(finished, text_file, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(RequestError, match="is not an empty folder; try --resume, another folder, or --overwrite"):
+    with pytest.raises(RequestError, match="is not empty; try --resume, another folder, or --overwrite"):
         pretrain(recipe_of(text_file), tmp_path, device="cpu")
-    with pytest.raises(RequestError, match="is not an empty folder"):
+    with pytest.raises(RequestError, match="holds no run to resume; try another folder, or --overwrite"):
         pretrain(recipe_of(text_file), tmp_path, resume=True, device="cpu")
+    with pytest.raises(RequestError, match="expected a folder for --out, got the file"):
+        pretrain(recipe_of(text_file), tmp_path / "mine.txt", overwrite=True, device="cpu")
     done = pretrain(recipe_of(text_file, max_steps=1), tmp_path, Upkeep(probe_every=0), overwrite=True, device="cpu")
     assert done.steps == 1
     assert (tmp_path / "mine.txt").read_text() == "mine"
@@ -202,6 +209,7 @@ def test_a_folder_of_something_else(finished, text_file, tmp_path):
 def test_overwriting_loses_nothing_until_there_is_something_new(finished, text_file, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
+    (out / "checkpoint-best").mkdir()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     with pytest.raises(RequestError, match="no text at /nowhere"):
         pretrain(recipe_of("/nowhere.txt"), out, overwrite=True, device="cpu")
@@ -214,13 +222,89 @@ def test_overwriting_loses_nothing_until_there_is_something_new(finished, text_f
 
     with pytest.raises(Stop):
         pretrain(recipe_of(text_file), out, Upkeep(probe_every=0, progress=stopping), overwrite=True, device="cpu")
-    left = {"README.md", "recipe.json", "rows.bin", "tokenizer.json", "tokenizer_config.json"}
+    left = {"checkpoint-best", "README.md", "recipe.json", "rows.bin", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in out.iterdir()} == left
+
+
+def test_a_run_that_is_not_whole_any_more(finished, text_file, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    recipe = recipe_of(text_file, regularizer="cosine")
+    (out / "training.json").unlink()
+    with pytest.raises(RequestError, match=r"expected 65 rows in .*rows.bin, to resume the run, got another"):
+        pretrain(recipe, out, resume=True, device="cpu")
+    (out / "rows.bin").write_bytes(b"1234")
+    with pytest.raises(RequestError, match=r"expected 65 rows in .*rows.bin"):
+        pretrain(recipe, out, resume=True, device="cpu")
+    (out / "recipe.json").write_text('{"recipe": []}')
+    with pytest.raises(RequestError, match="holds no run to resume"):
+        pretrain(recipe, out, resume=True, device="cpu")
+    with pytest.raises(RequestError, match="expected resume or overwrite, got both"):
+        pretrain(recipe, out, resume=True, overwrite=True, device="cpu")
+
+
+def test_a_tokenizer_without_padding(tiny_tokenizer, text_file, tmp_path):
+    assert tiny_tokenizer.pad_token is None
+    tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    recipe = recipe_of(text_file, vocabulary=None, tokenizer=str(tmp_path / "tokenizer"), max_steps=2)
+    training = pretrain(recipe, tmp_path / "out", Upkeep(probe_every=1), device="cpu")
+    assert training.settings["vocabulary"] == 1024
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.vocab_size == len(tiny_tokenizer)
+
+
+def test_stories_are_held_out_from_stories(tmp_path):
+    recipe = recipe_of("stories", held_out="stories", held_out_tokens=240, max_steps=1, vocabulary=260)
+    training = pretrain(recipe, tmp_path / "out", Upkeep(probe_every=0), device="cpu")
+    assert training.held_out.data.rows == 10
+    assert training.held_out.data.fingerprint != training.data.fingerprint
+
+
+def test_gradients_whose_norm_overflows(text_file, tmp_path, monkeypatch):
+    def huge(self, *args, **kwargs):
+        loss = args[0].logits.float().sum() * 1e25
+        return loss - loss.detach() + 1
+
+    monkeypatch.setattr("rectilinear.training.regularizer.Regularizer.__call__", huge)
+    out = tmp_path / "out"
+    with pytest.raises(JobError, match="expected a finite gradient norm, got inf at step 1; there is no checkpoint"):
+        pretrain(recipe_of(text_file, regularizer="cosine"), out, Upkeep(probe_every=0), device="cpu")
+
+
+@pytest.mark.parametrize(("processes", "rows"), [(1, 32), (2, 32), (8, 32), (32, 32)])
+def test_a_step_has_as_many_rows_however_many_processes_share_them(processes, rows):
+    recipe = Recipe("stories", "mistral-4m")
+    preset = recipe.for_processes(processes)
+    assert preset.rows == rows
+    assert preset.rows % (preset.batch_size * processes) == 0
+
+
+def test_processes_that_cannot_share_them():
+    with pytest.raises(RequestError, match="divides the 32 rows of a step, got 3; try --batch-size"):
+        Recipe("stories", "mistral-4m").for_processes(3)
+    assert Recipe("stories", "mistral-4m", batch_size=2, accumulation=5).for_processes(3).rows == 30
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"report_to": "nosuch"}, "which are installed, got 'nosuch'"),
+        ({"save_every": 0}, "save_every of at least 1, got 0"),
+        ({"probe_every": -1}, "probe_every of at least 0, got -1"),
+        ({"keep": 0}, "keep of at least 1, got 0"),
+    ],
+)
+def test_upkeep_that_cannot_be(text_file, tmp_path, changes, said):
+    with pytest.raises(RequestError, match=said):
+        pretrain(recipe_of(text_file), tmp_path / "out", Upkeep(**changes), device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seq_len": 1}, "at least 2 tokens"),
+        ({"text": "a.txt", "held_out": "a.txt"}, "another text to hold out than the one to train on, got a.txt twice"),
         ({"strength": -1.0}, "strength of at least 0, got -1.0"),
         ({"strength": float("nan"), "regularizer": "mse"}, "strength of at least 0, got nan"),
         ({"regularizer": "l1"}, "expected regularizer 'cosine' or 'mse', got 'l1'"),

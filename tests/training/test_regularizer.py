@@ -3,7 +3,12 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import LlamaForSequenceClassification, Trainer, TrainingArguments
+from transformers import (
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    Trainer,
+    TrainingArguments,
+)
 
 from rectilinear import JobError, Regularizer, RequestError, find_blocks, layer_penalty
 from tests.families import TINY, build, token_rows
@@ -232,6 +237,29 @@ def test_classifiers_and_losses_of_ones_own():
     own = Regularizer(model, strength=0.3, loss=lambda outputs, labels, items: outputs.logits.sum() / items)
     outputs = model(**batch)
     torch.testing.assert_close(own(outputs, labels), outputs.logits.sum() / 6 + 0.3 * wanted)
+
+
+def test_labels_of_each_token():
+    config = type(TINY["llama"])(**{**TINY["llama"].to_dict(), "num_labels": 3})
+    model, batch = LlamaForTokenClassification(config).eval(), batch_of()  # it has dropout
+    batch["labels"] = batch["labels"].where(batch["labels"] == -100, batch["input_ids"] % 3)
+    wanted = model(**batch).loss
+    labels = batch.pop("labels")
+    torch.testing.assert_close(Regularizer(model, strength=0)(model(**batch), labels), wanted)
+
+
+@pytest.mark.parametrize("labels", [torch.rand(6), torch.rand(6, 2).round()], ids=["regression", "many labels"])
+def test_losses_that_are_means_are_spread_over_batches(labels):
+    config = type(TINY["llama"])(**{**TINY["llama"].to_dict(), "num_labels": labels[0].numel()})
+    model, batch = LlamaForSequenceClassification(config).train(), batch_of()
+    del batch["labels"]
+    wanted = model(**batch, labels=labels).loss
+    regularizer = Regularizer(model, strength=0)
+    parts = [
+        regularizer(model(**{name: value[some] for name, value in batch.items()}), labels[some], labels.numel())
+        for some in torch.arange(6).split(2)
+    ]
+    torch.testing.assert_close(sum(parts), wanted)
 
 
 def test_another_model_is_noticed():

@@ -283,7 +283,7 @@ def refuse_idle(context: typer.Context, *rules: tuple[bool, str, Sequence[str]])
         for name in names if holds else ():
             source = context.get_parameter_source(name)
             if source is not None and source.name != "DEFAULT":
-                option = f"--{name.replace('_', '-')}"
+                option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
                 raise RequestError(f"expected no {option} {circumstances}, where it changes nothing; try without it")
 
 

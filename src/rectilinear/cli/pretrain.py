@@ -5,11 +5,12 @@ from __future__ import annotations
 import typer
 
 from rectilinear.cli import options
-from rectilinear.cli.console import progress, stdout
+from rectilinear.cli.console import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, RegularizerName, parse_batch_size
 
 
 def pretrain(
+    context: typer.Context,
     text: options.Text,
     out: options.RunOut,
     preset: options.Preset = "mistral-4m",
@@ -40,6 +41,8 @@ def pretrain(
     device: options.TrainDevice = "auto",
     dtype: options.DType = DTypeName.auto,
     batch_size: options.BatchSize = "auto",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Pretrain a decoder from random weights, with or without a penalty on neighbouring hidden states.
 
@@ -47,7 +50,16 @@ def pretrain(
 
     Example: rectilinear pretrain --preset mistral-4m --text stories --max-steps 200 --regularizer cosine --out run
     """
+    check_out(out, overwrite=True)  # what is in it, is looked at in its turn
     rows_at_once = parse_batch_size(batch_size)
+    options.refuse_idle(
+        context,
+        (regularizer is RegularizerName.none, "without --regularizer", ["strength", "embedding"]),
+        (max_steps is not None, "with --max-steps", ["epochs"]),
+        (tokenizer is not None, "with --tokenizer", ["vocabulary"]),
+        (tokenizer is None, "without --tokenizer", ["revision", "trust_remote_code"]),
+        (held_out is None, "without --held-out", ["held_out_tokens"]),
+    )
 
     from accelerate import PartialState
 
@@ -77,14 +89,16 @@ def pretrain(
         column=column,
         config=config,
         split=split,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
     try:
         with progress() as report:
             upkeep = Upkeep(probe_every, save_every, keep or None, report_to, report)
             training = pretrain(recipe, out, upkeep, resume=resume, overwrite=overwrite, device=device)
     except KeyboardInterrupt:
-        if any(out.glob("checkpoint-*")):
-            raise typer.Abort(f"{out} keeps its checkpoints; to go on, add --resume") from None
+        if (out / "recipe.json").exists():
+            raise typer.Abort(f"{out} keeps what there is of the run; to go on, add --resume") from None
         raise
     if not PartialState().is_main_process:
         return
@@ -96,4 +110,5 @@ def pretrain(
         highlight=False,
         markup=False,
     )
-    print(f"wrote the checkpoint, training.json, dynamics.json and README.md to {out}")
+    probed = "" if probe_every == 0 else "dynamics.json, "
+    print(f"wrote the checkpoint, training.json, {probed}and README.md to {out}")

@@ -25,6 +25,11 @@ class RowFile(NamedTuple):
     seq_len: int
     fingerprint: str
 
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return self.rows * self.seq_len * 4
+
 
 def write_rows(path: Path, chunks: Iterable[Tensor]) -> RowFile:
     """Write rows, int64 ``[rows, seq_len]`` some at a time, as little-endian int32 one after another.

@@ -10,6 +10,9 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from rectilinear.errors import RequestError
 
+# Kinds of classification whose loss is a mean over the batch, whatever the number of items.
+_MEANS = ("regression", "multi_label_classification")
+
 # Of labels that transformers leaves out of a loss.
 _IGNORED = -100
 
@@ -41,10 +44,12 @@ def task_loss(model: nn.Module, outputs: Any, labels: Tensor, num_items: Tensor 
         config=config,
         num_items_in_batch=num_items,
     )
+    share = 1 if num_items is None else items_of_rows(model, labels).sum() / num_items
+    if getattr(config, "problem_type", None) in _MEANS:
+        loss = loss * share
     balance: Tensor | None = getattr(outputs, "aux_loss", None)  # of a router between experts
     if balance is None:
         return loss
-    share = 1 if num_items is None else items_of_rows(model, labels).sum() / num_items
     coefficient: float = config.router_aux_loss_coef
     return loss + coefficient * balance.to(loss.device) * share
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,9 +27,15 @@ def keeping(folder: str | Path) -> Iterator[None]:
         raise JobError(f"cannot keep checkpoints in {folder}: {error.strerror or error}") from error
 
 
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, by step; some may not have been written to their end."""
+    found = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return sorted((path for path in found if path.is_dir()), key=steps_of)
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint of a folder that was written to its end: Trainer writes its own state last."""
-    return max((path for path in folder.glob("checkpoint-*") if _whole(path)), key=steps_of, default=None)
+    return next((path for path in reversed(checkpoints_of(folder)) if _whole(path)), None)
 
 
 def steps_of(checkpoint: Path) -> int:
@@ -36,10 +43,14 @@ def steps_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def discard_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints of a folder."""
-    for path in folder.glob("checkpoint-*"):
-        shutil.rmtree(path)
+def discard_checkpoints(folder: Path, *, partial_only: bool = False) -> None:
+    """Remove the checkpoints of a folder, or those that were not written to their end.
+
+    Trainer counts the latter among those to keep, and would remove better ones for them.
+    """
+    for path in checkpoints_of(folder):
+        if not (partial_only and _whole(path)):
+            shutil.rmtree(path)
 
 
 def _whole(checkpoint: Path) -> bool:

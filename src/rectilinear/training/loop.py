@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from rectilinear.errors import JobError
 from rectilinear.measurement.collect import Progress
@@ -30,7 +30,6 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
     def __init__(self, *args: Any, regularizer: Regularizer | None = None, **kwargs: Any) -> None:
         super().__init__(*args, compute_loss_func=regularizer, **kwargs)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_FiniteGradients(self.remedy))
         self._regularizer = regularizer
         self._penalties: list[Tensor] = []
 
@@ -42,7 +41,7 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         """
         loss: Tensor = super().training_step(*args, **kwargs)
         if not loss.isfinite():
-            raise _diverged("loss", loss, self.state.global_step, self.args, self.remedy)
+            raise self._diverged("loss", float(loss))
         if self._regularizer and self._regularizer.last is not None:
             self._penalties.append(self._regularizer.last)
         return loss
@@ -57,9 +56,22 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             self._penalties.clear()
         super().log(logs, start_time)
 
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        # After clipping, which makes finite gradients of an infinite norm zero, and before the weights are changed.
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if norm is not None and not math.isfinite(norm):
+            raise self._diverged("gradient norm", float(norm))
+        return norm
+
     def _save_checkpoint(self, *args: Any) -> None:
         with keeping(self.args.output_dir):
             super()._save_checkpoint(*args)
+
+    def _diverged(self, what: str, value: float) -> JobError:
+        last = last_checkpoint(Path(self.args.output_dir))
+        kept = f"the last checkpoint, {last}, is from before it" if last else "there is no checkpoint from before it"
+        step = self.state.global_step + 1
+        return JobError(f"expected a finite {what}, got {value} at step {step}; {kept}; {self.remedy}")
 
 
 class StepProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -86,24 +98,3 @@ def has_bfloat16(on_cpu: bool) -> bool:
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
     return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-
-class _FiniteGradients(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Stops before gradients that are not finite reach the weights."""
-
-    def __init__(self, remedy: str) -> None:
-        self.remedy = remedy
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if isinstance(norm, DTensor):  # each process has a part
-            norm = norm.full_tensor()
-        if not norm.isfinite():
-            raise _diverged("gradient", norm, state.global_step, args, self.remedy)
-
-
-def _diverged(what: str, value: Tensor, steps: int, args: TrainingArguments, remedy: str) -> JobError:
-    last = last_checkpoint(Path(args.output_dir))
-    kept = f"the last checkpoint, {last}, is from before it" if last else "there is no checkpoint from before it"
-    return JobError(f"expected a finite {what}, got {value.item()} at step {steps + 1}; {kept}; {remedy}")

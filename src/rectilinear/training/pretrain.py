@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments, default_data_collator, set_seed
+from transformers.integrations import get_available_reporting_integrations
 
 from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import RequestError
@@ -24,7 +26,7 @@ from rectilinear.models.blocks import find_blocks
 from rectilinear.models.origin import Origin
 from rectilinear.staging import staged
 from rectilinear.training.card import model_card
-from rectilinear.training.checkpoints import last_checkpoint, steps_of
+from rectilinear.training.checkpoints import discard_checkpoints, last_checkpoint, steps_of
 from rectilinear.training.loop import GuardedTrainer, StepProgress, has_bfloat16
 from rectilinear.training.presets import Preset
 from rectilinear.training.recipe import Recipe
@@ -51,6 +53,20 @@ class Upkeep:
     keep: int | None = 2
     report_to: str = "none"
     progress: Progress | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            RequestError: a number out of range, a logger that is not installed.
+        """
+        for name, least in (("probe_every", 0), ("save_every", 1), ("keep", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RequestError(f"expected {name} of at least {least}, got {value}")
+        known = ["none", "all", *get_available_reporting_integrations()]
+        if self.report_to not in known:
+            raise RequestError(f"expected --report-to {', '.join(known)}, which are installed, got {self.report_to!r}")
 
 
 @reporting_exhausted_memory
@@ -87,16 +103,26 @@ def pretrain(
     if device not in ("auto", "cpu"):
         raise RequestError(f"expected device auto or cpu to train on, got {device!r}; try CUDA_VISIBLE_DEVICES")
     out = Path(out).expanduser().absolute()
+    upkeep = upkeep or Upkeep()
+    upkeep.check()
+    if resume and overwrite:
+        raise RequestError("expected resume or overwrite, got both")
     on_cpu = device == "cpu" or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu)
+    if recipe.dtype == "auto":
+        recipe = replace(recipe, dtype="bfloat16" if has_bfloat16(on_cpu) else "float32")
+    # The others wait while one process packs the text, and while it scores the model.
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
     preset = recipe.for_processes(state.num_processes)
     with state.main_process_first():
-        if state.is_main_process and not _found(out, recipe, preset, resume, overwrite):
-            start_run(out, recipe, preset)
+        if state.is_main_process:
+            if _found(out, recipe, preset, resume, overwrite):
+                discard_checkpoints(out, partial_only=True)
+            else:
+                start_run(out, recipe, preset)
     if (out / Training.file_name).exists():
         return Training.load(out)
     run = open_run(out, recipe, preset)
-    trainer = _trainer(run, upkeep or Upkeep(), on_cpu)
+    trainer = _trainer(run, upkeep, on_cpu)
     checkpoint = last_checkpoint(out)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -114,8 +140,11 @@ def _found(out: Path, recipe: Recipe, preset: Preset, resume: bool, overwrite: b
     """
     if resume and found_run(out, recipe, preset):
         return True
-    if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RequestError(f"--out {out} is not an empty folder; try --resume, another folder, or --overwrite")
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"expected a folder for --out, got the file {out}")
+    if not overwrite and out.exists() and any(out.iterdir()):
+        instead = "holds no run to resume; try" if resume else "is not empty; try --resume,"
+        raise RequestError(f"--out {out} {instead} another folder, or --overwrite")
     return False
 
 
@@ -137,7 +166,7 @@ def _trainer(run: Run, upkeep: Upkeep, on_cpu: bool) -> GuardedTrainer:
         warmup_steps=min(200, steps // 20),
         weight_decay=recipe.weight_decay,
         adam_beta2=0.95,
-        bf16=recipe.dtype == "bfloat16" or (recipe.dtype == "auto" and has_bfloat16(on_cpu)),
+        bf16=recipe.dtype == "bfloat16",
         logging_steps=max(1, steps // 100),
         eval_strategy="steps" if probe_every else "no",
         eval_steps=probe_every or None,
@@ -163,8 +192,10 @@ def _trainer(run: Run, upkeep: Upkeep, on_cpu: bool) -> GuardedTrainer:
         regularizer=penalty,
         train_dataset=_Rows(run.train),
         eval_dataset=_Rows(run.held_out),
+        data_collator=default_data_collator,  # rows are full: a tokenizer without padding will do
         processing_class=run.tokenizer,
     )
+    trainer.remedy += " and --overwrite"
     if probe_every:
         trainer.add_callback(LinearityCallback(trainer, run.held_out, every=probe_every))
     if upkeep.progress:
@@ -182,9 +213,9 @@ def _finish(run: Run, trainer: GuardedTrainer, first_step: int, seconds: float) 
     recipe, preset = run.recipe, run.preset
     with staged(run.folder) as folder:
         trainer.save_model(str(folder))
-        (folder / "training_args.bin").unlink()
+        (folder / "training_args.bin").unlink(missing_ok=True)
         # As saved: in training the weights may be spread over processes.
-        model: Any = Origin(str(folder), device="cpu", dtype="float32").load(head=True)
+        model: Any = Origin(str(folder), device=str(trainer.args.device), dtype="float32").load(head=True)
         model.config.use_cache = True  # Trainer turned it off
         model.config.save_pretrained(folder)
         loss = measure_perplexity(model, run.held_out, preset.batch_size)
@@ -211,7 +242,7 @@ def _finish(run: Run, trainer: GuardedTrainer, first_step: int, seconds: float) 
                 stderr=loss.stderr,
                 perplexity=loss.perplexity,
             ),
-            settings={**asdict(recipe), **asdict(preset), "bfloat16": trainer.args.bf16},
+            settings={**asdict(recipe), **asdict(preset)},
             environment=record_environment(trainer.model),
             processes=PartialState().num_processes,
             steps=steps,

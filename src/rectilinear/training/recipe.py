@@ -28,10 +28,12 @@ class Recipe:
             one in a hundred, 400 at most.
         held_out_tokens: of that other text, at most.
         tokenizer: Hub id or path of one; None to train one on the text.
+        revision, trust_remote_code: of that tokenizer.
         vocabulary: tokens of one that is trained.
-        seq_len: tokens in a row.
+        seq_len: tokens in a row, two at least.
         batch_size: rows of a process at once.
-        accumulation: batches in an optimizer step.
+        accumulation: batches of a process in an optimizer step; None for as many as make the preset's
+            number of rows, or come near it.
         learning_rate: the highest; it rises for a twentieth of the steps, 200 at most, and falls to
             0 as a cosine.
         weight_decay: of AdamW.
@@ -51,6 +53,8 @@ class Recipe:
     held_out: str | None = None
     held_out_tokens: int = 100_000
     tokenizer: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
     vocabulary: int | None = None
     seq_len: int | None = None
     batch_size: int | None = None
@@ -78,6 +82,13 @@ class Recipe:
                 raise RequestError(f"expected {name} above 0, got {value}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise RequestError(f"expected a weight decay of at least 0, got {self.weight_decay}")
+        if self.seq_len == 1:
+            raise RequestError("expected rows of at least 2 tokens, the first of which nothing predicts, got seq_len 1")
+        if self.held_out is not None and self.held_out == self.text != "stories":
+            raise RequestError(
+                f"expected another text to hold out than the one to train on, got {self.text} twice; try without it, "
+                "which holds out its last rows"
+            )
         if self.dtype == "float16":
             raise RequestError("expected dtype auto, float32 or bfloat16 to train with, got float16")
         if self.text == "stories" and self.max_steps is None and self.max_tokens is None:
@@ -86,10 +97,18 @@ class Recipe:
     def for_processes(self, processes: int) -> Preset:
         """The preset with what the recipe says in the place of its own, for a number of processes.
 
-        Where the recipe says nothing of it, a step has the preset's number of rows, however many
+        Where the recipe says nothing of batches, a step has the preset's number of rows, however many
         processes share them.
+
+        Raises:
+            RequestError: they cannot share them evenly.
         """
         preset = find_preset(self.preset)
+        if preset.rows % processes and not (self.batch_size and self.accumulation):
+            raise RequestError(
+                f"expected a number of processes that divides the {preset.rows} rows of a step, got {processes}; "
+                "try --batch-size and --gradient-accumulation"
+            )
         batch_size = self.batch_size or min(preset.batch_size, max(1, preset.rows // processes))
         accumulation = self.accumulation or max(1, preset.rows // (batch_size * processes))
         return replace(

@@ -105,8 +105,10 @@ class Regularizer:
         if not self.strength or not torch.is_grad_enabled():
             return loss
         tokens, mask = self._take()
-        real = torch.ones_like(tokens) if mask is None else mask.to(tokens)
-        means = (tokens * real).sum(1) / real.sum(1).clamp_min(1)
+        if mask is not None:
+            tokens = tokens.masked_fill(~mask.to(tokens.device), 0)
+        real = tokens.shape[1] if mask is None else mask.to(tokens).sum(1).clamp_min(1)
+        means = tokens.sum(1) / real
         penalty = (means * items.to(means)).sum() / num_items
         self.last = penalty.detach()
         return loss + self.strength * penalty.to(loss.device)

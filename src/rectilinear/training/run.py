@@ -18,6 +18,7 @@ from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.origin import tokenize_with
 from rectilinear.staging import staged
+from rectilinear.training.checkpoints import checkpoints_of
 from rectilinear.training.presets import Preset
 from rectilinear.training.recipe import Recipe
 from rectilinear.training.record import Training
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 # Beside the checkpoints.
 _RECIPE, _ROWS = "recipe.json", "rows.bin"
 
-# What a run before this one left, and is not replaced at once.
-_STALE = ("checkpoint-*", Training.file_name, Dynamics.file_name, "config.json", "generation_config.json", "model*")
+# What a run before this one left beside its checkpoints, and is not replaced at once.
+_STALE = (Training.file_name, Dynamics.file_name, "config.json", "generation_config.json", "model*.safetensors*")
 
 # Of a text, where no other is held out: one row in a hundred, and no more than this.
 _HELD_OUT_SHARE, _HELD_OUT_ROWS = 100, 400
@@ -67,16 +68,21 @@ def found_run(out: Path, recipe: Recipe, preset: Preset) -> bool:
     Raises:
         RequestError: it holds the run of another recipe.
     """
-    found = _read(out).get("recipe")
-    if found is None:
+    record = _read(out)
+    found = record.get("recipe")
+    if not isinstance(found, dict):
         return False
     wanted = _recipe_of(recipe, preset)
     if others := sorted(key for key in {*wanted, *found} if found.get(key) != wanted.get(key)):
         told = ", ".join(f"{key} {found.get(key)!r} -> {wanted.get(key)!r}" for key in others)
         raise RequestError(
             f"expected the recipe of the run in {out} to resume it, got another ({told}); "
-            "try the same options, another --out, or --overwrite"
+            "try the same options, another --out, or --overwrite in the place of --resume"
         )
+    rows = RowFile(**record["rows"])
+    over = (out / Training.file_name).exists()
+    if not over and (not (out / _ROWS).is_file() or (out / _ROWS).stat().st_size != rows.bytes):
+        raise RequestError(f"expected {rows.rows:,} rows in {out / _ROWS}, to resume the run, got another file or none")
     return True
 
 
@@ -87,9 +93,9 @@ def start_run(out: Path, recipe: Recipe, preset: Preset) -> None:
         RequestError: no such text or tokenizer, a text shorter than a batch.
         JobError: they could not be written.
     """
-    documents, again = _documents(recipe, recipe.text), _documents(recipe, recipe.text)
-    tokenizer = load_tokenizer(recipe.tokenizer) if recipe.tokenizer else train_tokenizer(documents, preset.vocabulary)
-    with staged(out, stale=_STALE) as folder:
+    documents, again = _documents(recipe, recipe.text, recipe.seed), _documents(recipe, recipe.text, recipe.seed)
+    tokenizer = _tokenizer(recipe) or train_tokenizer(documents, preset.vocabulary)
+    with staged(out, stale=[*_STALE, *(path.name for path in checkpoints_of(out))]) as folder:
         tokenizer.save_pretrained(folder)
         rows = stream_rows(again, tokenize_with(tokenizer), preset.seq_len, _rows_wanted(recipe, preset))
         contents = write_rows(folder / _ROWS, rows)
@@ -133,13 +139,19 @@ def discard_rows(out: Path) -> None:
     (out / _ROWS).unlink(missing_ok=True)
 
 
-def _documents(recipe: Recipe, source: str) -> Iterator[str]:
-    return open_text(source, column=recipe.column, config=recipe.config, split=recipe.split, seed=recipe.seed)
+def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
+    if recipe.tokenizer is None:
+        return None
+    return load_tokenizer(recipe.tokenizer, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
+
+
+def _documents(recipe: Recipe, source: str, seed: int) -> Iterator[str]:
+    return open_text(source, column=recipe.column, config=recipe.config, split=recipe.split, seed=seed)
 
 
 def _held_out_rows(recipe: Recipe, preset: Preset, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """``[rows, seq_len]`` int64 of the text that is held out."""
-    documents = _documents(recipe, str(recipe.held_out))
+    documents = _documents(recipe, str(recipe.held_out), recipe.seed + 1)  # other stories
     return pack_rows(documents, tokenize_with(tokenizer), preset.seq_len, recipe.held_out_tokens).ids
 
 
