@@ -118,7 +118,8 @@ def about_pretraining(result: dict[str, Any]) -> str:
             "![arms of pretraining](experiments-pretraining.png)",
             table(headings, rows),
             "The squared distance is summed over the width, as the paper writes it; averaged over the width, 0.5 would be 0.0026 here. "
-            "The penalty is a mean over tokens, a sum over all pairs of neighbours, the embedding's among them.",
+            "The penalty is a mean over tokens, a sum over all pairs of neighbours, the embedding's among them. This is early training: the "
+            "losses are still falling where the learning rate ends, and what a penalty does to the speed of learning is in them.",
             table(["claim of the paper", "seen here"], claims),
         ]
     )
@@ -156,7 +157,7 @@ def about_finetuning(result: dict[str, Any]) -> str:
             f"`{result['command']}`, {result['date']}: SuperGLUE's files, three epochs, all weights; mistral-4m is the model "
             "without a penalty, seed 0, from above. Linearity is of the update, mean over blocks, on the validation texts of the task. "
             f"± is the standard deviation over seeds. Texts are cut to their last 256 tokens, which these small vocabularies "
-            f"make long: of MultiRC's at least {cut:.0%} lost their beginning.",
+            f"make long: of MultiRC's {cut:.0%} lost their beginning.",
             table([*headings, "accuracy", "constant answer", "n"], rows),
             table(
                 ["claim of the paper", "seen here"],

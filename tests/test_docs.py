@@ -23,6 +23,11 @@ def test_the_benchmark_page_is_what_the_results_make_it():
     assert (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8") == page
 
 
+def test_the_experiments_page_is_what_the_results_make_it():
+    page = runpy.run_path(str(ROOT / "experiments/page.py"))["render"]()
+    assert (ROOT / "docs/experiments.md").read_text(encoding="utf-8") == page
+
+
 def test_readme_quotes_the_results(results):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     case = results["overhead"]["cases"]
