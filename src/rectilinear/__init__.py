@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rectilinear.errors import JobError, RequestError
     from rectilinear.evaluation.evaluate import evaluate
     from rectilinear.evaluation.record import Evaluation
+    from rectilinear.finetuning.finetune import finetune
+    from rectilinear.finetuning.record import Finetuning
     from rectilinear.linearization.linearize import Linearized, linearize
     from rectilinear.linearization.plan import Plan
     from rectilinear.measurement.callback import LinearityCallback
@@ -27,13 +29,11 @@ if TYPE_CHECKING:
     from rectilinear.measurement.measure import measure
     from rectilinear.measurement.profile import Profile
     from rectilinear.models.blocks import find_blocks
+    from rectilinear.pretraining.pretrain import Upkeep, pretrain
+    from rectilinear.pretraining.recipe import Recipe
+    from rectilinear.pretraining.record import Training
     from rectilinear.report.dynamics_plot import plot_dynamics
     from rectilinear.report.plots import plot_profile
-    from rectilinear.training.finetune import finetune
-    from rectilinear.training.finetuning import Finetuning
-    from rectilinear.training.pretrain import Upkeep, pretrain
-    from rectilinear.training.recipe import Recipe
-    from rectilinear.training.record import Training
     from rectilinear.training.regularizer import Regularizer
 
 _HOMES = {
@@ -41,7 +41,7 @@ _HOMES = {
     "BlockMoments": "core.block_moments",
     "Dynamics": "measurement.dynamics",
     "Evaluation": "evaluation.record",
-    "Finetuning": "training.finetuning",
+    "Finetuning": "finetuning.record",
     "JobError": "errors",
     "LinearityCallback": "measurement.callback",
     "Linearized": "linearization.linearize",
@@ -49,22 +49,22 @@ _HOMES = {
     "MomentsAccumulator": "core.moments",
     "Plan": "linearization.plan",
     "Profile": "measurement.profile",
-    "Recipe": "training.recipe",
+    "Recipe": "pretraining.recipe",
     "Regularizer": "training.regularizer",
     "RequestError": "errors",
-    "Training": "training.record",
-    "Upkeep": "training.pretrain",
+    "Training": "pretraining.record",
+    "Upkeep": "pretraining.pretrain",
     "dynamics": "measurement.dynamics",
     "evaluate": "evaluation.evaluate",
     "find_blocks": "models.blocks",
-    "finetune": "training.finetune",
+    "finetune": "finetuning.finetune",
     "generate_stories": "data.stories",
     "layer_penalty": "core.penalties",
     "linearize": "linearization.linearize",
     "measure": "measurement.measure",
     "plot_dynamics": "report.dynamics_plot",
     "plot_profile": "report.plots",
-    "pretrain": "training.pretrain",
+    "pretrain": "pretraining.pretrain",
     "score_block": "core.scores",
     "solve": "core.solve",
 }

@@ -1,1 +1,1 @@
-"""Training decoders, and penalties that make them less linear."""
+"""What all training here shares: the penalty on hidden states, what is added to Trainer, checkpoints."""

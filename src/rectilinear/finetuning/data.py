@@ -10,7 +10,7 @@ from typing import Any
 
 from rectilinear.data.jsonl import read_records
 from rectilinear.errors import JobError, RequestError
-from rectilinear.training.tasks import Line, Question, Task, find_task
+from rectilinear.finetuning.tasks import Line, Question, Task, find_task
 
 #: Where SuperGLUE is on the Hub.
 SUPERGLUE = "aps/super_glue"
@@ -37,7 +37,7 @@ def read_task(name: str, data: str | Path | None = None, max_examples: int | Non
     """Read the questions of a task.
 
     Args:
-        name: of the task; see `rectilinear.training.tasks.TASKS`.
+        name: of the task; see `rectilinear.finetuning.tasks.TASKS`.
         data: a folder with ``TASK/train.jsonl`` and ``TASK/val.jsonl``, or a Hub id of SuperGLUE
             (the default). For ``reward`` a file of objects with ``chosen``, ``rejected`` and
             perhaps ``prompt``, of which every tenth is held out, or a folder with ``train.jsonl``

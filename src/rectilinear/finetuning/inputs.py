@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import JobError, RequestError
+from rectilinear.finetuning.tasks import Question, Task
 from rectilinear.models.capture import device_of, evaluating
-from rectilinear.training.tasks import Question, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

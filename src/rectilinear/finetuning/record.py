@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from rectilinear.finetuning.metrics import MetricRecord
 from rectilinear.measurement.profile import LinearityRecord, Profile
 from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
-from rectilinear.training.task_metrics import MetricRecord
 
 
 class TaskDataRecord(Record):

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rectilinear
 from rectilinear import Dynamics, JobError, RequestError
 from rectilinear.data.pack import pack_rows
+from rectilinear.pretraining.pretrain import Upkeep, pretrain
+from rectilinear.pretraining.recipe import Recipe
+from rectilinear.pretraining.record import Training
 from rectilinear.training.checkpoints import last_checkpoint
-from rectilinear.training.pretrain import Upkeep, pretrain
-from rectilinear.training.recipe import Recipe
-from rectilinear.training.record import Training
 
 STEPS = 8
 SMALL = {"preset": "mistral-1m", "vocabulary": 300, "seq_len": 24, "batch_size": 4, "accumulation": 2}

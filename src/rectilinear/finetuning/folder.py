@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rectilinear.errors import RequestError
+from rectilinear.finetuning.record import Finetuning, SeedRun
 from rectilinear.staging import staged
-from rectilinear.training.finetuning import Finetuning, SeedRun
 
 # What a seed leaves: its result while the others run, and its model where that is kept.
 _OF_A_SEED = re.compile(r"seed-\d+(\.json)?")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rectilinear.training.record import Training
+from rectilinear.pretraining.record import Training
 
 
 def model_card(training: Training) -> str:

@@ -15,15 +15,10 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from rectilinear.core.penalties import PenaltyKind
 from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import Progress, Settings
-from rectilinear.measurement.measure import profile_model
-from rectilinear.measurement.profile import Profile
-from rectilinear.models.batches import reporting_exhausted_memory
-from rectilinear.models.load import DType, load_classifier
-from rectilinear.models.origin import Origin
-from rectilinear.staging import staged
-from rectilinear.training.finetune_folder import discard_runs, kept_runs, result_files
-from rectilinear.training.finetuning import (
+from rectilinear.finetuning.folder import discard_runs, kept_runs, result_files
+from rectilinear.finetuning.inputs import Collator, bradley_terry, predict, score_texts, training_examples
+from rectilinear.finetuning.metrics import commonest, score_answers
+from rectilinear.finetuning.record import (
     Finetuning,
     SeedRun,
     TaskDataRecord,
@@ -31,11 +26,16 @@ from rectilinear.training.finetuning import (
     linearities_of,
     summarize,
 )
+from rectilinear.finetuning.tuning import Job, Tuning, prepare_job
+from rectilinear.measurement.collect import Progress, Settings
+from rectilinear.measurement.measure import profile_model
+from rectilinear.measurement.profile import Profile
+from rectilinear.models.batches import reporting_exhausted_memory
+from rectilinear.models.load import DType, load_classifier
+from rectilinear.models.origin import Origin
+from rectilinear.staging import staged
 from rectilinear.training.loop import GuardedTrainer, StepProgress, has_bfloat16
 from rectilinear.training.regularizer import Regularizer
-from rectilinear.training.task_inputs import Collator, bradley_terry, predict, score_texts, training_examples
-from rectilinear.training.task_metrics import commonest, score_answers
-from rectilinear.training.tuning import Job, Tuning, prepare_job
 
 
 @reporting_exhausted_memory
@@ -77,7 +77,7 @@ def finetune(
     Args:
         model: Hub id, path, or ``"storyteller"``.
         task: ``boolq``, ``cb``, ``copa``, ``multirc``, ``rte``, ``wic``, ``wsc`` or ``reward``.
-        data: see `rectilinear.training.task_data.read_task`.
+        data: see `rectilinear.finetuning.data.read_task`.
         seeds: how many: 0, 1, ..., of the head, the order of examples, and dropout.
         epochs: passes over the examples, where there is no number of steps.
         max_steps: optimizer steps.

@@ -12,14 +12,14 @@ import torch
 from rectilinear.core.penalties import PenaltyKind
 from rectilinear.data.pack import pack_rows
 from rectilinear.errors import RequestError
+from rectilinear.finetuning.data import TaskData, read_task
+from rectilinear.finetuning.inputs import Encoded, encode
+from rectilinear.finetuning.tasks import Task, find_task
 from rectilinear.measurement.measure import Inputs, read_inputs
 from rectilinear.models.blocks import find_blocks, text_config
 from rectilinear.models.load import DType, check_classifier, check_context, check_rows
 from rectilinear.models.origin import Origin, Text, tokenize_with
 from rectilinear.training.regularizer import check_penalty
-from rectilinear.training.task_data import TaskData, read_task
-from rectilinear.training.task_inputs import Encoded, encode
-from rectilinear.training.tasks import Task, find_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

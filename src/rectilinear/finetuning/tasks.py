@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar
 
 from rectilinear.errors import RequestError
-from rectilinear.training.task_metrics import MetricName
+from rectilinear.finetuning.metrics import MetricName
 
 _Kind = TypeVar("_Kind")
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rectilinear.errors import RequestError
-from rectilinear.training.task_data import read_task
-from rectilinear.training.task_inputs import (
+from rectilinear.finetuning.data import read_task
+from rectilinear.finetuning.inputs import (
     Collator,
     Encoded,
     Example,
@@ -18,8 +18,8 @@ from rectilinear.training.task_inputs import (
     shorten,
     training_examples,
 )
-from rectilinear.training.task_metrics import accuracy, commonest, f1a, macro_f1, score_answers
-from rectilinear.training.tasks import TASKS, Question, find_task
+from rectilinear.finetuning.metrics import accuracy, commonest, f1a, macro_f1, score_answers
+from rectilinear.finetuning.tasks import TASKS, Question, find_task
 from tests.superglue import FORMATS, make_lines, write_lines, write_superglue
 
 SUPERGLUE = {name.lower(): form for name, form in FORMATS.items()}

@@ -24,15 +24,15 @@ from rectilinear.measurement.records import DataRecord, record_environment, reco
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.origin import Origin
+from rectilinear.pretraining.card import model_card
+from rectilinear.pretraining.presets import Preset
+from rectilinear.pretraining.recipe import Recipe
+from rectilinear.pretraining.record import HeldOutRecord, Training
+from rectilinear.pretraining.run import Run, discard_rows, found_run, open_run, start_run
 from rectilinear.staging import staged
-from rectilinear.training.card import model_card
 from rectilinear.training.checkpoints import discard_checkpoints, last_checkpoint, steps_of
 from rectilinear.training.loop import GuardedTrainer, StepProgress, has_bfloat16
-from rectilinear.training.presets import Preset
-from rectilinear.training.recipe import Recipe
-from rectilinear.training.record import HeldOutRecord, Training
 from rectilinear.training.regularizer import Regularizer
-from rectilinear.training.run import Run, discard_rows, found_run, open_run, start_run
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Literal
 from rectilinear.core.penalties import PenaltyKind
 from rectilinear.errors import RequestError
 from rectilinear.models.load import DType
-from rectilinear.training.presets import Preset, find_preset
+from rectilinear.pretraining.presets import Preset, find_preset
 from rectilinear.training.regularizer import check_penalty
 
 
@@ -19,7 +19,7 @@ class Recipe:
 
     Attributes:
         text, column, config, split: to train on; see `rectilinear.data.text.open_text`.
-        preset: see `rectilinear.training.presets`; it has the values of all that is None below.
+        preset: see `rectilinear.pretraining.presets`; it has the values of all that is None below.
         regularizer, strength, embedding: penalty on hidden states; see `rectilinear.Regularizer`.
         max_steps: optimizer steps; None for as many as the epochs make.
         epochs: passes over the text, where there is no number of steps.

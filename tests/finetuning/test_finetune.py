@@ -11,12 +11,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import rectilinear
 from rectilinear.errors import JobError, RequestError
+from rectilinear.finetuning import finetune as module
+from rectilinear.finetuning.data import read_task
+from rectilinear.finetuning.inputs import Collator, Example, score_texts
+from rectilinear.finetuning.record import BlockLinearity, Linearities, Scores, change_of, summarize
 from rectilinear.measurement.profile import LinearityRecord
 from rectilinear.models.load import load_classifier
-from rectilinear.training import finetune as module
-from rectilinear.training.finetuning import BlockLinearity, Linearities, Scores, change_of, summarize
-from rectilinear.training.task_data import read_task
-from rectilinear.training.task_inputs import Collator, Example, score_texts
 from tests.families import TINY, VOCABULARY, build
 from tests.superglue import write_lines, write_superglue
 

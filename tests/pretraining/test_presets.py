@@ -8,7 +8,7 @@ import torch
 
 from rectilinear import RequestError
 from rectilinear.models.load import count_parameters
-from rectilinear.training.presets import PRESETS, find_preset
+from rectilinear.pretraining.presets import PRESETS, find_preset
 
 
 class Tokenizer(SimpleNamespace):

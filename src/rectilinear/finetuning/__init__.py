@@ -1,0 +1,1 @@
+"""Fine-tuning decoders on tasks, and what that does to their linearity."""

@@ -1,0 +1,1 @@
+"""Pretraining decoders from random weights."""
