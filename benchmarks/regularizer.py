@@ -23,9 +23,9 @@ from rectilinear.models.capture import capture_blocks
 
 SHAPES = {
     "8 blocks of width 192, vocabulary 4,096": (8, 192, 512, 6, 2, 4096),
-    "4 blocks of width 768, vocabulary 32,000": (4, 768, 2944, 12, 4, 32_000),
+    "4 blocks of width 512, vocabulary 8,192": (4, 512, 1536, 8, 4, 8192),
 }
-ROWS, SEQ_LEN, REPEATS = 8, 256, 15
+ROWS, SEQ_LEN, REPEATS = 8, 256, 9
 
 FLOOR = (
     "The floor: the cosine reads two states of width p three times and writes two gradients, 10 p flops and about 7 p "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rectilinear.measurement.dynamics import Dynamics, Mean, best_value, mean_curve
-from rectilinear.report.plots import BLUE, GREY, ORANGE, STYLE
+from rectilinear.report.style import BLUE, ORANGE, STYLE, save_figure, say_what
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,27 +42,13 @@ def plot_dynamics(dynamics: Dynamics) -> Figure:
         _draw_mean(below, mean_curve(dynamics, "update_linearity"), ORANGE, "s", "update, $d$", shift)
         _finish(below, dynamics)
         above.set_xlim(-0.5, count - 0.5)
-        name = Path(dynamics.model.id).name or dynamics.model.id
-        source = Path(dynamics.data.source).name or dynamics.data.source
-        figure.suptitle(
-            f"{name}, {dynamics.data.tokens:,} tokens of {source}",
-            x=0.01,
-            ha="left",
-            fontsize=9,
-            color=GREY,
-            parse_math=False,
-        )
+        say_what(figure, dynamics.model.id, dynamics.data)
     return figure
 
 
 def save_dynamics_figure(dynamics: Dynamics, folder: str | Path) -> None:
     """Write ``dynamics.png`` (300 dpi) and ``dynamics.svg`` into a folder."""
-    import matplotlib
-
-    figure = plot_dynamics(dynamics)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(Path(folder) / "dynamics.png", dpi=300)
-        figure.savefig(Path(folder) / "dynamics.svg", metadata={"Date": None})
+    save_figure(plot_dynamics(dynamics), folder, "dynamics")
 
 
 def _draw_blocks(axes: Axes, dynamics: Dynamics) -> None:

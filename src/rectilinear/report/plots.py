@@ -7,28 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile
+from rectilinear.report.style import BLUE, GREEN, GREY, ORANGE, STYLE, save_figure, say_what
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart by colour-blind readers and in grey.
-BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#666666", "#009E73"
-
 _IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS = "in sample", "held out ± 2 s.e.", "held out, without sinks"
 _IDENTITY, _NULL = "identity (do nothing)", "null (independent data)"
 _LEGEND = [_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS, _IDENTITY, _NULL]
-
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rectilinear",
-}
 
 
 def plot_profile(profile: Profile) -> Figure:
@@ -55,27 +42,13 @@ def plot_profile(profile: Profile) -> Figure:
         figure.legend(
             [named[label] for label in order], order, loc="outside lower center", ncols=len(order), fontsize=8
         )
-        name = Path(profile.model.id).name or profile.model.id
-        source = Path(profile.data.source).name or profile.data.source
-        figure.suptitle(
-            f"{name}, {profile.data.tokens:,} tokens of {source}",
-            x=0.01,
-            ha="left",
-            fontsize=9,
-            color=GREY,
-            parse_math=False,
-        )
+        say_what(figure, profile.model.id, profile.data)
     return figure
 
 
 def save_profile_figure(profile: Profile, folder: str | Path) -> None:
     """Write ``profile.png`` (300 dpi) and ``profile.svg`` into a folder."""
-    import matplotlib
-
-    figure = plot_profile(profile)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(Path(folder) / "profile.png", dpi=300)
-        figure.savefig(Path(folder) / "profile.svg", metadata={"Date": None})
+    save_figure(plot_profile(profile), folder, "profile")
 
 
 def _draw(axes: Axes, profile: Profile, name: str, title: str) -> None:
