@@ -15,7 +15,8 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 
 def render() -> str:
     """The page's text."""
-    overhead, official, accuracy, decoding = (read(name) for name in ("overhead", "official", "accuracy", "decoding"))
+    names = ("overhead", "official", "accuracy", "decoding", "regularizer")
+    overhead, official, accuracy, decoding, regularizer = map(read, names)
     quality = [read(path.stem) for path in sorted(HERE.glob("quality-*.json"))]
     return (
         "\n\n".join(
@@ -29,6 +30,7 @@ def render() -> str:
                 "## Accuracy\n\n" + about_accuracy(accuracy),
                 "## Quality\n\n" + "\n\n".join(about_quality(result) for result in quality),
                 "## Decoding\n\n" + about_decoding(decoding),
+                "## Penalty on hidden states\n\n" + about_regularizer(regularizer),
                 "## Architectures\n\nSee [architectures.md](architectures.md).",
             ]
         )
@@ -165,6 +167,39 @@ def about_decoding(result: dict[str, Any]) -> str:
         f"filters of rank {result['rank']} with {result['taps']} taps and rates {', '.join(map(str, result['rates']))}. Ratios to the "
         "dense model in the same process, median (smallest to largest) of n rounds on an otherwise idle machine.\n\n"
         + table(headings, rows)
+    )
+
+
+def about_regularizer(result: dict[str, Any]) -> str:
+    """Time and memory of a training step with the penalty over those without."""
+    rows = [
+        [
+            name,
+            times(case["time_ratio"]),
+            times(case["plain_time_ratio"]),
+            f"{case['memory_ratio']:.3f}",
+            f"{case['plain_memory_ratio']:.3f}",
+            times(case["step_seconds"], " s"),
+            f"{case['peak_bytes'] / 2**20:,.0f} MiB",
+            str(case["time_ratio"]["n"]),
+        ]
+        for name, case in result["cases"].items()
+    ]
+    headings = [
+        "case",
+        "time",
+        "time, plain autograd",
+        "memory",
+        "memory, plain autograd",
+        "step without",
+        "memory without",
+        "n",
+    ]
+    return (
+        f"{result['question']} `{result['command']}`, {result['date']}, {result['rows']} rows of {result['seq_len']} tokens; targets: time "
+        f"<= {result['target_time_ratio']}, memory <= {result['target_memory_ratio']}. Ratios to the step without a penalty in the same "
+        "process, median (smallest to largest) of n; memory is what PyTorch allocates at most at once. Plain autograd is the same "
+        "penalty by PyTorch's own functions.\n\n" + table(headings, rows) + "\n\n" + result["floor"]
     )
 
 

@@ -31,7 +31,7 @@ FLOOR = (
     "The floor: the cosine reads two states of width p three times and writes two gradients, 10 p flops and about 7 p "
     "numbers a token and block, beside 24 p^2 flops and more of the block's own forward pass and twice that backward: about 2 "
     "flops in 1,000 at width 192, and about 7 of 150 passes over the states. Nothing of the width is kept but what the backward "
-    "pass keeps anyway; the gradients of all states are there at once at the beginning of the backward pass."
+    "pass keeps anyway, and each gradient is made when that pass comes to the block."
 )
 
 
