@@ -74,7 +74,7 @@ def stopped(number, text, out, environment):
         (
             signal.SIGINT,
             130,
-            "rectilinear: interrupted, {out} keeps what there is of the run; to go on, add --resume\n",
+            "rectilinear: interrupted, {out} keeps what there is of the run; to go on, add --resume",
         ),
         (signal.SIGTERM, 143, ""),
     ],
