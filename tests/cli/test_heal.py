@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import rectilinear
 from rectilinear.linearization.checkpoints import Checkpoints
-from rectilinear.training.checkpoints import steps_of
+from rectilinear.models.series import steps_of
 
 STEPS = 2000
 

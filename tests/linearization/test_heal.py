@@ -19,7 +19,7 @@ from rectilinear.linearization.heal import _Lesson, _Pupil, heal
 from rectilinear.linearization.plan import Healing, Replacement
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.linear_block import PaddingMask
-from rectilinear.training.checkpoints import steps_of
+from rectilinear.models.series import steps_of
 from tests.conftest import VOCABULARY, build_llama
 
 ROWS, LENGTH, BLOCKS = 24, 16, 4

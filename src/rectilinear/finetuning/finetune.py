@@ -34,7 +34,7 @@ from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.load import DType, load_classifier
 from rectilinear.models.origin import Origin
 from rectilinear.staging import staged
-from rectilinear.training.loop import GuardedTrainer, StepProgress, has_bfloat16
+from rectilinear.training.loop import GuardedTrainer, StepProgress, has_bfloat16, trains_on_cpu
 from rectilinear.training.regularizer import Regularizer
 
 
@@ -154,9 +154,7 @@ def finetune(
 def _check_request(seeds: int, out: Path | None, save_models: bool, resume: bool, overwrite: bool, device: str) -> None:
     if seeds < 1:
         raise RequestError(f"expected at least 1 seed, got {seeds}")
-    if device not in ("auto", "cpu"):
-        raise RequestError(f"expected device auto or cpu to train on, got {device!r}; try CUDA_VISIBLE_DEVICES")
-    if PartialState(cpu=device == "cpu").num_processes > 1:
+    if PartialState(cpu=trains_on_cpu(device)).num_processes > 1:
         raise RequestError("expected one process to fine-tune with, got several; try it without torchrun")
     if out is None:
         if save_models or resume:

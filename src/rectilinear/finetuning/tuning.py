@@ -19,6 +19,7 @@ from rectilinear.measurement.measure import Inputs, read_inputs
 from rectilinear.models.blocks import find_blocks, text_config
 from rectilinear.models.load import DType, check_classifier, check_context, check_rows
 from rectilinear.models.origin import Origin, Text, tokenize_with
+from rectilinear.training.loop import trains_on_cpu
 from rectilinear.training.regularizer import check_penalty
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Job:
     @property
     def on_cpu(self) -> bool:
         """Whether to train on the CPU."""
-        return self.origin.device == "cpu" or not torch.accelerator.is_available()
+        return trains_on_cpu(self.origin.device)
 
 
 def prepare_job(name: str, data: str | Path | None, origin: Origin, tuning: Tuning) -> Job:

@@ -14,8 +14,8 @@ from rectilinear.models.blocks import find_blocks
 from rectilinear.models.load import STORYTELLER, build_without_weights, describe
 from rectilinear.models.origin import Origin
 
-# What transformers' Trainer calls its folders, and writes into them.
-_CHECKPOINT, _STATE = re.compile(r"checkpoint-(\d+)"), "trainer_state.json"
+# What transformers' Trainer writes into its folders.
+_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,17 @@ def check_alike(checkpoints: Sequence[Checkpoint], blocks: str | None) -> Anatom
     return first
 
 
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints that transformers' Trainer left in a folder, by step; some may not be written to their end."""
+    found = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return sorted((path for path in found if path.is_dir()), key=steps_of)
+
+
+def steps_of(checkpoint: Path) -> int:
+    """Steps that such a checkpoint was made after, by its name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def step_in(name: str) -> int | None:
     """The step in the name of a folder or revision: the number after ``step``, else the one at its end.
 
@@ -134,14 +145,10 @@ def step_in(name: str) -> int | None:
 def _expand(given: str | Path, like: Origin) -> list[Checkpoint]:
     """A checkpoint, or those in a folder of them by number, the folder's own model last."""
     origin, folder = replace(like, model=given), Path(given).expanduser()
-    inside = sorted(
-        (int(named[1]), path)
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if (named := _CHECKPOINT.fullmatch(path.name)) and path.is_dir()
-    )
+    inside = checkpoints_of(folder)
     if not inside:
         return [Checkpoint(origin, _step_of(folder))]
-    found = [Checkpoint(replace(like, model=path), _step_of(path)) for _, path in inside]
+    found = [Checkpoint(replace(like, model=path), _step_of(path)) for path in inside]
     step = _state_step(folder)
     if step is not None and _has_weights(folder) and step not in {checkpoint.step for checkpoint in found}:
         found.append(Checkpoint(origin, step))

@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -24,14 +23,15 @@ from rectilinear.measurement.records import DataRecord, record_environment, reco
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.origin import Origin
+from rectilinear.models.series import steps_of
 from rectilinear.pretraining.card import model_card
 from rectilinear.pretraining.presets import Preset
 from rectilinear.pretraining.recipe import Recipe
 from rectilinear.pretraining.record import HeldOutRecord, Training
 from rectilinear.pretraining.run import Run, discard_rows, found_run, open_run, start_run
 from rectilinear.staging import staged
-from rectilinear.training.checkpoints import discard_checkpoints, last_checkpoint, steps_of
-from rectilinear.training.loop import GuardedTrainer, StepProgress, has_bfloat16
+from rectilinear.training.checkpoints import discard_checkpoints, last_checkpoint
+from rectilinear.training.loop import GuardedTrainer, StepProgress, has_bfloat16, trains_on_cpu
 from rectilinear.training.regularizer import Regularizer
 
 
@@ -100,14 +100,12 @@ def pretrain(
         JobError: a loss that is not finite, memory or disk that do not suffice.
     """
     recipe.check()
-    if device not in ("auto", "cpu"):
-        raise RequestError(f"expected device auto or cpu to train on, got {device!r}; try CUDA_VISIBLE_DEVICES")
+    on_cpu = trains_on_cpu(device)
     out = Path(out).expanduser().absolute()
     upkeep = upkeep or Upkeep()
     upkeep.check()
     if resume and overwrite:
         raise RequestError("expected resume or overwrite, got both")
-    on_cpu = device == "cpu" or not torch.accelerator.is_available()
     if recipe.dtype == "auto":
         recipe = replace(recipe, dtype="bfloat16" if has_bfloat16(on_cpu) else "float32")
     # The others wait while one process packs the text, and while it scores the model.

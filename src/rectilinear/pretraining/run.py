@@ -17,12 +17,12 @@ from rectilinear.errors import RequestError
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.origin import tokenize_with
+from rectilinear.models.series import checkpoints_of
 from rectilinear.pretraining.presets import Preset
 from rectilinear.pretraining.recipe import Recipe
 from rectilinear.pretraining.record import Training
 from rectilinear.pretraining.tokenizer import train_tokenizer
 from rectilinear.staging import staged
-from rectilinear.training.checkpoints import checkpoints_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from rectilinear.errors import JobError
 from rectilinear.models.export import writing
+from rectilinear.models.series import checkpoints_of
 
 
 @contextmanager
@@ -27,20 +27,9 @@ def keeping(folder: str | Path) -> Iterator[None]:
         raise JobError(f"cannot keep checkpoints in {folder}: {error.strerror or error}") from error
 
 
-def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, by step; some may not have been written to their end."""
-    found = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
-    return sorted((path for path in found if path.is_dir()), key=steps_of)
-
-
 def last_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint of a folder that was written to its end: Trainer writes its own state last."""
     return next((path for path in reversed(checkpoints_of(folder)) if _whole(path)), None)
-
-
-def steps_of(checkpoint: Path) -> int:
-    """Steps that a checkpoint was made after."""
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def discard_checkpoints(folder: Path, *, partial_only: bool = False) -> None:

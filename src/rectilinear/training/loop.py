@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from rectilinear.errors import JobError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.collect import Progress
 from rectilinear.training.checkpoints import keeping, last_checkpoint
 from rectilinear.training.regularizer import Regularizer
@@ -90,6 +90,17 @@ class StepProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Report."""
         if state.is_world_process_zero:
             self.progress(self.stage + self.note, state.global_step, state.max_steps)
+
+
+def trains_on_cpu(device: str) -> bool:
+    """Whether ``auto`` or ``cpu`` is the CPU.
+
+    Raises:
+        RequestError: another device.
+    """
+    if device not in ("auto", "cpu"):
+        raise RequestError(f"expected device auto or cpu to train on, got {device!r}; try CUDA_VISIBLE_DEVICES")
+    return device == "cpu" or not torch.accelerator.is_available()
 
 
 def has_bfloat16(on_cpu: bool) -> bool:
