@@ -8,9 +8,9 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
-from rectilinear.data.jsonl import read_records
+from rectilinear.data.task_files import Line, read_lines, split_file, task_folder
 from rectilinear.errors import JobError, RequestError
-from rectilinear.finetuning.tasks import Line, Question, Task, find_task
+from rectilinear.finetuning.tasks import Question, Task, find_task
 
 #: Where SuperGLUE is on the Hub.
 SUPERGLUE = "aps/super_glue"
@@ -54,10 +54,10 @@ def read_task(name: str, data: str | Path | None = None, max_examples: int | Non
         raise RequestError(f"expected --data for --task {name}: a .jsonl file of pairs, or a folder with two")
     path = Path(data or SUPERGLUE).expanduser()
     if task.ranks and path.is_file():
-        splits = _hold_out([*islice(_lines(path), max_examples)], path)
+        splits = _hold_out([*islice(read_lines(path), max_examples)], path)
     elif path.is_dir():
-        folder = _task_folder(path, task)
-        splits = [[*islice(_lines(_split_file(folder, split)), max_examples)] for split in ("train", "val")]
+        folder = task_folder(path, task.folder) if task.folder else path
+        splits = [[*islice(read_lines(split_file(folder, split)), max_examples)] for split in ("train", "val")]
     elif task.ranks or path.exists() or path.is_absolute() or str(data).startswith(("./", "../", "~")):
         wanted = "a .jsonl file or a folder" if task.ranks else "a folder or a Hub id"
         raise RequestError(f"no data at {data}: expected {wanted}")
@@ -85,35 +85,6 @@ def _questions(task: Task, lines: Iterable[Line]) -> Iterator[Question]:
     for group, line in enumerate(lines):
         for texts, answer in task.template(line):
             yield Question(texts, answer, group)
-
-
-def _lines(path: Path) -> Iterator[Line]:
-    empty = True
-    for where, record in read_records(path):
-        yield Line(where, record)
-        empty = False
-    if empty:
-        raise RequestError(f"expected at least one line in {path}, got none")
-
-
-def _task_folder(path: Path, task: Task) -> Path:
-    """The folder of a task, whatever its case."""
-    if not task.folder:
-        return path
-    folders = sorted(child for child in path.iterdir() if child.is_dir())
-    for folder in folders:
-        if folder.name.casefold() == task.folder.casefold():
-            return folder
-    there = ", ".join(folder.name for folder in folders) or "no folders"
-    raise RequestError(f"expected a folder {task.folder} in {path}, got {there}")
-
-
-def _split_file(folder: Path, split: str) -> Path:
-    file = folder / f"{split}.jsonl"
-    if not file.is_file():
-        there = ", ".join(sorted(child.name for child in folder.iterdir())) or "nothing"
-        raise RequestError(f"expected {file.name} in {folder}, got {there}")
-    return file
 
 
 def _hub_lines(source: str, name: str, task: Task, split: str) -> Iterator[Line]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+from rectilinear.data.task_files import Line
 from rectilinear.errors import RequestError
 from rectilinear.finetuning.metrics import MetricName
-
-_Kind = TypeVar("_Kind")
 
 
 class Question(NamedTuple):
@@ -26,56 +24,6 @@ class Question(NamedTuple):
     texts: tuple[str, ...]
     answer: int
     group: int
-
-
-@dataclass(frozen=True)
-class Line:
-    """An object of a data file, and where it is.
-
-    Attributes:
-        where: for errors: file and line.
-        record: the object.
-    """
-
-    where: str
-    record: Mapping[str, Any]
-
-    def get(self, column: str, kind: type[_Kind]) -> _Kind:
-        """What is in a column.
-
-        Raises:
-            RequestError: no such column, or something of another kind in it.
-        """
-        if column not in self.record:
-            raise RequestError(
-                f"{self.where}: expected a column {column!r}, got {', '.join(self.record) or 'no columns'}"
-            )
-        value = self.record[column]
-        if not isinstance(value, kind):
-            raise RequestError(f"{self.where}: expected {kind.__name__} in {column!r}, got {type(value).__name__}")
-        return value
-
-    def inside(self, value: Any, name: str) -> Line:
-        """A part of this one, an object itself.
-
-        Raises:
-            RequestError: it is not.
-        """
-        if not isinstance(value, Mapping):
-            raise RequestError(f"{self.where}: expected an object in {name!r}, got {type(value).__name__}")
-        return Line(f"{self.where}, {name}", value)
-
-    def one_of(self, column: str, values: tuple[Any, ...]) -> int:
-        """Which of some values is in a column.
-
-        Raises:
-            RequestError: none of them.
-        """
-        found = self.get(column, object)
-        if found not in values:
-            told = ", ".join(map(json.dumps, values))
-            raise RequestError(f"{self.where}: expected {column} {told}, got {json.dumps(found, default=str)[:40]}")
-        return values.index(found)
 
 
 #: Texts and answer of each question that an object of the data asks.
