@@ -1,0 +1,95 @@
+"""Texts that a decoder writes on from their beginnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from rectilinear.errors import RequestError
+from rectilinear.models.blocks import text_config
+from rectilinear.models.capture import device_of, evaluating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    beginnings: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
+    """What a model writes on from each beginning, in one batch, up to its end of text.
+
+    Args:
+        model: that generates; it is left as it is.
+        tokenizer: its own.
+        beginnings: of texts, not empty.
+        max_new_tokens: to write at most.
+        temperature: of sampling from the whole distribution; 0 takes the likeliest token each time.
+        seed: of sampling. The same seed, beginnings and batch give the same texts.
+
+    Returns:
+        The texts without their beginnings and without special tokens.
+
+    Raises:
+        RequestError: a beginning without tokens, or one that leaves no room in the context.
+    """
+    prompts = [_prompt(tokenizer, beginning) for beginning in beginnings]
+    context = getattr(text_config(model.config), "max_position_embeddings", None)
+    longest = max(map(len, prompts))
+    if context is not None and longest + max_new_tokens > context:
+        raise RequestError(
+            f"expected beginnings that leave room for {max_new_tokens} tokens in a context of {context}, "
+            f"got one of {longest} tokens"
+        )
+    padding = _padding(tokenizer)
+    ids = torch.tensor([[padding] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    device = device_of(model)
+    # top_k and top_p of the model's own generation config would cut the distribution.
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    accelerators = [device] if device.type == "cuda" else []
+    with evaluating(model), torch.random.fork_rng(accelerators):
+        torch.manual_seed(seed)
+        written = model.generate(
+            ids.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=max_new_tokens,
+            do_sample=temperature > 0,
+            num_beams=1,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=padding,
+            **sampling,
+        )
+    return [
+        _decode(tokenizer, [*prompt, *new])[len(_decode(tokenizer, prompt)) :]
+        for prompt, new in zip(prompts, written[:, longest:].tolist(), strict=True)
+    ]
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, beginning: str) -> list[int]:
+    """Token ids of a beginning, without the end of text that some tokenizers put after every text."""
+    ids: list[int] = tokenizer(beginning)["input_ids"]
+    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]
+    if not ids:
+        raise RequestError(f"expected a beginning with tokens in it, got {beginning!r}")
+    return ids
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of padding; where there is none any will do, since the mask hides it."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in known if token is not None)
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    # As a whole: some tokenizers drop the space at the front of what they decode.
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
