@@ -43,7 +43,7 @@ class Arm(NamedTuple):
 # The paper's arms, then other strengths, and the embedding spared: the paper does not say whether it counts. 0.5 / 192
 # is what 0.5 would be were squares averaged over the width.
 PAPER = [Arm("none", 0), Arm("cosine", 0.5), Arm("mse", 0.5)]
-SWEEP = [Arm("cosine", 0.5, embedding=False), Arm("cosine", 0.1), Arm("cosine", 2.0), Arm("mse", 0.0026)]
+SWEEP = [Arm("cosine", 0.1), Arm("cosine", 2.0), Arm("cosine", 0.5, embedding=False), Arm("mse", 0.0026)]
 
 
 def main(
@@ -72,7 +72,7 @@ def main(
     command = f"python experiments/pretraining.py --preset {preset} --epochs {epochs:g} --rows {rows} --probes {probes}"
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     done = kept["results"] if kept.get("command") == command else []
-    order = [(arm, seed) for arms in (PAPER, SWEEP) for seed in range(seeds) for arm in arms]
+    order = [(arm, seed) for arm in (*PAPER, *SWEEP) for seed in range(seeds)]
     missing = [(arm, seed) for arm, seed in order if not any((r["arm"], r["seed"]) == (arm.name, seed) for r in done)]
 
     def run(case: tuple[Arm, int]) -> dict[str, Any]:

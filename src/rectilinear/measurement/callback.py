@@ -72,6 +72,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         products: Products = "auto",
         blocks: str | None = None,
         batch_size: int = 8,
+        source: str = "rows",
         out: str | Path | None = None,
     ) -> None:
         """Check what can be checked before training.
@@ -84,6 +85,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             folds, sink_ratio, products: see `rectilinear.measurement.collect.Settings`.
             blocks: dotted path of the block stack; default: found by structure.
             batch_size: rows of token ids in a forward pass.
+            source: where rows of token ids come from, as ``dynamics.json`` is to say it.
             out: folder for ``dynamics.json``; default: the trainer's ``output_dir``.
 
         Raises:
@@ -97,7 +99,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._settings = Settings(folds, sink_ratio=sink_ratio, products=products)
         _, model = trained_model(trainer)
         config = getattr(model, "config", None)
-        self._inputs = _read_rows(rows, config)
+        self._inputs = _read_rows(rows, config, source)
         given = self._inputs.data
         self._batches = list(torch.split(given, batch_size)) if isinstance(given, Tensor) else list(given)
         if not sum(map(count_rows, self._batches)):
@@ -226,7 +228,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self.dynamics = found.model_copy(update={"points": kept, "warnings": self._skipped})
 
 
-def _read_rows(rows: Tensor | Iterable[Batch], config: Any) -> Inputs:
+def _read_rows(rows: Tensor | Iterable[Batch], config: Any, source: str) -> Inputs:
     """Rows or batches to measure; rows of the text that `measure` reads have the fingerprint that they have there."""
     if not isinstance(rows, Tensor):
         return batch_inputs(rows, config)
@@ -236,7 +238,7 @@ def _read_rows(rows: Tensor | Iterable[Batch], config: Any) -> Inputs:
         )
     ids = rows.detach().cpu().long()
     check_rows(config, ids)
-    return Inputs(ids, "rows", fingerprint([ids]), ids.shape[1], {})
+    return Inputs(ids, source, fingerprint([ids]), ids.shape[1], {})
 
 
 def _scalars(step: int, blocks: Iterable[BlockRecord]) -> dict[str, float]:

@@ -181,6 +181,7 @@ def _trainer(run: Run, upkeep: Upkeep, on_cpu: bool) -> GuardedTrainer:
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process a GPU: no torch.nn.DataParallel
     set_seed(recipe.seed)
     model = preset.build(run.tokenizer)
+    model.name_or_path = recipe.preset  # what the dynamics call it
     penalty = None
     if recipe.regularizer != "none":
         penalty = Regularizer(model, recipe.regularizer, recipe.strength, embedding=recipe.embedding)
@@ -195,7 +196,7 @@ def _trainer(run: Run, upkeep: Upkeep, on_cpu: bool) -> GuardedTrainer:
     )
     trainer.remedy += " and --overwrite"
     if probe_every:
-        trainer.add_callback(LinearityCallback(trainer, run.held_out, every=probe_every))
+        trainer.add_callback(LinearityCallback(trainer, run.held_out, probe_every, source=run.held_out_source))
     if upkeep.progress:
         trainer.add_callback(StepProgress("pretrain", upkeep.progress))
     return trainer
