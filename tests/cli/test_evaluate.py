@@ -7,6 +7,7 @@ import pytest
 
 import rectilinear
 from tests.conftest import build_llama
+from tests.superglue import write_superglue
 
 SIZE = ("--max-tokens", 1024, "--seq-len", 32, "--device", "cpu", "--batch-size", 8)
 
@@ -108,3 +109,33 @@ def test_a_failed_write(command, tiny_checkpoint, text_file, monkeypatch, tmp_pa
     assert ran.code == 1
     assert ran.err == f"rectilinear: error: cannot write to {tmp_path / 'out'}: No space left on device\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_of_two_models(process, tiny_checkpoint, other_checkpoint, tmp_path):
+    data = write_superglue(tmp_path / "superglue", train=6, validation=10)
+    asked = ("--tasks", "superglue,wsc", "--data", data, "--limit", 8, "--num-fewshot", 1)
+    ran = process("evaluate", tiny_checkpoint, "--against", other_checkpoint, *asked, "--out", tmp_path / "out")
+    assert (ran.code, ran.err) == (0, "")
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["data"] is None
+    assert [written["settings"][name] for name in ("limit", "num_fewshot")] == [8, 1]
+    shown = {
+        line[1:].split("│")[0].strip(): [cell.strip() for cell in line.strip("│").split("│")]
+        for line in ran.out.splitlines()
+        if line[:1] == "│"
+    }
+    for task in ("wsc", "boolq", "copa"):
+        ours, theirs = (part["tasks"][task]["metrics"]["acc"] for part in (written, written["against"]))
+        between = written["differences"]["tasks"][task]["acc"]
+        assert between["value"] == pytest.approx(ours["value"] - theirs["value"])
+        assert shown[task][1:4] == ["8", "acc", f"{ours['constant']:.4f}"]
+        assert shown[task][4].startswith(f"{ours['value']:.4f} ±")
+        assert shown[task][6].startswith(f"{between['value']:+.4f} ±")
+    means = [part["groups"]["superglue"]["metrics"]["mean"]["value"] for part in (written, written["against"])]
+    assert written["differences"]["groups"]["superglue"]["mean"]["value"] == pytest.approx(means[0] - means[1])
+    assert shown["superglue"][2:5:2] == ["mean", f"{means[0]:.4f} ± {written_error(written):.4f}"]
+    assert "no data of record, xstorycloze_en" in ran.out
+
+
+def written_error(written):
+    return written["groups"]["superglue"]["metrics"]["mean"]["stderr"]

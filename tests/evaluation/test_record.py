@@ -10,6 +10,7 @@ from rectilinear.evaluation.record import Differences, Measurements, SpeedRecord
 from tests.conftest import build_llama
 
 MEASURED = {
+    "groups",
     "model",
     "environment",
     "perplexity",
@@ -59,7 +60,7 @@ def test_keys_of_two_models(pair):
     assert written.keys() == {"schema", "data", "settings", "against", "differences", "warnings", *MEASURED}
     assert written["against"].keys() == MEASURED
     ratios = {"perplexity_ratio", "tokens_per_second", "cache_bytes"}
-    assert written["differences"].keys() == {"loss", "loss_stderr", "parameters", *ratios}
+    assert written["differences"].keys() == {"loss", "loss_stderr", "parameters", "tasks", "groups", *ratios}
     assert written["differences"]["tokens_per_second"].keys() == {"prefill", "decode"}
 
 

@@ -1,7 +1,10 @@
-"""The words of an explanation carry the profile's numbers."""
+"""The words of an explanation carry the numbers of what they explain."""
 
-from rectilinear.report.explain import explain_profile
+from rectilinear.linearization.plan import Plan
+from rectilinear.report.explain import explain_dynamics, explain_linearization, explain_profile
 from tests.report.conftest import block
+from tests.report.test_dynamics_plot import make as make_dynamics
+from tests.report.test_evaluation_table import ENVIRONMENT, make_pair, measurements
 
 
 def paragraph(profile, opening):
@@ -43,3 +46,42 @@ def test_odd_profiles_have_explanations(odd_profile):
     assert text
     assert "nan" not in text.lower()
     assert "None" not in text
+
+
+def test_dynamics_have_their_course_and_whether_it_is_beyond_doubt():
+    [text] = explain_dynamics(make_dynamics([0, 50, 900], 2, lambda step, _: {0: 0.6, 50: 0.3, 900: 0.4}[step]))
+    assert "at 3 steps" in text
+    assert "from 60.0 % at step 0 by way of its least, 30.0 % at step 50, to 40.0 % at step 900" in text
+    assert "a fall of 20.0 points, more than twice its standard error of 2.8" in text
+    [text] = explain_dynamics(make_dynamics([0, 50], 2, lambda step, _: 0.6 + step / 2000))
+    assert "by way of" not in text
+    assert "a rise of 2.5 points, not more than twice its standard error of 2.8" in text
+    [text] = explain_dynamics(make_dynamics([7], 2, lambda step, _: 0.6))
+    assert "nothing can be said" in text
+
+
+def test_a_linearization_has_what_was_lost_and_gained():
+    evaluation = make_pair()
+    told = " ".join(explain_linearization(plan(blocks=(3, 5)), evaluation))
+    assert "The attentions of blocks 3, 5, by stand-ins of kind filter, fitted by least squares to 2,048 tokens" in told
+    assert "On 4,096 other tokens the loss went from 1.5423 to 1.7923 nats a token (+0.2500 ± 0.0250)" in told
+    assert "1,000 of 1,234,567 parameters (0.1 %)" in told
+    assert "a cache of 368,640 for 368,640 bytes after 288 tokens" in told
+    assert "times as fast" not in told  # decoding was not timed
+
+
+def test_an_empty_plan_has_nothing_to_say_of():
+    assert explain_linearization(plan(blocks=()), make_pair().model_copy(update={"against": None})) == [
+        "Nothing was replaced."
+    ]
+
+
+def plan(blocks):
+    return Plan(
+        model=measurements("org/tiny", 1.0)["model"],
+        data={"source": "t", "fingerprint": "f", "tokens": 2048, "rows": 8, "seq_len": 256},
+        settings={},
+        environment=ENVIRONMENT,
+        selection={"select": "named"},
+        replacements=[{"kind": "filter", "target": "attention", "blocks": [index]} for index in blocks],
+    )

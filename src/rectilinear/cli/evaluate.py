@@ -5,12 +5,17 @@ from __future__ import annotations
 from rectilinear.cli import options
 from rectilinear.cli.console import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, parse_batch_size
+from rectilinear.errors import RequestError
 from rectilinear.staging import staged
 
 
 def evaluate(
     model: options.Model,
-    text: options.Text,
+    text: options.EvaluatedText = None,
+    tasks: options.EvaluatedTasks = None,
+    data: options.EvaluatedData = None,
+    limit: options.Limit = None,
+    num_fewshot: options.FewShot = None,
     against: options.Against = None,
     max_tokens: options.MaxTokens = 100_000,
     seq_len: options.SeqLen = 256,
@@ -27,14 +32,20 @@ def evaluate(
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Measure how well a decoder predicts some text, how fast it runs and what its cache takes.
+    """Measure how well a decoder predicts some text, how fast it runs, and what it scores on tasks.
 
-    Prints a table; with --out also writes evaluation.json.
+    Prints tables; with --out also writes evaluation.json.
 
     Example: rectilinear evaluate storyteller --text stories --out evaluation
+
+    Example: rectilinear evaluate EleutherAI/pythia-70m --tasks superglue --data superglue
     """
     check_out(out, overwrite)
     rows_at_once = parse_batch_size(batch_size)
+    names = () if tasks is None else options.parse_names("--tasks", tasks)
+    idle = {"--data": data, "--limit": limit, "--num-fewshot": num_fewshot}
+    if given := [name for name, value in idle.items() if value is not None and not names]:
+        raise RequestError(f"expected --tasks with {given[0]}, which changes nothing without")
 
     import rectilinear
     from rectilinear.report.evaluation_table import print_evaluation
@@ -43,6 +54,10 @@ def evaluate(
         evaluation = rectilinear.evaluate(
             model,
             text,
+            tasks=names,
+            data=data,
+            limit=limit,
+            num_fewshot=num_fewshot,
             against=against,
             max_tokens=max_tokens,
             seq_len=seq_len,

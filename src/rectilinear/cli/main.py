@@ -53,6 +53,7 @@ def main() -> None:
     An interrupted command exits 130 (Ctrl-C) or 143 (SIGTERM), as shells expect.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; read when tqdm is first imported
     kept = ""
     try:
         code = app(standalone_mode=False)

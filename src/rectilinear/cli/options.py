@@ -98,12 +98,39 @@ Text = Annotated[
         show_default=False,
     ),
 ]
+EvaluatedText = Annotated[
+    str | None,
+    typer.Option("--text", metavar="TEXT", help="A text to predict, as for rectilinear measure.", show_default=False),
+]
+EvaluatedTasks = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks",
+        metavar="A,B",
+        help="Tasks, groups or tags of lm-evaluation-harness, or superglue, the paper's columns.",
+        show_default=False,
+    ),
+]
+EvaluatedData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="A folder with the tasks' data: TASK/val.jsonl of SuperGLUE, or task.jsonl; default: the Hub.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Documents of each task, at most.", show_default=False)]
+FewShot = Annotated[
+    int | None,
+    typer.Option("--num-fewshot", help="Examples before each question; default: each task's own.", show_default=False),
+]
 Against = Annotated[
     str | None,
     typer.Option(
         "--against",
         metavar="MODEL",
-        help="Another model to compare with, on the same rows; its default revision.",
+        help="Another model to compare with, on the same rows and documents; its default revision.",
         show_default=False,
     ),
 ]

@@ -19,30 +19,71 @@ class SpeedRecord(Record):
     decode: float | None = None
 
 
+class MetricRecord(Record):
+    """A score of a task."""
+
+    value: float
+    stderr: float | None = Field(description="over documents; the harness's own where it has one")
+    constant: float | None = Field(default=None, description="of the best constant answer; null where there is none")
+    higher_is_better: bool | None = None
+
+
+class TaskRecord(Record):
+    """What a model scored on a task of lm-evaluation-harness."""
+
+    n: int = Field(description="documents")
+    num_fewshot: int
+    version: Any = Field(description="of the task in the harness")
+    source: str = Field(description="of its data")
+    cut: int = Field(description="requests that were longer than the context and lost their beginnings")
+    metrics: dict[str, MetricRecord] = Field(description="by the harness's names")
+
+
+class GroupRecord(Record):
+    """Tasks taken together."""
+
+    tasks: tuple[str, ...]
+    missing: tuple[str, ...] = Field(default=(), description="others of the group, which had no data")
+    metrics: dict[str, MetricRecord]
+
+
+class DifferenceRecord(Record):
+    """A score minus the other model's on the same documents."""
+
+    value: float
+    stderr: float | None
+    p_value: float | None = Field(default=None, description="two-sided, of no difference")
+
+
 class Measurements(Record):
     """What was measured of one model; definitions in `rectilinear.evaluation`."""
 
     model: ModelRecord
     environment: EnvironmentRecord
-    perplexity: float | None = Field(description="exp(loss); null beyond the range of float64")
-    loss: float = Field(description="nats per predicted token")
-    stderr: float | None = Field(description="of the loss, rows as clusters; null for a single row")
-    tokens: int = Field(description="that were predicted: all but the first of each row")
+    perplexity: float | None = Field(default=None, description="exp(loss); null beyond the range of float64")
+    loss: float | None = Field(default=None, description="nats per predicted token; null where there was no text")
+    stderr: float | None = Field(default=None, description="of the loss, rows as clusters; null for a single row")
+    tokens: int = Field(default=0, description="that were predicted: all but the first of each row")
     parameters: int
-    tokens_per_second: SpeedRecord
-    cache_bytes: int | None = Field(description="after prompt and new tokens of one row; null where not measured")
-    tasks: dict[str, Any] = Field(default_factory=dict)
+    tokens_per_second: SpeedRecord = SpeedRecord()
+    cache_bytes: int | None = Field(
+        default=None, description="after prompt and new tokens of one row; null where not measured"
+    )
+    tasks: dict[str, TaskRecord] = Field(default_factory=dict)
+    groups: dict[str, GroupRecord] = Field(default_factory=dict)
 
 
 class Differences(Record):
     """The model beside the other one: differences are model minus other, ratios model over other."""
 
-    loss: float
+    loss: float | None = Field(description="null where there was no text")
     loss_stderr: float | None = Field(description="of the difference, paired by rows; null for a single row")
     perplexity_ratio: float | None = Field(description="null beyond the range of float64")
     parameters: int
     tokens_per_second: SpeedRecord = Field(description="ratios")
     cache_bytes: float | None = Field(description="a ratio; null where either is not measured or the other's is 0")
+    tasks: dict[str, dict[str, DifferenceRecord]] = Field(default_factory=dict, description="by task and metric")
+    groups: dict[str, dict[str, DifferenceRecord]] = Field(default_factory=dict, description="by group and metric")
 
 
 class Evaluation(Measurements, ResultFile):
@@ -51,7 +92,7 @@ class Evaluation(Measurements, ResultFile):
     file_name: ClassVar[str] = "evaluation.json"
 
     schema_: Literal["rectilinear.evaluation/1"] = Field(default="rectilinear.evaluation/1", alias="schema")
-    data: DataRecord
+    data: DataRecord | None = Field(description="the text; null where there was none")
     settings: dict[str, Any]
     against: Measurements | None = None
     differences: Differences | None = None
@@ -65,13 +106,13 @@ class Evaluation(Measurements, ResultFile):
         return json.dumps({**first, **dumped}, indent=2, allow_nan=False) + "\n"
 
 
-def compare(one: Measurements, other: Measurements, loss: float, loss_stderr: float | None) -> Differences:
+def compare(one: Measurements, other: Measurements, loss: float | None, loss_stderr: float | None) -> Differences:
     """Put one model beside another, given the difference of their losses and its standard error."""
     ours, theirs = one.tokens_per_second, other.tokens_per_second
     return Differences(
         loss=loss,
         loss_stderr=loss_stderr,
-        perplexity_ratio=finite(exponential(loss)),
+        perplexity_ratio=None if loss is None else finite(exponential(loss)),
         parameters=one.parameters - other.parameters,
         tokens_per_second=SpeedRecord(
             prefill=_ratio(ours.prefill, theirs.prefill), decode=_ratio(ours.decode, theirs.decode)

@@ -73,11 +73,16 @@ def complete(
     ]
 
 
+def ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer puts an end of text after every text, which one to be written on must not have."""
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[-1] == tokenizer.eos_token_id
+
+
 def _prompt(tokenizer: PreTrainedTokenizerBase, beginning: str) -> list[int]:
     """Token ids of a beginning, without the end of text that some tokenizers put after every text."""
     ids: list[int] = tokenizer(beginning)["input_ids"]
-    while len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
-        ids = ids[:-1]
+    ids = ids[: len(ids) - ends_texts(tokenizer)]
     if not ids:
         raise RequestError(f"expected a beginning with tokens in it, got {beginning!r}")
     return ids

@@ -1,7 +1,12 @@
-"""A profile in plain words, for a reader who meets these numbers for the first time."""
+"""Results in plain words, for a reader who meets these numbers for the first time."""
 
 from __future__ import annotations
 
+import math
+
+from rectilinear.evaluation.record import Evaluation
+from rectilinear.linearization.plan import Plan
+from rectilinear.measurement.dynamics import Dynamics, Mean, mean_curve
 from rectilinear.measurement.profile import BlockRecord, Profile
 
 
@@ -21,6 +26,72 @@ def explain_profile(profile: Profile) -> list[str]:
         _about_trust(profile, blocks),
         _about_sinks(blocks),
     ]
+
+
+def explain_dynamics(dynamics: Dynamics) -> list[str]:
+    """A paragraph that says how linearity changed over a training; every number in it is the record's."""
+    curve = [point for point in mean_curve(dynamics) if point.mean is not None]
+    if len(curve) < 2:
+        return ["There are fewer than two steps with scores, so nothing can be said about a change."]
+    first, last = curve[0], curve[-1]
+    least = min(curve, key=lambda point: point.mean or 0.0)
+    between = ""
+    if least not in (first, last):
+        between = f" by way of its least, {_percent(least.mean):.1f} % at step {least.step:,},"
+    return [
+        f"Over training. The same rows, read by the model at {len(curve)} steps of its training, none of which saw "
+        f"them. The mean over blocks of the update's score went from {_percent(first.mean):.1f} % at step "
+        f"{first.step:,}{between} to {_percent(last.mean):.1f} % at step {last.step:,}: {_verdict(first, last)}. The "
+        "paper reports that it falls over pretraining; one small model on generated stories neither proves nor "
+        "refutes that."
+    ]
+
+
+def _verdict(first: Mean, last: Mean) -> str:
+    change = (last.mean or 0.0) - (first.mean or 0.0)
+    said = f"{'a fall' if change < 0 else 'a rise'} of {100 * abs(change):.1f} points"
+    if first.stderr is None or last.stderr is None:
+        return said
+    error = math.hypot(first.stderr, last.stderr)
+    sure = "more" if abs(change) > 2 * error else "not more"
+    return f"{said}, {sure} than twice its standard error of {100 * error:.1f}"
+
+
+def explain_linearization(plan: Plan, evaluation: Evaluation) -> list[str]:
+    """What was lost and what was gained by a plan, by an evaluation against the original; every number is theirs."""
+    where = [replacement.where for replacement in plan.replacements]
+    targets = {"block": "Blocks", "attention": "The attentions of blocks", "mlp": "The MLPs of blocks"}
+    if not plan.replacements:
+        return ["Nothing was replaced."]
+    kinds = " and ".join(sorted({replacement.kind for replacement in plan.replacements}))
+    said = [
+        f"What was replaced. {targets[plan.replacements[0].target]} {', '.join(where)}, by stand-ins of kind {kinds}, "
+        f"fitted by least squares to {plan.data.tokens:,} tokens, without a gradient."
+    ]
+    other, differences = evaluation.against, evaluation.differences
+    if evaluation.data is None or other is None or differences is None:
+        return said
+    error = "" if differences.loss_stderr is None else f" ± {2 * differences.loss_stderr:.4f}"
+    said.append(
+        f"What was lost. On {evaluation.data.tokens:,} other tokens the loss went from {other.loss or 0.0:.4f} to "
+        f"{evaluation.loss or 0.0:.4f} nats a token ({differences.loss or 0.0:+.4f}{error}), the perplexity from "
+        f"{other.perplexity or math.inf:.3f} to {evaluation.perplexity or math.inf:.3f}."
+    )
+    saved = -differences.parameters
+    gained = [f"{saved:,} of {other.parameters:,} parameters ({_percent(saved / other.parameters):.1f} %)"]
+    if evaluation.cache_bytes is not None and other.cache_bytes:
+        gained.append(
+            f"a cache of {evaluation.cache_bytes:,} for {other.cache_bytes:,} bytes after "
+            f"{evaluation.settings['prompt_tokens'] + evaluation.settings['new_tokens']} tokens"
+        )
+    speed = differences.tokens_per_second
+    if speed.prefill is not None and speed.decode is not None:
+        gained.append(f"reading {speed.prefill:.2f} and writing {speed.decode:.2f} times as fast as the original")
+    said.append(
+        f"What was gained. {'; '.join(gained)}. At this size and length attention costs next to nothing, so "
+        "look at wide models and long texts for speed."
+    )
+    return said
 
 
 def _about_outputs(blocks: list[BlockRecord]) -> str:

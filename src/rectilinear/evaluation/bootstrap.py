@@ -1,0 +1,80 @@
+"""Errors of scores over documents, and whether two models' scores differ."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+#: How often documents are drawn anew for scores that are no means.
+RESAMPLES = 400
+
+#: From what was noted of each document to a score.
+Aggregate = Callable[[Sequence[Any]], float]
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A score of one model minus that of another on the same documents.
+
+    Attributes:
+        value: the difference.
+        stderr: its standard error; None for a single document.
+        p_value: two-sided, of no difference; None where it cannot be told.
+    """
+
+    value: float
+    stderr: float | None
+    p_value: float | None
+
+
+def bootstrap_stderr(aggregate: Aggregate, items: Sequence[Any]) -> float | None:
+    """Standard deviation of a score over resampled documents; None for fewer than two."""
+    if len(items) < 2:
+        return None
+    return float(_resampled(aggregate, items).std(ddof=1))
+
+
+def paired_difference(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequence[Any]) -> PairedDifference:
+    """Compare two models on the same documents.
+
+    Where the score is the mean of numbers, the error is that of the mean difference; where these are 0 and 1 the test
+    is McNemar's exact one (a sign test over documents that only one model has right), else Student's paired one.
+    Other scores are computed on the same resampled documents for both, and differ for sure where resampled
+    differences hardly ever change their sign.
+
+    Args:
+        aggregate: makes a score.
+        ours, theirs: what it is made from, document by document.
+    """
+    value = float(aggregate(ours)) - float(aggregate(theirs))
+    n = len(ours)
+    if n < 2:
+        return PairedDifference(value, None, None)
+    numbers = all(isinstance(item, (bool, int, float)) for item in (*ours, *theirs))
+    if numbers and math.isclose(float(aggregate(ours)), sum(ours) / n, abs_tol=1e-9):
+        from scipy.stats import binomtest, ttest_1samp
+
+        changes = numpy.subtract(numpy.asarray(ours, float), numpy.asarray(theirs, float))
+        stderr = float(changes.std(ddof=1) / math.sqrt(n))
+        won, lost = int((changes > 0).sum()), int((changes < 0).sum())
+        if not won + lost:
+            return PairedDifference(value, stderr, 1.0)
+        binary = {*ours, *theirs} <= {0, 1}
+        p_value = binomtest(won, won + lost).pvalue if binary else ttest_1samp(changes, 0).pvalue
+        return PairedDifference(value, stderr, float(p_value))
+    changes = _resampled(aggregate, ours) - _resampled(aggregate, theirs)
+    beyond = min((changes <= 0).mean(), (changes >= 0).mean())
+    return PairedDifference(value, float(changes.std(ddof=1)), float(min(1.0, 2 * max(beyond, 1 / RESAMPLES))))
+
+
+def _resampled(aggregate: Aggregate, items: Sequence[Any]) -> numpy.ndarray:
+    """A score over documents that are drawn anew, `RESAMPLES` times, the same ones whatever is noted of them."""
+    places = numpy.random.default_rng(0).integers(len(items), size=(RESAMPLES, len(items)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "F-score is ill-defined")  # where a label was never drawn
+        return numpy.array([float(aggregate([items[place] for place in drawn])) for drawn in places])

@@ -1,0 +1,83 @@
+"""A decoder as lm-evaluation-harness sees it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.models.huggingface import HFLM
+
+from rectilinear.measurement.collect import Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class HarnessDecoder(HFLM):  # type: ignore[misc]
+    """The harness's own adapter of transformers, which reports progress and says what it cut.
+
+    Prompts do not end with the end of text that some tokenizers put after every text.
+
+    Attributes:
+        cut: by task, requests that were longer than the context.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        ends_texts: bool,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+        self.cut: Counter[str] = Counter()
+        self._ends_texts = ends_texts
+        self._names: list[str] = []
+        self._progress = progress
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+        """Token ids of a text that goes on."""
+        ids: list[int] = super().tok_encode(string, add_special_tokens=add_special_tokens, **options)
+        return ids[:-1] if self._ends_texts and add_special_tokens is not False else ids
+
+    def tok_batch_encode(self, strings: list[str], **options: Any) -> tuple[Any, Any]:
+        """Token ids of texts that go on, padded on the left, and their mask."""
+        ids, mask = super().tok_batch_encode(strings, **options)
+        return (ids[:, :-1], mask[:, :-1]) if self._ends_texts else (ids, mask)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihoods of continuations."""
+        self._names = [request.task_name for request in requests]
+        self._count(len(requests))
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return found
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """What the model writes on."""
+        self._count(len(requests))
+        written: list[str] = super().generate_until(requests, disable_tqdm=True)
+        return written
+
+    def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:
+        if len(requests) == len(self._names):
+            for name, (_, context, continuation) in zip(self._names, requests, strict=True):
+                self.cut[name] += len(context) + len(continuation) > self.max_length + 1
+        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **options)
+        return found
+
+    def _count(self, total: int) -> None:
+        """Report each answer through the hook that the harness calls with it."""
+        if self._progress is not None:
+            self.set_cache_hook(_Counting(self._progress, total))
+
+
+class _Counting:
+    """A hook that counts answers."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def add_partial(self, *answer: Any) -> None:
+        self._done += 1
+        self._progress("tasks", self._done, self._total)

@@ -1,0 +1,59 @@
+"""Differences of scores on the same documents, against counting by hand and against what is known."""
+
+from math import comb, sqrt
+
+import numpy
+import pytest
+
+from rectilinear.evaluation.bootstrap import bootstrap_stderr, paired_difference
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def test_right_and_wrong_are_compared_by_a_sign_test():
+    ours, theirs = [1, 1, 1, 1, 1, 0, 0, 1], [1, 0, 0, 0, 0, 1, 0, 1]
+    found = paired_difference(mean, ours, theirs)
+    changes = numpy.subtract(ours, theirs)
+    assert found.value == pytest.approx(3 / 8)
+    assert found.stderr == pytest.approx(changes.std(ddof=1) / sqrt(8))
+    assert found.p_value == pytest.approx(2 * (comb(5, 4) + comb(5, 5)) / 2**5)  # four won, one lost
+
+
+def test_the_same_answers_do_not_differ():
+    found = paired_difference(mean, [1, 0, 1], [1, 0, 1])
+    assert (found.value, found.stderr, found.p_value) == (0.0, 0.0, 1.0)
+
+
+def test_means_of_numbers_are_compared_by_students_test():
+    from scipy.stats import ttest_rel
+
+    rng = numpy.random.default_rng(0)
+    ours, theirs = rng.random(30).tolist(), rng.random(30).tolist()
+    assert paired_difference(mean, ours, theirs).p_value == pytest.approx(ttest_rel(ours, theirs).pvalue)
+
+
+def test_other_scores_are_resampled_and_the_pairing_is_used():
+    def root_mean_square(values):
+        return mean([value**2 for value in values]) ** 0.5
+
+    rng = numpy.random.default_rng(1)
+    theirs = rng.normal(1, 1, 200).tolist()
+    ours = [value + 0.05 for value in theirs]
+    found = paired_difference(root_mean_square, ours, theirs)
+    assert found.p_value < 0.01
+    alone = bootstrap_stderr(root_mean_square, ours)
+    assert found.stderr < 0.1 * alone
+    noise = rng.normal(1, 1, 200).tolist()
+    assert paired_difference(root_mean_square, noise, theirs).p_value > 0.05
+
+
+def test_a_bootstrap_of_a_mean_is_its_standard_error():
+    values = numpy.random.default_rng(2).normal(size=300)
+    assert bootstrap_stderr(mean, values.tolist()) == pytest.approx(values.std() / sqrt(300), rel=0.12)
+
+
+def test_a_single_document_has_no_error():
+    assert bootstrap_stderr(mean, [1.0]) is None
+    assert paired_difference(mean, [1.0], [0.0]).stderr is None

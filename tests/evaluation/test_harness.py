@@ -1,0 +1,356 @@
+"""Tasks: the harness's own scores, on data that are files, whatever the tokenizer, the batch or the cache."""
+
+import copy
+import json
+import random
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import processors
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import rectilinear
+from rectilinear import RequestError
+from rectilinear.evaluation.decoder import HarnessDecoder
+from rectilinear.evaluation.harness import SUPERGLUE, load_tasks, run_tasks
+from tests.conftest import build_llama
+from tests.superglue import CLAIMS, write_lines, write_superglue
+
+LOCAL = ("boolq", "cb", "copa", "multirc", "sglue_rte", "wic", "wsc")
+FOLDERS = dict(zip(LOCAL, ("BoolQ", "CB", "COPA", "MultiRC", "RTE", "WiC", "WSC"), strict=True))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_superglue(tmp_path_factory.mktemp("superglue"), train=6, validation=14)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Of a context that the prompts fit in."""
+    made = build_llama(seed=3)
+    made.config.max_position_embeddings = 512
+    return made
+
+
+@pytest.fixture(scope="module")
+def beginning(tiny_tokenizer):
+    """A tokenizer that begins texts, and does not end them."""
+    made = copy.deepcopy(tiny_tokenizer)
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return made
+
+
+@pytest.fixture(scope="module")
+def scored(model, beginning, data):
+    return run_tasks(model, beginning, load_tasks(LOCAL, data), 4)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def as_on_the_hub(task, folder):
+    """What the Hub has of a task, from its files."""
+    rows = lines(folder / FOLDERS[task] / "val.jsonl")
+    if task == "multirc":
+        return [
+            {"paragraph": r["passage"]["text"], "question": q["question"], "answer": a["text"], "label": a["label"]}
+            for r in rows
+            for q in r["passage"]["questions"]
+            for a in q["answers"]
+        ]
+    if task == "wsc":
+        return [{"text": r["text"], **r["target"], "label": int(r["label"])} for r in rows]
+    values = {"cb": CLAIMS, "sglue_rte": ("entailment", "not_entailment"), "copa": (0, 1)}.get(task, (False, True))
+    return [{**r, "label": values.index(r["label"])} for r in rows]
+
+
+def run_the_harness(model, tokenizer, folder, tasks):
+    """The harness by itself, with the Hub's rows where it would download them."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    names = {"rte": "sglue_rte", "wsc.fixed": "wsc"}
+
+    def load(path, name, **_):
+        assert path == "aps/super_glue"
+        rows = Dataset.from_list(as_on_the_hub(names.get(name, name), folder))
+        return {"train": rows, "validation": rows}
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lm_eval.api.task.datasets.load_dataset", lambda path, name, **rest: load(path, name))
+        decoder = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=2)
+        return lm_eval.simple_evaluate(decoder, tasks=[*tasks], bootstrap_iters=0)["results"]
+
+
+def test_scores_are_those_of_the_harness_by_itself(scored, model, beginning, data):
+    own = run_the_harness(model, beginning, data, LOCAL)
+    for task in LOCAL:
+        for metric, record in scored.tasks[task].metrics.items():
+            assert record.value == own[task][f"{metric},none"], (task, metric)
+    assert set(scored.tasks["cb"].metrics) == {"acc", "f1"}
+    assert len({record.metrics["acc"].value for record in scored.tasks.values()}) > 3
+
+
+@pytest.mark.slow
+def test_a_trained_model_on_the_real_files(shared):
+    folder, files = shared / "models" / "stories260K", shared / "data" / "superglue"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tasks = ("cb", "copa", "sglue_rte", "wic", "wsc")
+    found, own = run_tasks(model, tokenizer, load_tasks(tasks, files), 16), run_the_harness(
+        model, tokenizer, files, tasks
+    )  # fmt: skip
+    for task in tasks:
+        assert {f"{name},none": record.value for name, record in found.tasks[task].metrics.items()} == {
+            name: value for name, value in own[task].items() if name.endswith(",none") and "stderr" not in name
+        }
+
+
+def log_likelihood(model, tokenizer, context, continuation):
+    first, whole = tokenizer(context)["input_ids"], tokenizer(context + continuation)["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+    return sum(logits[place - 1, whole[place]].item() for place in range(len(first), len(whole)))
+
+
+def test_prompts_are_the_ones_that_everybody_uses(scored, model, beginning, data):
+    """By hand, for two tasks: what is asked, and what is likelier."""
+    right = []
+    for line in lines(data / "BoolQ" / "val.jsonl"):
+        prompt = f"{line['passage']}\nQuestion: {line['question']}?\nAnswer:"
+        no, yes = (log_likelihood(model, beginning, prompt, answer) for answer in (" no", " yes"))
+        right.append((yes > no) == line["label"])
+    assert scored.tasks["boolq"].metrics["acc"].value == pytest.approx(sum(right) / 14)
+    right = []
+    for line in lines(data / "COPA" / "val.jsonl"):
+        prompt = line["premise"][:-1] + (" because" if line["question"] == "cause" else " therefore")
+        choices = (line[name][0].lower() + line[name][1:] for name in ("choice1", "choice2"))
+        scores = [log_likelihood(model, beginning, prompt, f"  {choice}") for choice in choices]
+        right.append(scores.index(max(scores)) == line["label"])
+    assert scored.tasks["copa"].metrics["acc"].value == pytest.approx(sum(right) / 14)
+
+
+def test_a_constant_answer(scored, data):
+    labels = [line["label"] for line in lines(data / "CB" / "val.jsonl")]
+    share = max(map(labels.count, CLAIMS)) / 14
+    metrics = scored.tasks["cb"].metrics
+    assert metrics["acc"].constant == pytest.approx(share)
+    assert metrics["f1"].constant == pytest.approx(2 * share / (1 + share) / 3)  # two labels are never said
+    assert scored.tasks["boolq"].metrics["acc"].constant == pytest.approx(0.5)
+    assert scored.tasks["multirc"].metrics["acc"].constant == pytest.approx(2 / 3)
+
+
+def test_errors_are_over_documents(scored):
+    value, stderr = (getattr(scored.tasks["wic"].metrics["acc"], name) for name in ("value", "stderr"))
+    assert stderr == pytest.approx((value * (1 - value) / 13) ** 0.5)
+    assert scored.tasks["cb"].metrics["f1"].stderr > 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_the_batch_changes_nothing(batch_size, scored, model, beginning, data):
+    again = run_tasks(model, beginning, load_tasks(LOCAL, data), batch_size)
+    assert {**again.tasks} == {**scored.tasks}
+    assert {**again.items} == {**scored.items}
+
+
+def test_a_tokenizer_that_ends_texts_does_not_end_prompts(scored, model, tiny_tokenizer, data):
+    assert {**run_tasks(model, tiny_tokenizer, load_tasks(LOCAL, data), 4).tasks} == {**scored.tasks}
+
+
+def test_examples_come_from_the_training_file(model, beginning, data):
+    asked = load_tasks(["boolq"], data, num_fewshot=2, limit=5)
+    record = run_tasks(model, beginning, asked, 4).tasks["boolq"]
+    assert (record.n, record.num_fewshot) == (5, 2)
+    prompt = asked.tasks["boolq"].instances[0].args[0]
+    assert prompt.count("Question:") == 3
+    trained = [line["passage"] for line in lines(data / "BoolQ" / "train.jsonl")]
+    assert sum(prompt.count(f"{passage}\n") for passage in trained) >= 2
+
+
+def test_a_linearized_checkpoint_with_and_without_caches_and_batches(linearized, beginning, data):
+    """Of filters, which keep a state of their own: choices, and what is written."""
+    model = copy.deepcopy(linearized("llama", (1,), kind="filter").model)
+    model.config.max_position_embeddings = 512
+    runs = [run_tasks(model, beginning, load_tasks(LOCAL, data), size) for size in (1, 16)]
+    assert {**runs[0].items} == {**runs[1].items}
+    options = {"max_gen_toks": 8, "until": ["\n"], "do_sample": False}
+    prompts = ["The cat saw", "It was a dog and the old man fed a", "Who"]
+    requests = [SimpleNamespace(args=(prompt, options), task_name="none") for prompt in prompts]
+    written = [
+        HarnessDecoder(model, copy.deepcopy(beginning), size, ends_texts=False).generate_until(requests)
+        for size in (1, 16)
+    ]
+    assert written[0] == written[1]
+    assert written[0] == [uncached(model, beginning, prompt, 8) for prompt in prompts]
+    assert any(written[0])
+    plain = HarnessDecoder(model, copy.deepcopy(beginning), 4, ends_texts=False)
+    plain.logits_cache = False
+    pairs = [
+        SimpleNamespace(args=(prompt, f" {end}"), task_name="x") for prompt in prompts for end in ("a", "it", "he")
+    ]
+    cached = HarnessDecoder(model, copy.deepcopy(beginning), 4, ends_texts=False)
+    for one, two in zip(plain.loglikelihood(pairs), cached.loglikelihood(pairs), strict=True):
+        assert one[0] == pytest.approx(two[0], rel=1e-5)
+        assert one[1] == two[1]
+
+
+def uncached(model, tokenizer, prompt, tokens):
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+    start = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(tokens):
+            best = model(ids, use_cache=False).logits[0, -1].argmax()
+            if best == tokenizer.eos_token_id:
+                break
+            ids = torch.cat([ids, best.view(1, 1)], 1)
+    return tokenizer.decode(ids[0, start:], skip_special_tokens=True).split("\n")[0]
+
+
+def test_what_is_cut_is_said(tiny_llama, beginning, data):
+    found = run_tasks(tiny_llama, beginning, load_tasks(["boolq", "wic"], data), 4)  # a context of 64
+    assert found.tasks["wic"].cut > 0
+    assert found.warnings[-1].startswith(f"wic: {found.tasks['wic'].cut} requests were longer than the context")
+
+
+def test_the_model_and_random_states_are_left_as_they_were(model, beginning, data):
+    module = copy.deepcopy(model).train()
+    tokenizer = copy.deepcopy(beginning)
+    states = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    run_tasks(module, tokenizer, load_tasks(["copa"], data, limit=2), 4)
+    assert module.training
+    assert tokenizer.pad_token is None
+    assert (random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
+
+
+def test_progress_counts_answers(model, beginning, data):
+    calls = []
+    run_tasks(model, beginning, load_tasks(["copa"], data), 4, progress=lambda *call: calls.append(call))
+    assert calls == [("tasks", done, 28) for done in range(1, 29)]
+
+
+def test_the_papers_columns_and_what_is_missing(model, beginning, data):
+    asked = load_tasks(["superglue"], data)
+    assert asked.missing == ("record", "xstorycloze_en")
+    found = run_tasks(model, beginning, asked, 4)
+    group = found.groups["superglue"]
+    assert group.tasks == tuple(name for name in SUPERGLUE if name not in asked.missing)
+    assert group.missing == asked.missing
+    cells = [[found.tasks[name].metrics[metric].value for metric in SUPERGLUE[name]] for name in group.tasks]
+    assert group.metrics["mean"].value == pytest.approx(sum(sum(row) / len(row) for row in cells) / 6)
+    evaluation = rectilinear.evaluate(model, tasks=["superglue"], data=data, tokenizer=beginning, limit=3)
+    assert evaluation.loss is evaluation.data is None
+    assert "no data of record, xstorycloze_en" in evaluation.warnings[0]
+
+
+def test_files_with_prompts_of_their_own(model, beginning, tmp_path):
+    choices = [{"query": f"It was {i} and", "choices": ["the cat", "the dog"], "gold": i % 2} for i in range(6)]
+    words = [{"context": "The old man saw a", "continuation": word} for word in ("cat", "dog", "cat")]
+    write_lines(tmp_path / "mine.jsonl", choices)
+    write_lines(tmp_path / "words.jsonl", words)
+    found = run_tasks(model, beginning, load_tasks(["mine", "words"], tmp_path), 4)
+    right = [
+        (log_likelihood(model, beginning, line["query"], " the dog") >
+         log_likelihood(model, beginning, line["query"], " the cat")) == line["gold"]
+        for line in choices
+    ]  # fmt: skip
+    assert found.tasks["mine"].metrics["acc"].value == pytest.approx(sum(right) / 6)
+    assert found.tasks["words"].metrics["acc"].constant == pytest.approx(2 / 3)
+    mean = sum(log_likelihood(model, beginning, line["context"], " " + line["continuation"]) for line in words) / 3
+    assert found.tasks["words"].metrics["perplexity"].value == pytest.approx(numpy.exp(-mean), rel=1e-4)
+
+
+def test_arc_and_lambada_as_the_harness_asks_them(tmp_path):
+    query = {"query": "Question: What is red?", "choices": ["hen", "sky", "sea"], "gold": 1}
+    write_lines(tmp_path / "arc_easy.jsonl", [query])
+    write_lines(tmp_path / "lambada_openai.jsonl", [{"context": 'She said, "No,', "continuation": "Ada"}])
+    tasks = load_tasks(["arc_easy", "lambada_openai"], tmp_path).tasks
+    [document] = tasks["arc_easy"].eval_docs
+    assert tasks["arc_easy"].doc_to_text(document) == "Question: What is red?\nAnswer:"
+    assert tasks["arc_easy"].doc_to_choice(document) == ["hen", "sky", "sea"]
+    assert tasks["arc_easy"].doc_to_target(document) == 1
+    [document] = tasks["lambada_openai"].eval_docs
+    assert tasks["lambada_openai"].doc_to_text(document) == 'She said, "No,'
+    assert tasks["lambada_openai"].doc_to_target(document) == " Ada"
+
+
+def test_record_in_its_own_form(model, beginning, tmp_path):
+    """Entities are spans whose end is inside; several answers may be right."""
+    passage = {
+        "text": "Ada met Bo.\n@highlight\nBo fed Ada",
+        "entities": [{"start": 0, "end": 2}, {"start": 8, "end": 9}],
+    }
+    asked = {"query": "It was @placeholder who met.", "answers": [{"start": 8, "end": 9, "text": "Bo"}], "idx": 0}
+    write_lines(tmp_path / "ReCoRD" / "val.jsonl", [{"idx": 0, "passage": passage, "qas": [asked]}])
+    task = load_tasks(["record"], tmp_path).tasks["record"]
+    [document] = task.eval_docs
+    assert task.doc_to_choice(document) == ["  - It was Ada who met.", "  - It was Bo who met."]
+    assert task.doc_to_text(document) == "Ada met Bo.\n\n  - Bo fed Ada.\n"
+    assert task.process_results(document, [(-2.0, False), (-1.0, False)]) == {"f1": 1.0, "em": 1}
+
+
+def test_spans_that_are_not_in_the_text_are_mended_as_on_the_hub(tmp_path):
+    target = {"span1_index": 1, "span1_text": "The cat.", "span2_index": 4, "span2_text": "it"}
+    write_lines(tmp_path / "WSC" / "val.jsonl", [{"text": "Then the cat saw it .", "target": target, "label": True}])
+    [document] = load_tasks(["wsc"], tmp_path).tasks["wsc"].eval_docs
+    assert document["span1_text"] == "the cat"
+
+
+REFUSALS = [
+    ({"names": ["boolqq"]}, "got 'boolqq'; try boolq"),
+    ({"names": ["super-glue-lm-eval-v1"]}, "expected tasks, or superglue, with --data, got super-glue-lm-eval-v1"),
+    ({"names": ["record"]}, "expected data of record in "),
+    ({"names": ["record", "superglue"]}, "expected data of record in "),
+    ({"names": ["boolq"], "limit": 0}, "--limit of at least 1, got 0"),
+    ({"names": ["boolq"], "num_fewshot": -1}, "--num-fewshot of at least 0, got -1"),
+    ({"names": []}, "at least one task"),
+    ({"names": ["boolq"], "data": "nowhere"}, "expected a folder for --data, got nowhere"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), REFUSALS, ids=[says for _, says in REFUSALS])
+def test_requests_that_cannot_be_met(options, says, data):
+    with pytest.raises(RequestError, match=says):
+        load_tasks(**{"data": data, **options})
+
+
+BROKEN = [
+    ("BoolQ/val.jsonl", '{"passage": "a"', "val.jsonl, line 1: expected JSON"),
+    ("BoolQ/val.jsonl", '{"passage": "a", "question": "b", "label": "yes"}', 'expected label false, true, got "yes"'),
+    ("BoolQ/other.jsonl", "{}", "expected val.jsonl in "),
+    ("boolq.jsonl", '{"text": "a"}', "expected the columns that boolq has on the Hub"),
+    ("boolq.jsonl", '{"query": "a", "choices": ["b", "c"], "gold": 0}', "which are understood for arc_easy"),
+    ("mine.jsonl", '{"text": "a"}', "expected query, choices, gold or context, continuation in "),
+    ("mine.jsonl", '{"query": "a", "choices": ["b"], "gold": 0}', "at least two texts in 'choices'"),
+    ("mine.jsonl", '{"query": "a", "choices": ["b", "c"], "gold": 2}', "expected gold 0, 1, got 2"),
+    ("lambada_openai.jsonl", '{"context": "a", "continuation": "b c"}', "expected one word in 'continuation'"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "says"), BROKEN, ids=[says for *_, says in BROKEN])
+def test_files_that_are_not_what_they_should_be(file, content, says, tmp_path):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content + "\n")
+    with pytest.raises(RequestError, match=says):
+        load_tasks(["boolq" if "BoolQ" in file else path.stem], tmp_path)
+
+
+def test_examples_that_are_not_there(tmp_path, data):
+    write_lines(tmp_path / "BoolQ" / "val.jsonl", lines(data / "BoolQ" / "val.jsonl"))
+    with pytest.raises(RequestError, match="expected examples of boolq for --num-fewshot 2, got none"):
+        load_tasks(["boolq"], tmp_path, num_fewshot=2)
+
+
+def test_what_is_not_installed(monkeypatch, data):
+    monkeypatch.setattr("rectilinear.evaluation.harness.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"try pip install 'rectilinear\[eval\]'"):
+        load_tasks(["boolq"], data)
+
+
+def test_a_module_that_is_no_transformers_model(beginning, data):
+    with pytest.raises(RequestError, match="expected a transformers model for tasks, got Linear"):
+        run_tasks(torch.nn.Linear(2, 2), beginning, load_tasks(["copa"], data), 1)
