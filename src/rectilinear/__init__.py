@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rectilinear.data.stories import generate_stories
     from rectilinear.errors import JobError, RequestError
     from rectilinear.evaluation.evaluate import evaluate
+    from rectilinear.evaluation.probe import probe
+    from rectilinear.evaluation.probe_record import Probe
     from rectilinear.evaluation.record import Evaluation
     from rectilinear.finetuning.finetune import finetune
     from rectilinear.finetuning.record import Finetuning
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from rectilinear.pretraining.record import Training
     from rectilinear.report.dynamics_plot import plot_dynamics
     from rectilinear.report.plots import plot_profile
+    from rectilinear.report.probe_plot import plot_probe
     from rectilinear.training.regularizer import Regularizer
 
 _HOMES = {
@@ -48,6 +51,7 @@ _HOMES = {
     "Moments": "core.moments",
     "MomentsAccumulator": "core.moments",
     "Plan": "linearization.plan",
+    "Probe": "evaluation.probe_record",
     "Profile": "measurement.profile",
     "Recipe": "pretraining.recipe",
     "Regularizer": "training.regularizer",
@@ -63,8 +67,10 @@ _HOMES = {
     "linearize": "linearization.linearize",
     "measure": "measurement.measure",
     "plot_dynamics": "report.dynamics_plot",
+    "plot_probe": "report.probe_plot",
     "plot_profile": "report.plots",
     "pretrain": "pretraining.pretrain",
+    "probe": "evaluation.probe",
     "score_block": "core.scores",
     "solve": "core.solve",
 }
@@ -81,6 +87,7 @@ __all__ = [
     "Moments",
     "MomentsAccumulator",
     "Plan",
+    "Probe",
     "Profile",
     "Recipe",
     "Regularizer",
@@ -96,8 +103,10 @@ __all__ = [
     "linearize",
     "measure",
     "plot_dynamics",
+    "plot_probe",
     "plot_profile",
     "pretrain",
+    "probe",
     "score_block",
     "solve",
 ]

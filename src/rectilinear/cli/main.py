@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import rectilinear
-from rectilinear.cli import demo, dynamics, evaluate, finetune, inspect, linearize, measure, pretrain
+from rectilinear.cli import demo, dynamics, evaluate, finetune, inspect, linearize, measure, pretrain, probe
 from rectilinear.errors import JobError, RequestError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("measure")(measure.measure)
 app.command("dynamics")(dynamics.dynamics)
 app.command("linearize")(linearize.linearize)
 app.command("evaluate")(evaluate.evaluate)
+app.command("probe")(probe.probe)
 app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
 app.command("demo")(demo.demo)

@@ -12,6 +12,13 @@ import typer
 from rectilinear.errors import RequestError
 
 
+class PoolingName(str, Enum):
+    """How the hidden states of a text become one."""
+
+    mean = "mean"
+    last = "last"
+
+
 class DTypeName(str, Enum):
     """Names of ``--dtype``."""
 
@@ -249,6 +256,8 @@ TaskData = Annotated[
         show_default=False,
     ),
 ]
+Pooling = Annotated[PoolingName, typer.Option(help="A text's states: their mean, or that of its last token.")]
+ProbeFolds = Annotated[int, typer.Option("--folds", min=2, help="Of the cross-validation that chooses penalties.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How often to train: with seeds 0, 1, ...")]
 MaxExamples = Annotated[
     int | None, typer.Option(min=1, help="Lines of each data file to read, at most, from the first.")

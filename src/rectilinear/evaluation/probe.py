@@ -1,0 +1,205 @@
+"""Linear probes (arXiv 1610.01644): what a linear map can read off the hidden states at every depth."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from rectilinear.data.fingerprint import fingerprint
+from rectilinear.errors import RequestError
+from rectilinear.evaluation.harness import require
+from rectilinear.evaluation.probe_record import Probe, ProbePoint
+from rectilinear.finetuning.data import read_task
+from rectilinear.finetuning.inputs import Encoded, encode, predict
+from rectilinear.finetuning.metrics import commonest, score_answers
+from rectilinear.finetuning.record import TaskDataRecord
+from rectilinear.finetuning.tasks import Task, find_task
+from rectilinear.measurement.collect import Progress
+from rectilinear.measurement.records import record_environment, record_model
+from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
+from rectilinear.models.blocks import find_blocks
+from rectilinear.models.load import DType, check_context, check_rows
+from rectilinear.models.origin import Origin
+from rectilinear.models.pooled import Pooling, pool_states
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Inverse strengths of the penalty that cross-validation chooses from.
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
+
+_ITERATIONS = 2000
+
+
+@reporting_exhausted_memory
+def probe(
+    model: str | Path | nn.Module,
+    task: str,
+    data: str | Path | None = None,
+    *,
+    pooling: Pooling = "mean",
+    folds: int = 5,
+    max_examples: int | None = None,
+    seq_len: int = 256,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    blocks: str | None = None,
+    batch_size: BatchSize = "auto",
+    device: str = "auto",
+    dtype: DType = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Probe:
+    """Fit a logistic regression to the hidden states of texts at every depth, and see what it gets right.
+
+    Features are the states of a text pooled over its tokens, each brought to zero mean and unit deviation over the
+    training part; the penalty is chosen there by cross-validation with questions of one passage kept together. The
+    metrics are those of the validation part, which nothing was fitted to or chosen on.
+
+    Args:
+        model: Hub id, path, ``"storyteller"``, or a module that takes ids.
+        task: ``boolq``, ``cb``, ``copa``, ``multirc``, ``rte``, ``wic``, ``wsc`` or ``reward``. Of choices, a
+            probe tells right ones from wrong ones, and the question goes to the one it is surest of.
+        data: see `rectilinear.finetuning.data.read_task`.
+        pooling: ``mean`` over the tokens of a text, or its ``last`` token.
+        folds: of the cross-validation.
+        max_examples: lines of each file to read at most.
+        seq_len: tokens of a text at most; its beginning is left out.
+        tokenizer: default: the model's own.
+        blocks: dotted path of the block stack; default: found by structure.
+        batch_size: texts in a forward pass; ``"auto"`` halves it when memory runs out.
+        device, dtype, revision, trust_remote_code: for loading; see `rectilinear.models.load`.
+        progress: called with (stage, done, total).
+
+    Raises:
+        RequestError: the request cannot be met: no such model or task, data as in `read_task`, one answer only, fewer
+            questions than folds, scikit-learn is not installed.
+        JobError: activations that are not finite, memory that does not suffice.
+    """
+    require("sklearn", "eval")
+    check_batch_size(batch_size)
+    if pooling not in ("mean", "last"):
+        raise RequestError(f"expected pooling mean or last, got {pooling!r}")
+    if folds < 2:
+        raise RequestError(f"expected at least 2 folds, got {folds}")
+    origin = Origin(model, revision, trust_remote_code, device, dtype)
+    kind, questions = find_task(task), read_task(task, data, max_examples)
+    config = origin.config()
+    find_blocks(origin.skeleton(), blocks)
+    check_context(config, seq_len)
+    tokenizer = tokenizer or origin.tokenizer()
+    parts = [encode(part, tokenizer, seq_len) for part in (questions.train, questions.validation)]
+    for part in parts:
+        check_rows(config, torch.tensor([[max(int(ids.max()) for texts in part.ids for ids in texts)]]))
+    train, validation = parts
+    _check_questions(kind, train, folds)
+    module = origin.load()
+    stack = find_blocks(module, blocks)
+    texts = [ids for part in parts for of_question in part.ids for ids in of_question]
+
+    def attempt(size: int) -> tuple[Tensor, int]:
+        return pool_states(module, stack, texts, size, pooling, progress), size
+
+    states, size = with_batch_size(attempt, batch_size, module, seq_len)
+    first = sum(map(len, train.ids))
+    points = []
+    for depth in range(states.shape[1]):
+        of_depth = states[:, depth].double().numpy()
+        points.append(_probe_depth(depth, kind, (train, of_depth[:first]), (validation, of_depth[first:]), folds))
+        if progress:
+            progress("probes", depth + 1, states.shape[1])
+    cut = sum(part.cut for part in parts)
+    longest = max(part.longest for part in parts)
+    told = f"texts longer than {seq_len} tokens: {cut} of {len(texts)}, which lost their beginning; the longest has"
+    return Probe(
+        model=record_model(module, origin, stack, states.shape[-1]),
+        task=task,
+        data=TaskDataRecord(
+            source=questions.source,
+            fingerprint=fingerprint([part.fingerprint for part in parts]),
+            train=len(train.questions),
+            validation=len(validation.questions),
+            cut=cut,
+        ),
+        settings={
+            "pooling": pooling,
+            "folds": folds,
+            "strengths": list(STRENGTHS),
+            "max_examples": max_examples,
+            "seq_len": seq_len,
+            "blocks": stack.path,
+            "batch_size": size,
+        },
+        environment=record_environment(module),
+        points=tuple(points),
+        warnings=(f"{told} {longest}, try a larger --seq-len",) if cut else (),
+    )
+
+
+def _check_questions(task: Task, train: Encoded, folds: int) -> None:
+    groups = {question.group for question in train.questions}
+    if len(groups) < folds:
+        raise RequestError(f"expected at least {folds} questions or passages to train on, got {len(groups)}")
+    if not task.choices and len({question.answer for question in train.questions}) == 1:
+        raise RequestError("expected questions to train on with different answers, got one answer; try other --data")
+
+
+def _probe_depth(
+    depth: int,
+    task: Task,
+    train: tuple[Encoded, numpy.ndarray],
+    validation: tuple[Encoded, numpy.ndarray],
+    folds: int,
+) -> ProbePoint:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    (taught, features), (asked, others) = train, validation
+    labels, groups = _targets(task, taught)
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS)),
+        {"logisticregression__C": STRENGTHS},
+        cv=StratifiedGroupKFold(folds),
+        scoring="accuracy",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of weak penalties, which then are not chosen
+        warnings.filterwarnings("ignore", "The least populated class")
+        search.fit(features, labels, groups=groups)
+    scores = torch.full((len(others), 2 if task.choices else len(task.labels)), -torch.inf, dtype=torch.float64)
+    with numpy.errstate(divide="ignore"):  # of probabilities that are 0
+        scores[:, search.classes_] = torch.from_numpy(search.predict_log_proba(others))
+    answers, trained = ([question.answer for question in part.questions] for part in (asked, taught))
+    return ProbePoint(
+        depth=depth,
+        c=float(search.best_params_["logisticregression__C"]),
+        cross_validated=float(search.best_score_),
+        metrics=score_answers(
+            task.metrics,
+            answers,
+            predict(task, asked, scores),
+            [question.group for question in asked.questions],
+            constant=None if task.ranks else commonest(trained),
+            labels=2 if task.choices else len(task.labels),
+        ),
+    )
+
+
+def _targets(task: Task, encoded: Encoded) -> tuple[Sequence[int], Sequence[int]]:
+    """For each text its label, right (1) or wrong (0) of choices, and the group of its question."""
+    labels: list[int] = []
+    groups: list[int] = []
+    pairs: Any = zip(encoded.questions, encoded.ids, strict=True)
+    for question, texts in pairs:
+        labels += [int(place == question.answer) for place in range(len(texts))] if task.choices else [question.answer]
+        groups += [question.group] * len(texts)
+    return labels, groups
