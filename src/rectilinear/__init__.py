@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rectilinear.data.stories import generate_stories
     from rectilinear.errors import JobError, RequestError
     from rectilinear.evaluation.evaluate import evaluate
+    from rectilinear.evaluation.judge import StoryRecipe, judge
+    from rectilinear.evaluation.judge_client import JudgeEndpoint
+    from rectilinear.evaluation.judge_record import JudgeReport
     from rectilinear.evaluation.probe import probe
     from rectilinear.evaluation.probe_record import Probe
     from rectilinear.evaluation.record import Evaluation
@@ -46,6 +49,8 @@ _HOMES = {
     "Evaluation": "evaluation.record",
     "Finetuning": "finetuning.record",
     "JobError": "errors",
+    "JudgeEndpoint": "evaluation.judge_client",
+    "JudgeReport": "evaluation.judge_record",
     "LinearityCallback": "measurement.callback",
     "Linearized": "linearization.linearize",
     "Moments": "core.moments",
@@ -56,6 +61,7 @@ _HOMES = {
     "Recipe": "pretraining.recipe",
     "Regularizer": "training.regularizer",
     "RequestError": "errors",
+    "StoryRecipe": "evaluation.judge",
     "Training": "pretraining.record",
     "Upkeep": "pretraining.pretrain",
     "dynamics": "measurement.dynamics",
@@ -63,6 +69,7 @@ _HOMES = {
     "find_blocks": "models.blocks",
     "finetune": "finetuning.finetune",
     "generate_stories": "data.stories",
+    "judge": "evaluation.judge",
     "layer_penalty": "core.penalties",
     "linearize": "linearization.linearize",
     "measure": "measurement.measure",
@@ -82,6 +89,8 @@ __all__ = [
     "Evaluation",
     "Finetuning",
     "JobError",
+    "JudgeEndpoint",
+    "JudgeReport",
     "LinearityCallback",
     "Linearized",
     "Moments",
@@ -92,6 +101,7 @@ __all__ = [
     "Recipe",
     "Regularizer",
     "RequestError",
+    "StoryRecipe",
     "Training",
     "Upkeep",
     "dynamics",
@@ -99,6 +109,7 @@ __all__ = [
     "find_blocks",
     "finetune",
     "generate_stories",
+    "judge",
     "layer_penalty",
     "linearize",
     "measure",

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import rectilinear
-from rectilinear.cli import demo, dynamics, evaluate, finetune, inspect, linearize, measure, pretrain, probe
+from rectilinear.cli import demo, dynamics, evaluate, finetune, inspect, judge, linearize, measure, pretrain, probe
 from rectilinear.errors import JobError, RequestError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("dynamics")(dynamics.dynamics)
 app.command("linearize")(linearize.linearize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("probe")(probe.probe)
+app.command("judge")(judge.judge)
 app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
 app.command("demo")(demo.demo)

@@ -258,6 +258,37 @@ TaskData = Annotated[
 ]
 Pooling = Annotated[PoolingName, typer.Option(help="A text's states: their mean, or that of its last token.")]
 ProbeFolds = Annotated[int, typer.Option("--folds", min=2, help="Of the cross-validation that chooses penalties.")]
+JudgeModel = Annotated[
+    str | None,
+    typer.Option(help="Whom to ask; when not given, stories are only written and measured.", show_default=False),
+]
+JudgeUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Of an OpenAI-compatible endpoint, http://HOST:PORT/v1; default: OpenAI's. The key is in OPENAI_API_KEY.",
+        show_default=False,
+    ),
+]
+StoryText = Annotated[str, typer.Option("--text", metavar="TEXT", help="Held-out text to take beginnings from.")]
+StoryCount = Annotated[int, typer.Option("--count", min=1, help="How many stories.")]
+BeginningWords = Annotated[int, typer.Option(min=1, help="Of a story; only texts of twice as many words are taken.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="That the model may write.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Of sampling; 0 takes the likeliest tokens.")]
+Reference = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Another model, whose loss of the completions is measured.", show_default=False),
+]
+Concurrency = Annotated[int, typer.Option(min=1, help="Requests at once.")]
+Structured = Annotated[
+    bool,
+    typer.Option("--structured/--free-form", help="Whether the endpoint is to hold answers to a JSON schema."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Write the stories, estimate the tokens, ask nothing.")]
+ResumeJudging = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out: no story that has an answer is asked again.")
+]
+StoriesAtOnce = Annotated[int, typer.Option("--batch-size", min=1, help="Stories to write at once.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How often to train: with seeds 0, 1, ...")]
 MaxExamples = Annotated[
     int | None, typer.Option(min=1, help="Lines of each data file to read, at most, from the first.")

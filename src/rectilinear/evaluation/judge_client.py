@@ -1,0 +1,215 @@
+"""Asking a judge: one request a story, several at once, each answer on disk before the next."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from rectilinear.errors import JobError, RequestError
+from rectilinear.evaluation.judge_record import Judgement, Marks, Story
+from rectilinear.measurement.collect import Progress
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+INSTRUCTIONS = (
+    "You grade stories that young writers completed. You are given the beginning of a story and how a writer went on "
+    "from it. The writer may have been stopped in the middle of a sentence, which is no fault. Judge only what the "
+    "writer added. Give whole numbers from 1 (very poor) to 10 (excellent) for: grammar; creativity; consistency with "
+    "the beginning; and plot, whether what happens makes sense. Answer with a JSON object that has exactly the keys "
+    '"grammar", "creativity", "consistency" and "plot", and nothing else.'
+)
+
+# Tokens of an answer at most, four numbers with their names.
+ANSWER_TOKENS = 100
+
+# Letters of English a token has, roughly: for estimates only.
+_LETTERS = 4
+
+
+@dataclass(frozen=True)
+class JudgeEndpoint:
+    """A judge behind an OpenAI-compatible endpoint.
+
+    Attributes:
+        model: its name there.
+        url: of the endpoint; None for OpenAI's own.
+        concurrency: requests at once.
+        retries: of a request that was turned away or failed on the way, with growing pauses or those that the server
+            asks for.
+        timeout: seconds for one request.
+        structured: whether to ask the endpoint to hold the answer to a JSON schema.
+    """
+
+    model: str
+    url: str | None = None
+    concurrency: int = 4
+    retries: int = 6
+    timeout: float = 120.0
+    structured: bool = True
+
+    def connect(self) -> OpenAI:
+        """A client, with the key in ``OPENAI_API_KEY``.
+
+        Raises:
+            RequestError: no key for OpenAI's own endpoint, or no URL.
+        """
+        from openai import OpenAI
+
+        key = os.environ.get("OPENAI_API_KEY")
+        if key is None and self.url is None:
+            raise RequestError("expected OPENAI_API_KEY to be set, or --judge-url of an endpoint that needs none")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise RequestError(f"expected --judge-url http://HOST:PORT/v1, got {self.url}")
+        return OpenAI(api_key=key or "none", base_url=self.url, max_retries=self.retries, timeout=self.timeout)
+
+
+def prompt_of(story: Story) -> list[dict[str, str]]:
+    """The messages of a request."""
+    told = f"The beginning:\n\n{story.beginning}\n\nHow the writer went on:\n\n{story.completion.strip()}"
+    return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": told}]
+
+
+def estimate_tokens(stories: Sequence[Story]) -> tuple[int, int]:
+    """About how many tokens requests have, and at most how many the answers, to pay for."""
+    letters = sum(len(message["content"]) for story in stories for message in prompt_of(story))
+    return round(letters / _LETTERS), ANSWER_TOKENS * len(stories)
+
+
+def read_judgements(path: Path) -> dict[int, Judgement]:
+    """Answers that are on disk; a last line that was cut off is left out."""
+    found: dict[int, Judgement] = {}
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    for place, line in enumerate(lines):
+        try:
+            judgement = Judgement.model_validate_json(line)
+        except ValidationError:
+            if place == len(lines) - 1:  # what a killed run was writing; the rest ends with its line
+                break
+            raise RequestError(f"{path}, line {place + 1}: expected an answer of a judge, got {line[:40]!r}") from None
+        found[judgement.index] = judgement
+    return found
+
+
+def ask(
+    judge: JudgeEndpoint, stories: Sequence[Story], path: Path, progress: Progress | None = None
+) -> dict[int, Judgement]:
+    """Have stories judged that have no answer on disk yet.
+
+    Each answer is appended to the file as it comes. When this is stopped, requests that are under way are waited for,
+    so that none is paid for twice; only a kill loses those, ``concurrency`` at most.
+
+    Args:
+        judge: whom to ask.
+        stories: to be judged.
+        path: ``judgements.jsonl``.
+        progress: called with (stage, done, total).
+
+    Returns:
+        All answers, by index of the story.
+
+    Raises:
+        RequestError: the endpoint refuses the key, the model or the request itself.
+        JobError: it cannot be reached, or keeps turning requests away. What was answered is on disk.
+    """
+    done = read_judgements(path)
+    todo = [story for story in stories if story.index not in done]
+    if not todo:
+        return done
+    client = judge.connect()
+    whole = "".join(answer.model_dump_json() + "\n" for answer in done.values())
+    if path.exists() and path.read_text(encoding="utf-8") != whole:  # a line was cut off
+        path.write_text(whole, encoding="utf-8")
+    turn = Lock()
+    pool = ThreadPoolExecutor(judge.concurrency)
+    with path.open("a", encoding="utf-8") as file:
+
+        def settle(story: Story) -> None:
+            judgement = _ask_one(judge, client, story)
+            with turn:
+                file.write(judgement.model_dump_json() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                done[judgement.index] = judgement
+                if progress:
+                    progress("judge", len(done), len(stories))
+
+        try:
+            settle(todo[0])  # alone, so that a wrong key is found out by one request
+            for future in as_completed([pool.submit(settle, story) for story in todo[1:]]):
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # what was asked is waited for, and kept
+    return done
+
+
+def _ask_one(judge: JudgeEndpoint, client: OpenAI, story: Story) -> Judgement:
+    import openai
+
+    options: dict[str, Any] = {}
+    if judge.structured:
+        schema = {"name": "marks", "strict": True, "schema": Marks.model_json_schema()}
+        options["response_format"] = {"type": "json_schema", "json_schema": schema}
+    messages: Any = prompt_of(story)
+    try:
+        reply = client.chat.completions.create(
+            model=judge.model, messages=messages, temperature=0.0, max_tokens=ANSWER_TOKENS, **options
+        )
+    except openai.APIStatusError as error:
+        raise _told(judge, error) from error
+    except openai.APIError as error:  # no connection, too late, not HTTP
+        where = judge.url or "OpenAI"
+        raise JobError(
+            f"cannot reach the judge at {where} ({error}); answers so far are kept, run again with --resume"
+        ) from error
+    return _read(story, reply)
+
+
+def _told(judge: JudgeEndpoint, error: Any) -> Exception:
+    """What an HTTP error means to the user."""
+    where, said = judge.url or "OpenAI", " ".join(str(error).split())[:200]
+    if error.status_code in (401, 403):
+        return RequestError(f"expected a key that {where} accepts in OPENAI_API_KEY, got {error.status_code} ({said})")
+    if error.status_code == 429 or error.status_code >= 500:
+        return JobError(
+            f"the judge at {where} turned a request away {judge.retries + 1} times ({said}); answers so far are "
+            "kept, run again with --resume, perhaps with a smaller --concurrency"
+        )
+    return RequestError(f"the judge at {where} does not take such requests of model {judge.model} ({said})")
+
+
+def _read(story: Story, reply: Any) -> Judgement:
+    """A reply as a judgement: marks, a refusal, or something else."""
+    usage = reply.usage
+    choice = reply.choices[0] if reply.choices else None
+    text = (choice.message.content or "") if choice else ""
+    refusal = getattr(choice.message, "refusal", None) if choice else None
+    refused = bool(refusal) or (choice is not None and choice.finish_reason == "content_filter")
+    marks = None if refused else _marks(text)
+    return Judgement(
+        index=story.index,
+        outcome="refused" if refused else "malformed" if marks is None else "scored",
+        answer=refusal or text,
+        marks=marks,
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+    )
+
+
+def _marks(text: str) -> Marks | None:
+    """Marks in an answer that is a JSON object, perhaps in a fence; None for anything else."""
+    plain = text.strip()
+    if plain.startswith("```") and plain.endswith("```"):
+        plain = plain.strip("`").removeprefix("json").strip()
+    try:
+        return Marks.model_validate(json.loads(plain))
+    except (ValueError, ValidationError):
+        return None

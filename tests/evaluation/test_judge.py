@@ -1,0 +1,258 @@
+"""Stories, and a judge that answers as real ones do."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+
+import rectilinear
+from rectilinear import JobError, RequestError
+from rectilinear.evaluation.judge_client import JudgeEndpoint, ask
+from rectilinear.evaluation.judge_record import JudgeReport, Story
+from tests.conftest import build_llama
+from tests.judges import MARKS, marks, reply, serving
+
+SIZE = {"count": 7, "beginning_words": 6, "max_new_tokens": 12, "batch_size": 3}
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_checkpoint, text_file):
+    return rectilinear.StoryRecipe(str(tiny_checkpoint), str(text_file), **SIZE)
+
+
+@pytest.fixture(scope="module")
+def alone(recipe, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "out"
+    return rectilinear.judge(recipe, out), out
+
+
+def stories_of(out):
+    return [json.loads(line) for line in (out / "stories.jsonl").read_text().splitlines()]
+
+
+def endpoint(server, **options):
+    return JudgeEndpoint("wise", server.url, **{"concurrency": 2, "retries": 2, **options})
+
+
+def make_stories(count):
+    return [Story(index=i, beginning=f"Once {i}", ending="", completion="there was.") for i in range(count)]
+
+
+def test_stories_begin_as_the_text_does(alone, documents):
+    report, out = alone
+    stories = stories_of(out)
+    long_enough = [document for document in documents if len(document.split()) >= 12]
+    for story, document in zip(stories, long_enough, strict=False):
+        assert len(story["beginning"].split()) == 6
+        assert document.startswith(story["beginning"])
+        words = len(story["completion"].split())
+        assert story["ending"].split() == document.split()[6 : 6 + words]
+    assert [story["index"] for story in stories] == [*range(7)]
+    assert (report.completions.texts, report.judged, report.reference) == (7, None, None)
+    assert JudgeReport.load(out) == report
+
+
+def test_the_same_recipe_writes_the_same_stories(alone, recipe, tmp_path):
+    rectilinear.judge(recipe, tmp_path / "again")
+    assert stories_of(tmp_path / "again") == stories_of(alone[1])
+    other = rectilinear.StoryRecipe(recipe.model, recipe.text, **SIZE, seed=1)
+    rectilinear.judge(other, tmp_path / "other")
+    assert stories_of(tmp_path / "other") != stories_of(alone[1])
+
+
+def test_marks_are_means_over_scored_stories(recipe, tmp_path):
+    answers = [
+        marks(),
+        marks(plot=8),
+        reply(refusal="I would rather not."),
+        reply("Grammar: 7, creativity: 5"),
+        reply("```json\n" + json.dumps(MARKS) + "\n```"),
+        reply(json.dumps({**MARKS, "plot": 11})),
+        reply(None, finish_reason="content_filter"),
+    ]
+    with serving(lambda place, times: answers[place]) as server:
+        report = rectilinear.judge(recipe, tmp_path / "out", endpoint(server))
+    judged = report.judged
+    assert judged.outcomes == {"scored": 3, "refused": 2, "malformed": 2}
+    assert judged.marks["plot"].mean == pytest.approx((4 + 8 + 4) / 3)
+    assert judged.marks["plot"].stderr == pytest.approx(math.sqrt(16 / 3 / 3))
+    assert (judged.marks["grammar"].mean, judged.marks["grammar"].stderr) == (7, 0)
+    assert (judged.asked, judged.prompt_tokens, judged.completion_tokens) == (7, 700, 70)
+    assert any("2 refused, 2 malformed" in warning for warning in report.warnings)
+    kept = [json.loads(line) for line in (tmp_path / "out" / "judgements.jsonl").read_text().splitlines()]
+    assert sorted(answer["index"] for answer in kept) == [*range(7)]
+    assert {"I would rather not."} <= {answer["answer"] for answer in kept}
+
+
+@pytest.mark.parametrize("changes", [{"plot": 0}, {"plot": 7.5}, {"plot": "7"}, {"plot": True}, {"style": 3}])
+def test_anything_but_four_whole_numbers_is_malformed(changes, tmp_path):
+    with serving(lambda place, times: marks(**changes)) as server:
+        [answer] = ask(endpoint(server), make_stories(1), tmp_path / "j.jsonl").values()
+    assert (answer.outcome, answer.marks) == ("malformed", None)
+
+
+def test_what_is_asked(recipe, tmp_path):
+    with serving() as server:
+        rectilinear.judge(recipe, tmp_path / "out", endpoint(server))
+        body = server.bodies[0]
+    assert set(server.keys) == {"Bearer sesame"}
+    assert (body["path"], body["model"], body["temperature"]) == ("/v1/chat/completions", "wise", 0.0)
+    assert body["response_format"]["json_schema"]["schema"]["required"] == [*MARKS]
+    story = stories_of(tmp_path / "out")[0]
+    assert story["beginning"] in body["messages"][1]["content"]
+    assert story["completion"].strip() in body["messages"][1]["content"]
+    with serving() as server:
+        ask(endpoint(server, structured=False), make_stories(1), tmp_path / "j.jsonl")
+    assert "response_format" not in server.bodies[0]
+
+
+def test_several_at_once_but_no_more(tmp_path):
+    with serving(delay=0.05) as server:
+        ask(endpoint(server, concurrency=3), make_stories(12), tmp_path / "j.jsonl")
+    assert server.most == 3
+
+
+def test_servers_that_are_busy_are_asked_again_when_they_say(tmp_path):
+    """Once turned away with the time to wait, once broken."""
+
+    def script(place, times):
+        if times == 1 and place == 1:
+            return 429, {"Retry-After": "0.3"}, {"error": {"message": "slow down"}}
+        if times == 1 and place == 2:
+            return 503, {}, {"error": {"message": "busy"}}
+        return marks()
+
+    started = time.perf_counter()
+    with serving(script) as server:
+        found = ask(endpoint(server), make_stories(4), tmp_path / "j.jsonl")
+    assert [answer.outcome for answer in found.values()] == ["scored"] * 4
+    assert sorted(server.asked.values()) == [1, 1, 2, 2]
+    assert time.perf_counter() - started > 0.3
+
+
+def test_a_run_that_broke_off_goes_on(recipe, tmp_path):
+    """Half-way the endpoint turns everything away; nothing that was answered is asked again."""
+    out = tmp_path / "out"
+
+    def script(place, times):
+        return marks() if place < 4 else (429, {}, {"error": {"message": "no more"}})
+
+    with serving(script) as server:
+        with pytest.raises(JobError, match=r"turned a request away 3 times .* --resume"):
+            rectilinear.judge(recipe, out, endpoint(server))
+        first = server.answered
+    assert first.total() == 4
+    assert not (out / "judge.json").exists()
+    with serving() as server:
+        with pytest.raises(RequestError, match="holds a run with judge wise, got foolish"):
+            rectilinear.judge(recipe, out, JudgeEndpoint("foolish", server.url), resume=True)
+        report = rectilinear.judge(recipe, out, endpoint(server), resume=True)
+        assert not {*first} & {*server.asked} - {story for story, count in first.items() if not count}
+        assert server.asked.total() == 3
+    assert report.judged.asked == 7
+
+
+def test_a_line_that_was_cut_off_is_asked_again(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with serving() as server:
+        ask(endpoint(server), make_stories(3), path)
+    whole = path.read_text()
+    path.write_text(whole[:-30])
+    with serving() as server:
+        found = ask(endpoint(server), make_stories(3), path)
+    assert server.asked.total() == 1
+    assert len(found) == len(path.read_text().splitlines()) == 3
+
+
+def test_answers_that_are_none_are_refused(tmp_path):
+    (tmp_path / "j.jsonl").write_text("nonsense\n")
+    with pytest.raises(RequestError, match="line 1: expected an answer of a judge"):
+        ask(JudgeEndpoint("wise", "http://127.0.0.1:9/v1"), make_stories(1), tmp_path / "j.jsonl")
+
+
+def test_a_wrong_key_costs_one_request(tmp_path):
+    with serving(lambda place, times: (401, {}, {"error": {"message": "who are you"}})) as server:
+        with pytest.raises(RequestError, match=r"expected a key that http.* accepts in OPENAI_API_KEY, got 401"):
+            ask(endpoint(server), make_stories(5), tmp_path / "j.jsonl")
+        assert server.asked.total() == 1
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    says = r"does not take such requests of model wise .*no wise here"
+    lost = (404, {}, {"error": {"message": "no wise here"}})
+    with serving(lambda place, times: lost) as server, pytest.raises(RequestError, match=says):
+        ask(endpoint(server), make_stories(5), tmp_path / "j.jsonl")
+
+
+def test_an_endpoint_that_is_down(tmp_path):
+    with serving() as server:
+        gone = endpoint(server)
+    with pytest.raises(JobError, match="cannot reach the judge at http"):
+        ask(gone, make_stories(2), tmp_path / "j.jsonl")
+
+
+def test_requests_that_cannot_be_met(recipe, tmp_path, monkeypatch, alone):
+    out = alone[1]
+    with pytest.raises(RequestError, match=r"expected --judge-url http://HOST:PORT/v1, got localhost"):
+        rectilinear.judge(recipe, tmp_path / "a", JudgeEndpoint("wise", "localhost"))
+    with pytest.raises(RequestError, match="is not empty; try --resume"):
+        rectilinear.judge(recipe, out)
+    many = rectilinear.StoryRecipe(recipe.model, recipe.text, **{**SIZE, "count": 1000})
+    with pytest.raises(RequestError, match=r"expected 1000 documents of at least 12 words in .*, got 1\d\d;"):
+        rectilinear.judge(many, tmp_path / "b")
+    with pytest.raises(RequestError, match="holds a run with count 7, got 1000"):
+        rectilinear.judge(many, out, resume=True)
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "file").write_text("")
+    with pytest.raises(RequestError, match="holds no run to resume"):
+        rectilinear.judge(recipe, tmp_path / "else", resume=True)
+    with pytest.raises(RequestError, match="a temperature of at least 0, got -1"):
+        rectilinear.StoryRecipe("x", temperature=-1)
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(RequestError, match="expected OPENAI_API_KEY to be set"):
+        rectilinear.judge(recipe, tmp_path / "c", JudgeEndpoint("wise"))
+    assert not any((tmp_path / name).exists() for name in "abc")
+
+
+def test_whatever_the_announcement_raises_ends_it_before_anything_is_paid_for(recipe, tmp_path):
+    told = []
+
+    def announce(*numbers):
+        told.append(numbers)
+        raise KeyboardInterrupt
+
+    with serving() as server:
+        with pytest.raises(KeyboardInterrupt):
+            rectilinear.judge(recipe, tmp_path / "out", endpoint(server), announce=announce)
+        assert not server.asked
+    [(stories, prompt_tokens, answer_tokens)] = told
+    assert (stories, answer_tokens) == (7, 700)
+    assert 7 * 100 < prompt_tokens < 7 * 400
+
+
+def test_the_loss_under_a_reference(recipe, tmp_path, save_checkpoint, tiny_tokenizer):
+    """By hand: the tokens after the beginning, one story at a time."""
+    other = build_llama(seed=5)
+    report = rectilinear.judge(recipe, tmp_path / "out", reference=str(save_checkpoint(other, "reference")))
+    sums = []
+    for story in stories_of(tmp_path / "out"):
+        first = tiny_tokenizer(story["beginning"])["input_ids"][:-1]  # without the end of text
+        whole = tiny_tokenizer(story["beginning"] + story["completion"])["input_ids"][:-1]
+        start = len(first) if whole[: len(first)] == first else len(first) - 1
+        with torch.no_grad():
+            logits = other(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+        sums.append((-sum(logits[i - 1, whole[i]].item() for i in range(start, len(whole))), len(whole) - start))
+    total = sum(count for _, count in sums)
+    assert report.reference.tokens == total
+    assert report.reference.completions == pytest.approx(sum(loss for loss, _ in sums) / total, rel=1e-4)
+    assert report.reference.completions_stderr > 0
+    assert report.reference.endings > 0
