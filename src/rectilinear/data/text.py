@@ -14,7 +14,7 @@ from rectilinear.errors import JobError, RequestError
 #: The line that separates documents in a ``.txt`` file.
 SEPARATOR = "<|endoftext|>"
 
-#: Stories of seed 0 are what the embedded decoder was trained on; text never uses them.
+# Added to the seed of generated text, which stays what it was when the generator's 0 was kept for training.
 _FIRST_STORY_SEED = 1
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
