@@ -13,7 +13,7 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rectilinear
-from rectilinear import RequestError
+from rectilinear import JobError, RequestError
 from rectilinear.evaluation.decoder import HarnessDecoder
 from rectilinear.evaluation.harness import SUPERGLUE, load_tasks, run_tasks
 from tests.conftest import build_llama
@@ -321,8 +321,19 @@ BROKEN = [
     ("BoolQ/val.jsonl", '{"passage": "a"', "val.jsonl, line 1: expected JSON"),
     ("BoolQ/val.jsonl", '{"passage": "a", "question": "b", "label": "yes"}', 'expected label false, true, got "yes"'),
     ("BoolQ/other.jsonl", "{}", "expected val.jsonl in "),
-    ("boolq.jsonl", '{"text": "a"}', "expected the columns that boolq has on the Hub"),
+    ("boolq.jsonl", '{"text": "a"}', "expected columns and answers as boolq has them on the Hub"),
     ("boolq.jsonl", '{"query": "a", "choices": ["b", "c"], "gold": 0}', "which are understood for arc_easy"),
+    (
+        "boolq.jsonl",
+        '{"passage": "a", "question": "b", "label": "no way"}',
+        "boolq.jsonl, question 1: expected an answer",
+    ),
+    ("boolq.jsonl", '{"passage": "a", "question": "b", "label": 2}', "among 2 choices, got 2"),
+    (
+        "boolq.jsonl",
+        '{"passage": "a", "label": 1, "question": "b"}\n{"passage": "a", "label": 0}',
+        "line 2: expected a",
+    ),
     ("mine.jsonl", '{"text": "a"}', "expected query, choices, gold or context, continuation in "),
     ("mine.jsonl", '{"query": "a", "choices": ["b"], "gold": 0}', "at least two texts in 'choices'"),
     ("mine.jsonl", '{"query": "a", "choices": ["b", "c"], "gold": 2}', "expected gold 0, 1, got 2"),
@@ -341,8 +352,56 @@ def test_files_that_are_not_what_they_should_be(file, content, says, tmp_path):
 
 def test_examples_that_are_not_there(tmp_path, data):
     write_lines(tmp_path / "BoolQ" / "val.jsonl", lines(data / "BoolQ" / "val.jsonl"))
-    with pytest.raises(RequestError, match="expected examples of boolq for --num-fewshot 2, got none"):
+    with pytest.raises(RequestError, match="expected 2 examples of boolq to show, got none"):
         load_tasks(["boolq"], tmp_path, num_fewshot=2)
+
+
+def test_examples_that_a_task_has_by_itself_do_not_come_from_what_is_asked(tmp_path):
+    """gsm8k shows five worked examples, of its training part; a single file has none."""
+    write_lines(tmp_path / "gsm8k.jsonl", [{"question": f"{i}+1?", "answer": f"#### {i + 1}"} for i in range(12)])
+    with pytest.raises(RequestError, match=r"expected 5 examples of gsm8k to show, got none .* try --num-fewshot 0"):
+        load_tasks(["gsm8k"], tmp_path)
+
+
+def test_written_answers_and_what_is_cut_of_their_prompts(model, beginning, tmp_path):
+    questions = [{"question": f"{i}+1? " * repeats, "answer": f"#### {i + 1}"} for i, repeats in ((1, 1), (2, 90))]
+    write_lines(tmp_path / "gsm8k.jsonl", questions)
+    found = run_tasks(model, beginning, load_tasks(["gsm8k"], tmp_path, num_fewshot=0), 2)
+    record = found.tasks["gsm8k"]
+    assert (record.cut, record.num_fewshot, record.n) == (1, 0, 2)
+    assert set(record.metrics) == {"exact_match,strict-match", "exact_match,flexible-extract"}
+    assert all(metric.value == 0 for metric in record.metrics.values())
+
+
+def test_logits_that_are_not_finite(model, beginning, data):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(torch.inf)
+    with pytest.raises(JobError, match="expected finite logits on the tasks"):
+        run_tasks(broken, beginning, load_tasks(["copa"], data), 4)
+
+
+def test_a_group_of_the_harness(model, beginning, data, monkeypatch):
+    """From the Hub, or what stands for it here."""
+    story = {f"input_sentence_{k}": f"It {k}." for k in range(1, 5)}
+    quiz = {"sentence_quiz1": "a cat.", "sentence_quiz2": "a dog."}
+    rows = [{"story_id": str(i), **story, **quiz, "answer_right_ending": 1 + i % 2} for i in range(6)]
+    splits = {split: Dataset.from_list(rows) for split in ("train", "eval")}
+    monkeypatch.setattr("lm_eval.api.task.datasets.load_dataset", lambda **_: splits)
+    found = run_tasks(model, beginning, load_tasks(["xstorycloze"]), 8)
+    group = found.groups["xstorycloze"]
+    assert len(group.tasks) == 11
+    values = [found.tasks[name].metrics["acc"].value for name in group.tasks]
+    assert group.metrics["acc"].value == pytest.approx(sum(values) / 11)
+    assert found.tasks["xstorycloze_en"].source == "juletxara/xstory_cloze/en"
+
+
+def test_one_document_has_no_error(model, beginning, data):
+    evaluation = rectilinear.evaluate(
+        model, tasks=["superglue"], data=data, tokenizer=beginning, limit=1, against=copy.deepcopy(model)
+    )
+    assert evaluation.groups["superglue"].metrics["mean"].stderr is None
+    assert evaluation.differences.groups["superglue"]["mean"].stderr is None
 
 
 def test_what_is_not_installed(monkeypatch, data):

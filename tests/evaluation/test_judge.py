@@ -53,8 +53,8 @@ def test_stories_begin_as_the_text_does(alone, documents):
     long_enough = [document for document in documents if len(document.split()) >= 12]
     for story, document in zip(stories, long_enough, strict=False):
         assert len(story["beginning"].split()) == 6
-        assert document.startswith(story["beginning"])
         words = len(story["completion"].split())
+        assert document.startswith(story["beginning"] + story["ending"])
         assert story["ending"].split() == document.split()[6 : 6 + words]
     assert [story["index"] for story in stories] == [*range(7)]
     assert (report.completions.texts, report.judged, report.reference) == (7, None, None)
@@ -147,18 +147,76 @@ def test_a_run_that_broke_off_goes_on(recipe, tmp_path):
         return marks() if place < 4 else (429, {}, {"error": {"message": "no more"}})
 
     with serving(script) as server:
-        with pytest.raises(JobError, match=r"turned a request away 3 times .* --resume"):
+        with pytest.raises(JobError, match=r"keeps turning a request away .* --resume"):
             rectilinear.judge(recipe, out, endpoint(server))
         first = server.answered
     assert first.total() == 4
     assert not (out / "judge.json").exists()
     with serving() as server:
-        with pytest.raises(RequestError, match="holds a run with judge wise, got foolish"):
-            rectilinear.judge(recipe, out, JudgeEndpoint("foolish", server.url), resume=True)
+        for other in (JudgeEndpoint("foolish", server.url), endpoint(server)):  # another name, another port
+            with pytest.raises(RequestError, match=f"holds answers of wise at http.*, got {other.model} at"):
+                rectilinear.judge(recipe, out, other, resume=True)
+        kept = json.loads((out / "request.json").read_text())
+        (out / "request.json").write_text(json.dumps({**kept, "judge": {"model": "wise", "url": server.url}}))
         report = rectilinear.judge(recipe, out, endpoint(server), resume=True)
         assert not {*first} & {*server.asked} - {story for story, count in first.items() if not count}
         assert server.asked.total() == 3
     assert report.judged.asked == 7
+
+
+def test_stories_come_first_and_a_judge_later(recipe, tmp_path):
+    """And the marks stay where stories are only measured again."""
+    out = tmp_path / "out"
+    assert rectilinear.judge(recipe, out).judged is None
+    with serving(lambda place, times: marks() if place < 3 else (500, {}, {})) as server:
+        asked = endpoint(server, retries=0)
+        with pytest.raises(JobError):
+            rectilinear.judge(recipe, out, asked, resume=True)
+        server.script = lambda place, times: marks()
+        judged = rectilinear.judge(recipe, out, asked, resume=True).judged
+    assert judged.asked == 7
+    assert max(server.answered.values()) == 1
+    assert rectilinear.judge(recipe, out, resume=True).judged == judged
+
+
+def test_texts_with_other_ends_of_lines(recipe, tmp_path):
+    texts = [f"One\u2028two\x85 three four\x0c five six seven {i} eight nine ten eleven twelve." for i in range(3)]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    odd = rectilinear.StoryRecipe(recipe.model, str(tmp_path / "odd.jsonl"), **{**SIZE, "count": 3})
+    with serving() as server:
+        report = rectilinear.judge(odd, tmp_path / "out", endpoint(server))
+        assert report.judged.asked == 3
+        assert rectilinear.judge(odd, tmp_path / "out", endpoint(server), resume=True) == report
+    assert server.asked.total() == 3
+
+
+def test_endpoints_leave_out_what_they_like(tmp_path):
+    bare = reply(json.dumps(MARKS))
+    bare["usage"] = {}
+    silent = reply()
+    silent["choices"][0]["message"] = None
+    parts = reply()
+    parts["choices"][0]["message"]["content"] = [{"type": "text", "text": "7"}]
+    filtered = (400, {}, {"error": {"code": "content_filter", "message": "no"}})
+    answers = [bare, silent, parts, filtered]
+    with serving(lambda place, times: answers[place]) as server:
+        found = ask(endpoint(server, concurrency=1), make_stories(4), tmp_path / "j.jsonl")
+    assert [found[i].outcome for i in range(4)] == ["scored", "malformed", "malformed", "refused"]
+    assert found[0].prompt_tokens == 0
+
+
+@pytest.mark.parametrize("answer", [{"error": {"message": "overloaded"}}, ["no"], "hello", None])
+def test_what_is_no_chat_completion_is_not_kept(answer, tmp_path):
+    with serving(lambda place, times: answer) as server, pytest.raises(JobError, match=r"judge at http.*--resume"):
+        ask(endpoint(server), make_stories(2), tmp_path / "j.jsonl")
+    assert (tmp_path / "j.jsonl").read_text() == ""
+
+
+def test_a_reference_that_is_not_there_costs_nothing(recipe, tmp_path):
+    with serving() as server:
+        with pytest.raises(RequestError, match="no model at"):
+            rectilinear.judge(recipe, tmp_path / "out", endpoint(server), reference=str(tmp_path / "none"))
+        assert not server.asked
 
 
 def test_a_line_that_was_cut_off_is_asked_again(tmp_path):
@@ -202,8 +260,9 @@ def test_an_endpoint_that_is_down(tmp_path):
 
 def test_requests_that_cannot_be_met(recipe, tmp_path, monkeypatch, alone):
     out = alone[1]
-    with pytest.raises(RequestError, match=r"expected --judge-url http://HOST:PORT/v1, got localhost"):
-        rectilinear.judge(recipe, tmp_path / "a", JudgeEndpoint("wise", "localhost"))
+    for url in ("localhost", "http://[::1/v1", "ftp://here"):
+        with pytest.raises(RequestError, match=r"expected --judge-url http://HOST:PORT/v1, got "):
+            rectilinear.judge(recipe, tmp_path / "a", JudgeEndpoint("wise", url))
     with pytest.raises(RequestError, match="is not empty; try --resume"):
         rectilinear.judge(recipe, out)
     many = rectilinear.StoryRecipe(recipe.model, recipe.text, **{**SIZE, "count": 1000})

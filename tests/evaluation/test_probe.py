@@ -149,7 +149,8 @@ def test_it_comes_back_as_it_was(model, tiny_tokenizer, tmp_path):
 REFUSALS = [
     ({"pooling": "max"}, "expected pooling mean or last, got 'max'"),
     ({"folds": 1}, "at least 2 folds, got 1"),
-    ({"folds": 30}, "expected at least 30 questions or passages to train on, got 20"),
+    ({"folds": 11}, "expected each answer for at least 11 questions .*, got entailment for 10"),
+    ({"folds": 5, "max_examples": 6}, "try more --max-examples or fewer --folds"),
     ({"task": "boolqq"}, "try boolq"),
     ({"seq_len": 65}, "context of 64 tokens"),
     ({"data": "nowhere/at/all/"}, "nowhere/at/all"),

@@ -51,6 +51,13 @@ def paired_difference(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequenc
         aggregate: makes a score.
         ours, theirs: what it is made from, document by document.
     """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "F-score is ill-defined")  # where a label is never there
+        warnings.filterwarnings("ignore", "Precision loss")  # where all differences are the same
+        return _paired_difference(aggregate, ours, theirs)
+
+
+def _paired_difference(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequence[Any]) -> PairedDifference:
     value = float(aggregate(ours)) - float(aggregate(theirs))
     n = len(ours)
     if n < 2:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
 
+from rectilinear.errors import JobError
 from rectilinear.measurement.collect import Progress
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
     Prompts do not end with the end of text that some tokenizers put after every text.
 
     Attributes:
-        cut: by task, requests that were longer than the context.
+        cut: by task, requests that were longer than the context leaves room for.
     """
 
     def __init__(
@@ -56,6 +58,9 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """What the model writes on."""
         self._count(len(requests))
+        for request in requests:
+            room = self.max_length - request.args[1].get("max_gen_toks", self.max_gen_toks)
+            self.cut[request.task_name] += len(self.tok_encode(request.args[0])) > room
         written: list[str] = super().generate_until(requests, disable_tqdm=True)
         return written
 
@@ -64,6 +69,8 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
             for name, (_, context, continuation) in zip(self._names, requests, strict=True):
                 self.cut[name] += len(context) + len(continuation) > self.max_length + 1
         found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **options)
+        if any(math.isnan(likelihood) for likelihood, _ in found):
+            raise JobError("expected finite logits on the tasks, got others; try --dtype float32")
         return found
 
     def _count(self, total: int) -> None:

@@ -207,8 +207,11 @@ def _paired(ours: TaskScores, theirs: TaskScores, task: str, metric: str) -> Pai
 def _mean_difference(rows: list[list[DifferenceRecord]]) -> DifferenceRecord:
     """As the mean of the group is made: over tasks, of the mean of each one's columns."""
     values = [sum(cell.value for cell in row) / len(row) for row in rows]
+    value = sum(values) / len(values)
+    if any(cell.stderr is None for row in rows for cell in row):
+        return DifferenceRecord(value=value, stderr=None)
     errors = [sum(cell.stderr or 0.0 for cell in row) / len(row) for row in rows]
-    value, stderr = sum(values) / len(values), math.sqrt(sum(error**2 for error in errors)) / len(errors)
+    stderr = math.sqrt(sum(error**2 for error in errors)) / len(errors)
     normal = math.erfc(abs(value) / stderr / math.sqrt(2)) if stderr else None
     return DifferenceRecord(value=value, stderr=stderr, p_value=normal)
 

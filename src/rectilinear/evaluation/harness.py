@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy
+import torch
 from torch import nn
 
 from rectilinear.errors import JobError, RequestError
@@ -53,6 +54,9 @@ SUPERGLUE = {
     "wic": ("acc",),
     "xstorycloze_en": ("acc",),
 }
+
+# Errors that say what they mean, or that others look for: memory that does not suffice is a RuntimeError.
+_OURS = (RequestError, JobError, MemoryError, RuntimeError)
 
 #: The group of these.
 SUPERGLUE_GROUP = "superglue"
@@ -147,9 +151,14 @@ def load_tasks(
             present = _find_all(wanted, columns, manager, folder)
             loaded = _from_files(present, manager)
     tasks = loaded["tasks"]
-    for name, task in tasks.items():
-        if folder is not None and num_fewshot and not task.has_training_docs():
-            raise RequestError(f"expected examples of {name} for --num-fewshot {num_fewshot}, got none in {folder}")
+    if folder is not None:
+        for name, task in tasks.items():
+            shots = task.get_config("num_fewshot") if num_fewshot is None else num_fewshot
+            own = task.get_config("fewshot_config")
+            if shots and not task.has_training_docs() and not (own and getattr(own, "samples", None)):
+                raise RequestError(
+                    f"expected {shots} examples of {name} to show, got none in {folder}; try --num-fewshot 0"
+                )
     missing = tuple(name for name in columns if name not in tasks)
     there = tuple(name for name in columns if name in tasks)
     sources = {
@@ -189,27 +198,40 @@ def run_tasks(
     if not isinstance(module, PreTrainedModel):
         raise RequestError(f"expected a transformers model for tasks, got {type(module).__name__}")
     with _quiet(), evaluating(module), own_randomness(module):
-        import lm_eval
+        from lm_eval.evaluator import evaluate
 
         from rectilinear.evaluation.decoder import HarnessDecoder
 
+        _seed(asked, seed)
         decoder = HarnessDecoder(module, copy.deepcopy(tokenizer), batch_size, ends_texts(tokenizer), progress)
         try:
-            results = lm_eval.simple_evaluate(
+            results = evaluate(
                 decoder,
-                tasks=asked.roots,
-                task_manager=asked.manager,
+                {"tasks": dict(asked.tasks), "groups": dict(asked.groups)},
                 limit=asked.limit,
-                num_fewshot=asked.num_fewshot,
                 bootstrap_iters=RESAMPLES,
-                random_seed=seed,
-                numpy_random_seed=seed,
-                torch_random_seed=seed,
-                fewshot_random_seed=seed,
             )
-        except (ValueError, AssertionError, KeyError) as error:
-            raise JobError(f"the harness could not run {', '.join(asked.tasks)}: {error}") from error
+        except _OURS:
+            raise
+        except Exception as error:  # tasks bring code of their own
+            raise JobError(f"the harness could not run {', '.join(asked.tasks)}: {_first_line(error)}") from error
         return _scores(results, asked, decoder.cut)
+
+
+def _seed(asked: TaskSet, seed: int) -> None:
+    """Seeds and numbers of examples, as the harness's own `simple_evaluate` sets them."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    for task in asked.tasks.values():
+        default = task.get_config("num_fewshot")
+        if default is None or (asked.num_fewshot is not None and default != 0):
+            task.set_config("num_fewshot", asked.num_fewshot or 0)
+        task.set_fewshot_seed(seed)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def require(module: str, extra: str) -> None:
@@ -264,29 +286,49 @@ def _find_all(
 
 
 def _from_hub(names: Sequence[str], manager: TaskManager) -> dict[str, Any]:
+    told = ", ".join(names)
     try:
         return {**manager.load([*names])}
-    except (OSError, ValueError, RuntimeError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RequestError(f"cannot get the data of {', '.join(names)} from the Hub ({said}); try --data") from None
+    except ImportError as error:
+        raise RequestError(f"expected what tasks {told} need to be installed, got {_first_line(error)}") from None
+    except Exception as error:  # tasks bring code of their own
+        raise RequestError(f"cannot get the data of {told} from the Hub ({_first_line(error)}); try --data") from None
 
 
 def _from_files(found: Mapping[str, LocalData], manager: TaskManager) -> dict[str, Any]:
     """The harness's tasks with data of ours."""
-    from jinja2 import UndefinedError
-
     tasks: dict[str, Task] = {}
     for name, local in found.items():
         task = {"task": name, **_changes(local)}
         try:
             # A task inside a group is the harness's own with changes; by itself it is a new one.
             loaded = manager.load({"group": "files", "task": [task]} if name in manager.all_tasks else task)
-        except (UndefinedError, KeyError) as error:
+        except _OURS:
+            raise
+        except ImportError as error:
+            raise RequestError(f"expected what {name} needs to be installed, got {_first_line(error)}") from None
+        except Exception as error:  # tasks bring code of their own
             raise RequestError(
-                f"expected the columns that {name} has on the Hub in {local.questions}, got others ({error})"
+                f"expected columns and answers as {name} has them on the Hub in {local.questions}, got others "
+                f"({_first_line(error)})"
             ) from None
+        _check_answers(loaded["tasks"][name], local)
         tasks |= loaded["tasks"]
     return {"tasks": tasks}
+
+
+def _check_answers(task: Task, local: LocalData) -> None:
+    """Refuse right answers that are none of the choices, which the harness would count as wrong ones."""
+    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+        return
+    for place, document in enumerate(task.eval_docs, 1):
+        choices, gold = task.doc_to_choice(document), task.doc_to_target(document)
+        for answer in gold if isinstance(gold, list) else [gold]:
+            if not (answer in choices if isinstance(answer, str) else 0 <= answer < len(choices)):
+                raise RequestError(
+                    f"{local.questions}, question {place}: expected an answer among {len(choices)} choices, "
+                    f"got {answer!r}"
+                )
 
 
 def _changes(local: LocalData) -> dict[str, Any]:
@@ -366,10 +408,11 @@ def _groups(results: Any, asked: TaskSet, tasks: Mapping[str, TaskRecord]) -> di
 def _mean_column(columns: Sequence[str], tasks: Mapping[str, TaskRecord]) -> MetricRecord:
     """The mean over tasks of the mean of each one's columns; errors of one task's columns are taken for one error."""
     cells = [[tasks[name].metrics[metric] for metric in SUPERGLUE[name]] for name in columns]
-    errors = [_mean([cell.stderr or 0.0 for cell in row]) for row in cells]
+    errors = [cell.stderr for row in cells for cell in row]
+    spread = [_mean([cell.stderr or 0.0 for cell in row]) for row in cells]
     return MetricRecord(
         value=_mean([_mean([cell.value for cell in row]) for row in cells]),
-        stderr=math.sqrt(sum(error**2 for error in errors)) / len(cells),
+        stderr=None if None in errors else math.sqrt(sum(error**2 for error in spread)) / len(cells),
         constant=_mean([_mean([cell.constant or 0.0 for cell in row]) for row in cells]),
         higher_is_better=True,
     )
@@ -392,7 +435,9 @@ def _constant_answers(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[
     if task.OUTPUT_TYPE == "multiple_choice":
         choices = min(len(sample["arguments"]) for sample in samples)
         scored = [_always(task, samples, choice) for choice in range(choices)]
-        return {metric: max(found[metric] for found in scored) for metric in scored[0]}
+        higher = task.higher_is_better()
+        best = {metric: min if higher.get(metric) is False else max for metric in scored[0]}
+        return {metric: best[metric](found[metric] for found in scored) for metric in scored[0]}
     if task.OUTPUT_TYPE == "loglikelihood":
         targets = Counter(str(sample["target"]) for sample in samples)
         return {"acc": targets.most_common(1)[0][1] / len(samples)}

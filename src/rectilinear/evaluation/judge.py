@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -122,28 +123,32 @@ def judge(
         raise RequestError(f"expected a folder for --out, got the file {out}")
     if out.is_dir() and any(out.iterdir()) and not (overwrite or resume):
         raise RequestError(f"--out {out} is not empty; try --resume, another folder, or --overwrite")
-    asked = {**asdict(recipe), "judge": judge and judge.model}
+    asked = asdict(recipe)
     origin = Origin(recipe.model, recipe.revision, trust_remote_code, device, recipe.dtype)
+    other = None if reference is None else Origin(reference, None, trust_remote_code, device, recipe.dtype)
+    if other:  # before anything is paid for
+        other.skeleton()
+        other.tokenizer()
     if not (resume and _found(out, asked)):
         _write_stories(origin, recipe, asked, out, progress)
     kept = json.loads((out / REQUEST).read_text(encoding="utf-8"))
-    stories = [
-        Story.model_validate_json(line) for line in (out / STORIES).read_text(encoding="utf-8").splitlines() if line
-    ]
-    judged = None
+    lines = (out / STORIES).read_text(encoding="utf-8").split("\n")  # texts may have other ends of lines in them
+    stories = [Story.model_validate_json(line) for line in lines if line]
+    answers = read_judgements(out / JUDGEMENTS)
     if judge:
-        left = [story for story in stories if story.index not in read_judgements(out / JUDGEMENTS)]
+        _bind(judge, kept, out, answers)
+        left = [story for story in stories if story.index not in answers]
         if announce and left:
             announce(len(left), *estimate_tokens(left))
-        judged = _summarize(judge, ask(judge, stories, out / JUDGEMENTS, progress))
+        answers = ask(judge, stories, out / JUDGEMENTS, progress)
+    judged = _summarize(kept["judge"], answers) if answers else None
     compared = None
-    if reference is not None:
-        other = Origin(reference, None, trust_remote_code, device, recipe.dtype)
-        compared = measure_reference(reference, other.load(head=True), other.tokenizer(), stories, progress)
+    if other:
+        compared = measure_reference(other.name, other.load(head=True), other.tokenizer(), stories, progress)
     report = JudgeReport(
         model=ModelRecord.model_validate(kept["model"]),
         data=DataRecord.model_validate(kept["data"]),
-        settings={**asdict(recipe), "instructions": INSTRUCTIONS if judge else None},
+        settings={**asdict(recipe), "instructions": INSTRUCTIONS if judged else None},
         environment=EnvironmentRecord.model_validate(kept["environment"]),
         completions=measure_texts([story.completion for story in stories]),
         endings=measure_texts([story.ending for story in stories]),
@@ -157,7 +162,7 @@ def judge(
 
 
 def _found(out: Path, asked: dict[str, Any]) -> bool:
-    """Whether the folder has stories of this recipe; only the judge may be another where none was asked yet."""
+    """Whether the folder has stories of this recipe."""
     if not (out / REQUEST).exists():
         if out.is_dir() and any(out.iterdir()):
             raise RequestError(f"--out {out} holds no run to resume; try another folder, or --overwrite")
@@ -166,14 +171,27 @@ def _found(out: Path, asked: dict[str, Any]) -> bool:
         before = json.loads((out / REQUEST).read_text(encoding="utf-8"))["asked"]
     except (ValueError, KeyError) as error:
         raise RequestError(f"expected a run of rectilinear judge in {out}, got an unreadable {REQUEST}") from error
-    free = {"judge"} if not read_judgements(out / JUDGEMENTS) else set()
-    if changed := [name for name in asked if name not in free and before.get(name) != asked[name]]:
-        name = changed[0]
-        raise RequestError(
-            f"--out {out} holds a run with {name} {before.get(name)}, got {asked[name]}; try the same, another folder, "
-            "or --overwrite"
-        )
+    for name, value in asked.items():
+        if before.get(name) != value:
+            raise RequestError(
+                f"--out {out} holds a run with {name} {before.get(name)}, got {value}; try the same, another folder, "
+                "or --overwrite"
+            )
     return True
+
+
+def _bind(judge: JudgeEndpoint, kept: dict[str, Any], out: Path, answers: Collection[int]) -> None:
+    """Note whom is asked, beside the stories: answers of two judges are not to be mixed."""
+    own = {"model": judge.model, "url": judge.where}
+    if answers and kept["judge"] != own:
+        theirs = "{model} at {url}".format(**kept["judge"])
+        raise RequestError(
+            f"--out {out} holds answers of {theirs}, got {judge.model} at {judge.where}; try the same, or another "
+            "folder"
+        )
+    kept["judge"] = own
+    with staged(out) as folder:
+        (folder / REQUEST).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_stories(origin: Origin, recipe: StoryRecipe, asked: dict[str, Any], out: Path, progress: Any) -> None:
@@ -202,14 +220,16 @@ def _write_stories(origin: Origin, recipe: StoryRecipe, asked: dict[str, Any], o
             seed=recipe.seed + start,
         )
         stories += [
-            Story(index=start + place, beginning=beginning, ending=" ".join(rest[: len(text.split())]), completion=text)
+            Story(
+                index=start + place, beginning=beginning, ending=_first_words(rest, len(text.split())), completion=text
+            )
             for place, ((beginning, rest), text) in enumerate(zip(batch, written, strict=True))
         ]
         if progress:
             progress("stories", len(stories), len(begun))
     data = DataRecord(
         source=recipe.text,
-        fingerprint=fingerprint([text for beginning, rest in begun for text in (beginning, " ".join(rest))]),
+        fingerprint=fingerprint([text for both in begun for text in both]),
         tokens=sum(len(tokenizer(beginning)["input_ids"]) for beginning, _ in begun),
         rows=len(begun),
         seq_len=None,
@@ -218,6 +238,7 @@ def _write_stories(origin: Origin, recipe: StoryRecipe, asked: dict[str, Any], o
     width = model.config.get_text_config(decoder=True).hidden_size
     about = {
         "asked": asked,
+        "judge": None,
         "model": record_model(model, origin, stack, width).model_dump(mode="json"),
         "data": data.model_dump(mode="json"),
         "environment": record_environment(model).model_dump(mode="json"),
@@ -228,24 +249,27 @@ def _write_stories(origin: Origin, recipe: StoryRecipe, asked: dict[str, Any], o
         (folder / STORIES).write_text(lines, encoding="utf-8")
 
 
-def _beginnings(documents: Iterator[str], words: int) -> Iterator[tuple[str, list[str]]]:
-    """The first words of documents that are long enough, as they are written, and the words after them."""
-    for document in documents:
-        found = document.split()
-        if len(found) >= 2 * words:
-            rest = document.strip()
-            for word in found[:words]:
-                rest = rest[rest.index(word) + len(word) :]
-            yield document.strip()[: len(document.strip()) - len(rest)], found[words:]
+def _beginnings(documents: Iterator[str], words: int) -> Iterator[tuple[str, str]]:
+    """The first words of documents that are long enough, and the rest of these, both as they are written."""
+    for document in map(str.strip, documents):
+        if len(document.split()) >= 2 * words:
+            beginning = _first_words(document, words)
+            yield beginning, document[len(beginning) :]
 
 
-def _summarize(judge: JudgeEndpoint, answers: dict[int, Judgement]) -> Judged:
+def _first_words(text: str, words: int) -> str:
+    """The beginning of a text, up to the end of a word."""
+    found = re.match(rf"(?:\s*\S+){{0,{words}}}", text)
+    return found[0] if found and words else ""
+
+
+def _summarize(judge: dict[str, str], answers: dict[int, Judgement]) -> Judged:
     outcomes = Counter(answer.outcome for answer in answers.values())
     scored = [answer.marks for answer in answers.values() if answer.marks]
     marks = {name: _mean([getattr(given, name) for given in scored]) for name in Marks.model_fields} if scored else {}
     return Judged(
-        model=judge.model,
-        url=judge.url or "https://api.openai.com/v1",
+        model=judge["model"],
+        url=judge["url"],
         asked=len(answers),
         outcomes={outcome: outcomes[outcome] for outcome in ("scored", "refused", "malformed")},
         marks=marks,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -19,6 +20,7 @@ from rectilinear.measurement.collect import Progress
 
 if TYPE_CHECKING:
     from openai import OpenAI
+    from openai.types.chat import ChatCompletion
 
 INSTRUCTIONS = (
     "You grade stories that young writers completed. You are given the beginning of a story and how a writer went on "
@@ -30,6 +32,8 @@ INSTRUCTIONS = (
 
 # Tokens of an answer at most, four numbers with their names.
 ANSWER_TOKENS = 100
+
+_GO_ON = "answers so far are kept, run again with --resume"
 
 # Letters of English a token has, roughly: for estimates only.
 _LETTERS = 4
@@ -56,6 +60,11 @@ class JudgeEndpoint:
     timeout: float = 120.0
     structured: bool = True
 
+    @property
+    def where(self) -> str:
+        """Its URL."""
+        return self.url or "https://api.openai.com/v1"
+
     def connect(self) -> OpenAI:
         """A client, with the key in ``OPENAI_API_KEY``.
 
@@ -67,9 +76,19 @@ class JudgeEndpoint:
         key = os.environ.get("OPENAI_API_KEY")
         if key is None and self.url is None:
             raise RequestError("expected OPENAI_API_KEY to be set, or --judge-url of an endpoint that needs none")
-        if self.url is not None and not self.url.startswith(("http://", "https://")):
+        if self.url is not None and not _is_url(self.url):
             raise RequestError(f"expected --judge-url http://HOST:PORT/v1, got {self.url}")
+        if key is not None and not key.isascii():
+            raise RequestError("expected a key of ASCII letters in OPENAI_API_KEY, got others")
         return OpenAI(api_key=key or "none", base_url=self.url, max_retries=self.retries, timeout=self.timeout)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def prompt_of(story: Story) -> list[dict[str, str]]:
@@ -143,7 +162,7 @@ def ask(
                     progress("judge", len(done), len(stories))
 
         try:
-            settle(todo[0])  # alone, so that a wrong key is found out by one request
+            pool.submit(settle, todo[0]).result()  # alone, so that a wrong key is found out by one request
             for future in as_completed([pool.submit(settle, story) for story in todo[1:]]):
                 future.result()
         finally:
@@ -153,6 +172,7 @@ def ask(
 
 def _ask_one(judge: JudgeEndpoint, client: OpenAI, story: Story) -> Judgement:
     import openai
+    from openai.types.chat import ChatCompletion
 
     options: dict[str, Any] = {}
     if judge.structured:
@@ -164,43 +184,49 @@ def _ask_one(judge: JudgeEndpoint, client: OpenAI, story: Story) -> Judgement:
             model=judge.model, messages=messages, temperature=0.0, max_tokens=ANSWER_TOKENS, **options
         )
     except openai.APIStatusError as error:
+        if "content_filter" in str(error.body):
+            return Judgement(index=story.index, outcome="refused", answer=str(error.body))
         raise _told(judge, error) from error
-    except openai.APIError as error:  # no connection, too late, not HTTP
-        where = judge.url or "OpenAI"
+    except (openai.APIError, ValueError) as error:  # no connection, too late, nothing of HTTP or JSON
+        raise JobError(f"cannot reach the judge at {judge.where} ({error}); {_GO_ON}") from error
+    if not isinstance(reply, ChatCompletion) or not reply.choices:
+        said = " ".join(str(reply).split())[:80]
         raise JobError(
-            f"cannot reach the judge at {where} ({error}); answers so far are kept, run again with --resume"
-        ) from error
+            f"expected chat completions of the judge at {judge.where}, got {said}; try --judge-url "
+            f"http://HOST:PORT/v1; {_GO_ON}"
+        )
     return _read(story, reply)
 
 
 def _told(judge: JudgeEndpoint, error: Any) -> Exception:
     """What an HTTP error means to the user."""
-    where, said = judge.url or "OpenAI", " ".join(str(error).split())[:200]
+    said = " ".join(str(error).split())[:200]
     if error.status_code in (401, 403):
-        return RequestError(f"expected a key that {where} accepts in OPENAI_API_KEY, got {error.status_code} ({said})")
-    if error.status_code == 429 or error.status_code >= 500:
-        return JobError(
-            f"the judge at {where} turned a request away {judge.retries + 1} times ({said}); answers so far are "
-            "kept, run again with --resume, perhaps with a smaller --concurrency"
+        return RequestError(
+            f"expected a key that {judge.where} accepts in OPENAI_API_KEY, got {error.status_code} ({said})"
         )
-    return RequestError(f"the judge at {where} does not take such requests of model {judge.model} ({said})")
+    if error.status_code in (408, 409, 429) or error.status_code >= 500:
+        return JobError(
+            f"the judge at {judge.where} keeps turning a request away ({said}); {_GO_ON}, perhaps later or with a "
+            "smaller --concurrency"
+        )
+    return RequestError(f"the judge at {judge.where} does not take such requests of model {judge.model} ({said})")
 
 
-def _read(story: Story, reply: Any) -> Judgement:
-    """A reply as a judgement: marks, a refusal, or something else."""
-    usage = reply.usage
-    choice = reply.choices[0] if reply.choices else None
-    text = (choice.message.content or "") if choice else ""
-    refusal = getattr(choice.message, "refusal", None) if choice else None
-    refused = bool(refusal) or (choice is not None and choice.finish_reason == "content_filter")
+def _read(story: Story, reply: ChatCompletion) -> Judgement:
+    """A reply as a judgement: marks, a refusal, or something else. Endpoints leave out what they like."""
+    choice = reply.choices[0]
+    content, refusal = (getattr(choice.message, name, None) for name in ("content", "refusal"))
+    text = content if isinstance(content, str) else ""
+    refused = bool(refusal) or choice.finish_reason == "content_filter"
     marks = None if refused else _marks(text)
     return Judgement(
         index=story.index,
         outcome="refused" if refused else "malformed" if marks is None else "scored",
-        answer=refusal or text,
+        answer=str(refusal) if refusal else text,
         marks=marks,
-        prompt_tokens=usage.prompt_tokens if usage else 0,
-        completion_tokens=usage.completion_tokens if usage else 0,
+        prompt_tokens=getattr(reply.usage, "prompt_tokens", None) or 0,
+        completion_tokens=getattr(reply.usage, "completion_tokens", None) or 0,
     )
 
 

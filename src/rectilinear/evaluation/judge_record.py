@@ -29,7 +29,7 @@ class Story(Record):
 
     index: int
     beginning: str
-    ending: str = Field(description="that the text itself has, as many words of it as the model may write")
+    ending: str = Field(description="of the text itself: as many words as the model wrote, or as there are")
     completion: str
 
 
@@ -39,9 +39,9 @@ class Judgement(Record):
     index: int = Field(description="of the story")
     outcome: Outcome
     answer: str = Field(description="as it came")
-    marks: Marks | None
-    prompt_tokens: int
-    completion_tokens: int
+    marks: Marks | None = None
+    prompt_tokens: int = Field(default=0, description="as the endpoint counts; 0 where it does not say")
+    completion_tokens: int = 0
 
 
 class MarkRecord(Record):
@@ -69,6 +69,7 @@ class ReferenceLoss(Record):
     model: str
     completions: float = Field(description="nats per token of what the model wrote")
     completions_stderr: float | None = Field(description="over stories")
+    perplexity: float | None = Field(description="exp of it; null beyond the range of float64")
     endings: float = Field(description="nats per token of what the texts themselves go on with")
     tokens: int = Field(description="of completions")
 

@@ -143,11 +143,20 @@ def probe(
 
 
 def _check_questions(task: Task, train: Encoded, folds: int) -> None:
-    groups = {question.group for question in train.questions}
-    if len(groups) < folds:
-        raise RequestError(f"expected at least {folds} questions or passages to train on, got {len(groups)}")
-    if not task.choices and len({question.answer for question in train.questions}) == 1:
+    """Refuse what cross-validation cannot be done on: every fold needs every answer on its other side."""
+    labels, groups = _targets(task, train)
+    where: dict[int, set[int]] = {}
+    for label, group in zip(labels, groups, strict=True):
+        where.setdefault(label, set()).add(group)
+    if len(where) == 1:
         raise RequestError("expected questions to train on with different answers, got one answer; try other --data")
+    rarest = min(where, key=lambda label: len(where[label]))
+    if len(where[rarest]) < folds:
+        name = ("wrong", "right")[rarest] if task.choices else task.labels[rarest]
+        raise RequestError(
+            f"expected each answer for at least {folds} questions or passages to train on, got {name} for "
+            f"{len(where[rarest])}; try more --max-examples or fewer --folds"
+        )
 
 
 def _probe_depth(

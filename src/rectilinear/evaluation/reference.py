@@ -12,7 +12,9 @@ from torch.nn.functional import cross_entropy
 
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.judge_record import ReferenceLoss, Story
+from rectilinear.evaluation.record import finite
 from rectilinear.measurement.collect import Progress
+from rectilinear.measurement.perplexity import exponential
 from rectilinear.models.blocks import text_config
 from rectilinear.models.capture import evaluating
 from rectilinear.models.completion import ends_texts
@@ -46,7 +48,7 @@ def measure_reference(
     with evaluating(module):
         for done, story in enumerate(stories, 1):
             written.append(_loss_after(module, tokenizer, story.beginning, story.completion))
-            own.append(_loss_after(module, tokenizer, story.beginning, f" {story.ending}"))
+            own.append(_loss_after(module, tokenizer, story.beginning, story.ending))
             if progress:
                 progress("reference", done, len(stories))
     (loss, stderr), (theirs, _) = _mean(written), _mean(own)
@@ -54,6 +56,7 @@ def measure_reference(
         model=name,
         completions=loss,
         completions_stderr=stderr,
+        perplexity=finite(exponential(loss)),
         endings=theirs,
         tokens=sum(tokens for _, tokens in written),
     )

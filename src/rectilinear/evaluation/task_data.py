@@ -36,9 +36,12 @@ class LocalData:
         """The rows of a file.
 
         Raises:
-            RequestError: a line that is not JSON, a column that is missing, or has something else in it.
+            RequestError: a line that is not JSON, a column that is missing, or has something else in it; no rows.
         """
-        return [row for line in read_lines(path) for row in self.rows(line)]
+        rows = [row for line in read_lines(path) for row in self.rows(line)]
+        if not rows:
+            raise RequestError(f"expected at least one question in {path}, got none")
+        return rows
 
 
 def find_data(folder: Path, task: str, known: bool) -> LocalData | None:
@@ -65,9 +68,9 @@ def find_data(folder: Path, task: str, known: bool) -> LocalData | None:
     file = folder / f"{task}.jsonl"
     if not file.is_file():
         return None
-    columns = next(read_lines(file)).record.keys()
+    columns = [*next(read_lines(file)).record]
     for form, (template, own) in _FORMS.items():
-        if {*form} <= columns:
+        if {*form} <= {*columns}:
             if not known:
                 return LocalData(file, None, own, template)
             if task in _CONVERTED[form]:
@@ -81,7 +84,7 @@ def find_data(folder: Path, task: str, known: bool) -> LocalData | None:
         raise RequestError(
             f"expected {forms} in {file}, since the harness knows no task {task}, got {', '.join(columns)}"
         )
-    return LocalData(file, None, lambda line: iter([dict(line.record)]), {})
+    return LocalData(file, None, lambda line: iter([{column: line.get(column, object) for column in columns}]), {})
 
 
 def _boolq(line: Line) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -52,8 +52,11 @@ def complete(
     ids = torch.tensor([[padding] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     device = device_of(model)
-    # top_k and top_p of the model's own generation config would cut the distribution.
-    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    # What the model's own generation config may have would cut or bend the distribution.
+    own: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    if temperature:
+        own |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+        own |= {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
     accelerators = [device] if device.type == "cuda" else []
     with evaluating(model), torch.random.fork_rng(accelerators):
         torch.manual_seed(seed)
@@ -65,7 +68,7 @@ def complete(
             num_beams=1,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=padding,
-            **sampling,
+            **own,
         )
     return [
         _decode(tokenizer, [*prompt, *new])[len(_decode(tokenizer, prompt)) :]
