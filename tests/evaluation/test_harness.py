@@ -328,7 +328,7 @@ BROKEN = [
         '{"passage": "a", "question": "b", "label": "no way"}',
         "boolq.jsonl, question 1: expected an answer",
     ),
-    ("boolq.jsonl", '{"passage": "a", "question": "b", "label": 2}', "among 2 choices, got 2"),
+    ("boolq.jsonl", '{"passage": "a", "question": "b", "label": 2}', "as boolq has them on the Hub .*IndexError"),
     (
         "boolq.jsonl",
         '{"passage": "a", "label": 1, "question": "b"}\n{"passage": "a", "label": 0}',
