@@ -69,45 +69,83 @@ def as_on_the_hub(task, folder):
     return [{**r, "label": values.index(r["label"])} for r in rows]
 
 
-def run_the_harness(model, tokenizer, folder, tasks):
+def run_the_harness(model, tokenizer, tasks, rows_of, limit=None):
     """The harness by itself, with the Hub's rows where it would download them."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    names = {"rte": "sglue_rte", "wsc.fixed": "wsc"}
+    names = {"rte": "sglue_rte", "wsc.fixed": "wsc", "ARC-Easy": "arc_easy", "default": "lambada_openai"}
 
     def load(path, name, **_):
-        assert path == "aps/super_glue"
-        rows = Dataset.from_list(as_on_the_hub(names.get(name, name), folder))
-        return {"train": rows, "validation": rows}
+        rows = Dataset.from_list(rows_of(names.get(name, name)))
+        return {"train": rows, "validation": rows, "test": rows}
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lm_eval.api.task.datasets.load_dataset", lambda path, name, **rest: load(path, name))
+        patched.setattr("lm_eval.api.task.datasets.load_dataset", load)
         decoder = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=2)
-        return lm_eval.simple_evaluate(decoder, tasks=[*tasks], bootstrap_iters=0)["results"]
+        return lm_eval.simple_evaluate(decoder, tasks=[*tasks], bootstrap_iters=0, limit=limit)["results"]
+
+
+def values_of(found):
+    """By task, each metric and its value."""
+    return {name: {key: metric.value for key, metric in task.metrics.items()} for name, task in found.tasks.items()}
+
+
+def values_of_the_harness(results):
+    metrics = {name: {k: v for k, v in task.items() if k.endswith(",none")} for name, task in results.items()}
+    return {
+        name: {key.removesuffix(",none"): value for key, value in task.items() if "stderr" not in key}
+        for name, task in metrics.items()
+    }
 
 
 def test_scores_are_those_of_the_harness_by_itself(scored, model, beginning, data):
-    own = run_the_harness(model, beginning, data, LOCAL)
-    for task in LOCAL:
-        for metric, record in scored.tasks[task].metrics.items():
-            assert record.value == own[task][f"{metric},none"], (task, metric)
+    own = run_the_harness(model, beginning, LOCAL, lambda task: as_on_the_hub(task, data))
+    assert values_of(scored) == values_of_the_harness(own)
     assert set(scored.tasks["cb"].metrics) == {"acc", "f1"}
     assert len({record.metrics["acc"].value for record in scored.tasks.values()}) > 3
 
 
+@pytest.fixture(scope="module")
+def trained(shared):
+    folder = shared / "models" / "stories260K"
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
 @pytest.mark.slow
-def test_a_trained_model_on_the_real_files(shared):
-    folder, files = shared / "models" / "stories260K", shared / "data" / "superglue"
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    tasks = ("cb", "copa", "sglue_rte", "wic", "wsc")
-    found, own = run_tasks(model, tokenizer, load_tasks(tasks, files), 16), run_the_harness(
-        model, tokenizer, files, tasks
-    )  # fmt: skip
-    for task in tasks:
-        assert {f"{name},none": record.value for name, record in found.tasks[task].metrics.items()} == {
-            name: value for name, value in own[task].items() if name.endswith(",none") and "stderr" not in name
-        }
+def test_a_trained_model_on_superglue(trained, shared):
+    files = shared / "data" / "superglue"
+    found = run_tasks(*trained, load_tasks(LOCAL, files, limit=60), 16)
+    own = run_the_harness(*trained, LOCAL, lambda task: as_on_the_hub(task, files), limit=60)
+    assert values_of(found) == values_of_the_harness(own)
+
+
+@pytest.mark.slow
+def test_a_trained_model_on_arc_and_lambada(trained, shared):
+    files = shared / "data" / "eval"
+
+    def rows_of(task):
+        found = lines(files / f"{task}.jsonl")
+        if task == "lambada_openai":
+            return [{"text": line["context"] + " " + line["continuation"]} for line in found]
+        return [
+            {
+                "question": line["query"][len("Question: ") :],
+                "choices": {"text": line["choices"], "label": [*"ABCDE"[: len(line["choices"])]]},
+                "answerKey": "ABCDE"[line["gold"]],
+            }
+            for line in found
+        ]
+
+    tasks = ("arc_easy", "lambada_openai")
+    found = run_tasks(*trained, load_tasks(tasks, files, limit=150), 16)
+    own = run_the_harness(*trained, tasks, rows_of, limit=150)
+    ours, theirs = values_of(found), values_of_the_harness(own)
+    assert ours["lambada_openai"].pop("perplexity") == pytest.approx(
+        theirs["lambada_openai"].pop("perplexity"), rel=1e-4
+    )
+    assert ours == theirs
+    assert set(ours["arc_easy"]) == {"acc", "acc_norm"}
 
 
 def log_likelihood(model, tokenizer, context, continuation):
