@@ -37,7 +37,7 @@ def test_the_demo_takes_the_built_in_decoder_through_all_of_it(process, tmp_path
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert evaluation["differences"]["parameters"] < 0 < evaluation["differences"]["loss"] < 1
     assert 0.45 < evaluation["differences"]["cache_bytes"] < 0.55
-    assert f"({evaluation['differences']['loss']:+.4f} ±" in said
+    assert f"({evaluation['differences']['loss']:+.4f}, with a standard error" in said
     plan = json.loads((out / "linearized" / "plan.json").read_text())
     assert [replacement["kind"] for replacement in plan["replacements"]] == ["filter"] * 4
     assert "A story that begins:" in said

@@ -113,7 +113,10 @@ def test_the_command_equals_the_function(alone, text_file, tmp_path, command):
     assert (done.code, done.err) == (0, "")
     assert Training.load(out).model.sha256 == training.model.sha256
     held_out = training.held_out
-    assert f"loss on {held_out.data.tokens:,} held-out tokens {held_out.loss:.4f}, perplexity" in done.out
+    assert (
+        f"loss on {held_out.data.tokens:,} held-out tokens {held_out.loss:.4f} ± {held_out.stderr:.4f}, perplexity"
+        in done.out
+    )
     dynamics = [json.loads((place / "dynamics.json").read_text())["points"] for place in (out, folder)]
     assert dynamics[0] == dynamics[1]
     assert (out / "recipe.json").read_text() == (folder / "recipe.json").read_text()

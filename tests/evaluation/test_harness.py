@@ -451,3 +451,21 @@ def test_what_is_not_installed(monkeypatch, data):
 def test_a_module_that_is_no_transformers_model(beginning, data):
     with pytest.raises(RequestError, match="expected a transformers model for tasks, got Linear"):
         run_tasks(torch.nn.Linear(2, 2), beginning, load_tasks(["copa"], data), 1)
+
+
+def test_perplexities_are_compared_as_ratios(model, beginning, tmp_path):
+    words = [
+        {"context": f"The old man {i} saw a", "continuation": word} for i, word in enumerate(("cat", "dog", "hen"))
+    ]
+    write_lines(tmp_path / "words.jsonl", words)
+    other = build_llama(seed=4)
+    other.config.max_position_embeddings = 512
+    found = rectilinear.evaluate(model, tasks=["words"], data=tmp_path, tokenizer=beginning, against=other)
+    ours, theirs = (part.tasks["words"].metrics["perplexity"].value for part in (found, found.against))
+    assert found.differences.tasks["words"]["perplexity"].value == pytest.approx(numpy.log(ours / theirs))
+    assert found.differences.tasks["words"]["acc"].value == 0
+
+
+def test_tasks_are_in_the_order_that_was_asked_for(data):
+    assert [*load_tasks(["wsc", "superglue", "rte"], data).tasks] == ["wsc", *LOCAL[:-1], "rte"]
+    assert [*load_tasks(["superglue", "wsc"], data).tasks] == [*LOCAL]

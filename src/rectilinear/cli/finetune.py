@@ -33,7 +33,7 @@ def finetune(
     resume: options.ResumeSeeds = False,
     overwrite: options.Overwrite = False,
     device: options.TrainDevice = "auto",
-    dtype: options.DType = DTypeName.auto,
+    dtype: options.TrainDType = DTypeName.auto,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:

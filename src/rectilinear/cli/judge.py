@@ -11,6 +11,7 @@ import typer
 from rectilinear.cli import options
 from rectilinear.cli.console import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName
+from rectilinear.errors import RequestError
 
 
 def judge(
@@ -48,9 +49,11 @@ def judge(
 
     Example: rectilinear judge storyteller --judge-url http://localhost:8000/v1 --judge-model mine --out judged
     """
+    if judge_url is not None and judge_model is None:
+        raise RequestError(f"expected --judge-model, the name of a model at {judge_url}, got none")
     options.refuse_idle(
         context,
-        (judge_model is None, "without --judge-model", ("judge_url", "concurrency", "structured", "dry_run")),
+        (judge_model is None, "without --judge-model", ("concurrency", "structured", "dry_run")),
     )
     check_out(out, overwrite or resume)
 
@@ -60,7 +63,13 @@ def judge(
 
     asked = None
     if judge_model is not None:
-        asked = JudgeEndpoint(judge_model, judge_url, concurrency=concurrency, structured=structured)
+        asked = JudgeEndpoint(
+            judge_model,
+            judge_url,
+            concurrency=concurrency,
+            structured=structured,
+            key="none" if dry_run else None,  # nothing is asked
+        )
     recipe = rectilinear.StoryRecipe(
         model,
         text,

@@ -323,10 +323,18 @@ RequiredOut = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder 
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
 Seed = Annotated[
-    int, typer.Option(min=0, help="Seed of whatever is random: the generated stories, the order of rows in healing.")
+    int,
+    typer.Option(min=0, help="Of all that is drawn: generated stories, and weights, orders or samples."),
 ]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda:0|mps", help="Where to run.")]
 DType = Annotated[DTypeName, typer.Option(help="Of the weights; 'auto' is the checkpoint's own.")]
+TrainDType = Annotated[
+    DTypeName,
+    typer.Option(help="Of products, weights are float32; 'auto' is bfloat16 where the device has instructions for it."),
+]
+TokenizerRevision = Annotated[
+    str | None, typer.Option("--revision", help="Of --tokenizer: branch, tag or commit on the Hub.")
+]
 BatchSize = Annotated[
     str, typer.Option(metavar="N|auto", help="Rows in a forward pass; 'auto' halves it when memory runs out.")
 ]

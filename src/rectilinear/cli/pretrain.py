@@ -39,9 +39,9 @@ def pretrain(
     overwrite: options.Overwrite = False,
     seed: options.Seed = 0,
     device: options.TrainDevice = "auto",
-    dtype: options.DType = DTypeName.auto,
+    dtype: options.TrainDType = DTypeName.auto,
     batch_size: options.BatchSize = "auto",
-    revision: options.Revision = None,
+    revision: options.TokenizerRevision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
     """Pretrain a decoder from random weights, with or without a penalty on neighbouring hidden states.
@@ -106,7 +106,7 @@ def pretrain(
     speed = "" if training.tokens_per_second is None else f", {training.tokens_per_second:,.0f} tokens/s"
     stdout().print(
         f"{training.steps:,} steps, {training.data.tokens:,} tokens{speed}; loss on {held.data.tokens:,} held-out "
-        f"tokens {held.loss:.4f}, perplexity {held.perplexity:.2f}",
+        f"tokens {held.told}, perplexity {held.perplexity:.2f}",
         highlight=False,
         markup=False,
     )

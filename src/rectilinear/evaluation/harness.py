@@ -31,7 +31,7 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.evaluation.bootstrap import RESAMPLES, Aggregate, bootstrap_stderr
 from rectilinear.evaluation.record import GroupRecord, MetricRecord, TaskRecord
 from rectilinear.evaluation.squad import provide_squad_metrics
-from rectilinear.evaluation.task_data import LocalData, find_data
+from rectilinear.evaluation.task_data import LocalData, find_data, forms_of
 from rectilinear.measurement.collect import Progress
 from rectilinear.models.capture import evaluating
 from rectilinear.models.completion import ends_texts
@@ -100,7 +100,7 @@ class TaskScores:
     Attributes:
         tasks, groups: by name.
         items: by task and metric, what it is aggregated from, document by document.
-        aggregations: by task and metric, how.
+        aggregations: by task and metric, what of it is compared; of perplexities, the logarithm.
         warnings: prompts that were cut.
     """
 
@@ -159,6 +159,8 @@ def load_tasks(
                 raise RequestError(
                     f"expected {shots} examples of {name} to show, got none in {folder}; try --num-fewshot 0"
                 )
+    order = [name for asked in names for name in (SUPERGLUE if asked == SUPERGLUE_GROUP else [asked])]
+    tasks = dict(sorted(tasks.items(), key=lambda task: order.index(task[0]) if task[0] in order else len(order)))
     missing = tuple(name for name in columns if name not in tasks)
     there = tuple(name for name in columns if name in tasks)
     sources = {
@@ -309,8 +311,8 @@ def _from_files(found: Mapping[str, LocalData], manager: TaskManager) -> dict[st
             raise RequestError(f"expected what {name} needs to be installed, got {_first_line(error)}") from None
         except Exception as error:  # tasks bring code of their own
             raise RequestError(
-                f"expected columns and answers as {name} has them on the Hub in {local.questions}, got others "
-                f"({_first_line(error)})"
+                f"expected columns and answers as {name} has them on the Hub{forms_of(name)} in {local.questions}, got "
+                f"others ({_first_line(error)})"
             ) from None
         _check_answers(loaded["tasks"][name], local)
         tasks |= loaded["tasks"]
@@ -372,6 +374,8 @@ def _scores(results: Any, asked: TaskSet, cut: Mapping[str, int]) -> TaskScores:
                 higher_is_better=results["higher_is_better"][name].get(metric),
             )
             items[name][label], aggregations[name][label] = parts, aggregate
+            if is_perplexity(label):
+                aggregations[name][label] = _logarithm(aggregate)
         tasks[name] = TaskRecord(
             n=results["n-samples"][name]["effective"],
             num_fewshot=results["n-shot"][name],
@@ -451,6 +455,15 @@ def _always(task: Task, samples: Sequence[Mapping[str, Any]], choice: int) -> di
         for metric, item in task.process_results(sample["doc"], answers).items():
             items.setdefault(metric, []).append(item)
     return {metric: float(task.aggregation().get(metric, _mean)(parts)) for metric, parts in items.items()}
+
+
+def is_perplexity(metric: str) -> bool:
+    """Whether a metric is one whose ratios say more than its differences."""
+    return "perplexity" in metric
+
+
+def _logarithm(aggregate: Aggregate) -> Aggregate:
+    return lambda items: math.log(aggregate(items))
 
 
 def _mean(values: Sequence[float]) -> float:

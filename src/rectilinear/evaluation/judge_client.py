@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ class JudgeEndpoint:
             asks for.
         timeout: seconds for one request.
         structured: whether to ask the endpoint to hold the answer to a JSON schema.
+        key: that the endpoint wants; None for what is in ``OPENAI_API_KEY``.
     """
 
     model: str
@@ -59,6 +60,7 @@ class JudgeEndpoint:
     retries: int = 6
     timeout: float = 120.0
     structured: bool = True
+    key: str | None = field(default=None, repr=False)
 
     @property
     def where(self) -> str:
@@ -66,14 +68,14 @@ class JudgeEndpoint:
         return self.url or "https://api.openai.com/v1"
 
     def connect(self) -> OpenAI:
-        """A client, with the key in ``OPENAI_API_KEY``.
+        """A client.
 
         Raises:
             RequestError: no key for OpenAI's own endpoint, or no URL.
         """
         from openai import OpenAI
 
-        key = os.environ.get("OPENAI_API_KEY")
+        key = self.key or os.environ.get("OPENAI_API_KEY")
         if key is None and self.url is None:
             raise RequestError("expected OPENAI_API_KEY to be set, or --judge-url of an endpoint that needs none")
         if self.url is not None and not _is_url(self.url):
@@ -210,7 +212,10 @@ def _told(judge: JudgeEndpoint, error: Any) -> Exception:
             f"the judge at {judge.where} keeps turning a request away ({said}); {_GO_ON}, perhaps later or with a "
             "smaller --concurrency"
         )
-    return RequestError(f"the judge at {judge.where} does not take such requests of model {judge.model} ({said})")
+    instead = "another --judge-url or --judge-model" if error.status_code == 404 else "--free-form"
+    return RequestError(
+        f"the judge at {judge.where} does not take such requests of model {judge.model} ({said}); try {instead}"
+    )
 
 
 def _read(story: Story, reply: ChatCompletion) -> Judgement:

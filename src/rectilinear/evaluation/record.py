@@ -48,7 +48,7 @@ class GroupRecord(Record):
 
 
 class DifferenceRecord(Record):
-    """A score minus the other model's on the same documents."""
+    """A score minus the other model's on the same documents; of perplexities, their logarithms."""
 
     value: float
     stderr: float | None

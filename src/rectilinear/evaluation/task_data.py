@@ -87,6 +87,11 @@ def find_data(folder: Path, task: str, known: bool) -> LocalData | None:
     return LocalData(file, None, lambda line: iter([{column: line.get(column, object) for column in columns}]), {})
 
 
+def forms_of(task: str) -> str:
+    """Columns that are understood for a task beside the Hub's, to be told."""
+    return "".join(f", or {', '.join(form)}," for form, tasks in _CONVERTED.items() if task in tasks)
+
+
 def _boolq(line: Line) -> Iterator[dict[str, Any]]:
     yield {**_texts(line, "passage", "question"), "label": line.one_of("label", _TRUTH)}
 

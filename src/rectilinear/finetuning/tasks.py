@@ -145,6 +145,6 @@ def find_task(name: str) -> Task:
         RequestError: there is none.
     """
     if name not in TASKS:
-        likely = get_close_matches(name, TASKS, 1, 0.0)[0]
-        raise RequestError(f"expected --task {', '.join(TASKS)}, got {name!r}; try {likely}")
+        likely = "".join(f"; try {near}" for near in get_close_matches(name, TASKS, 1, 0.5))
+        raise RequestError(f"expected --task {', '.join(TASKS)}, got {name!r}{likely}")
     return TASKS[name]

@@ -26,8 +26,8 @@ def model_card(training: Training) -> str:
         f"of {settings['seq_len']} tokens, {training.data.tokens:,} tokens in all, with {penalty}, seed "
         f"{settings['seed']}. `training.json` has the whole recipe and the log.",
         "",
-        f"Loss on {held_out.data.tokens:,} held-out tokens of {held_out.data.source}: {held_out.loss:.4f} nats per "
-        f"token, perplexity {held_out.perplexity:.2f}.",
+        f"Loss on {held_out.data.tokens:,} held-out tokens of {held_out.data.source}: {held_out.told} nats per token, "
+        f"perplexity {held_out.perplexity:.2f}.",
         "",
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",

@@ -79,6 +79,6 @@ def find_preset(name: str) -> Preset:
         RequestError: there is none.
     """
     if name not in PRESETS:
-        likely = get_close_matches(name, PRESETS, 1, 0.0)[0]
-        raise RequestError(f"expected --preset {', '.join(PRESETS)}, got {name!r}; try {likely}")
+        likely = "".join(f"; try {near}" for near in get_close_matches(name, PRESETS, 1, 0.9))
+        raise RequestError(f"expected --preset {', '.join(PRESETS)}, got {name!r}{likely}")
     return PRESETS[name]

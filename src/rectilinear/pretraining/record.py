@@ -17,6 +17,11 @@ class HeldOutRecord(Record):
     stderr: float | None = Field(description="of the loss, over rows")
     perplexity: float
 
+    @property
+    def told(self) -> str:
+        """The loss and its standard error, to be read."""
+        return f"{self.loss:.4f}" + ("" if self.stderr is None else f" ± {self.stderr:.4f}")
+
 
 class Training(ResultFile):
     """A pretraining and what came of it."""

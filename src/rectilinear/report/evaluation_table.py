@@ -6,7 +6,9 @@ from rich.box import HEAVY_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from rectilinear.evaluation.harness import is_perplexity
 from rectilinear.evaluation.record import DifferenceRecord, Differences, Evaluation, Measurements, MetricRecord
+from rectilinear.measurement.perplexity import exponential
 from rectilinear.report.tables import print_warnings
 
 
@@ -42,7 +44,7 @@ def tasks_table(evaluation: Evaluation) -> Table:
                 if evaluation.against and evaluation.differences:
                     theirs = getattr(evaluation.against, kind)[name].metrics[metric]
                     between = getattr(evaluation.differences, kind).get(name, {}).get(metric)
-                    cells += [_score(theirs), *_between(between)]
+                    cells += [_score(theirs), *_between(between, is_perplexity(metric))]
                 table.add_row(*head, metric, *cells)
                 head = ("", "")
         if kind == "tasks":
@@ -56,7 +58,8 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     text = f": {evaluation.data.tokens:,} tokens of {evaluation.data.source}" if evaluation.data else ""
     # Beside the table, not in it: as narrow as it is, it would break their lines.
     console.print(f"{evaluation.model.id}{against}{text}", style="italic", markup=False, highlight=False)
-    console.print(evaluation_table(evaluation))
+    if evaluation.data:
+        console.print(evaluation_table(evaluation))
     if caption := _caption(evaluation):
         console.print(caption, style="dim italic", markup=False, highlight=False)
     if evaluation.tasks:
@@ -88,12 +91,12 @@ def _score(metric: MetricRecord) -> str:
     return _with_error(f"{metric.value:.4f}", metric.stderr)
 
 
-def _between(difference: DifferenceRecord | None) -> list[str]:
+def _between(difference: DifferenceRecord | None, of_logarithms: bool) -> list[str]:
     if difference is None:
         return ["-", "-"]
-    p_value = difference.p_value
+    p_value, factor = difference.p_value, f"x {exponential(difference.value):.4g}"
     return [
-        _with_error(f"{difference.value:+.4f}", difference.stderr),
+        factor if of_logarithms else _with_error(f"{difference.value:+.4f}", difference.stderr),
         "-" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
     ]
 

@@ -71,7 +71,7 @@ def explain_linearization(plan: Plan, evaluation: Evaluation) -> list[str]:
     other, differences = evaluation.against, evaluation.differences
     if evaluation.data is None or other is None or differences is None:
         return said
-    error = "" if differences.loss_stderr is None else f" ± {2 * differences.loss_stderr:.4f}"
+    error = "" if differences.loss_stderr is None else f", with a standard error of {differences.loss_stderr:.4f}"
     said.append(
         f"What was lost. On {evaluation.data.tokens:,} other tokens the loss went from {other.loss or 0.0:.4f} to "
         f"{evaluation.loss or 0.0:.4f} nats a token ({differences.loss or 0.0:+.4f}{error}), the perplexity from "
