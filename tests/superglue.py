@@ -66,6 +66,12 @@ FORMATS = {
 }  # fmt: skip
 
 
+#: By name: the folder, and values of the label in the order of their indices on the Hub.
+FOLDERS = {name.lower(): name for name in FORMATS}
+ANSWERS = {"cb": CLAIMS, "rte": ("entailment", "not_entailment"), "copa": (0, 1), "multirc": (0, 1)}
+ANSWERS |= dict.fromkeys(("boolq", "wic", "wsc"), (False, True))
+
+
 def make_lines(form, count, seed=0):
     rng = random.Random(seed)
     return [form(i, rng) for i in range(count)]

@@ -17,7 +17,7 @@ from rectilinear import JobError, RequestError
 from rectilinear.evaluation.decoder import HarnessDecoder
 from rectilinear.evaluation.harness import SUPERGLUE, load_tasks, run_tasks
 from tests.conftest import build_llama
-from tests.superglue import CLAIMS, write_lines, write_superglue
+from tests.superglue import ANSWERS, CLAIMS, write_lines, write_superglue
 
 LOCAL = ("boolq", "cb", "copa", "multirc", "sglue_rte", "wic", "wsc")
 FOLDERS = dict(zip(LOCAL, ("BoolQ", "CB", "COPA", "MultiRC", "RTE", "WiC", "WSC"), strict=True))
@@ -65,7 +65,7 @@ def as_on_the_hub(task, folder):
         ]
     if task == "wsc":
         return [{"text": r["text"], **r["target"], "label": int(r["label"])} for r in rows]
-    values = {"cb": CLAIMS, "sglue_rte": ("entailment", "not_entailment"), "copa": (0, 1)}.get(task, (False, True))
+    values = ANSWERS[{"sglue_rte": "rte"}.get(task, task)]
     return [{**r, "label": values.index(r["label"])} for r in rows]
 
 

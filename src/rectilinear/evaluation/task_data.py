@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rectilinear.data.superglue import SUPERGLUE, texts_of
 from rectilinear.data.task_files import Line, read_lines, split_file, task_folder
 from rectilinear.errors import RequestError
 
 #: Rows as the Hub has them, from a line of a file.
 Rows = Callable[[Line], Iterator[dict[str, Any]]]
-
-_TRUTH = (False, True)
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,11 @@ def find_data(folder: Path, task: str, known: bool) -> LocalData | None:
     """
     if task in _SUPERGLUE:
         name, rows = _SUPERGLUE[task]
-        if any(child.is_dir() and child.name.casefold() == name.casefold() for child in folder.iterdir()):
-            found = task_folder(folder, name)
+        files = SUPERGLUE[name]
+        if any(child.is_dir() and child.name.casefold() == files.folder.casefold() for child in folder.iterdir()):
+            found = task_folder(folder, files.folder)
             examples = found / "train.jsonl"
-            return LocalData(split_file(found, "val"), examples if examples.is_file() else None, rows, {})
+            return LocalData(split_file(found, "val"), examples if examples.is_file() else None, rows or files.rows, {})
     file = folder / f"{task}.jsonl"
     if not file.is_file():
         return None
@@ -92,73 +92,18 @@ def forms_of(task: str) -> str:
     return "".join(f", or {', '.join(form)}," for form, tasks in _CONVERTED.items() if task in tasks)
 
 
-def _boolq(line: Line) -> Iterator[dict[str, Any]]:
-    yield {**_texts(line, "passage", "question"), "label": line.one_of("label", _TRUTH)}
-
-
-def _cb(line: Line) -> Iterator[dict[str, Any]]:
-    label = line.one_of("label", ("entailment", "contradiction", "neutral"))
-    yield {**_texts(line, "premise", "hypothesis"), "label": label}
-
-
-def _copa(line: Line) -> Iterator[dict[str, Any]]:
-    line.one_of("question", ("cause", "effect"))
-    yield {**_texts(line, "premise", "question", "choice1", "choice2"), "label": line.one_of("label", (0, 1))}
-
-
-def _multirc(line: Line) -> Iterator[dict[str, Any]]:
-    passage = line.inside(line.get("passage", dict), "passage")
-    for asked in passage.get("questions", list):
-        question = passage.inside(asked, "questions")
-        for given in question.get("answers", list):
-            answer = question.inside(given, "answers")
-            yield {
-                "paragraph": passage.get("text", str),
-                "question": question.get("question", str),
-                "answer": answer.get("text", str),
-                "label": answer.one_of("label", (0, 1)),
-            }
-
-
-def _record(line: Line) -> Iterator[dict[str, Any]]:
-    passage = line.inside(line.get("passage", dict), "passage")
-    text = passage.get("text", str)
-    spans = [passage.inside(entity, "entities") for entity in passage.get("entities", list)]
-    entities = sorted({text[span.get("start", int) : span.get("end", int) + 1] for span in spans})  # the end is inside
-    for asked in line.get("qas", list):
-        question = line.inside(asked, "qas")
-        answers = [question.inside(answer, "answers").get("text", str) for answer in question.get("answers", list)]
-        yield {
-            "passage": text,
-            "query": question.get("query", str),
-            "entities": entities,
-            "answers": sorted({*answers}),
-        }
-
-
-def _rte(line: Line) -> Iterator[dict[str, Any]]:
-    label = line.one_of("label", ("entailment", "not_entailment"))
-    yield {**_texts(line, "premise", "hypothesis"), "label": label}
-
-
 def _glue_rte(line: Line) -> Iterator[dict[str, Any]]:
-    for row in _rte(line):
+    for row in SUPERGLUE["rte"].rows(line):
         yield {"sentence1": row["premise"], "sentence2": row["hypothesis"], "label": row["label"]}
 
 
-def _wic(line: Line) -> Iterator[dict[str, Any]]:
-    places = {name: line.get(name, int) for name in ("start1", "end1", "start2", "end2")}
-    yield {**_texts(line, "word", "sentence1", "sentence2"), **places, "label": line.one_of("label", _TRUTH)}
-
-
-def _wsc(line: Line) -> Iterator[dict[str, Any]]:
-    text, target = line.get("text", str), line.inside(line.get("target", dict), "target")
-    row: dict[str, Any] = {"text": text, "label": line.one_of("label", _TRUTH)}
-    for span in ("span1", "span2"):
-        index = target.get(f"{span}_index", int)
-        row[f"{span}_index"] = index
-        row[f"{span}_text"] = _as_in_text(target.get(f"{span}_text", str), text, index)
-    yield row
+def _wsc_fixed(line: Line) -> Iterator[dict[str, Any]]:
+    for row in SUPERGLUE["wsc"].rows(line):
+        fixed = {
+            f"{span}_text": _as_in_text(row[f"{span}_text"], row["text"], row[f"{span}_index"])
+            for span in ("span1", "span2")
+        }
+        yield {**row, **fixed}
 
 
 def _as_in_text(span: str, text: str, index: int) -> str:
@@ -174,11 +119,11 @@ def _as_in_text(span: str, text: str, index: int) -> str:
 
 def _as_choices(line: Line) -> Iterator[dict[str, Any]]:
     choices = _choices(line)
-    yield {**_texts(line, "query"), "choices": choices, "gold": line.one_of("gold", tuple(range(len(choices))))}
+    yield {**texts_of(line, "query"), "choices": choices, "gold": line.one_of("gold", tuple(range(len(choices))))}
 
 
 def _as_continuation(line: Line) -> Iterator[dict[str, Any]]:
-    row = _texts(line, "context", "continuation")
+    row = texts_of(line, "context", "continuation")
     blank = "" if row["continuation"][:1].isspace() else " "
     yield {**row, "continuation": blank + row["continuation"]}
 
@@ -200,10 +145,6 @@ def _lambada(line: Line) -> Iterator[dict[str, Any]]:
     yield {"text": f"{context} {last}"}
 
 
-def _texts(line: Line, *columns: str) -> dict[str, Any]:
-    return {column: line.get(column, str) for column in columns}
-
-
 def _choices(line: Line) -> list[str]:
     choices: list[str] = line.get("choices", list)
     if len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
@@ -211,17 +152,12 @@ def _choices(line: Line) -> list[str]:
     return choices
 
 
-# The harness's name: SuperGLUE's folder, and its lines as the Hub has them.
-_SUPERGLUE: dict[str, tuple[str, Rows]] = {
-    "boolq": ("BoolQ", _boolq),
-    "cb": ("CB", _cb),
-    "copa": ("COPA", _copa),
-    "multirc": ("MultiRC", _multirc),
-    "record": ("ReCoRD", _record),
-    "rte": ("RTE", _glue_rte),
-    "sglue_rte": ("RTE", _rte),
-    "wic": ("WiC", _wic),
-    "wsc": ("WSC", _wsc),
+# The harness's name: SuperGLUE's task, and its lines as the harness wants them where that is not as the Hub has them.
+_SUPERGLUE: dict[str, tuple[str, Rows | None]] = {
+    **{name: (name, None) for name in SUPERGLUE},
+    "rte": ("rte", _glue_rte),
+    "sglue_rte": ("rte", None),
+    "wsc": ("wsc", _wsc_fixed),
 }
 
 # Forms of other files, by the columns that they have. What the harness does for a task that only a file knows: what

@@ -6,14 +6,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
 
+from rectilinear.data.superglue import SUPERGLUE
 from rectilinear.data.task_files import Line, read_lines, split_file, task_folder
 from rectilinear.errors import JobError, RequestError
 from rectilinear.finetuning.tasks import Question, Task, find_task
 
 #: Where SuperGLUE is on the Hub.
-SUPERGLUE = "aps/super_glue"
+HUB_ID = "aps/super_glue"
+
+#: Rows that depend on one another, as questions about one passage do.
+Unit = list[Line]
 
 # Of a single file of preferences, every tenth pair is held out.
 _HELD_OUT_EVERY = 10
@@ -52,28 +55,25 @@ def read_task(name: str, data: str | Path | None = None, max_examples: int | Non
     task = find_task(name)
     if data is None and task.ranks:
         raise RequestError(f"expected --data for --task {name}: a .jsonl file of pairs, or a folder with two")
-    path = Path(data or SUPERGLUE).expanduser()
+    path = Path(data or HUB_ID).expanduser()
     if task.ranks and path.is_file():
-        splits = _hold_out([*islice(read_lines(path), max_examples)], path)
+        splits = _hold_out([*islice(_file_units(name, path), max_examples)], path)
     elif path.is_dir():
-        folder = task_folder(path, task.folder) if task.folder else path
-        splits = [[*islice(read_lines(split_file(folder, split)), max_examples)] for split in ("train", "val")]
+        folder = path if task.ranks else task_folder(path, SUPERGLUE[name].folder)
+        splits = [[*islice(_file_units(name, split_file(folder, split)), max_examples)] for split in ("train", "val")]
     elif task.ranks or path.exists() or path.is_absolute() or str(data).startswith(("./", "../", "~")):
         wanted = "a .jsonl file or a folder" if task.ranks else "a folder or a Hub id"
         raise RequestError(f"no data at {data}: expected {wanted}")
     else:
-        splits = [
-            [*islice(_hub_lines(str(path), name, task, split), max_examples)] for split in ("train", "validation")
-        ]
-    train, validation = (tuple(_questions(task, lines)) for lines in splits)
-    for questions, lines in ((train, splits[0]), (validation, splits[1])):
+        splits = [[*islice(_hub_units(str(path), name, split), max_examples)] for split in ("train", "validation")]
+    train, validation = (tuple(_questions(task, units)) for units in splits)
+    for questions in (train, validation):
         if not questions:
-            where = lines[0].where if lines else f"{path}"
-            raise RequestError(f"{where}: expected at least one question of {name}, got none")
-    return TaskData(str(data or SUPERGLUE), train, validation)
+            raise RequestError(f"{path}: expected at least one question of {name}, got none")
+    return TaskData(str(data or HUB_ID), train, validation)
 
 
-def _hold_out(lines: list[Line], path: Path) -> list[list[Line]]:
+def _hold_out(lines: list[Unit], path: Path) -> list[list[Unit]]:
     """Pairs to train on, and every tenth, or of fewer the last."""
     if len(lines) < 2:
         raise RequestError(f"expected at least two pairs in {path}, of which one is held out, got {len(lines)}")
@@ -81,13 +81,20 @@ def _hold_out(lines: list[Line], path: Path) -> list[list[Line]]:
     return [[line for i, line in enumerate(lines) if (i in held_out) == held] for held in (False, True)]
 
 
-def _questions(task: Task, lines: Iterable[Line]) -> Iterator[Question]:
-    for group, line in enumerate(lines):
-        for texts, answer in task.template(line):
-            yield Question(texts, answer, group)
+def _questions(task: Task, units: Iterable[Unit]) -> Iterator[Question]:
+    for group, unit in enumerate(units):
+        for line in unit:
+            yield Question(*task.template(line), group)
 
 
-def _hub_lines(source: str, name: str, task: Task, split: str) -> Iterator[Line]:
+def _file_units(name: str, path: Path) -> Iterator[Unit]:
+    """A file's lines as rows of the Hub."""
+    for line in read_lines(path):
+        rows = SUPERGLUE[name].rows(line) if name in SUPERGLUE else [line.record]
+        yield [Line(line.where, row) for row in rows]
+
+
+def _hub_units(source: str, name: str, split: str) -> Iterator[Unit]:
     import datasets
 
     try:
@@ -96,31 +103,13 @@ def _hub_lines(source: str, name: str, task: Task, split: str) -> Iterator[Line]
         raise RequestError(
             f"no data {source!r}: expected a folder or a Hub id of SuperGLUE ({_first(error)})"
         ) from None
+    lines = (Line(f"{source}, {name}, {split}, row {index}", row) for index, row in enumerate(rows))
     try:
-        for index, record in enumerate(_original(name, task, rows)):
-            yield Line(f"{source}, {name}, {split}, row {index}", record)
+        # Of MultiRC the rows of a passage follow one another.
+        for _, unit in groupby(lines, lambda line: line.record.get("paragraph") if name == "multirc" else line.where):
+            yield [*unit]
     except OSError as error:
         raise JobError(f"reading {source} from the Hub broke off ({_first(error)})") from error
-
-
-def _original(name: str, task: Task, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows of the Hub as the files have them: labels by value, spans and answers nested."""
-    named = ({**row, "label": _value(task, row["label"])} if "label" in row else row for row in rows)
-    if name == "wsc":
-        yield from ({**row, "target": row} for row in named)
-    elif name == "multirc":
-        for passage, of_passage in groupby(named, lambda row: row.get("paragraph")):
-            questions = [
-                {"question": row.get("question"), "answers": [{"text": row.get("answer"), "label": row.get("label")}]}
-                for row in of_passage
-            ]
-            yield {"passage": {"text": passage, "questions": questions}}
-    else:
-        yield from named
-
-
-def _value(task: Task, label: Any) -> Any:
-    return task.answers[label] if isinstance(label, int) and 0 <= label < len(task.answers) else label
 
 
 def _first(error: BaseException) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rectilinear.data.task_files import Line
 from rectilinear.errors import RequestError
@@ -26,71 +26,62 @@ class Question(NamedTuple):
     group: int
 
 
-#: Texts and answer of each question that an object of the data asks.
-Template = Callable[[Line], Iterator[tuple[tuple[str, ...], int]]]
-
-_TRUTH = (False, True)
-_CLAIMS = ("entailment", "contradiction", "neutral")
+#: Texts and answer of the question that a row of the Hub asks.
+Template = Callable[[Line], tuple[tuple[str, ...], int]]
 
 
-def _boolq(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
-    yield (f"{line.get('passage', str)}\n{line.get('question', str)}?",), line.one_of("label", _TRUTH)
+def _label(line: Line, labels: int = 2) -> int:
+    return line.one_of("label", tuple(range(labels)))
 
 
-def _cb(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
-    yield (f"{line.get('premise', str)}\n{line.get('hypothesis', str)}",), line.one_of("label", _CLAIMS)
+def _boolq(line: Line) -> tuple[tuple[str, ...], int]:
+    return (f"{line.get('passage', str)}\n{line.get('question', str)}?",), _label(line)
 
 
-def _copa(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
+def _cb(line: Line) -> tuple[tuple[str, ...], int]:
+    return (f"{line.get('premise', str)}\n{line.get('hypothesis', str)}",), _label(line, 3)
+
+
+def _copa(line: Line) -> tuple[tuple[str, ...], int]:
     premise, link = line.get("premise", str), ("because", "so")[line.one_of("question", ("cause", "effect"))]
     texts = tuple(f"{premise}\n{link}: {line.get(choice, str)}" for choice in ("choice1", "choice2"))
-    yield texts, line.one_of("label", (0, 1))
+    return texts, _label(line)
 
 
-def _multirc(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
-    passage = line.inside(line.get("passage", dict), "passage")
-    for asked in passage.get("questions", list):
-        question = passage.inside(asked, "questions")
-        for given in question.get("answers", list):
-            answer = question.inside(given, "answers")
-            parts = (passage.get("text", str), question.get("question", str), answer.get("text", str))
-            yield ("\n".join(parts),), answer.one_of("label", (0, 1))
+def _multirc(line: Line) -> tuple[tuple[str, ...], int]:
+    return ("\n".join(line.get(column, str) for column in ("paragraph", "question", "answer")),), _label(line)
 
 
-def _rte(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
-    text = f"{line.get('premise', str)}\n{line.get('hypothesis', str)}"
-    yield (text,), line.one_of("label", ("entailment", "not_entailment"))
+def _rte(line: Line) -> tuple[tuple[str, ...], int]:
+    return (f"{line.get('premise', str)}\n{line.get('hypothesis', str)}",), _label(line)
 
 
-def _wic(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
-    text = "\n".join(line.get(column, str) for column in ("sentence1", "sentence2", "word"))
-    yield (text,), line.one_of("label", _TRUTH)
+def _wic(line: Line) -> tuple[tuple[str, ...], int]:
+    return ("\n".join(line.get(column, str) for column in ("sentence1", "sentence2", "word")),), _label(line)
 
 
-def _wsc(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
-    words, target = line.get("text", str).split(), line.inside(line.get("target", dict), "target")
+def _wsc(line: Line) -> tuple[tuple[str, ...], int]:
+    words = line.get("text", str).split()
     for span, mark in (("span1", "*"), ("span2", "_")):
-        start, last = _find_span(words, target, span)
+        start, last = _find_span(words, line, span)
         words[start] = mark + words[start]
         words[last] += mark
-    claim = f"{target.get('span2_text', str)}: {target.get('span1_text', str)}"
-    yield (f"{' '.join(words)}\n{claim}",), line.one_of("label", _TRUTH)
+    claim = f"{line.get('span2_text', str)}: {line.get('span1_text', str)}"
+    return (f"{' '.join(words)}\n{claim}",), _label(line)
 
 
-def _reward(line: Line) -> Iterator[tuple[tuple[str, ...], int]]:
+def _reward(line: Line) -> tuple[tuple[str, ...], int]:
     prompt = line.get("prompt", str) if line.record.get("prompt") is not None else ""
-    yield (prompt + line.get("chosen", str), prompt + line.get("rejected", str)), 0
+    return (prompt + line.get("chosen", str), prompt + line.get("rejected", str)), 0
 
 
-def _find_span(words: list[str], target: Line, span: str) -> tuple[int, int]:
+def _find_span(words: list[str], line: Line, span: str) -> tuple[int, int]:
     """First and last word of a span; the place that the data say is off by one now and then."""
-    wanted, index = _plain(target.get(f"{span}_text", str).split()), target.get(f"{span}_index", int)
+    wanted, index = _plain(line.get(f"{span}_text", str).split()), line.get(f"{span}_index", int)
     plain = _plain(words)
     starts = [i for i in range(len(words)) if wanted and plain[i : i + len(wanted)] == wanted]
     if not starts:
-        raise RequestError(
-            f"{target.where}: expected {span}_text among the words of the text, got {' '.join(wanted)!r}"
-        )
+        raise RequestError(f"{line.where}: expected {span}_text among the words of the text, got {' '.join(wanted)!r}")
     start = min(starts, key=lambda i: abs(i - index))
     return start, start + len(wanted) - 1
 
@@ -105,18 +96,14 @@ class Task:
     """A task.
 
     Attributes:
-        folder: of its files, as SuperGLUE has it; "" where there is none.
         labels: of a text, as the trained model's configuration has them.
         template: what the model reads.
-        answers: values of ``label`` in the data, in the order of their indices on the Hub.
         metrics: to report.
         choices: whether the texts of a question are compared; else each is given a label.
     """
 
-    folder: str
     labels: tuple[str, ...]
     template: Template
-    answers: tuple[Any, ...] = ()
     metrics: tuple[MetricName, ...] = ("accuracy",)
     choices: bool = False
 
@@ -126,15 +113,16 @@ class Task:
         return len(self.labels) == 1
 
 
+#: By name, which but for ``reward`` is SuperGLUE's.
 TASKS = {
-    "boolq": Task("BoolQ", ("false", "true"), _boolq, _TRUTH),
-    "cb": Task("CB", _CLAIMS, _cb, _CLAIMS, ("accuracy", "macro_f1")),
-    "copa": Task("COPA", ("implausible", "plausible"), _copa, (0, 1), choices=True),
-    "multirc": Task("MultiRC", ("false", "true"), _multirc, (0, 1), ("accuracy", "f1a")),
-    "rte": Task("RTE", ("entailment", "not_entailment"), _rte, ("entailment", "not_entailment")),
-    "wic": Task("WiC", ("false", "true"), _wic, _TRUTH),
-    "wsc": Task("WSC", ("false", "true"), _wsc, _TRUTH),
-    "reward": Task("", ("reward",), _reward, choices=True),
+    "boolq": Task(("false", "true"), _boolq),
+    "cb": Task(("entailment", "contradiction", "neutral"), _cb, ("accuracy", "macro_f1")),
+    "copa": Task(("implausible", "plausible"), _copa, choices=True),
+    "multirc": Task(("false", "true"), _multirc, ("accuracy", "f1a")),
+    "rte": Task(("entailment", "not_entailment"), _rte),
+    "wic": Task(("false", "true"), _wic),
+    "wsc": Task(("false", "true"), _wsc),
+    "reward": Task(("reward",), _reward, choices=True),
 }
 
 
