@@ -136,13 +136,26 @@ def about_quality(result: dict[str, Any]) -> str:
         f"{result['calibration']['text']}, scored on {result['scored']['tokens']:,} tokens ({result['scored']['rows']} rows) of "
         f"{result['scored']['text']}. Dense: perplexity {dense['perplexity']:.2f}, {dense['parameters']:,} parameters. "
         "± is the standard error of the increase, paired by rows. Speeds are ratios to the dense model (n = 1, of medians of 3 "
-        "readings and of 32 steps, on a machine that did other work; a model this small is bound by calls, not by arithmetic); "
-        "the cache after 160 tokens. Windows keep every parameter and are not timed: the mask narrows what is seen, not what is "
+        "readings and of 32 steps, on a machine that did other work; a model this small is bound by calls, not by arithmetic)"
+        f"{noise_of_speeds(result['cases'].values())}; the cache after 160 tokens. Windows keep every parameter and are not timed: the mask narrows what is seen, not what is "
         "computed.\n\n"
         f"![loss against parameters and speed](quality-{name}.png)\n\n"
         + table(
             ["replacement", "blocks", "perplexity", "loss increase", "parameters", "prefill", "decode", "cache"], rows
         )
+    )
+
+
+def noise_of_speeds(cases: Any) -> str:
+    """How far single speeds can be trusted: cases of the same sizes are models of the same shape."""
+    alike: dict[tuple[Any, ...], list[float]] = {}
+    for case in cases:
+        if "decode_ratio" in case and len(case["replaced"]) == 1:
+            alike.setdefault((case["parameters"], round(case["cache_ratio"], 4)), []).append(case["decode_ratio"])
+    spread = max((group for group in alike.values() if len(group) > 3), key=lambda group: max(group) / min(group))
+    return (
+        f", and to be read with this in mind: the same shape at another block decodes at {min(spread):.2f} to "
+        f"{max(spread):.2f} here"
     )
 
 
