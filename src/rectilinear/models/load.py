@@ -306,8 +306,9 @@ def _load(auto_class: Any, model: str | Path, what: str, **options: Any) -> Any:
         raise
     except Exception as error:  # Hub, configuration, code and weight errors share no narrower class.
         hint = "; if you trust it, try --trust-remote-code" if "trust_remote_code=True" in str(error) else ""
+        elsewhere = "" if Path(model).exists() else ", which is no folder here"
         raise RequestError(
-            f"cannot load the {what} of {str(model)!r}: {_first_line(error).rstrip(' .')}{hint}"
+            f"cannot load the {what} of {str(model)!r}{elsewhere}: {_first_line(error).rstrip(' .')}{hint}"
         ) from error
 
 
