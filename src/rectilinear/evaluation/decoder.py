@@ -53,6 +53,7 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
         self._names = [request.task_name for request in requests]
         self._count(len(requests))
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        self._names = []  # what follows may be other requests
         return found
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -65,9 +66,8 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
         return written
 
     def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:
-        if len(requests) == len(self._names):
-            for name, (_, context, continuation) in zip(self._names, requests, strict=True):
-                self.cut[name] += len(context) + len(continuation) > self.max_length + 1
+        for name, (_, context, continuation) in zip(self._names, requests, strict=False):
+            self.cut[name] += len(context) + len(continuation) > self.max_length + 1
         found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **options)
         if any(math.isnan(likelihood) for likelihood, _ in found):
             raise JobError("expected finite logits on the tasks, got others; try --dtype float32")

@@ -14,7 +14,15 @@ from torch import nn
 from rectilinear.data.pack import TokenRows
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.bootstrap import PairedDifference, paired_difference
-from rectilinear.evaluation.harness import SUPERGLUE, SUPERGLUE_GROUP, TaskScores, TaskSet, load_tasks, run_tasks
+from rectilinear.evaluation.harness import (
+    SUPERGLUE,
+    SUPERGLUE_GROUP,
+    TaskScores,
+    TaskSet,
+    load_tasks,
+    mean_of_columns,
+    run_tasks,
+)
 from rectilinear.evaluation.record import (
     DifferenceRecord,
     Differences,
@@ -205,15 +213,10 @@ def _paired(ours: TaskScores, theirs: TaskScores, task: str, metric: str) -> Pai
 
 
 def _mean_difference(rows: list[list[DifferenceRecord]]) -> DifferenceRecord:
-    """As the mean of the group is made: over tasks, of the mean of each one's columns."""
-    values = [sum(cell.value for cell in row) / len(row) for row in rows]
-    value = sum(values) / len(values)
-    if any(cell.stderr is None for row in rows for cell in row):
-        return DifferenceRecord(value=value, stderr=None)
-    errors = [sum(cell.stderr or 0.0 for cell in row) / len(row) for row in rows]
-    stderr = math.sqrt(sum(error**2 for error in errors)) / len(errors)
-    normal = math.erfc(abs(value) / stderr / math.sqrt(2)) if stderr else None
-    return DifferenceRecord(value=value, stderr=stderr, p_value=normal)
+    """Of the mean of the group; the test is a normal approximation."""
+    value, stderr = mean_of_columns(rows)
+    p_value = math.erfc(abs(value) / stderr / math.sqrt(2)) if stderr else None
+    return DifferenceRecord(value=value, stderr=stderr, p_value=p_value)
 
 
 def _same_rows(origins: list[Origin], reading: Text, tokenizer: PreTrainedTokenizerBase | None) -> TokenRows:

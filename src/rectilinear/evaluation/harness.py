@@ -15,7 +15,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
@@ -29,7 +29,7 @@ from torch import nn
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.evaluation.bootstrap import RESAMPLES, Aggregate, bootstrap_stderr
-from rectilinear.evaluation.record import GroupRecord, MetricRecord, TaskRecord
+from rectilinear.evaluation.record import DifferenceRecord, GroupRecord, MetricRecord, TaskRecord
 from rectilinear.evaluation.squad import provide_squad_metrics
 from rectilinear.evaluation.task_data import LocalData, find_data, forms_of
 from rectilinear.measurement.collect import Progress
@@ -55,11 +55,11 @@ SUPERGLUE = {
     "xstorycloze_en": ("acc",),
 }
 
-# Errors that say what they mean, or that others look for: memory that does not suffice is a RuntimeError.
-_OURS = (RequestError, JobError, MemoryError, RuntimeError)
-
 #: The group of these.
 SUPERGLUE_GROUP = "superglue"
+
+# Errors that say what they mean, or that others look for: memory that does not suffice is a RuntimeError.
+_OURS = (RequestError, JobError, MemoryError, RuntimeError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,6 @@ class TaskSet:
         missing: others of that group, which have no data.
         limit: documents of each task, at most.
         num_fewshot: examples before each question; None for each task's own number.
-        manager: of the harness.
     """
 
     tasks: Mapping[str, Task]
@@ -84,13 +83,6 @@ class TaskSet:
     missing: tuple[str, ...]
     limit: int | None
     num_fewshot: int | None
-    manager: TaskManager
-
-    @property
-    def roots(self) -> list[Task | Group]:
-        """Groups that are in no other, and tasks that are in none."""
-        nested = {name for group in self.groups.values() for name in group.child_names}
-        return [item for name, item in {**self.groups, **self.tasks}.items() if name not in nested]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +100,7 @@ class TaskScores:
     groups: Mapping[str, GroupRecord]
     items: Mapping[str, Mapping[str, Sequence[Any]]]
     aggregations: Mapping[str, Mapping[str, Aggregate]]
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...]
 
 
 def load_tasks(
@@ -169,7 +161,7 @@ def load_tasks(
         else "/".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
         for name, task in tasks.items()
     }
-    return TaskSet(tasks, loaded.get("groups", {}), sources, there, missing, limit, num_fewshot, manager)
+    return TaskSet(tasks, loaded.get("groups", {}), sources, there, missing, limit, num_fewshot)
 
 
 def run_tasks(
@@ -342,9 +334,8 @@ def _changes(local: LocalData) -> dict[str, Any]:
         from datasets import Dataset
 
         evaluated = Dataset.from_list(questions)
-        splits: dict[str, Any] = defaultdict(
-            lambda: evaluated
-        )  # whatever the harness calls the split that it evaluates
+        # Whatever the harness calls the split that it evaluates.
+        splits: dict[str, Any] = defaultdict(lambda: evaluated)
         if examples:
             splits["train"] = Dataset.from_list(examples)
         return splits
@@ -410,16 +401,22 @@ def _groups(results: Any, asked: TaskSet, tasks: Mapping[str, TaskRecord]) -> di
 
 
 def _mean_column(columns: Sequence[str], tasks: Mapping[str, TaskRecord]) -> MetricRecord:
-    """The mean over tasks of the mean of each one's columns; errors of one task's columns are taken for one error."""
     cells = [[tasks[name].metrics[metric] for metric in SUPERGLUE[name]] for name in columns]
-    errors = [cell.stderr for row in cells for cell in row]
-    spread = [_mean([cell.stderr or 0.0 for cell in row]) for row in cells]
-    return MetricRecord(
-        value=_mean([_mean([cell.value for cell in row]) for row in cells]),
-        stderr=None if None in errors else math.sqrt(sum(error**2 for error in spread)) / len(cells),
-        constant=_mean([_mean([cell.constant or 0.0 for cell in row]) for row in cells]),
-        higher_is_better=True,
-    )
+    value, stderr = mean_of_columns(cells)
+    constant = _mean([_mean([cell.constant or 0.0 for cell in row]) for row in cells])
+    return MetricRecord(value=value, stderr=stderr, constant=constant, higher_is_better=True)
+
+
+def mean_of_columns(rows: Sequence[Sequence[MetricRecord | DifferenceRecord]]) -> tuple[float, float | None]:
+    """The mean over tasks of the mean of each one's columns, and its standard error.
+
+    Errors of one task's columns are taken for one error; the mean has none where a column has none.
+    """
+    value = _mean([_mean([cell.value for cell in row]) for row in rows])
+    if any(cell.stderr is None for row in rows for cell in row):
+        return value, None
+    errors = [_mean([cell.stderr or 0.0 for cell in row]) for row in rows]
+    return value, math.sqrt(sum(error**2 for error in errors)) / len(rows)
 
 
 def _values(found: Mapping[str, Any]) -> Iterator[tuple[str, float, Any]]:

@@ -23,7 +23,7 @@ from rectilinear.evaluation.text_measures import measure_texts
 from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, record_environment, record_model
 from rectilinear.models.batches import reporting_exhausted_memory
-from rectilinear.models.blocks import find_blocks
+from rectilinear.models.blocks import find_blocks, text_config
 from rectilinear.models.completion import complete
 from rectilinear.models.load import DType
 from rectilinear.models.origin import Origin
@@ -235,7 +235,7 @@ def _write_stories(origin: Origin, recipe: StoryRecipe, asked: dict[str, Any], o
         seq_len=None,
     )
     stack = find_blocks(model)
-    width = model.config.get_text_config(decoder=True).hidden_size
+    width = text_config(model.config).hidden_size
     about = {
         "asked": asked,
         "judge": None,

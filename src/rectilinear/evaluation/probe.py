@@ -11,20 +11,18 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.harness import require
 from rectilinear.evaluation.probe_record import Probe, ProbePoint
 from rectilinear.finetuning.data import read_task
-from rectilinear.finetuning.inputs import Encoded, encode, predict
+from rectilinear.finetuning.inputs import Encoded, check_ids, describe_questions, encode, predict, warn_of_cuts
 from rectilinear.finetuning.metrics import commonest, score_answers
-from rectilinear.finetuning.record import TaskDataRecord
 from rectilinear.finetuning.tasks import Task, find_task
 from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.records import record_environment, record_model
 from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import find_blocks
-from rectilinear.models.load import DType, check_context, check_rows
+from rectilinear.models.load import DType, check_context
 from rectilinear.models.origin import Origin
 from rectilinear.models.pooled import Pooling, pool_states
 
@@ -94,14 +92,12 @@ def probe(
     find_blocks(origin.skeleton(), blocks)
     check_context(config, seq_len)
     tokenizer = tokenizer or origin.tokenizer()
-    parts = [encode(part, tokenizer, seq_len) for part in (questions.train, questions.validation)]
-    for part in parts:
-        check_rows(config, torch.tensor([[max(int(ids.max()) for texts in part.ids for ids in texts)]]))
-    train, validation = parts
+    train, validation = (encode(part, tokenizer, seq_len) for part in (questions.train, questions.validation))
+    check_ids(config, (train, validation))
     _check_questions(kind, train, folds)
     module = origin.load()
     stack = find_blocks(module, blocks)
-    texts = [ids for part in parts for of_question in part.ids for ids in of_question]
+    texts = [ids for part in (train, validation) for of_question in part.ids for ids in of_question]
 
     def attempt(size: int) -> tuple[Tensor, int]:
         return pool_states(module, stack, texts, size, pooling, progress), size
@@ -114,19 +110,10 @@ def probe(
         points.append(_probe_depth(depth, kind, (train, of_depth[:first]), (validation, of_depth[first:]), folds))
         if progress:
             progress("probes", depth + 1, states.shape[1])
-    cut = sum(part.cut for part in parts)
-    longest = max(part.longest for part in parts)
-    told = f"texts longer than {seq_len} tokens: {cut} of {len(texts)}, which lost their beginning; the longest has"
     return Probe(
         model=record_model(module, origin, stack, states.shape[-1]),
         task=task,
-        data=TaskDataRecord(
-            source=questions.source,
-            fingerprint=fingerprint([part.fingerprint for part in parts]),
-            train=len(train.questions),
-            validation=len(validation.questions),
-            cut=cut,
-        ),
+        data=describe_questions(questions.source, train, validation),
         settings={
             "pooling": pooling,
             "folds": folds,
@@ -138,7 +125,7 @@ def probe(
         },
         environment=record_environment(module),
         points=tuple(points),
-        warnings=(f"{told} {longest}, try a larger --seq-len",) if cut else (),
+        warnings=tuple(warn_of_cuts(train, validation, seq_len)),
     )
 
 

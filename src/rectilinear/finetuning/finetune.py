@@ -13,15 +13,21 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from rectilinear.core.penalties import PenaltyKind
-from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import JobError, RequestError
 from rectilinear.finetuning.folder import discard_runs, kept_runs, result_files
-from rectilinear.finetuning.inputs import Collator, bradley_terry, predict, score_texts, training_examples
+from rectilinear.finetuning.inputs import (
+    Collator,
+    bradley_terry,
+    describe_questions,
+    predict,
+    score_texts,
+    training_examples,
+    warn_of_cuts,
+)
 from rectilinear.finetuning.metrics import commonest, score_answers
 from rectilinear.finetuning.record import (
     Finetuning,
     SeedRun,
-    TaskDataRecord,
     change_of,
     linearities_of,
     summarize,
@@ -167,15 +173,7 @@ def _check_request(seeds: int, out: Path | None, save_models: bool, resume: bool
 
 def _describe(name: str, job: Job, profile: Profile) -> Finetuning:
     """The result, before any seed."""
-    parts = (job.train, job.validation)
-    cut, texts = sum(part.cut for part in parts), sum(len(ids) for part in parts for ids in part.ids)
-    warnings = []
-    if cut:
-        longest = max(part.longest for part in parts)
-        warnings.append(
-            f"texts longer than {job.tuning.seq_len} tokens: {cut} of {texts}, which lost their beginning; the longest "
-            f"has {longest}, try a larger --seq-len"
-        )
+    warnings = warn_of_cuts(job.train, job.validation, job.tuning.seq_len)
     if not job.task.ranks and len({question.answer for question in job.train.questions}) == 1:
         warnings.append(
             "all questions to train on have the same answer, so that none is to be learnt; try other --data"
@@ -183,13 +181,7 @@ def _describe(name: str, job: Job, profile: Profile) -> Finetuning:
     return Finetuning(
         model=profile.model,
         task=name,
-        data=TaskDataRecord(
-            source=job.source,
-            fingerprint=fingerprint([part.fingerprint for part in parts]),
-            train=len(job.train.questions),
-            validation=len(job.validation.questions),
-            cut=cut,
-        ),
+        data=describe_questions(job.source, job.train, job.validation),
         text=profile.data,
         settings={**asdict(job.tuning), "bfloat16": _in_bfloat16(job), "profile": profile.settings},
         environment=profile.environment,

@@ -13,11 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import JobError, RequestError
+from rectilinear.finetuning.record import TaskDataRecord
 from rectilinear.finetuning.tasks import Question, Task
 from rectilinear.models.capture import device_of, evaluating
+from rectilinear.models.load import check_rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +79,40 @@ def shorten(ids: Sequence[int], special: Sequence[int], seq_len: int) -> list[in
     ordinary = [place for place, own in enumerate(special) if not own]
     left_out = {*ordinary[:excess]}
     return [token for place, token in enumerate(ids) if place not in left_out][-seq_len:]
+
+
+def check_ids(config: PretrainedConfig | None, parts: Iterable[Encoded]) -> None:
+    """Refuse ids that a model has no embedding for.
+
+    Raises:
+        RequestError: there are such.
+    """
+    largest = max(int(ids.max()) for part in parts for texts in part.ids for ids in texts)
+    check_rows(config, torch.tensor([[largest]]))
+
+
+def describe_questions(source: str, train: Encoded, validation: Encoded) -> TaskDataRecord:
+    """Which questions these are, for a result file."""
+    return TaskDataRecord(
+        source=source,
+        fingerprint=fingerprint([train.fingerprint, validation.fingerprint]),
+        train=len(train.questions),
+        validation=len(validation.questions),
+        cut=train.cut + validation.cut,
+    )
+
+
+def warn_of_cuts(train: Encoded, validation: Encoded, seq_len: int) -> list[str]:
+    """A warning where texts were too long."""
+    parts = (train, validation)
+    cut, texts = sum(part.cut for part in parts), sum(len(ids) for part in parts for ids in part.ids)
+    if not cut:
+        return []
+    longest = max(part.longest for part in parts)
+    return [
+        f"texts longer than {seq_len} tokens: {cut} of {texts}, which lost their beginning; the longest "
+        f"has {longest}, try a larger --seq-len"
+    ]
 
 
 class Example(NamedTuple):

@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from rectilinear.core.penalties import PenaltyKind
 from rectilinear.data.pack import pack_rows
 from rectilinear.errors import RequestError
 from rectilinear.finetuning.data import TaskData, read_task
-from rectilinear.finetuning.inputs import Encoded, encode
+from rectilinear.finetuning.inputs import Encoded, check_ids, encode
 from rectilinear.finetuning.tasks import Task, find_task
 from rectilinear.measurement.measure import Inputs, read_inputs
 from rectilinear.models.blocks import find_blocks, text_config
-from rectilinear.models.load import DType, check_classifier, check_context, check_rows
+from rectilinear.models.load import DType, check_classifier, check_context
 from rectilinear.models.origin import Origin, Text, tokenize_with
 from rectilinear.training.loop import trains_on_cpu
 from rectilinear.training.regularizer import check_penalty
@@ -106,8 +104,7 @@ def prepare_job(name: str, data: str | Path | None, origin: Origin, tuning: Tuni
     check_context(config, tuning.seq_len)
     padding = _padding_of(tokenizer, config)
     train, validation = (encode(part, tokenizer, tuning.seq_len) for part in (questions.train, questions.validation))
-    largest = max(int(ids.max()) for part in (train, validation) for texts in part.ids for ids in texts)
-    check_rows(config, torch.tensor([[largest]]))
+    check_ids(config, (train, validation))
     inputs = _read_text(name, questions, origin, tokenizer, tuning)
     return Job(task, questions.source, train, validation, inputs, origin, tokenizer, padding, tuning)
 
