@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rectilinear.core.solve import solve
     from rectilinear.data.stories import generate_stories
     from rectilinear.errors import JobError, RequestError
-    from rectilinear.evaluation.evaluate import evaluate
+    from rectilinear.evaluation.evaluate import evaluate, evaluate_all
     from rectilinear.evaluation.judge import StoryRecipe, judge
     from rectilinear.evaluation.judge_client import JudgeEndpoint
     from rectilinear.evaluation.judge_record import JudgeReport
@@ -66,6 +66,7 @@ _HOMES = {
     "Upkeep": "pretraining.pretrain",
     "dynamics": "measurement.dynamics",
     "evaluate": "evaluation.evaluate",
+    "evaluate_all": "evaluation.evaluate",
     "find_blocks": "models.blocks",
     "finetune": "finetuning.finetune",
     "generate_stories": "data.stories",
@@ -106,6 +107,7 @@ __all__ = [
     "Upkeep",
     "dynamics",
     "evaluate",
+    "evaluate_all",
     "find_blocks",
     "finetune",
     "generate_stories",

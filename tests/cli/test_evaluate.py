@@ -2,8 +2,10 @@
 
 import json
 import re
+from itertools import pairwise
 
 import pytest
+import torch
 
 import rectilinear
 from tests.conftest import build_llama
@@ -139,3 +141,59 @@ def test_tasks_of_two_models(process, tiny_checkpoint, other_checkpoint, tmp_pat
 
 def written_error(written):
     return written["groups"]["superglue"]["metrics"]["mean"]["stderr"]
+
+
+@pytest.fixture(scope="module")
+def several(process, tiny_checkpoint, other_checkpoint, text_file, tmp_path_factory):
+    """What a real process made of two models against one of them, with a probe of it."""
+    folder = tmp_path_factory.mktemp("several")
+    data = write_superglue(folder / "superglue", train=20, validation=10)
+    assert process("probe", other_checkpoint, "--task", "cb", "--data", data, "--folds", 2, "--seq-len", 64,
+                   "--out", folder / "probed").code == 0  # fmt: skip
+    asked = ("--text", text_file, *SIZE, "--tasks", "copa", "--data", data, "--include", folder / "probed")
+    models = (tiny_checkpoint, other_checkpoint, "--against", tiny_checkpoint)
+    return process("evaluate", *models, *asked, "--out", folder / "out"), folder / "out"
+
+
+def test_several_models_have_a_file_each(several, tiny_checkpoint, other_checkpoint):
+    ran, out = several
+    assert (ran.code, ran.err) == (0, "")
+    names = [tiny_checkpoint.name, other_checkpoint.name]
+    assert sorted(folder.name for folder in out.iterdir()) == sorted(names)
+    ours, other = (json.loads((out / name / "evaluation.json").read_text()) for name in names)
+    assert (ours["model"]["id"], other["model"]["id"]) == (str(tiny_checkpoint), str(other_checkpoint))
+    assert (ours["probes"], [*other["probes"]]) == ({}, ["cb"])
+    assert ours["against"] == other["against"]
+
+
+def test_several_models_stand_side_by_side(several, tiny_checkpoint, other_checkpoint):
+    ran, out = several
+    other = json.loads((out / other_checkpoint.name / "evaluation.json").read_text())
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in ran.out.splitlines() if line[:1] == "│"]
+    below = {before[0]: (before, after) for before, after in pairwise(lines) if not after[0]}
+    (_, *numbers), (_, *changes) = below["loss (nats a token)"]
+    assert numbers[2] == f"{other['loss']:.4f} ± {other['stderr']:.4f}"
+    assert changes[0] == ""
+    assert changes[1] == "+0.0000 ± 0.0000"
+    assert changes[2].startswith(f"{other['differences']['loss']:+.4f} ± ")
+    shown = {line[0]: line for line in lines}
+    accuracy = other["tasks"]["copa"]["metrics"]["acc"]["value"]
+    assert shown["copa"][1:3] == ["10", "acc"]
+    assert shown["copa"][6].startswith(f"{accuracy:.4f} ± ")
+    assert shown["probe of cb"][4:6] == ["-", "-"]
+    assert "below each number the difference" in ran.out
+    headings = next(line for line in ran.out.splitlines() if line[:1] == "┃")
+    assert f"{tiny_checkpoint.name}-2" in headings  # the one that the others stand against
+
+
+def test_what_is_done_is_kept_where_a_later_model_fails(command, tiny_checkpoint, save_checkpoint, text_file, tmp_path):
+    broken = build_llama(seed=2)
+    with torch.no_grad():
+        broken.lm_head.weight[5, 5] = float("nan")
+    models = (tiny_checkpoint, save_checkpoint(broken, "broken"))
+    ran = command("evaluate", *models, "--text", text_file, *SIZE, "--no-speed", "--out", tmp_path / "out")
+    assert ran.code == 1
+    assert "expected a finite loss" in ran.err
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == [tiny_checkpoint.name]
+    assert "loss (nats a token)" in ran.out
+    assert f"wrote evaluation.json to {tmp_path / 'out' / tiny_checkpoint.name}\n" in ran.out

@@ -76,7 +76,7 @@ def test_speed_and_cache(alone):
 
 
 def test_without_speed_nothing_is_timed(tiny_checkpoint, text_file, alone, monkeypatch):
-    monkeypatch.setattr("rectilinear.evaluation.evaluate.measure_speed", None)
+    monkeypatch.setattr("rectilinear.evaluation.run.measure_speed", None)
     found = rectilinear.evaluate(tiny_checkpoint, text_file, speed=False, **SIZE)
     assert found.loss == alone.loss
     assert (found.tokens_per_second.prefill, found.tokens_per_second.decode, found.cache_bytes) == (None, None, None)
@@ -235,7 +235,7 @@ def test_memory_that_does_not_suffice(tiny_checkpoint, text_file, monkeypatch):
     def exhausted(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("rectilinear.evaluation.evaluate.measure_perplexity", exhausted)
+    monkeypatch.setattr("rectilinear.evaluation.run.measure_perplexity", exhausted)
     with pytest.raises(JobError, match="out of memory; try a smaller --batch-size"):
         rectilinear.evaluate(tiny_checkpoint, text_file, **SIZE)
 
@@ -246,7 +246,35 @@ def test_progress_tells_the_models_apart(tiny_checkpoint, other_checkpoint, text
         tiny_checkpoint, text_file, against=other_checkpoint, progress=lambda *report: said.append(report), **SIZE
     )
     stages = list(dict.fromkeys(stage for stage, _, _ in said))
-    assert stages == ["rows", "speed", "rows (against)", "speed (against)"]
+    assert stages == ["rows (against)", "speed (against)", "rows", "speed"]
     for stage in stages:
         last = [report for report in said if report[0] == stage][-1]
         assert last[1] == last[2]
+
+
+def test_several_models_are_evaluated_as_if_alone(tiny_checkpoint, other_checkpoint, text_file, alone, pair):
+    models = [tiny_checkpoint, other_checkpoint]
+    found = [*rectilinear.evaluate_all(models, text_file, **SIZE)]
+    assert [evaluation.model.id for evaluation in found] == [str(model) for model in models]
+    assert without_times(found[0]) == without_times(alone)
+    both = [*rectilinear.evaluate_all(models, text_file, against=other_checkpoint, **SIZE)]
+    assert without_times(both[0]) == without_times(pair)
+    assert both[1].differences.loss == 0
+
+
+def test_models_come_one_by_one_and_the_other_one_runs_once(tiny_checkpoint, other_checkpoint, text_file):
+    said = []
+    running = rectilinear.evaluate_all(
+        [other_checkpoint, tiny_checkpoint], text_file, against=tiny_checkpoint, **SIZE,
+        speed=False, progress=lambda stage, done, total: said.append(stage),
+    )  # fmt: skip
+    next(running)
+    assert list(dict.fromkeys(said)) == ["rows (against)", "rows (1 of 2)"]
+    next(running)
+    assert list(dict.fromkeys(said)) == ["rows (against)", "rows (1 of 2)", "rows (2 of 2)"]
+
+
+def test_all_models_are_looked_at_before_the_first_one_runs(tiny_checkpoint, text_file, monkeypatch):
+    monkeypatch.setattr("rectilinear.models.origin.load_model", None)
+    with pytest.raises(RequestError, match="no model at"):
+        next(rectilinear.evaluate_all([tiny_checkpoint, "./none"], text_file, **SIZE))

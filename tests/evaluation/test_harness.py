@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import random
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy
 import pytest
 import torch
 from datasets import Dataset
+from scipy.stats import norm
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -69,7 +71,7 @@ def as_on_the_hub(task, folder):
     return [{**r, "label": values.index(r["label"])} for r in rows]
 
 
-def run_the_harness(model, tokenizer, tasks, rows_of, limit=None):
+def run_the_harness(model, tokenizer, tasks, rows_of, limit=None, **options):
     """The harness by itself, with the Hub's rows where it would download them."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -83,7 +85,7 @@ def run_the_harness(model, tokenizer, tasks, rows_of, limit=None):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("lm_eval.api.task.datasets.load_dataset", load)
         decoder = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=2)
-        return lm_eval.simple_evaluate(decoder, tasks=[*tasks], bootstrap_iters=0, limit=limit)["results"]
+        return lm_eval.simple_evaluate(decoder, tasks=[*tasks], bootstrap_iters=0, limit=limit, **options)["results"]
 
 
 def values_of(found):
@@ -197,6 +199,49 @@ def test_the_batch_changes_nothing(batch_size, scored, model, beginning, data):
 
 def test_a_tokenizer_that_ends_texts_does_not_end_prompts(scored, model, tiny_tokenizer, data):
     assert {**run_tasks(model, tiny_tokenizer, load_tasks(LOCAL, data), 4).tasks} == {**scored.tasks}
+
+
+CHAT = (
+    "{% for message in messages %}{{ '<s>' if loop.first }}"
+    "{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chatting(beginning):
+    made = copy.deepcopy(beginning)
+    made.chat_template = CHAT
+    return made
+
+
+@pytest.mark.parametrize("instruction", [None, "It was old."])
+def test_chats_are_those_of_the_harness(instruction, model, chatting, data):
+    asked = load_tasks(LOCAL, data, apply_chat_template=True, system_instruction=instruction)
+    found = run_tasks(model, chatting, asked, 4)
+    options = {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": instruction}
+    expected = run_the_harness(model, chatting, LOCAL, lambda task: as_on_the_hub(task, data), **options)
+    assert values_of(found) == values_of_the_harness(expected)
+    [prompt, *_] = asked.tasks["boolq"].instances[0].args
+    begun = f"<s>system: {instruction}\nuser: It was 0." if instruction else "<s>user: It was 0."
+    assert prompt.startswith(begun)
+    assert prompt.endswith("\nassistant: ")
+
+
+def test_chats_that_begin_and_end_by_themselves(model, chatting, tiny_tokenizer, data):
+    """A tokenizer that ends texts adds nothing to one that begins as chats do, and so nothing is taken off it."""
+    ending = copy.deepcopy(tiny_tokenizer)
+    ending.chat_template = CHAT
+    ending.bos_token = "<s>"
+    own = copy.deepcopy(chatting)
+    own.bos_token = "<s>"
+    asked = load_tasks(LOCAL, data, apply_chat_template=True)
+    assert {**run_tasks(model, ending, asked, 4).items} == {**run_tasks(model, own, asked, 4).items}
+
+
+def test_a_tokenizer_without_a_chat_template(model, beginning, data):
+    with pytest.raises(RequestError, match="expected a tokenizer with a chat template"):
+        rectilinear.evaluate(model, tasks=["copa"], data=data, tokenizer=beginning, apply_chat_template=True)
 
 
 def test_examples_come_from_the_training_file(model, beginning, data):
@@ -421,9 +466,17 @@ def test_logits_that_are_not_finite(model, beginning, data):
 
 def test_a_group_of_the_harness(model, beginning, data, monkeypatch):
     """From the Hub, or what stands for it here."""
+    rng, words = random.Random(0), ("a cat", "a dog", "the old man", "it was red")
     story = {f"input_sentence_{k}": f"It {k}." for k in range(1, 5)}
-    quiz = {"sentence_quiz1": "a cat.", "sentence_quiz2": "a dog."}
-    rows = [{"story_id": str(i), **story, **quiz, "answer_right_ending": 1 + i % 2} for i in range(6)]
+    rows = [
+        {
+            "story_id": str(i),
+            **story,
+            **{f"sentence_quiz{k}": f"{rng.choice(words)}, {rng.choice(words)}." for k in (1, 2)},
+        }
+        | {"answer_right_ending": 1 + (i % 3 == 0)}
+        for i in range(12)
+    ]
     splits = {split: Dataset.from_list(rows) for split in ("train", "eval")}
     monkeypatch.setattr("lm_eval.api.task.datasets.load_dataset", lambda **_: splits)
     found = run_tasks(model, beginning, load_tasks(["xstorycloze"]), 8)
@@ -432,6 +485,15 @@ def test_a_group_of_the_harness(model, beginning, data, monkeypatch):
     values = [found.tasks[name].metrics["acc"].value for name in group.tasks]
     assert group.metrics["acc"].value == pytest.approx(sum(values) / 11)
     assert found.tasks["xstorycloze_en"].source == "juletxara/xstory_cloze/en"
+    other = build_llama(seed=1)
+    compared = rectilinear.evaluate(model, tasks=["xstorycloze"], tokenizer=beginning, against=other).differences
+    found, theirs = compared.groups["xstorycloze"]["acc"], run_tasks(other, beginning, load_tasks(["xstorycloze"]), 8)
+    assert found.value == pytest.approx(group.metrics["acc"].value - theirs.groups["xstorycloze"].metrics["acc"].value)
+    assert found.value != 0
+    # Tasks are of the same size here, so that the group's error is that of a mean of independent tasks.
+    errors = [compared.tasks[name]["acc"].stderr for name in group.tasks]
+    assert found.stderr == pytest.approx(math.sqrt(sum(error**2 for error in errors)) / 11, rel=1e-6)
+    assert found.p_value == pytest.approx(2 * norm.sf(abs(found.value) / found.stderr))
 
 
 def test_one_document_has_no_error(model, beginning, data):

@@ -1,16 +1,21 @@
 """The file has the keys that other programs read, and comes back as it was."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 import rectilinear
 from rectilinear import Evaluation, RequestError
-from rectilinear.evaluation.record import Differences, Measurements, SpeedRecord, compare
+from rectilinear.evaluation.differences import compare
+from rectilinear.evaluation.record import Differences, Measurements, SpeedRecord
+from rectilinear.evaluation.run import Run
 from tests.conftest import build_llama
 
 MEASURED = {
     "groups",
+    "probes",
+    "stories",
     "model",
     "environment",
     "perplexity",
@@ -60,7 +65,8 @@ def test_keys_of_two_models(pair):
     assert written.keys() == {"schema", "data", "settings", "against", "differences", "warnings", *MEASURED}
     assert written["against"].keys() == MEASURED
     ratios = {"perplexity_ratio", "tokens_per_second", "cache_bytes"}
-    assert written["differences"].keys() == {"loss", "loss_stderr", "parameters", "tasks", "groups", *ratios}
+    others = {"loss", "loss_stderr", "parameters", "tasks", "groups", "probes", "stories"}
+    assert written["differences"].keys() == {*others, *ratios}
     assert written["differences"]["tokens_per_second"].keys() == {"prefill", "decode"}
 
 
@@ -82,14 +88,16 @@ def test_what_is_not_an_evaluation(tmp_path, alone):
         rectilinear.Profile.load(tmp_path / "evaluation.json")
 
 
-def measurements(alone, prefill, decode, cache_bytes):
+def run(alone, prefill, decode, cache_bytes, loss):
+    """What came of a model, whose loss minus any other's is given."""
     changes = {"tokens_per_second": SpeedRecord(prefill=prefill, decode=decode), "cache_bytes": cache_bytes}
-    return Measurements(**{**{name: getattr(alone, name) for name in Measurements.model_fields}, **changes})
+    measured = Measurements(**{**{name: getattr(alone, name) for name in Measurements.model_fields}, **changes})
+    return Run(measured, SimpleNamespace(minus=lambda other: loss), None, None, {})
 
 
 def test_ratios_are_of_the_model_to_the_other(alone):
-    one, other = measurements(alone, 30.0, 8.0, 100), measurements(alone, 60.0, 2.0, 400)
-    assert compare(one, other, 0.0, 0.5) == Differences(
+    one, other = run(alone, 30.0, 8.0, 100, (0.0, 0.5)), run(alone, 60.0, 2.0, 400, None)
+    assert compare(one, other) == Differences(
         loss=0.0,
         loss_stderr=0.5,
         perplexity_ratio=1.0,
@@ -100,8 +108,8 @@ def test_ratios_are_of_the_model_to_the_other(alone):
 
 
 def test_no_ratio_to_what_is_not_there_or_nothing(alone):
-    one, other = measurements(alone, 30.0, None, 100), measurements(alone, None, 2.0, 0)
-    found = compare(one, other, 1000.0, None)
+    one, other = run(alone, 30.0, None, 100, (1000.0, None)), run(alone, None, 2.0, 0, (0.0, None))
+    found = compare(one, other)
     assert (found.tokens_per_second.prefill, found.tokens_per_second.decode, found.cache_bytes) == (None, None, None)
     assert found.perplexity_ratio is None  # beyond float64
-    assert compare(other, one, 0.0, None).cache_bytes == 0.0
+    assert compare(other, one).cache_bytes == 0.0

@@ -1,12 +1,13 @@
 """The table shows what was evaluated, and leaves out what was not."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from rectilinear.evaluation.record import Differences, Evaluation, Measurements
-from rectilinear.report.evaluation_table import print_evaluation
+from rectilinear.report.evaluation_table import print_evaluation, print_side_by_side, short_names
 
 ENVIRONMENT = {"rectilinear": "1", "torch": "2", "transformers": "5", "device": "cpu", "dtype": "float32"}
 
@@ -103,3 +104,67 @@ def test_two_models(width):
 @pytest.mark.parametrize("name", ["runs[final]/model", "runs[/x]/model"])
 def test_square_brackets_in_names_are_letters(name):
     assert name in printed(make(name))
+
+
+def test_square_brackets_in_headings_are_letters():
+    assert "tiny[final]" in side_by_side([make("org/tiny[final]"), make("org/other")])
+
+
+def side_by_side(evaluations, width=140):
+    console = Console(file=io.StringIO(), width=width)
+    print_side_by_side(evaluations, console)
+    return console.file.getvalue()
+
+
+def scored(name, against=None, **tasks):
+    """An evaluation on tasks alone; each accuracy as given, and less by 0.1 than the other model's."""
+    metrics = {
+        task: {"n": 20, "num_fewshot": 0, "version": 1, "source": "x", "cut": 0,
+               "metrics": {"acc": {"value": value, "stderr": 0.05, "constant": 0.25}}}
+        for task, value in tasks.items()
+    }  # fmt: skip
+    found = Evaluation(**measurements(name, None, tasks=metrics), data=None, settings={})
+    if against is None:
+        return found
+    other = Measurements(**{field: getattr(against, field) for field in Measurements.model_fields})
+    change = {"value": -0.1, "stderr": 0.03, "p_value": 0.02}
+    none = {"loss": None, "loss_stderr": None, "perplexity_ratio": None, "tokens_per_second": {}, "cache_bytes": None}
+    differences = Differences(**none, parameters=0, tasks={task: {"acc": change} for task in tasks})
+    return found.model_copy(update={"against": other, "differences": differences})
+
+
+def test_several_models():
+    text = side_by_side([scored("a/one", copa=0.5, boolq=0.6), scored("b/two", copa=0.7)])
+    assert text.splitlines()[0] == "one, two"
+    assert rows(text) == [
+        "copa|20|acc|0.2500|0.5000 ± 0.0500|0.7000 ± 0.0500",
+        "boolq|20|acc|0.2500|0.6000 ± 0.0500|-",
+    ]
+    assert "difference" not in text
+
+
+def test_several_models_against_another():
+    other = scored("b/dense", copa=0.6)
+    text = side_by_side([scored("a/one", other, copa=0.5), scored("a/one", other, copa=0.4)])
+    assert text.splitlines()[0] == "one, one-2 against dense"
+    assert rows(text) == [
+        "copa|20|acc|0.2500|0.6000 ± 0.0500|0.5000 ± 0.0500|0.4000 ± 0.0500",
+        "|||||-0.1000 ± 0.0300|-0.1000 ± 0.0300",
+    ]
+
+
+def test_more_models_than_a_line_has_room_for():
+    """Tables of as many as fit, the other model in each; nothing is cut off."""
+    other = scored("dense", copa=0.6)
+    text = side_by_side([scored(f"model{k}", other, copa=k / 10) for k in range(5)], width=100)
+    headings = [line.strip("┃").split("┃") for line in text.splitlines() if line[:1] == "┃"]
+    models = [[heading.strip() for heading in line[4:]] for line in headings]
+    assert models == [["dense", f"model{k}"] for k in range(5)]
+    assert [row.split("|")[5] for row in rows(text)][::2] == [f"{k / 10:.4f} ± 0.0500" for k in range(5)]
+    assert "…" not in text
+
+
+def test_names_of_models():
+    assert short_names(["a/x", "b/x", "x", "a/y/"]) == ["x", "x-2", "x-3", "y"]
+    assert short_names(["x-2", "x", "b/x"]) == ["x-2", "x", "x-3"]
+    assert short_names([".", ".."]) == [Path.cwd().name, Path.cwd().parent.name]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import typer
+
 from rectilinear.cli import options
 from rectilinear.cli.console import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, parse_batch_size
-from rectilinear.errors import RequestError
 from rectilinear.staging import staged
 
 
 def evaluate(
-    model: options.Model,
+    context: typer.Context,
+    models: options.Models,
     text: options.EvaluatedText = None,
     tasks: options.EvaluatedTasks = None,
     data: options.EvaluatedData = None,
     limit: options.Limit = None,
     num_fewshot: options.FewShot = None,
+    apply_chat_template: options.ChatTemplate = False,
+    system_instruction: options.SystemInstruction = None,
+    include: options.Include = None,
     against: options.Against = None,
     max_tokens: options.MaxTokens = 100_000,
     seq_len: options.SeqLen = 256,
@@ -32,51 +37,71 @@ def evaluate(
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
 ) -> None:
-    """Measure how well a decoder predicts some text, how fast it runs, and what it scores on tasks.
+    """Measure how well decoders predict some text, how fast they run, and what they score on tasks.
 
-    Prints tables; with --out also writes evaluation.json.
+    Prints tables; with --out also writes evaluation.json, of several models one each in a folder of its own.
 
     Example: rectilinear evaluate storyteller --text stories --out evaluation
 
     Example: rectilinear evaluate EleutherAI/pythia-70m --tasks superglue --data superglue
+
+    Example: rectilinear evaluate smaller smallest --against dense --text valid.txt --include probed --include judged
     """
     check_out(out, overwrite)
     rows_at_once = parse_batch_size(batch_size)
     names = () if tasks is None else options.parse_names("--tasks", tasks)
-    idle = {"--data": data, "--limit": limit, "--num-fewshot": num_fewshot}
-    if given := [name for name, value in idle.items() if value is not None and not names]:
-        raise RequestError(f"expected --tasks with {given[0]}, which changes nothing without")
+    of_tasks = ("data", "limit", "num_fewshot", "apply_chat_template", "system_instruction")
+    options.refuse_idle(context, (not names, "without --tasks", of_tasks))
 
     import rectilinear
-    from rectilinear.report.evaluation_table import print_evaluation
+    from rectilinear.report.evaluation_table import print_evaluation, print_side_by_side, short_names
 
-    with progress() as report:
-        evaluation = rectilinear.evaluate(
-            model,
-            text,
-            tasks=names,
-            data=data,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            against=against,
-            max_tokens=max_tokens,
-            seq_len=seq_len,
-            batch_size=rows_at_once,
-            device=device,
-            dtype=dtype.value,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            column=column,
-            config=config,
-            split=split,
-            seed=seed,
-            speed=speed,
-            progress=report,
-        )
-    # Files first: whoever reads the table may close the pipe.
-    if out:
-        with staged(out) as folder:
-            evaluation.save(folder)
-    print_evaluation(evaluation, stdout())
-    if out:
-        print(f"wrote {evaluation.file_name} to {out}")
+    # Of several models each has a folder of its own, written as soon as the model is done.
+    folders = [out] if len(models) == 1 else [out and out / name for name in short_names(models)]
+    done: list[rectilinear.Evaluation] = []
+    try:
+        with progress() as report:
+            evaluations = rectilinear.evaluate_all(
+                models,
+                text,
+                tasks=names,
+                data=data,
+                limit=limit,
+                num_fewshot=num_fewshot,
+                apply_chat_template=apply_chat_template,
+                system_instruction=system_instruction,
+                include=include or (),
+                against=against,
+                max_tokens=max_tokens,
+                seq_len=seq_len,
+                batch_size=rows_at_once,
+                device=device,
+                dtype=dtype.value,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                column=column,
+                config=config,
+                split=split,
+                seed=seed,
+                speed=speed,
+                progress=report,
+            )
+            for evaluation, folder in zip(evaluations, folders, strict=True):
+                # Files first: whoever reads the table may close the pipe.
+                if folder:
+                    with staged(folder) as place:
+                        evaluation.save(place)
+                done.append(evaluation)
+    except KeyboardInterrupt:
+        if done and out:
+            raise typer.Abort(f"{out} keeps the models that are done") from None
+        raise
+    finally:
+        # What some models scored is not lost where another fails.
+        if len(done) == len(models) == 1:
+            print_evaluation(done[0], stdout())
+        elif done:
+            print_side_by_side(done, stdout())
+        if done and out:
+            where = ", ".join(map(str, folders[: len(done)]))
+            print(f"wrote {rectilinear.Evaluation.file_name} to {where}", flush=True)

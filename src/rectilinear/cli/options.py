@@ -79,6 +79,10 @@ class RegularizerName(str, Enum):
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Hub id, path, or 'storyteller' (built in).", show_default=False)
 ]
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL...", help="Hub ids, paths, or 'storyteller' (built in).", show_default=False),
+]
 Checkpoints = Annotated[
     list[str],
     typer.Argument(
@@ -132,12 +136,27 @@ FewShot = Annotated[
     int | None,
     typer.Option("--num-fewshot", help="Examples before each question; default: each task's own.", show_default=False),
 ]
+ChatTemplate = Annotated[
+    bool,
+    typer.Option("--apply-chat-template", help="Put prompts into the tokenizer's chat template, examples as turns."),
+]
+SystemInstruction = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="To put before prompts of tasks.", show_default=False)
+]
 Against = Annotated[
     str | None,
     typer.Option(
         "--against",
         metavar="MODEL",
         help="Another model to compare with, on the same rows and documents; its default revision.",
+        show_default=False,
+    ),
+]
+Include = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="DIR",
+        help="Results of rectilinear probe and judge of these models, in DIR or folders in it; may be repeated.",
         show_default=False,
     ),
 ]

@@ -41,12 +41,15 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         """Token ids of a text that goes on."""
         ids: list[int] = super().tok_encode(string, add_special_tokens=add_special_tokens, **options)
-        return ids[:-1] if self._ends_texts and add_special_tokens is not False else ids
+        # The harness adds no special tokens to texts that begin with one, as those of chats do.
+        ended = self._ends_texts and add_special_tokens is not False and ids[-1:] == [self.eot_token_id]
+        return ids[:-1] if ended else ids
 
     def tok_batch_encode(self, strings: list[str], **options: Any) -> tuple[Any, Any]:
         """Token ids of texts that go on, padded on the left, and their mask."""
         ids, mask = super().tok_batch_encode(strings, **options)
-        return (ids[:, :-1], mask[:, :-1]) if self._ends_texts else (ids, mask)
+        ended = self._ends_texts and bool((ids[:, -1] == self.eot_token_id).all())
+        return (ids[:, :-1], mask[:, :-1]) if ended else (ids, mask)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihoods of continuations."""

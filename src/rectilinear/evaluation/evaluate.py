@@ -1,65 +1,96 @@
-"""Evaluating a model: its perplexity, speed and what it scores on tasks, alone or beside another's."""
+"""Evaluating models: perplexity, speed and what they score on tasks, with probes and stories that there are already."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import nn
 
 from rectilinear.data.pack import TokenRows
 from rectilinear.errors import RequestError
-from rectilinear.evaluation.bootstrap import PairedDifference, paired_difference
-from rectilinear.evaluation.harness import (
-    SUPERGLUE,
-    SUPERGLUE_GROUP,
-    TaskScores,
-    TaskSet,
-    load_tasks,
-    mean_of_columns,
-    run_tasks,
-)
-from rectilinear.evaluation.record import (
-    DifferenceRecord,
-    Differences,
-    Evaluation,
-    Measurements,
-    SpeedRecord,
-    compare,
-    finite,
-)
-from rectilinear.evaluation.speed import REPEATS, measure_speed, plan_speed
+from rectilinear.evaluation.differences import are_comparable, begin_alike, compare, were_judged_alike
+from rectilinear.evaluation.gather import gather_results
+from rectilinear.evaluation.harness import SUPERGLUE_GROUP, check_chat_template, load_tasks, require
+from rectilinear.evaluation.record import Evaluation
+from rectilinear.evaluation.run import Run, Work, run_model
+from rectilinear.evaluation.speed import REPEATS, plan_speed
 from rectilinear.linearization.plan import Plan
 from rectilinear.measurement.collect import Progress
-from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
-from rectilinear.measurement.records import DataRecord, record_environment, record_model
-from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
-from rectilinear.models.blocks import BlockStack, find_blocks, text_config
+from rectilinear.measurement.records import DataRecord
+from rectilinear.models.batches import BatchSize, check_batch_size
+from rectilinear.models.blocks import text_config
 from rectilinear.models.load import DType, resolve
 from rectilinear.models.origin import Origin, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
-# Tokens that a request of a task is thought to have where the batch size is not given.
-_REQUEST_TOKENS = 128
+#: A Hub id, a path, ``"storyteller"``, or a module that takes ids and returns an object with ``logits``.
+Model = str | Path | nn.Module
 
 
-@reporting_exhausted_memory
-def evaluate(
-    model: str | Path | nn.Module,
+class Options(TypedDict, total=False):
+    """What `evaluate_all` takes by name."""
+
+    tasks: Sequence[str]
+    data: str | Path | None
+    limit: int | None
+    num_fewshot: int | None
+    apply_chat_template: bool
+    system_instruction: str | None
+    include: Sequence[str | Path]
+    tokenizer: PreTrainedTokenizerBase | None
+    against: Model | None
+    max_tokens: int
+    seq_len: int
+    batch_size: BatchSize
+    device: str
+    dtype: DType
+    revision: str | None
+    trust_remote_code: bool
+    column: str
+    config: str | None
+    split: str
+    seed: int
+    speed: bool
+    progress: Progress | None
+
+
+def evaluate(model: Model, text: str | Path | None = None, **options: Unpack[Options]) -> Evaluation:
+    """Measure how well a causal language model predicts some text, how fast it runs, and what it scores on tasks.
+
+    Args:
+        model: Hub id, path, ``"storyteller"``, or a module that takes ids and returns an object
+            with ``logits``. A module is evaluated where it is, as it is, and left so.
+        text: a text source; see `rectilinear.data.text.open_text`. None for tasks alone.
+        options: what to ask and how, by the names and with the defaults of `evaluate_all`: ``tasks``, ``data``,
+            ``against``, ``batch_size``, ``device``, ...
+
+    Raises:
+        RequestError, JobError: as `evaluate_all`.
+    """
+    [evaluation] = evaluate_all([model], text, **options)
+    return evaluation
+
+
+def evaluate_all(
+    models: Sequence[Model],
     text: str | Path | None = None,
     *,
     tasks: Sequence[str] = (),
     data: str | Path | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
+    include: Sequence[str | Path] = (),
     tokenizer: PreTrainedTokenizerBase | None = None,
-    against: str | Path | nn.Module | None = None,
+    against: Model | None = None,
     max_tokens: int = 100_000,
     seq_len: int = 256,
     batch_size: BatchSize = "auto",
@@ -73,23 +104,27 @@ def evaluate(
     seed: int = 0,
     speed: bool = True,
     progress: Progress | None = None,
-) -> Evaluation:
-    """Measure how well a causal language model predicts some text, how fast it runs, and what it scores on tasks.
+) -> Iterator[Evaluation]:
+    """Evaluate some models on the same rows of text and the same documents of tasks, each as soon as it is its turn.
 
-    With ``against`` another model is measured in the same way on the same rows and documents, one after
-    the other, so that both need not fit in memory at once.
+    Models run one after the other, so that they need not fit in memory at once. With ``against`` one more is
+    evaluated first, and every other one compared with it, row by row and document by document.
 
     Args:
-        model: Hub id, path, ``"storyteller"``, or a module that takes ids and returns an object
-            with ``logits``. A module is evaluated where it is, as it is, and left so.
+        models: Hub ids, paths, ``"storyteller"``, or modules.
         text: a text source; see `rectilinear.data.text.open_text`. None for tasks alone.
         tasks: of lm-evaluation-harness, by name, or ``superglue``: the columns of the paper's Table 2
             and their mean.
         data: a folder with the tasks' data; see `rectilinear.evaluation.task_data.find_data`. None for the Hub.
         limit: documents of each task, at most.
         num_fewshot: examples before each question; None for each task's own number.
-        tokenizer: for both models; default: each model's own, which must make the same rows.
-        against: the model to compare with; its default revision, everything else as for ``model``.
+        apply_chat_template: put prompts of tasks into the chat template of each model's tokenizer, examples as earlier
+            turns.
+        system_instruction: to put before prompts of tasks; None for each task's own.
+        include: folders with results of `rectilinear.probe` and `rectilinear.judge`, which become part of the
+            evaluation of the model that has the same weights.
+        tokenizer: for all models; default: each model's own, which must make the same rows.
+        against: the model to compare with; its default revision, everything else as for the others.
         max_tokens, seq_len: text becomes ``max_tokens // seq_len`` rows of ``seq_len`` tokens.
         batch_size: rows in a forward pass; ``"auto"`` halves it when memory runs out.
         device, dtype, revision, trust_remote_code: for loading; see `rectilinear.models.load`.
@@ -98,80 +133,70 @@ def evaluate(
             time; see `rectilinear.evaluation.speed`.
         progress: called with (stage, done, total).
 
+    Returns:
+        The evaluations, in the order of the models.
+
     Raises:
         RequestError: the request cannot be met: no such model, text or column; text shorter than one
             row; rows longer than a model's context; models that make different rows of the text;
-            a model without logits; neither text nor tasks; tasks that are not there.
+            a model without logits; neither text nor tasks nor results to include; tasks or results that are not there.
         JobError: a loss that is not finite, memory that does not suffice.
     """
     check_batch_size(batch_size)
-    if text is None and not tasks:
-        raise RequestError("expected --text, --tasks or both, got neither")
+    if text is None and not tasks and not include:
+        raise RequestError("expected --text, --tasks, --include or several of them, got none")
     if seq_len < 2:
         raise RequestError(f"expected rows of at least 2 tokens, of which 1 is predicted, got --seq-len {seq_len}")
-    origins = [Origin(model, revision, trust_remote_code, device, dtype)]
-    if against is not None:
-        origins.append(Origin(against, None, trust_remote_code, device, dtype))
+    if include and against is not None:
+        require("scipy", "eval")
+    origins = [Origin(model, revision, trust_remote_code, device, dtype) for model in models]
+    other = None if against is None else Origin(against, None, trust_remote_code, device, dtype)
+    everyone = [*origins, other] if other else origins
     # Before the weights, which may take long: everything that can be refused without them.
     reading = None if text is None else Text(text, max_tokens, seq_len, column, config, split, seed)
-    rows = None if reading is None else _same_rows(origins, reading, tokenizer)
-    lengths = _prompt_lengths(origins, seq_len) if rows and speed else None
-    asked = load_tasks(tasks, data, limit=limit, num_fewshot=num_fewshot) if tasks else None
-    tokenizers = [tokenizer or origin.tokenizer() for origin in origins] if asked else [None for _ in origins]
+    rows = None if reading is None else _same_rows(everyone, reading, tokenizer)
+    lengths = _prompt_lengths(everyone, seq_len) if rows and speed else None
+    gathered = gather_results(include)
+    asked = None
+    if tasks:
+        asked = load_tasks(
+            tasks,
+            data,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            apply_chat_template=apply_chat_template,
+            system_instruction=system_instruction,
+        )
+    for origin in everyone:
+        if asked:
+            check_chat_template(tokenizer or origin.tokenizer(), asked)
+        origin.skeleton()
 
-    work = _Work(rows, lengths, asked, seed, batch_size)
-    reports = (progress, _of_the_other(progress))
-    ran = [
-        _measure(origin, work, own, report) for origin, own, report in zip(origins, tokenizers, reports, strict=False)
-    ]
-    warnings = []
-    if asked and asked.missing:
-        missing, there = ", ".join(asked.missing), ", ".join(asked.columns)
-        warnings.append(f"{SUPERGLUE_GROUP}: no data of {missing}; the mean is over {there}")
-    for origin, run in zip(origins, ran, strict=True):
-        whose = f"{origin.name or 'the model'}, " if against is not None else ""
-        warnings += [whose + warning for warning in (run.scores.warnings if run.scores else ())]
-    if reading and rows:
-        warnings += [warning for origin in origins if origin.name for warning in _fitted_on(origin.name, rows, reading)]
-    return Evaluation(
-        **dict(ran[0].measured),
-        data=rows
-        and DataRecord(
-            source=str(text),
-            fingerprint=rows.fingerprint,
-            tokens=rows.ids.numel(),
-            rows=len(rows.ids),
-            seq_len=seq_len,
-        ),
-        settings=_settings(reading, work, ran, data),
-        against=ran[1].measured if len(ran) > 1 else None,
-        differences=_differences(*ran) if len(ran) > 1 else None,
-        warnings=tuple(dict.fromkeys(warnings)),
+    work = Work(rows, lengths, asked, gathered, seed, batch_size)
+    told = rows and DataRecord(
+        source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=len(rows.ids), seq_len=seq_len
     )
+    theirs = other and run_model(other, work, tokenizer, _named(progress, "against"))
+    first = theirs  # what others stand beside
+    for place, origin in enumerate(origins, 1):
+        which = f"{place} of {len(origins)}" if len(origins) > 1 else ""
+        ours = run_model(origin, work, tokenizer, _named(progress, which))
+        pair = [(origin, ours)] + ([(other, theirs)] if other and theirs else [])
+        warnings = [*_warnings(pair, work, reading, len(everyone) > 1), *(_not_alike(ours, first) if first else ())]
+        first = first or ours
+        yield Evaluation(
+            **dict(ours.measured),
+            data=told,
+            settings=_settings(reading, work, [run for _, run in pair], data, include),
+            against=theirs and theirs.measured,
+            differences=theirs and compare(ours, theirs, asked),
+            warnings=tuple(dict.fromkeys(warnings)),
+        )
 
 
-@dataclass(frozen=True, eq=False)
-class _Work:
-    """What is asked of each model."""
-
-    rows: TokenRows | None
-    lengths: tuple[int, int] | None
-    tasks: TaskSet | None
-    seed: int
-    batch_size: BatchSize
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """What came of a model."""
-
-    measured: Measurements
-    perplexity: Perplexity | None
-    scores: TaskScores | None
-    sizes: Mapping[str, int]
-
-
-def _settings(reading: Text | None, work: _Work, ran: Sequence[_Run], data: str | Path | None) -> dict[str, Any]:
+def _settings(
+    reading: Text | None, work: Work, ran: Sequence[Run], data: str | Path | None, include: Sequence[str | Path]
+) -> dict[str, Any]:
     settings: dict[str, Any] = {"seed": work.seed}
     if reading:
         settings |= {key: value for key, value in asdict(reading).items() if key not in ("source", "seq_len")}
@@ -179,55 +204,64 @@ def _settings(reading: Text | None, work: _Work, ran: Sequence[_Run], data: str 
     if work.lengths:
         settings |= dict(zip(("prompt_tokens", "new_tokens", "repeats"), (*work.lengths, REPEATS), strict=True))
     if work.tasks:
-        settings |= {"limit": work.tasks.limit, "num_fewshot": work.tasks.num_fewshot, "lm_eval": version("lm_eval")}
-        settings["task_data"] = None if data is None else str(data)
+        names = ("limit", "num_fewshot", "apply_chat_template", "system_instruction")
+        settings |= {name: getattr(work.tasks, name) for name in names}
+        settings |= {"lm_eval": version("lm_eval"), "task_data": None if data is None else str(data)}
+    if include:
+        settings["include"] = [str(folder) for folder in include]
     for prefix, run in zip(("", "against_"), ran, strict=False):
         settings |= {prefix + name: size for name, size in run.sizes.items()}
     return settings
 
 
-def _differences(ours: _Run, theirs: _Run) -> Differences:
-    """The model beside the other one, paired by rows of text and documents of tasks."""
-    loss = ours.perplexity.minus(theirs.perplexity) if ours.perplexity and theirs.perplexity else (None, None)
-    found = compare(ours.measured, theirs.measured, *loss)
-    if not (ours.scores and theirs.scores):
-        return found
-    tasks = {
-        name: {
-            metric: DifferenceRecord(**asdict(_paired(ours.scores, theirs.scores, name, metric)))
-            for metric in record.metrics
-        }
-        for name, record in ours.scores.tasks.items()
-    }
-    groups = {
-        name: {"mean": _mean_difference([[tasks[task][metric] for metric in SUPERGLUE[task]] for task in record.tasks])}
-        for name, record in ours.scores.groups.items()
-        if name == SUPERGLUE_GROUP
-    }
-    return found.model_copy(update={"tasks": tasks, "groups": groups})
+def _warnings(ran: Sequence[tuple[Origin, Run]], work: Work, reading: Text | None, several: bool) -> Iterator[str]:
+    """What a reader of an evaluation must know: of the model's run, and of the other's where there is one."""
+    if work.tasks and work.tasks.missing:
+        missing, there = ", ".join(work.tasks.missing), ", ".join(work.tasks.columns)
+        yield f"{SUPERGLUE_GROUP}: no data of {missing}; the mean is over {there}"
+    for origin, run in ran:
+        whose = f"{origin.name or 'the model'}, " if several else ""
+        found = (run.scores.warnings if run.scores else ()) + _warnings_included(run)
+        yield from (whose + warning for warning in found)
+        if origin.name and reading and work.rows:
+            yield from _fitted_on(origin.name, work.rows, reading)
+        if work.gathered.models and not (run.measured.probes or run.stories):
+            yield (
+                f"nothing was included of {origin.name or 'the model'}: results are of "
+                f"{', '.join(sorted({*work.gathered.models.values()}))} with other weights; try the same --dtype and "
+                "--revision for all commands"
+            )
 
 
-def _paired(ours: TaskScores, theirs: TaskScores, task: str, metric: str) -> PairedDifference:
-    aggregate = ours.aggregations[task][metric]
-    return paired_difference(aggregate, ours.items[task][metric], theirs.items[task][metric])
+def _warnings_included(run: Run) -> tuple[str, ...]:
+    probes = (f"probe of {task}: {said}" for task, probe in run.measured.probes.items() for said in probe.warnings)
+    stories = run.stories.report.warnings if run.stories else ()
+    return (*probes, *(f"stories: {said}" for said in stories))
 
 
-def _mean_difference(rows: list[list[DifferenceRecord]]) -> DifferenceRecord:
-    """Of the mean of the group; the test is a normal approximation."""
-    value, stderr = mean_of_columns(rows)
-    p_value = math.erfc(abs(value) / stderr / math.sqrt(2)) if stderr else None
-    return DifferenceRecord(value=value, stderr=stderr, p_value=p_value)
+def _not_alike(ours: Run, theirs: Run) -> Iterator[str]:
+    """What two models both have that does not belong side by side."""
+    others = theirs.measured.probes
+    names = f"{ours.measured.model.id} and {theirs.measured.model.id}"
+    for task, probe in ours.measured.probes.items():
+        if task in others and not are_comparable(probe, others[task]):
+            yield f"probes of {task} cannot be compared: {names} were asked other questions, or pooled otherwise"
+    if ours.stories and theirs.stories:
+        if not begin_alike(ours.stories, theirs.stories):
+            yield f"stories cannot be compared: those of {names} begin differently, or were written by other settings"
+        elif not were_judged_alike(ours.stories, theirs.stories):
+            yield f"marks cannot be compared: stories of {names} had different judges"
 
 
-def _same_rows(origins: list[Origin], reading: Text, tokenizer: PreTrainedTokenizerBase | None) -> TokenRows:
+def _same_rows(origins: Sequence[Origin], reading: Text, tokenizer: PreTrainedTokenizerBase | None) -> TokenRows:
     """The rows of text that every model takes, and makes with its own tokenizer."""
-    first, *others = (origin.rows(reading, tokenizer) for origin in origins)
-    for other in others:
-        if other.fingerprint != first.fingerprint:
+    first = origins[0].rows(reading, tokenizer)
+    for origin in origins[1:]:
+        if origin.rows(reading, tokenizer).fingerprint != first.fingerprint:
             raise RequestError(
                 f"expected tokenizers that make the same rows of the text, got different rows of {origins[0].name} "
-                f"and {origins[1].name}: perplexities over different tokens cannot be compared; "
-                "try --against a model with the same tokenizer"
+                f"and {origin.name}: perplexities over different tokens cannot be compared; "
+                "try models with the same tokenizer"
             )
     return first
 
@@ -253,61 +287,15 @@ def _text_of(source: str | Path, settings: Mapping[str, Any]) -> tuple[Any, ...]
     return Path(source).expanduser().resolve(), seed, *(settings.get(key) for key in ("column", "config", "split"))
 
 
-def _prompt_lengths(origins: list[Origin], seq_len: int) -> tuple[int, int]:
+def _prompt_lengths(origins: Sequence[Origin], seq_len: int) -> tuple[int, int]:
     """Lengths of prompt and continuation that fit into every model's context."""
     found = (getattr(text_config(origin.config()), "max_position_embeddings", None) for origin in origins)
     contexts = [context for context in found if isinstance(context, int) and context > 0]
     return plan_speed(seq_len, min(contexts, default=None))
 
 
-def _measure(origin: Origin, work: _Work, tokenizer: PreTrainedTokenizerBase | None, progress: Progress | None) -> _Run:
-    """One model's record, its losses and scores, and how many rows and requests it took at once."""
-    module = origin.load(head=True)
-    sizes: dict[str, int] = {}
-    perplexity = ran = scores = None
-    if work.rows:
-        ids = work.rows.ids
-
-        def predict(size: int) -> tuple[Perplexity, int]:
-            return measure_perplexity(module, ids, size, progress), size
-
-        perplexity, size = with_batch_size(predict, work.batch_size, module, ids.shape[1])
-        sizes["batch_size"] = min(size, len(ids))
-        if work.lengths:
-            prompt_tokens, new_tokens = work.lengths
-            ran = measure_speed(module, ids[:1, :prompt_tokens], new_tokens, progress=progress)
-    if work.tasks and tokenizer:
-        asked = work.tasks
-
-        def answer(size: int) -> tuple[TaskScores, int]:
-            return run_tasks(module, tokenizer, asked, size, seed=work.seed, progress=progress), size
-
-        scores, sizes["tasks_batch_size"] = with_batch_size(answer, work.batch_size, module, _REQUEST_TOKENS)
-    width = getattr(text_config(getattr(module, "config", None)), "hidden_size", None)
-    described = record_model(module, origin, _find_blocks(module), width)
-    told: dict[str, Any] = {}
-    if perplexity:
-        told |= {"perplexity": finite(perplexity.perplexity), "loss": perplexity.loss}
-        told |= {"stderr": perplexity.stderr, "tokens": perplexity.tokens}
-    if ran:
-        told |= {"tokens_per_second": SpeedRecord(prefill=ran.prefill, decode=ran.decode)}
-        told["cache_bytes"] = ran.cache_bytes
-    if scores:
-        told |= {"tasks": scores.tasks, "groups": scores.groups}
-    measured = Measurements(
-        model=described, environment=record_environment(module), parameters=described.parameters, **told
-    )
-    return _Run(measured, perplexity, scores, sizes)
-
-
-def _find_blocks(module: nn.Module) -> BlockStack | None:
-    """The block stack, which no number here depends on; None where it is not to be found."""
-    try:
-        return find_blocks(module)
-    except RequestError:
-        return None
-
-
-def _of_the_other(progress: Progress | None) -> Progress | None:
-    """Progress whose stages say that it is the other model's."""
-    return progress and (lambda stage, done, total: progress(f"{stage} (against)", done, total))
+def _named(progress: Progress | None, which: str) -> Progress | None:
+    """Progress whose stages say which model they are of."""
+    if not (progress and which):
+        return progress
+    return lambda stage, done, total: progress(f"{stage} ({which})", done, total)

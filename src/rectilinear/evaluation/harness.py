@@ -74,6 +74,8 @@ class TaskSet:
         missing: others of that group, which have no data.
         limit: documents of each task, at most.
         num_fewshot: examples before each question; None for each task's own number.
+        apply_chat_template: whether prompts are put into the tokenizer's chat template, examples as earlier turns.
+        system_instruction: that comes before prompts; None for each task's own.
     """
 
     tasks: Mapping[str, Task]
@@ -83,6 +85,8 @@ class TaskSet:
     missing: tuple[str, ...]
     limit: int | None
     num_fewshot: int | None
+    apply_chat_template: bool
+    system_instruction: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +113,8 @@ def load_tasks(
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
 ) -> TaskSet:
     """Find tasks and read their data.
 
@@ -117,6 +123,8 @@ def load_tasks(
         data: a folder of files (see `rectilinear.evaluation.task_data.find_data`); None for the Hub.
         limit: documents of each task, at most.
         num_fewshot: examples before each question; None for each task's own number.
+        apply_chat_template: put prompts into the chat template of the model's tokenizer, examples as earlier turns.
+        system_instruction: to put before prompts; None for each task's own.
 
     Raises:
         RequestError: the harness is not installed, a name it does not know, data that are not there or are not what
@@ -161,7 +169,17 @@ def load_tasks(
         else "/".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
         for name, task in tasks.items()
     }
-    return TaskSet(tasks, loaded.get("groups", {}), sources, there, missing, limit, num_fewshot)
+    return TaskSet(
+        tasks,
+        loaded.get("groups", {}),
+        sources,
+        there,
+        missing,
+        limit,
+        num_fewshot,
+        apply_chat_template,
+        system_instruction,
+    )
 
 
 def run_tasks(
@@ -184,13 +202,14 @@ def run_tasks(
         progress: called with (stage, done, total).
 
     Raises:
-        RequestError: no transformers model.
+        RequestError: no transformers model, a tokenizer without the chat template that is asked for.
         JobError: a task that the harness could not run.
     """
     from transformers import PreTrainedModel
 
     if not isinstance(module, PreTrainedModel):
         raise RequestError(f"expected a transformers model for tasks, got {type(module).__name__}")
+    check_chat_template(tokenizer, asked)
     with _quiet(), evaluating(module), own_randomness(module):
         from lm_eval.evaluator import evaluate
 
@@ -204,12 +223,28 @@ def run_tasks(
                 {"tasks": dict(asked.tasks), "groups": dict(asked.groups)},
                 limit=asked.limit,
                 bootstrap_iters=RESAMPLES,
+                system_instruction=asked.system_instruction,
+                apply_chat_template=asked.apply_chat_template,
+                fewshot_as_multiturn=asked.apply_chat_template,
             )
         except _OURS:
             raise
         except Exception as error:  # tasks bring code of their own
             raise JobError(f"the harness could not run {', '.join(asked.tasks)}: {_first_line(error)}") from error
         return _scores(results, asked, decoder.cut)
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, asked: TaskSet) -> None:
+    """Refuse a tokenizer without the chat template that is asked for.
+
+    Raises:
+        RequestError: it has none.
+    """
+    if asked.apply_chat_template and not tokenizer.chat_template:
+        raise RequestError(
+            f"expected a tokenizer with a chat template, got {tokenizer.name_or_path or 'one'} without; try without "
+            "--apply-chat-template"
+        )
 
 
 def _seed(asked: TaskSet, seed: int) -> None:
@@ -398,6 +433,35 @@ def _groups(results: Any, asked: TaskSet, tasks: Mapping[str, TaskRecord]) -> di
             tasks=asked.columns, missing=asked.missing, metrics={"mean": _mean_column(asked.columns, tasks)}
         )
     return records
+
+
+def combine(
+    groups: Mapping[str, Group], tasks: Mapping[str, Mapping[str, DifferenceRecord]], sizes: Mapping[str, int]
+) -> dict[str, dict[str, tuple[float, float | None]]]:
+    """Differences of the harness's groups and their standard errors, by group and metric, as it combines scores.
+
+    Args:
+        groups: by name.
+        tasks: differences by task and metric.
+        sizes: documents of each task.
+    """
+    told = {
+        task: {"sample_len": sizes[task]}
+        | {key: value for name, cell in metrics.items() for key, value in _as_result(name, cell)}
+        for task, metrics in tasks.items()
+    }
+    return {
+        name: {metric: (value, _number(error)) for metric, value, error in _values(group.aggregate(told))}
+        for name, group in groups.items()
+        if group.has_aggregation
+    }
+
+
+def _as_result(name: str, cell: DifferenceRecord) -> Iterator[tuple[str, Any]]:
+    """As the harness has metrics in its results."""
+    metric, _, kept = name.partition(",")
+    yield f"{metric},{kept or 'none'}", cell.value
+    yield f"{metric}_stderr,{kept or 'none'}", "N/A" if cell.stderr is None else cell.stderr
 
 
 def _mean_column(columns: Sequence[str], tasks: Mapping[str, TaskRecord]) -> MetricRecord:

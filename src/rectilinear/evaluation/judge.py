@@ -16,7 +16,14 @@ from rectilinear.data.fingerprint import fingerprint
 from rectilinear.data.text import open_text
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.harness import require
-from rectilinear.evaluation.judge_client import INSTRUCTIONS, JudgeEndpoint, ask, estimate_tokens, read_judgements
+from rectilinear.evaluation.judge_client import (
+    INSTRUCTIONS,
+    JUDGEMENTS,
+    JudgeEndpoint,
+    ask,
+    estimate_tokens,
+    read_judgements,
+)
 from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeReport, MarkRecord, Marks, Story
 from rectilinear.evaluation.reference import measure_reference
 from rectilinear.evaluation.text_measures import measure_texts
@@ -32,8 +39,8 @@ from rectilinear.staging import staged
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Files of a run, beside ``judge.json``: what was asked for, the stories, the answers so far.
-REQUEST, STORIES, JUDGEMENTS = "request.json", "stories.jsonl", "judgements.jsonl"
+#: Files of a run, beside ``judge.json`` and the answers so far: what was asked for, and the stories.
+REQUEST, STORIES = "request.json", "stories.jsonl"
 
 #: Called before the judge is asked, with stories that are left and about how many tokens these and their answers have.
 Announce = Callable[[int, int, int], None]

@@ -30,6 +30,9 @@ INSTRUCTIONS = (
     '"grammar", "creativity", "consistency" and "plot", and nothing else.'
 )
 
+#: The file of a run with the answers, one a line.
+JUDGEMENTS = "judgements.jsonl"
+
 # Tokens of an answer at most, four numbers with their names.
 ANSWER_TOKENS = 100
 

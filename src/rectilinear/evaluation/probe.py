@@ -11,9 +11,10 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.harness import require
-from rectilinear.evaluation.probe_record import Probe, ProbePoint
+from rectilinear.evaluation.probe_record import Probe, ProbePoint, best_of
 from rectilinear.finetuning.data import read_task
 from rectilinear.finetuning.inputs import Encoded, check_ids, describe_questions, encode, predict, warn_of_cuts
 from rectilinear.finetuning.metrics import commonest, score_answers
@@ -104,10 +105,12 @@ def probe(
 
     states, size = with_batch_size(attempt, batch_size, module, seq_len)
     first = sum(map(len, train.ids))
-    points = []
+    points, predictions = [], []
     for depth in range(states.shape[1]):
         of_depth = states[:, depth].double().numpy()
-        points.append(_probe_depth(depth, kind, (train, of_depth[:first]), (validation, of_depth[first:]), folds))
+        point, answers = _probe_depth(depth, kind, (train, of_depth[:first]), (validation, of_depth[first:]), folds)
+        points.append(point)
+        predictions.append(answers)
         if progress:
             progress("probes", depth + 1, states.shape[1])
     return Probe(
@@ -125,8 +128,28 @@ def probe(
         },
         environment=record_environment(module),
         points=tuple(points),
+        questions=_fingerprint(validation),
+        right=_right(validation, predictions[points.index(best_of(points))]),
         warnings=tuple(warn_of_cuts(train, validation, seq_len)),
     )
+
+
+def _fingerprint(asked: Encoded) -> str:
+    """Of what is asked, whatever the tokenizer."""
+    return fingerprint(
+        part
+        for question in asked.questions
+        for text in question.texts
+        for part in (f"{len(text)} {question.answer}", text)
+    )
+
+
+def _right(asked: Encoded, predictions: Sequence[int]) -> str:
+    """Which answers are right; see `rectilinear.evaluation.probe_record.Probe`."""
+    groups: dict[int, str] = {}
+    for question, prediction in zip(asked.questions, predictions, strict=True):
+        groups[question.group] = groups.get(question.group, "") + str(int(prediction == question.answer))
+    return " ".join(groups.values())
 
 
 def _check_questions(task: Task, train: Encoded, folds: int) -> None:
@@ -152,7 +175,8 @@ def _probe_depth(
     train: tuple[Encoded, numpy.ndarray],
     validation: tuple[Encoded, numpy.ndarray],
     folds: int,
-) -> ProbePoint:
+) -> tuple[ProbePoint, Sequence[int]]:
+    """What a probe made of one depth, and its answers to the questions of the validation part."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
@@ -175,19 +199,21 @@ def _probe_depth(
     with numpy.errstate(divide="ignore"):  # of probabilities that are 0
         scores[:, search.classes_] = torch.from_numpy(search.predict_log_proba(others))
     answers, trained = ([question.answer for question in part.questions] for part in (asked, taught))
-    return ProbePoint(
+    predictions = predict(task, asked, scores)
+    point = ProbePoint(
         depth=depth,
         c=float(search.best_params_["logisticregression__C"]),
         cross_validated=float(search.best_score_),
         metrics=score_answers(
             task.metrics,
             answers,
-            predict(task, asked, scores),
+            predictions,
             [question.group for question in asked.questions],
             constant=None if task.ranks else commonest(trained),
             labels=2 if task.choices else len(task.labels),
         ),
     )
+    return point, predictions
 
 
 def _targets(task: Task, encoded: Encoded) -> tuple[Sequence[int], Sequence[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -32,9 +33,20 @@ class Probe(ResultFile):
     settings: dict[str, Any]
     environment: EnvironmentRecord
     points: tuple[ProbePoint, ...] = Field(description="by depth")
+    questions: str = Field(description="SHA-256 of texts and answers of the validation part")
+    right: str = Field(
+        pattern="^[01]+( [01]+)*$",
+        description="a digit a question of that part, 1 where the best depth's answer is right; questions that depend "
+        "on one another stand together, spaces between others",
+    )
     warnings: tuple[str, ...] = ()
 
     @property
     def best(self) -> ProbePoint:
         """The depth that cross-validation on the training part prefers; of equal ones the first."""
-        return max(self.points, key=lambda point: point.cross_validated)
+        return best_of(self.points)
+
+
+def best_of(points: Sequence[ProbePoint]) -> ProbePoint:
+    """The depth that cross-validation prefers; of equal ones the first."""
+    return max(points, key=lambda point: point.cross_validated)

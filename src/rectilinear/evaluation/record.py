@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rectilinear.measurement.perplexity import exponential
+from rectilinear.evaluation.judge_record import JudgeReport
+from rectilinear.evaluation.probe_record import Probe
 from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 
 
@@ -71,6 +72,8 @@ class Measurements(Record):
     )
     tasks: dict[str, TaskRecord] = Field(default_factory=dict)
     groups: dict[str, GroupRecord] = Field(default_factory=dict)
+    probes: dict[str, Probe] = Field(default_factory=dict, description="by task")
+    stories: JudgeReport | None = Field(default=None, description="null where none were included")
 
 
 class Differences(Record):
@@ -84,6 +87,13 @@ class Differences(Record):
     cache_bytes: float | None = Field(description="a ratio; null where either is not measured or the other's is 0")
     tasks: dict[str, dict[str, DifferenceRecord]] = Field(default_factory=dict, description="by task and metric")
     groups: dict[str, dict[str, DifferenceRecord]] = Field(default_factory=dict, description="by group and metric")
+    probes: dict[str, DifferenceRecord] = Field(
+        default_factory=dict,
+        description="by task, of accuracies at the depths that cross-validation prefers",
+    )
+    stories: dict[str, DifferenceRecord] = Field(
+        default_factory=dict, description="by mark, over stories that were scored of both"
+    )
 
 
 class Evaluation(Measurements, ResultFile):
@@ -106,25 +116,6 @@ class Evaluation(Measurements, ResultFile):
         return json.dumps({**first, **dumped}, indent=2, allow_nan=False) + "\n"
 
 
-def compare(one: Measurements, other: Measurements, loss: float | None, loss_stderr: float | None) -> Differences:
-    """Put one model beside another, given the difference of their losses and its standard error."""
-    ours, theirs = one.tokens_per_second, other.tokens_per_second
-    return Differences(
-        loss=loss,
-        loss_stderr=loss_stderr,
-        perplexity_ratio=None if loss is None else finite(exponential(loss)),
-        parameters=one.parameters - other.parameters,
-        tokens_per_second=SpeedRecord(
-            prefill=_ratio(ours.prefill, theirs.prefill), decode=_ratio(ours.decode, theirs.decode)
-        ),
-        cache_bytes=_ratio(one.cache_bytes, other.cache_bytes),
-    )
-
-
 def finite(value: float) -> float | None:
     """The value; None where it is not finite, which JSON cannot hold."""
     return value if math.isfinite(value) else None
-
-
-def _ratio(one: float | None, other: float | None) -> float | None:
-    return None if one is None or not other else one / other

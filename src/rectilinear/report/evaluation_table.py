@@ -1,128 +1,293 @@
-"""An evaluation as a table on a terminal."""
+"""Evaluations as tables on a terminal: of one model, of one against another, of any number side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
 from rich.box import HEAVY_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from rectilinear.evaluation.harness import is_perplexity
-from rectilinear.evaluation.record import DifferenceRecord, Differences, Evaluation, Measurements, MetricRecord
+from rectilinear.evaluation.record import DifferenceRecord, Differences, Evaluation, Measurements
 from rectilinear.measurement.perplexity import exponential
 from rectilinear.report.tables import print_warnings
 
-
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """One line a quantity; the other model and the differences beside it where there is one."""
-    table = Table("", box=HEAVY_HEAD)
-    columns = [_cells(evaluation)]
-    table.add_column("model", justify="right", no_wrap=True)
-    if evaluation.against and evaluation.differences:
-        columns += [_cells(evaluation.against), _difference_cells(evaluation.differences)]
-        table.add_column("against", justify="right", no_wrap=True)
-        table.add_column("difference", justify="right", no_wrap=True)
-    names = ("perplexity", "loss (nats a token)", "parameters", "prefill tokens/s", "decode tokens/s", "cache bytes")
-    for name, *cells in zip(names, *columns, strict=True):
-        if any(cell != "-" for cell in cells):
-            table.add_row(name, *cells)
-    return table
+# Letters that a model's column takes side by side with others, and those before it.
+_COLUMN, _NAMES = 19, 58
 
 
-def tasks_table(evaluation: Evaluation) -> Table:
-    """One line a metric of each task, then of each group; what a constant answer scores beside it."""
-    table = Table(box=HEAVY_HEAD)
-    for heading in ("task", "documents", "metric"):
-        table.add_column(heading, justify="right" if heading == "documents" else "left", no_wrap=True)
-    headings = ["constant", "model"] + ["against", "difference", "p"] * (evaluation.against is not None)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for kind in ("tasks", "groups"):
-        for name, record in getattr(evaluation, kind).items():
-            head = (name, f"{record.n:,}" if kind == "tasks" else "")
-            for metric, ours in record.metrics.items():
-                cells = ["-" if ours.constant is None else f"{ours.constant:.4f}", _score(ours)]
-                if evaluation.against and evaluation.differences:
-                    theirs = getattr(evaluation.against, kind)[name].metrics[metric]
-                    between = getattr(evaluation.differences, kind).get(name, {}).get(metric)
-                    cells += [_score(theirs), *_between(between, is_perplexity(metric))]
-                table.add_row(*head, metric, *cells)
-                head = ("", "")
-        if kind == "tasks":
-            table.add_section()
-    return table
+_KINDS = ("tasks", "groups", "probes", "stories")
+
+
+class _Line(NamedTuple):
+    """What a number is of: such of one kind stand together."""
+
+    kind: str
+    name: str
+    metric: str
+
+
+class _Score(NamedTuple):
+    """A number of a model, as a table has it."""
+
+    text: str
+    n: int | None = None
+    constant: float | None = None
+
+
+#: Columns of a table by their headings, cells by what they are of.
+_Columns = dict[str, dict[_Line, str]]
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
-    """Print which models on which text, the table, and how to read it."""
+    """Print which models on which text, the tables, and how to read them."""
     against = f" against {evaluation.against.model.id}" if evaluation.against else ""
-    text = f": {evaluation.data.tokens:,} tokens of {evaluation.data.source}" if evaluation.data else ""
-    # Beside the table, not in it: as narrow as it is, it would break their lines.
-    console.print(f"{evaluation.model.id}{against}{text}", style="italic", markup=False, highlight=False)
-    if evaluation.data:
-        console.print(evaluation_table(evaluation))
-    if caption := _caption(evaluation):
-        console.print(caption, style="dim italic", markup=False, highlight=False)
-    if evaluation.tasks:
-        console.print(tasks_table(evaluation))
-        console.print(_tasks_caption(evaluation), style="dim italic", markup=False, highlight=False)
-    print_warnings(evaluation.warnings, console)
+    _print(evaluation.model.id + against, [([evaluation], ())], console)
 
 
-def _caption(evaluation: Evaluation) -> str:
-    said = ["±: standard error over rows"] if evaluation.data else []
-    if evaluation.against and evaluation.data:
-        said.append("x: ratio of model to against")
-    if evaluation.settings.get("speed"):
-        lengths = (evaluation.settings["prompt_tokens"], evaluation.settings["new_tokens"])
-        said.append("speed and cache: one row, {} tokens read, {} decoded".format(*lengths))
-    return "; ".join(said)
-
-
-def _tasks_caption(evaluation: Evaluation) -> str:
-    said = ["constant: the best answer that is always the same", "±: standard error over documents"]
-    if evaluation.against:
-        said.append("p: of no difference, on the same documents")
-    return "; ".join(said)
-
-
-def _score(metric: MetricRecord) -> str:
-    if abs(metric.value) >= 1000:  # a perplexity
-        return f"{metric.value:.4g}" + ("" if metric.stderr is None else f" ± {metric.stderr:.2g}")
-    return _with_error(f"{metric.value:.4f}", metric.stderr)
-
-
-def _between(difference: DifferenceRecord | None, of_logarithms: bool) -> list[str]:
-    if difference is None:
-        return ["-", "-"]
-    p_value, factor = difference.p_value, f"x {exponential(difference.value):.4g}"
-    return [
-        factor if of_logarithms else _with_error(f"{difference.value:+.4f}", difference.stderr),
-        "-" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}",
+def print_side_by_side(evaluations: Sequence[Evaluation], console: Console) -> None:
+    """Print evaluations of several models, all against the same one or none, in as many tables as the width needs."""
+    other = evaluations[0].against
+    others = [other.model.id] if other else []
+    names = short_names([*(found.model.id for found in evaluations), *others])
+    at_once = max(1, (console.width - _NAMES) // _COLUMN - len(others))
+    parts = [
+        (evaluations[start : start + at_once], [*names[start : start + at_once], *names[len(evaluations) :]])
+        for start in range(0, len(evaluations), at_once)
     ]
+    title = ", ".join(names[: len(evaluations)]) + "".join(f" against {name}" for name in names[len(evaluations) :])
+    _print(title, parts, console)
 
 
-def _cells(measured: Measurements) -> list[str]:
+def _print(title: str, parts: Sequence[tuple[Sequence[Evaluation], Sequence[str]]], console: Console) -> None:
+    """Tables of some models at once, each with their names."""
+    everything = [evaluation for part, _ in parts for evaluation in part]
+    first = everything[0]
+    text = f": {first.data.tokens:,} tokens of {first.data.source}" if first.data else ""
+    # Beside the table, not in it: as narrow as it is, it would break their lines.
+    console.print(title + text, style="italic", markup=False, highlight=False)
+    if first.data:
+        for part, names in parts:
+            console.print(text_table(part, names))
+        console.print(_text_caption(everything), style="dim italic", markup=False, highlight=False)
+    if any(_scores(evaluation) for evaluation in everything):
+        for part, names in parts:
+            console.print(scores_table(part, names))
+        console.print(_scores_caption(everything), style="dim italic", markup=False, highlight=False)
+    print_warnings([*dict.fromkeys(said for found in everything for said in found.warnings)], console)
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """What comes after the last slash, with a number where that is another's name already."""
+    found: list[str] = []
+    for model in models:
+        last = Path(model).name
+        name = last if last not in ("", "..") else Path(model).resolve().name
+        numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        found.append(next(one for one in numbered if one not in found))
+    return found
+
+
+def text_table(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> Table:
+    """One line a quantity of text and speed.
+
+    Args:
+        evaluations: one, with the other model and the differences beside it; or several, the other model before them
+            and differences below their numbers.
+        names: of several models, then of the other one.
+    """
+    columns = _columns(evaluations, names, _text_cells, _text_changes)
+    table = Table("", box=HEAVY_HEAD)
+    for heading in columns:
+        table.add_column(escape(heading), justify="right", no_wrap=True)
+    for line in next(iter(columns.values())):
+        cells = [column.get(line, "-") for column in columns.values()]
+        if any(cell != "-" for cell in cells):
+            table.add_row(line.name, *cells)
+    return table
+
+
+def scores_table(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> Table:
+    """One line a metric of tasks, groups, probes and stories; what a constant answer scores beside it.
+
+    Args:
+        evaluations, names: as of `text_table`.
+    """
+    columns = _columns(evaluations, names, lambda found: _texts(_scores(found)), _score_changes)
+    if "difference" in columns and not names:
+        columns["p"] = _p_values(evaluations[0].differences)
+    lines: dict[_Line, _Score] = {}
+    for evaluation in evaluations:
+        lines = {**_scores(evaluation), **lines}
+    table = Table(box=HEAVY_HEAD)
+    for heading in ("task", "n", "metric", "constant", *columns):
+        table.add_column(escape(heading), justify="left" if heading in ("task", "metric") else "right", no_wrap=True)
+    before = None
+    for line in sorted(lines, key=lambda line: _KINDS.index(line.kind)):
+        if before and line.kind != before.kind:
+            table.add_section()
+        same = before is not None and (line.kind, line.name) == (before.kind, before.name)
+        score = lines[line]
+        table.add_row(
+            "" if same else escape(line.name),
+            "" if same or score.n is None else f"{score.n:,}",
+            escape(line.metric),
+            "-" if score.constant is None else f"{score.constant:.4f}",
+            *(column.get(line, "-") for column in columns.values()),
+        )
+        before = line
+    return table
+
+
+def _columns(
+    evaluations: Sequence[Evaluation],
+    names: Sequence[str],
+    cells: Callable[[Measurements], dict[_Line, str]],
+    changes: Callable[[Differences], dict[_Line, str]],
+) -> _Columns:
+    first = evaluations[0]
+    if not names:
+        columns = {"model": cells(first)}
+        if first.against and first.differences:
+            columns |= {"against": cells(first.against), "difference": changes(first.differences)}
+        return columns
+    columns = {names[-1]: cells(first.against)} if first.against else {}
+    for name, evaluation in zip(names, evaluations, strict=False):
+        below = changes(evaluation.differences) if evaluation.differences else {}
+        own = cells(evaluation)
+        columns[name] = {line: f"{own[line]}\n{below[line]}" if line in below else own[line] for line in own}
+    return columns
+
+
+def _text_cells(measured: Measurements) -> dict[_Line, str]:
     speed = measured.tokens_per_second
-    return [
+    return _quantities(
         "-" if measured.perplexity is None else f"{measured.perplexity:.4g}",
         "-" if measured.loss is None else _with_error(f"{measured.loss:.4f}", measured.stderr),
         f"{measured.parameters:,}",
         _whole(speed.prefill),
         _whole(speed.decode),
         _whole(measured.cache_bytes),
-    ]
+    )
 
 
-def _difference_cells(differences: Differences) -> list[str]:
+def _text_changes(differences: Differences) -> dict[_Line, str]:
     speed = differences.tokens_per_second
-    return [
+    return _quantities(
         _times(differences.perplexity_ratio),
         "-" if differences.loss is None else _with_error(f"{differences.loss:+.4f}", differences.loss_stderr),
         f"{differences.parameters:+,}",
         _times(speed.prefill),
         _times(speed.decode),
         _times(differences.cache_bytes),
-    ]
+    )
+
+
+def _quantities(*cells: str) -> dict[_Line, str]:
+    names = ("perplexity", "loss (nats a token)", "parameters", "prefill tokens/s", "decode tokens/s", "cache bytes")
+    return {_Line("text", name, ""): cell for name, cell in zip(names, cells, strict=True)}
+
+
+def _scores(measured: Measurements) -> dict[_Line, _Score]:
+    return dict(_all_scores(measured))
+
+
+def _texts(scores: Mapping[_Line, _Score]) -> dict[_Line, str]:
+    return {line: score.text for line, score in scores.items()}
+
+
+def _all_scores(measured: Measurements) -> Iterator[tuple[_Line, _Score]]:
+    for name, task in measured.tasks.items():
+        for metric, found in task.metrics.items():
+            yield _Line("tasks", name, metric), _Score(_number(found.value, found.stderr), task.n, found.constant)
+    for name, group in measured.groups.items():
+        for metric, found in group.metrics.items():
+            yield _Line("groups", name, metric), _Score(_number(found.value, found.stderr), None, found.constant)
+    for name, probe in measured.probes.items():
+        for metric, answered in probe.best.metrics.items():
+            text = _number(answered.value, answered.stderr)
+            told = _Score(text, probe.data.validation, answered.baseline)
+            yield _Line("probes", f"probe of {name}", metric), told
+        depth = f"{probe.best.depth} of {probe.points[-1].depth}"
+        yield _Line("probes", f"probe of {name}", "depth"), _Score(depth, probe.data.validation)
+    if stories := measured.stories:
+        n = stories.completions.texts
+        for metric, mark in (stories.judged.marks if stories.judged else {}).items():
+            error = "" if mark.stderr is None else f" ± {mark.stderr:.2f}"
+            yield _Line("stories", "stories", metric), _Score(f"{mark.mean:.2f}{error}", n)
+        for metric in ("distinct_1", "distinct_2", "distinct_3", "repetition"):
+            value = getattr(stories.completions, metric)
+            yield _Line("stories", "stories", metric), _Score("-" if value is None else f"{value:.4f}", n)
+        if reference := stories.reference:
+            text = _with_error(f"{reference.completions:.4f}", reference.completions_stderr)
+            yield _Line("stories", "stories", f"loss under {Path(reference.model).name}"), _Score(text, n)
+
+
+def _score_changes(differences: Differences) -> dict[_Line, str]:
+    return {line: _change(line, found) for line, found in _all_changes(differences)}
+
+
+def _p_values(differences: Differences | None) -> dict[_Line, str]:
+    found = dict(_all_changes(differences)) if differences else {}
+    return {
+        line: "-" if change.p_value is None else "< 0.001" if change.p_value < 0.001 else f"{change.p_value:.3f}"
+        for line, change in found.items()
+    }
+
+
+def _all_changes(differences: Differences) -> Iterator[tuple[_Line, DifferenceRecord]]:
+    for kind, found in (("tasks", differences.tasks), ("groups", differences.groups)):
+        for name, metrics in found.items():
+            yield from ((_Line(kind, name, metric), change) for metric, change in metrics.items())
+    yield from (
+        (_Line("probes", f"probe of {task}", "accuracy"), change) for task, change in differences.probes.items()
+    )
+    yield from ((_Line("stories", "stories", mark), change) for mark, change in differences.stories.items())
+
+
+def _change(line: _Line, change: DifferenceRecord) -> str:
+    if is_perplexity(line.metric):
+        return f"x {exponential(change.value):.4g}"
+    digits = 2 if line.kind == "stories" else 4
+    error = "" if change.stderr is None else f" ± {change.stderr:.{digits}f}"
+    return f"{change.value:+.{digits}f}{error}"
+
+
+def _text_caption(evaluations: Sequence[Evaluation]) -> str:
+    said, first = ["±: standard error over rows"], evaluations[0]
+    if first.against:
+        said.append("x: ratio of model to against")
+    if first.against and len(evaluations) > 1:
+        said.append("below each number the difference from against, on the same rows")
+    if first.settings.get("speed"):
+        lengths = (first.settings["prompt_tokens"], first.settings["new_tokens"])
+        said.append("speed and cache: one row, {} tokens read, {} decoded".format(*lengths))
+    return "; ".join(said)
+
+
+def _scores_caption(evaluations: Sequence[Evaluation]) -> str:
+    said = ["constant: the best answer that is always the same", "±: standard error over documents"]
+    if evaluations[0].against:
+        below = "below each number the difference from against" if len(evaluations) > 1 else "p: of no difference"
+        said.append(f"{below}, on the same documents")
+    if any(evaluation.probes for evaluation in evaluations):
+        said.append(
+            "probes: at the depth that cross-validation prefers; constant: the training part's commonest answer"
+        )
+    if any(evaluation.stories for evaluation in evaluations):
+        said.append("stories: marks from 1 to 10; distinct: different runs of n words over all")
+    return "; ".join(said)
+
+
+def _number(value: float, error: float | None) -> str:
+    if abs(value) >= 1000:  # a perplexity
+        return f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}")
+    return _with_error(f"{value:.4f}", error)
 
 
 def _with_error(text: str, error: float | None) -> str:

@@ -1,0 +1,194 @@
+"""Probes and stories come to the model whose weights they are of, and are compared question by question."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, ttest_1samp
+
+import rectilinear
+from rectilinear import Evaluation, JudgeEndpoint, RequestError
+from rectilinear.evaluation.gather import gather_results
+from rectilinear.evaluation.judge_client import read_judgements
+from rectilinear.evaluation.judge_record import JudgeReport, Marks
+from rectilinear.evaluation.probe_record import Probe
+from rectilinear.finetuning.data import read_task
+from tests.conftest import build_llama
+from tests.judges import marks, reply, serving
+from tests.superglue import write_superglue
+
+STORIES = {"count": 8, "beginning_words": 6, "max_new_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def models(tiny_checkpoint, save_checkpoint):
+    """A model, and another of fewer blocks."""
+    return {"deep": tiny_checkpoint, "shallow": save_checkpoint(build_llama(blocks=2, seed=1), "shallow")}
+
+
+@pytest.fixture(scope="module")
+def superglue(tmp_path_factory):
+    return write_superglue(tmp_path_factory.mktemp("superglue"), train=40, validation=30)
+
+
+@pytest.fixture(scope="module")
+def results(models, superglue, text_file, tmp_path_factory):
+    """A folder of folders: probes of both models on two tasks, and judged stories of both."""
+    folder = tmp_path_factory.mktemp("results")
+    for name, model in models.items():
+        for task in ("cb", "multirc"):
+            probe = rectilinear.probe(model, task, superglue, seq_len=64, device="cpu")
+            probe.save(folder / f"{name}-{task}")
+        write_stories(folder / f"{name}-judged", model, text_file, shift=len(name))
+    return folder
+
+
+def write_stories(out, model, text_file, shift=0, judge="wise", **changes):
+    """Stories of a model, marked by a judge that refuses every third of them."""
+
+    def answer(place, times):
+        other = (place + shift) % 5
+        return reply(refusal="No.") if (place + shift) % 3 == 0 else marks(plot=1 + other, grammar=9 - other)
+
+    recipe = rectilinear.StoryRecipe(str(model), str(text_file), **{**STORIES, **changes})
+    with serving(answer) as server:
+        judged = JudgeEndpoint(judge, server.url, key="none", concurrency=1)
+        rectilinear.judge(recipe, out, judged)
+    # Servers have ports of their own; these are one judge.
+    for file in (out / "judge.json", out / "request.json"):
+        file.write_text(file.read_text().replace(server.url, "http://judge/v1"))
+
+
+@pytest.fixture(scope="module")
+def pair(models, results):
+    return rectilinear.evaluate(models["deep"], include=[results], against=models["shallow"], device="cpu")
+
+
+def test_results_come_to_the_model_they_are_of(pair, results):
+    for found, name in ((pair, "deep"), (pair.against, "shallow")):
+        assert found.probes == {task: Probe.load(results / f"{name}-{task}") for task in ("cb", "multirc")}
+        assert found.stories == JudgeReport.load(results / f"{name}-judged")
+        assert found.stories.model.sha256 == found.model.sha256
+    assert (pair.data, pair.loss, pair.tasks) == (None, None, {})
+    assert pair.settings["include"] == [str(results)]
+
+
+def test_they_are_part_of_the_file(pair, tmp_path):
+    assert Evaluation.load(pair.save(tmp_path)) == pair
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["probes"]["cb"]["schema"] == "rectilinear.probe/1"
+    assert written["stories"]["judged"]["model"] == "wise"
+    assert written["against"]["stories"]["schema"] == "rectilinear.judge/1"
+
+
+def test_what_a_probe_has_right(results, superglue):
+    """As many digits as questions, as many ones as the accuracy says, questions of a passage together."""
+    for task, passages in (("cb", 30), ("multirc", 30)):
+        found = Probe.load(results / f"deep-{task}")
+        digits = found.right.replace(" ", "")
+        assert len(digits) == found.data.validation == len(read_task(task, superglue).validation)
+        accuracy = found.best.metrics["accuracy"].value
+        assert digits.count("1") / len(digits) == pytest.approx(accuracy)
+        assert len(found.right.split()) == passages
+    assert {len(group) for group in Probe.load(results / "deep-multirc").right.split()} == {6}
+
+
+def test_probes_are_compared_question_by_question(pair):
+    ours, theirs = ([int(digit) for digit in part.probes["cb"].right.split()] for part in (pair, pair.against))
+    changes = np.subtract(ours, theirs)
+    found = pair.differences.probes["cb"]
+    assert found.value == pytest.approx(changes.mean())
+    assert found.stderr == pytest.approx(changes.std(ddof=1) / math.sqrt(len(changes)))
+    won, lost = int((changes > 0).sum()), int((changes < 0).sum())
+    assert found.p_value == pytest.approx(binomtest(won, won + lost).pvalue if won + lost else 1.0)
+
+
+def test_questions_of_one_passage_are_one_piece_of_evidence(pair):
+    """Passages here have as many questions each, so that means over passages say it all."""
+    means = [
+        np.array([np.mean([int(digit) for digit in group]) for group in part.probes["multirc"].right.split()])
+        for part in (pair, pair.against)
+    ]
+    changes = means[0] - means[1]
+    found = pair.differences.probes["multirc"]
+    assert found.value == pytest.approx(changes.mean(), abs=1e-12)
+    assert found.stderr == pytest.approx(changes.std(ddof=1) / math.sqrt(len(changes)))
+    if changes.any():
+        assert found.p_value == pytest.approx(ttest_1samp(changes, 0).pvalue)
+
+
+def test_marks_are_compared_over_stories_that_both_have_marks_of(pair, results):
+    ours, theirs = (read_judgements(results / f"{name}-judged" / "judgements.jsonl") for name in ("deep", "shallow"))
+    both = [index for index in ours if ours[index].marks and theirs[index].marks]
+    assert 0 < len(both) < 8
+    for name in Marks.model_fields:
+        changes = [getattr(ours[index].marks, name) - getattr(theirs[index].marks, name) for index in both]
+        found = pair.differences.stories[name]
+        assert found.value == pytest.approx(np.mean(changes))
+        assert found.stderr == pytest.approx(np.std(changes, ddof=1) / math.sqrt(len(changes)))
+    assert pair.differences.stories["plot"].value != 0
+
+
+def test_a_single_model_needs_no_comparison(models, results):
+    found = rectilinear.evaluate(models["shallow"], include=[results / "shallow-cb"], device="cpu")
+    assert (found.probes.keys(), found.stories, found.differences) == ({"cb"}, None, None)
+    assert not any("nothing was included" in warning for warning in found.warnings)
+
+
+def test_other_weights_are_another_model(models, results):
+    found = rectilinear.evaluate(models["deep"], include=[results], dtype="bfloat16", device="cpu")
+    assert (found.probes, found.stories) == ({}, None)
+    [said] = found.warnings
+    assert f"nothing was included of {models['deep']}" in said
+    assert "try the same --dtype" in said
+
+
+def test_what_cannot_be_compared_is_said_and_not_compared(models, results, superglue, text_file, tmp_path):
+    fewer = rectilinear.probe(models["shallow"], "cb", superglue, max_examples=29, seq_len=64, device="cpu")
+    fewer.save(tmp_path / "fewer")
+    write_stories(tmp_path / "other-judge", models["shallow"], text_file, judge="stern")
+    write_stories(tmp_path / "longer", models["shallow"], text_file, beginning_words=5)
+    ours = [results / "deep-cb", results / "deep-judged"]
+
+    def compared(*folders):
+        included = [*ours, *(tmp_path / folder for folder in folders)]
+        return rectilinear.evaluate(models["deep"], include=included, against=models["shallow"], device="cpu")
+
+    found = compared("fewer", "other-judge")
+    assert (found.differences.probes, found.differences.stories) == ({}, {})
+    assert any("probes of cb cannot be compared" in warning for warning in found.warnings)
+    assert any("marks cannot be compared" in warning for warning in found.warnings)
+    found = compared("longer")
+    assert found.differences.stories == {}
+    assert any("stories cannot be compared" in warning and "begin differently" in warning for warning in found.warnings)
+
+
+def test_stories_without_a_judge_have_no_marks_to_compare(models, results, text_file, tmp_path):
+    for name, model in models.items():
+        rectilinear.judge(rectilinear.StoryRecipe(str(model), str(text_file), **STORIES), tmp_path / name)
+    found = rectilinear.evaluate(models["deep"], include=[tmp_path], against=models["shallow"], device="cpu")
+    assert found.stories.completions.texts == 8
+    assert found.differences.stories == {}
+    assert not any("compared" in warning for warning in found.warnings)
+
+
+def test_folders_that_are_no_results(results, tmp_path):
+    def refused(match, *folders):
+        with pytest.raises(RequestError, match=match):
+            gather_results(folders)
+
+    refused("expected a folder for --include, got .*none", tmp_path / "none")
+    refused(r"expected probe\.json or judge\.json in --include .*, got none", tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "probe.json").write_text("{}")
+    refused(r"broken/probe\.json: expected a rectilinear probe", tmp_path)
+    Probe.load(results / "deep-cb").save(tmp_path / "again")
+    refused(r"expected one probe of cb of a model in --include, got several, in .*deep-cb and .*again", results,
+            tmp_path / "again")  # fmt: skip
+    assert len(gather_results([results, results / "deep-cb"]).probes) == 4  # the same file twice is one
+
+
+def test_without_anything_to_do(models):
+    with pytest.raises(RequestError, match="expected --text, --tasks, --include"):
+        rectilinear.evaluate(models["deep"])
