@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -138,34 +139,35 @@ def test_a_plan_is_edited_and_fed_back(command, linearized, tiny_checkpoint, tex
     assert again["replacements"][1]["rank"] == 5
 
 
-def test_what_it_wrote_is_evaluated_and_measured(command, linearized, text_file, tmp_path, load):
+def test_what_it_wrote_is_evaluated_and_measured(process, linearized, text_file, tmp_path):
+    """In processes that know nothing of it yet, and need not trust the code beside it, which is this package's own."""
     for verb in ("evaluate", "measure", "inspect"):
         text = () if verb == "inspect" else ("--text", text_file, *SIZE)
-        trusted = command(verb, linearized[1], *text, "--trust-remote-code", "--out", tmp_path / verb)
-        assert (trusted.code, trusted.err) == (0, ""), verb
-        refused = command(verb, linearized[1], *text)
-        assert refused.code == 2
-        assert "try --trust-remote-code" in refused.err
+        ran = process(verb, linearized[1], *text, "--out", tmp_path / verb)
+        assert (ran.code, ran.err) == (0, ""), verb
         if verb == "evaluate":
-            assert f"warning:{linearized[1]}wasfittedontheseveryrows" in "".join(trusted.out.split())
+            assert f"warning:{linearized[1]}wasfittedontheseveryrows" in "".join(ran.out.split())
     written = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
     assert len(written["warnings"]) == 1
     plan = json.loads((linearized[1] / "plan.json").read_text())
     assert written["parameters"] == plan["parameters"]["after"]
-    again = command(
-        "linearize",
-        linearized[1],
-        "--text",
-        text_file,
-        *SIZE,
-        "--blocks",
-        1,
-        "--trust-remote-code",
-        "--out",
-        tmp_path / "o",
-    )
+    again = process("linearize", linearized[1], "--text", text_file, *SIZE, "--blocks", 1, "--out", tmp_path / "o")
     assert again.code == 2
     assert "got a linearized one" in again.err
+
+
+def test_code_beside_a_checkpoint_is_run_only_if_it_is_trusted(process, linearized, text_file, tmp_path):
+    """Other code than this package's own; a line of it tells whether it ran."""
+    shutil.copytree(linearized[1], tmp_path / "changed")
+    code = tmp_path / "changed" / "modeling_rectilinear.py"
+    code.write_text(code.read_text() + "\nprint('it runs')\n")
+    refused = process("evaluate", linearized[1], tmp_path / "changed", "--text", text_file, *SIZE)
+    assert refused.code == 2
+    assert f"in '{tmp_path / 'changed'}', got other code; if you trust it, try --trust-remote-code" in refused.err
+    assert "it runs" not in refused.out
+    trusted = process("evaluate", tmp_path / "changed", "--text", text_file, *SIZE, "--trust-remote-code")
+    assert (trusted.code, trusted.err) == (0, "")
+    assert "it runs" in trusted.out
 
 
 # Refusals.

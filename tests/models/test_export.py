@@ -19,7 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaF
 import rectilinear
 from rectilinear import JobError, RequestError
 from rectilinear.models import reload_check
-from rectilinear.models.export import MODULE, check_reload
+from rectilinear.models.export import check_reload
+from rectilinear.models.load import build_without_weights, load_config, load_model
+from rectilinear.models.own_code import MODULE
 from tests.conftest import build_llama
 from tests.families import BLOCKS, TINY, build, cached_difference, prompts, token_rows
 
@@ -61,6 +63,17 @@ def test_a_checkpoint_loads_and_computes_what_the_model_in_memory_does(way, fami
     assert difference(loaded, made.model, token_rows(4)) < CLOSE
     assert cached_difference(loaded, *prompts()) < CLOSE
     assert type(loaded).__module__.startswith("transformers." if way in STOCK else "transformers_modules.")
+
+
+@pytest.mark.parametrize(("way", "family"), [pair for pair in ALL if pair[0] in ("filter", "attention")])
+def test_this_package_loads_a_checkpoint_without_trusting_it(way, family, linearized, exported, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.get_class_from_dynamic_module", None)
+    folder = exported(family, **WAYS[way])
+    loaded = load_model(folder, device="cpu")
+    assert difference(loaded, linearized(family, **WAYS[way]).model, token_rows(4)) < CLOSE
+    skeleton = build_without_weights(load_config(folder))
+    assert [*skeleton.state_dict()] == [*loaded.state_dict()]
+    assert type(skeleton) is type(loaded)
 
 
 @pytest.mark.slow

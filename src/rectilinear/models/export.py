@@ -18,15 +18,13 @@ import torch
 from torch import Tensor
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.models import linear_block, reload_check
+from rectilinear.models import reload_check
 from rectilinear.models.capture import device_of, evaluating
+from rectilinear.models.own_code import MODULE, exported_code
 from rectilinear.staging import nearest_existing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-#: The module that a checkpoint with stand-ins brings along.
-MODULE = "modeling_rectilinear"
 
 #: What a checkpoint consists of: none of an older one may stay beside a new one's.
 CHECKPOINT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "modeling_*.py", "*config.json")
@@ -103,7 +101,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
     with writing():
         model.save_pretrained(folder)
         if stand_ins:
-            (folder / f"{MODULE}.py").write_text(exported_code(model), encoding="utf-8")
+            (folder / f"{MODULE}.py").write_text(exported_code(type(model)), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     check_reload(model, folder, ids, has_own_code(model))
@@ -122,20 +120,6 @@ def writing() -> Iterator[None]:
             raise
         code = int(number[1])
         raise OSError(code, os.strerror(code)) from error
-
-
-def exported_code(model: PreTrainedModel) -> str:
-    """The source of `MODULE`: the stand-ins, and two classes on top of the stock architecture's."""
-    stock, config = type(model).__mro__[1], type(model.config).__mro__[1]
-    source = Path(linear_block.__file__).read_text(encoding="utf-8")
-    imports = f"from {config.__module__} import {config.__name__}\nfrom {stock.__module__} import {stock.__name__}\n"
-    classes = (
-        f"RectilinearForCausalLM = linearized_model({stock.__name__}, {config.__name__})\n"
-        "RectilinearConfig = RectilinearForCausalLM.config_class\n"
-    )
-    marker = "\n# Tokens that are filtered at once"
-    head, rest = source.split(marker, 1)
-    return f"{head}{imports}{marker}{rest}\n\n{classes}"
 
 
 def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import RequestError
 from rectilinear.models.blocks import BlockStack, text_config
+from rectilinear.models.own_code import own_class_of, own_model_class
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +77,10 @@ def load_config(model: str | Path, *, revision: str | None = None, trust_remote_
     """
     from transformers import AutoConfig
 
-    return _load(AutoConfig, resolve(model), "configuration", revision=revision, trust_remote_code=trust_remote_code)
+    place = resolve(model)
+    own = None if trust_remote_code else own_model_class(place, revision)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return _load(own.config_class if own else AutoConfig, place, "configuration", **options)
 
 
 def load_model(
@@ -103,11 +107,12 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    place = pick_device(device)
+    place, source = pick_device(device), resolve(model)
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
+    own = None if trust_remote_code else own_model_class(source, revision)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     loaded: PreTrainedModel
-    loaded, info = _load(AutoModelForCausalLM, resolve(model), "model", dtype=kind, output_loading_info=True, **options)
+    loaded, info = _load(own or AutoModelForCausalLM, source, "model", dtype=kind, output_loading_info=True, **options)
     # Hidden states do not need a head.
     prefix = "" if head or loaded.base_model is loaded else f"{loaded.base_model_prefix}."
     _check_complete(model, loaded, info, prefix)
@@ -232,6 +237,8 @@ def build_without_weights(config: PretrainedConfig, *, trust_remote_code: bool =
     try:
         # As from_pretrained builds it: models with code of their own may read numbers out of torch.linspace.
         with torch.device("meta"), meta_device_safe_creation_ops():
+            if own := own_class_of(config):
+                return own(config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise RequestError(
