@@ -14,3 +14,12 @@ class RequestError(RectilinearError, ValueError):
 
 class JobError(RectilinearError, RuntimeError):
     """The request was fine, but the job failed while it ran (exit code 1)."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # Some messages begin with a heading that says nothing without what follows it.
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -1,6 +1,7 @@
 """``rectilinear judge`` as a process: what it prints and keeps, and what is left of it when it is stopped."""
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -30,9 +31,12 @@ def test_it_says_what_it_will_take_and_what_came_of_it(process, keyed, tiny_chec
     out = tmp_path / "out"
     with serving() as server:
         asked = ("--text", text_file, *SIZE, "--judge-url", server.url, "--judge-model", "wise", "--out", out)
-        dry = process("judge", tiny_checkpoint, *asked, "--dry-run")
+        dry = process("judge", tiny_checkpoint, *asked, "--dry-run", "--prices", 2.5, 10)
         assert (dry.code, dry.out) == (0, "")
         assert "wise is asked about 12 stories: about " in dry.err
+        numbers = [int(number.replace(",", "")) for number in re.findall(r"(?:about|most) ([\d,]+) ", dry.err)]
+        _, prompt_tokens, answer_tokens = numbers
+        assert f"at most about {(prompt_tokens * 2.5 + answer_tokens * 10) / 1e6:.2g} by --prices" in dry.err
         assert not server.asked
         ran = process("judge", tiny_checkpoint, *asked, "--resume", "--reference", tiny_checkpoint)
     assert ran.code == 0

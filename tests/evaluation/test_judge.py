@@ -282,6 +282,34 @@ def test_requests_that_cannot_be_met(recipe, tmp_path, monkeypatch, alone):
     assert not any((tmp_path / name).exists() for name in "abc")
 
 
+def test_judges_that_reason_are_asked_otherwise(tmp_path):
+    """As OpenAI's: they refuse a temperature and the older name of the limit, and name what they refuse."""
+    told = {"message": "Unsupported parameter", "type": "invalid_request_error", "param": "max_tokens"}
+    with serving(lambda place, times: (400, {}, {"error": told})) as server:
+        with pytest.raises(RequestError, match=r"Unsupported parameter.*try --reasoning"):
+            ask(endpoint(server), make_stories(1), tmp_path / "refused")
+        with pytest.raises(RequestError, match="try --free-form"):
+            ask(endpoint(server, reasoning=True), make_stories(1), tmp_path / "refused")
+    with serving() as server:
+        answers = ask(endpoint(server, reasoning=True), make_stories(2), tmp_path / "answers")
+        body = server.bodies[0]
+    assert [answer.outcome for answer in answers.values()] == ["scored", "scored"]
+    assert body["max_completion_tokens"] == 4000
+    assert not {"temperature", "max_tokens"} & body.keys()
+
+
+def test_what_it_costs(recipe, tmp_path):
+    told = []
+    with serving() as server:
+        judge = endpoint(server, prices=(2.5, 10.0))
+        report = rectilinear.judge(recipe, tmp_path / "out", judge, announce=lambda *numbers: told.append(numbers))
+        again = rectilinear.judge(recipe, tmp_path / "out", endpoint(server), resume=True)
+    [(_, prompt_tokens, answer_tokens)] = told
+    assert judge.cost(prompt_tokens, answer_tokens) == pytest.approx(prompt_tokens * 2.5e-6 + 700 * 10e-6)
+    assert report.judged.cost == pytest.approx(700 * 2.5e-6 + 70 * 10e-6)  # as the endpoint counted
+    assert again.judged.cost is None
+
+
 def test_whatever_the_announcement_raises_ends_it_before_anything_is_paid_for(recipe, tmp_path):
     told = []
 

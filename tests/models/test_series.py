@@ -52,3 +52,13 @@ def test_trainer_state_goes_before_the_name(tmp_path):
         (folder / "trainer_state.json").write_text(text)
         [found], _ = find_checkpoints(folder, None, Origin("", device="cpu"))
         assert found.step == step
+
+
+def test_two_trainings_are_not_taken_for_one_without_a_word(tmp_path):
+    for step, run in enumerate(("a", "a", "b", "b")):
+        (tmp_path / run / f"checkpoint-{step}").mkdir(parents=True)
+    like = Origin("", device="cpu")
+    found, [said] = find_checkpoints([tmp_path / "a", tmp_path / "b"], None, like)
+    assert len(found) == 4
+    assert f"{tmp_path / 'a'}, {tmp_path / 'b'} are taken for one training" in said
+    assert find_checkpoints([tmp_path / "a", tmp_path / "b" / "checkpoint-2"], None, like)[1] == []

@@ -28,6 +28,8 @@ def judge(
     reference: options.Reference = None,
     concurrency: options.Concurrency = 4,
     structured: options.Structured = True,
+    reasoning: options.Reasoning = False,
+    prices: options.Prices = None,
     dry_run: options.DryRun = False,
     column: options.Column = "text",
     config: options.Config = None,
@@ -53,7 +55,7 @@ def judge(
         raise RequestError(f"expected --judge-model, the name of a model at {judge_url}, got none")
     options.refuse_idle(
         context,
-        (judge_model is None, "without --judge-model", ("concurrency", "structured", "dry_run")),
+        (judge_model is None, "without --judge-model", ("concurrency", "structured", "reasoning", "prices", "dry_run")),
     )
     check_out(out, overwrite or resume)
 
@@ -68,6 +70,8 @@ def judge(
             judge_url,
             concurrency=concurrency,
             structured=structured,
+            reasoning=reasoning,
+            prices=prices,
             key="none" if dry_run else None,  # nothing is asked
         )
     recipe = rectilinear.StoryRecipe(
@@ -88,7 +92,9 @@ def judge(
 
     def announce(stories: int, prompt_tokens: int, answer_tokens: int) -> None:
         about = f"about {prompt_tokens:,} tokens of requests and at most {answer_tokens:,} of answers"
-        print(f"{judge_model} is asked about {stories:,} stories: {about}", file=sys.stderr)
+        cost = asked and asked.cost(prompt_tokens, answer_tokens)
+        price = "; see --prices for what that costs" if cost is None else f", at most about {cost:.2g} by --prices"
+        print(f"{judge_model} is asked about {stories:,} stories: {about}{price}", file=sys.stderr)
         if dry_run:
             raise typer.Exit
 

@@ -303,6 +303,15 @@ Structured = Annotated[
     bool,
     typer.Option("--structured/--free-form", help="Whether the endpoint is to hold answers to a JSON schema."),
 ]
+Reasoning = Annotated[
+    bool, typer.Option("--reasoning", help="The judge reasons before it answers: no temperature, longer answers.")
+]
+Prices = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        metavar="IN OUT", help="Of a million tokens of requests and of answers, for an estimate.", show_default=False
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Write the stories, estimate the tokens, ask nothing.")]
 ResumeJudging = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in --out: no story that has an answer is asked again.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rectilinear.data.jsonl import read_records, readable
 from rectilinear.data.stories import generate_stories
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import JobError, RequestError, first_line
 
 #: The line that separates documents in a ``.txt`` file.
 SEPARATOR = "<|endoftext|>"
@@ -90,7 +90,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
-        raise RequestError(f"cannot read {path} as parquet: {str(error).splitlines()[0]}") from None
+        raise RequestError(f"cannot read {path} as parquet: {first_line(error)}") from None
     names = file.schema_arrow.names
     if column not in names:
         raise _missing_column(column, names, str(path))
@@ -99,7 +99,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
             for record in batch.to_pylist():
                 yield _text_of(record, column, str(path))
     except pyarrow.ArrowInvalid as error:
-        raise RequestError(f"cannot read {path} as parquet: {str(error).splitlines()[0]}") from None
+        raise RequestError(f"cannot read {path} as parquet: {first_line(error)}") from None
 
 
 def _read_hub(source: str, column: str, config: str | None, split: str) -> Iterator[str]:
@@ -108,9 +108,8 @@ def _read_hub(source: str, column: str, config: str | None, split: str) -> Itera
     try:
         records = datasets.load_dataset(source, config, split=split, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RequestError(
-            f"no text {source!r}: expected a file, a folder, 'stories' or a Hub dataset id ({reason})"
+            f"no text {source!r}: expected a file, a folder, 'stories' or a Hub dataset id ({first_line(error)})"
         ) from None
     return _stream_hub(records, column, source)
 
@@ -120,8 +119,7 @@ def _stream_hub(records: Iterable[dict[str, object]], column: str, source: str) 
         for record in records:
             yield _text_of(record, column, source)
     except OSError as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise JobError(f"reading {source} from the Hub broke off ({reason})") from error
+        raise JobError(f"reading {source} from the Hub broke off ({first_line(error)})") from error
 
 
 def _text_of(record: dict[str, object], column: str, where: str) -> str:

@@ -27,7 +27,7 @@ import numpy
 import torch
 from torch import nn
 
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import JobError, RequestError, first_line
 from rectilinear.evaluation.bootstrap import RESAMPLES, Aggregate, bootstrap_stderr
 from rectilinear.evaluation.record import DifferenceRecord, GroupRecord, MetricRecord, TaskRecord
 from rectilinear.evaluation.squad import provide_squad_metrics
@@ -230,7 +230,7 @@ def run_tasks(
         except _OURS:
             raise
         except Exception as error:  # tasks bring code of their own
-            raise JobError(f"the harness could not run {', '.join(asked.tasks)}: {_first_line(error)}") from error
+            raise JobError(f"the harness could not run {', '.join(asked.tasks)}: {_said(error)}") from error
         return _scores(results, asked, decoder.cut)
 
 
@@ -259,8 +259,9 @@ def _seed(asked: TaskSet, seed: int) -> None:
         task.set_fewshot_seed(seed)
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+def _said(error: BaseException) -> str:
+    """What code of a task ran into: messages of such errors are often no more than a name."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def require(module: str, extra: str) -> None:
@@ -319,9 +320,9 @@ def _from_hub(names: Sequence[str], manager: TaskManager) -> dict[str, Any]:
     try:
         return {**manager.load([*names])}
     except ImportError as error:
-        raise RequestError(f"expected what tasks {told} need to be installed, got {_first_line(error)}") from None
+        raise RequestError(f"expected what tasks {told} need to be installed, got {_said(error)}") from None
     except Exception as error:  # tasks bring code of their own
-        raise RequestError(f"cannot get the data of {told} from the Hub ({_first_line(error)}); try --data") from None
+        raise RequestError(f"cannot get the data of {told} from the Hub ({_said(error)}); try --data") from None
 
 
 def _from_files(found: Mapping[str, LocalData], manager: TaskManager) -> dict[str, Any]:
@@ -335,11 +336,11 @@ def _from_files(found: Mapping[str, LocalData], manager: TaskManager) -> dict[st
         except _OURS:
             raise
         except ImportError as error:
-            raise RequestError(f"expected what {name} needs to be installed, got {_first_line(error)}") from None
+            raise RequestError(f"expected what {name} needs to be installed, got {_said(error)}") from None
         except Exception as error:  # tasks bring code of their own
             raise RequestError(
                 f"expected columns and answers as {name} has them on the Hub{forms_of(name)} in {local.questions}, got "
-                f"others ({_first_line(error)})"
+                f"others ({_said(error)})"
             ) from None
         _check_answers(loaded["tasks"][name], local)
         tasks |= loaded["tasks"]

@@ -146,9 +146,9 @@ def judge(
         _bind(judge, kept, out, answers)
         left = [story for story in stories if story.index not in answers]
         if announce and left:
-            announce(len(left), *estimate_tokens(left))
+            announce(len(left), *estimate_tokens(judge, left))
         answers = ask(judge, stories, out / JUDGEMENTS, progress)
-    judged = _summarize(kept["judge"], answers) if answers else None
+    judged = _summarize(kept["judge"], answers, judge) if answers else None
     compared = None
     if other:
         compared = measure_reference(other.name, other.load(head=True), other.tokenizer(), stories, progress)
@@ -270,18 +270,20 @@ def _first_words(text: str, words: int) -> str:
     return found[0] if found and words else ""
 
 
-def _summarize(judge: dict[str, str], answers: dict[int, Judgement]) -> Judged:
+def _summarize(whom: dict[str, str], answers: dict[int, Judgement], judge: JudgeEndpoint | None) -> Judged:
     outcomes = Counter(answer.outcome for answer in answers.values())
     scored = [answer.marks for answer in answers.values() if answer.marks]
     marks = {name: _mean([getattr(given, name) for given in scored]) for name in Marks.model_fields} if scored else {}
+    used = [sum(getattr(answer, f"{kind}_tokens") for answer in answers.values()) for kind in ("prompt", "completion")]
     return Judged(
-        model=judge["model"],
-        url=judge["url"],
+        model=whom["model"],
+        url=whom["url"],
         asked=len(answers),
         outcomes={outcome: outcomes[outcome] for outcome in ("scored", "refused", "malformed")},
         marks=marks,
-        prompt_tokens=sum(answer.prompt_tokens for answer in answers.values()),
-        completion_tokens=sum(answer.completion_tokens for answer in answers.values()),
+        prompt_tokens=used[0],
+        completion_tokens=used[1],
+        cost=judge and judge.cost(*used),
     )
 
 

@@ -33,8 +33,8 @@ INSTRUCTIONS = (
 #: The file of a run with the answers, one a line.
 JUDGEMENTS = "judgements.jsonl"
 
-# Tokens of an answer at most, four numbers with their names.
-ANSWER_TOKENS = 100
+# Tokens of an answer at most: four numbers with their names, and what a judge that reasons thinks before.
+_ANSWER_TOKENS, _REASONING_TOKENS = 100, 4000
 
 _GO_ON = "answers so far are kept, run again with --resume"
 
@@ -54,6 +54,9 @@ class JudgeEndpoint:
             asks for.
         timeout: seconds for one request.
         structured: whether to ask the endpoint to hold the answer to a JSON schema.
+        reasoning: whether the judge is a model that reasons before it answers: such take no temperature, and need more
+            tokens.
+        prices: of a million tokens of requests, and of answers; None where they are not known.
         key: that the endpoint wants; None for what is in ``OPENAI_API_KEY``.
     """
 
@@ -63,12 +66,25 @@ class JudgeEndpoint:
     retries: int = 6
     timeout: float = 120.0
     structured: bool = True
+    reasoning: bool = False
+    prices: tuple[float, float] | None = None
     key: str | None = field(default=None, repr=False)
 
     @property
     def where(self) -> str:
         """Its URL."""
         return self.url or "https://api.openai.com/v1"
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of an answer, at most."""
+        return _REASONING_TOKENS if self.reasoning else _ANSWER_TOKENS
+
+    def cost(self, prompt_tokens: int, answer_tokens: int) -> float | None:
+        """What so many tokens cost, in the currency of the prices; None where these are not known."""
+        if self.prices is None:
+            return None
+        return (self.prices[0] * prompt_tokens + self.prices[1] * answer_tokens) / 1e6
 
     def connect(self) -> OpenAI:
         """A client.
@@ -102,10 +118,10 @@ def prompt_of(story: Story) -> list[dict[str, str]]:
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": told}]
 
 
-def estimate_tokens(stories: Sequence[Story]) -> tuple[int, int]:
+def estimate_tokens(judge: JudgeEndpoint, stories: Sequence[Story]) -> tuple[int, int]:
     """About how many tokens requests have, and at most how many the answers, to pay for."""
     letters = sum(len(message["content"]) for story in stories for message in prompt_of(story))
-    return round(letters / _LETTERS), ANSWER_TOKENS * len(stories)
+    return round(letters / _LETTERS), judge.answer_tokens * len(stories)
 
 
 def read_judgements(path: Path) -> dict[int, Judgement]:
@@ -179,15 +195,16 @@ def _ask_one(judge: JudgeEndpoint, client: OpenAI, story: Story) -> Judgement:
     import openai
     from openai.types.chat import ChatCompletion
 
-    options: dict[str, Any] = {}
+    if judge.reasoning:
+        options: dict[str, Any] = {"max_completion_tokens": judge.answer_tokens}
+    else:  # servers that are no OpenAI know the older name
+        options = {"temperature": 0.0, "max_tokens": judge.answer_tokens}
     if judge.structured:
         schema = {"name": "marks", "strict": True, "schema": Marks.model_json_schema()}
         options["response_format"] = {"type": "json_schema", "json_schema": schema}
     messages: Any = prompt_of(story)
     try:
-        reply = client.chat.completions.create(
-            model=judge.model, messages=messages, temperature=0.0, max_tokens=ANSWER_TOKENS, **options
-        )
+        reply = client.chat.completions.create(model=judge.model, messages=messages, **options)
     except openai.APIStatusError as error:
         if "content_filter" in str(error.body):
             return Judgement(index=story.index, outcome="refused", answer=str(error.body))
@@ -215,7 +232,11 @@ def _told(judge: JudgeEndpoint, error: Any) -> Exception:
             f"the judge at {judge.where} keeps turning a request away ({said}); {_GO_ON}, perhaps later or with a "
             "smaller --concurrency"
         )
-    instead = "another --judge-url or --judge-model" if error.status_code == 404 else "--free-form"
+    # Models that reason refuse what others take, and name it.
+    refused = getattr(error, "param", None) in ("max_tokens", "temperature")
+    instead = "--reasoning" if refused and not judge.reasoning else "--free-form"
+    if error.status_code == 404:
+        instead = "another --judge-url or --judge-model"
     return RequestError(
         f"the judge at {judge.where} does not take such requests of model {judge.model} ({said}); try {instead}"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rectilinear.data.superglue import SUPERGLUE
 from rectilinear.data.task_files import Line, read_lines, split_file, task_folder
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import JobError, RequestError, first_line
 from rectilinear.finetuning.tasks import Question, Task, find_task
 
 #: Where SuperGLUE is on the Hub.
@@ -101,7 +101,7 @@ def _hub_units(source: str, name: str, split: str) -> Iterator[Unit]:
         rows = datasets.load_dataset(source, name, split=split, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise RequestError(
-            f"no data {source!r}: expected a folder or a Hub id of SuperGLUE ({_first(error)})"
+            f"no data {source!r}: expected a folder or a Hub id of SuperGLUE ({first_line(error)})"
         ) from None
     lines = (Line(f"{source}, {name}, {split}, row {index}", row) for index, row in enumerate(rows))
     try:
@@ -109,8 +109,4 @@ def _hub_units(source: str, name: str, split: str) -> Iterator[Unit]:
         for _, unit in groupby(lines, lambda line: line.record.get("paragraph") if name == "multirc" else line.where):
             yield [*unit]
     except OSError as error:
-        raise JobError(f"reading {source} from the Hub broke off ({_first(error)})") from error
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise JobError(f"reading {source} from the Hub broke off ({first_line(error)})") from error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.data.fingerprint import fingerprint
-from rectilinear.errors import RequestError
+from rectilinear.errors import RequestError, first_line
 from rectilinear.models.blocks import BlockStack, text_config
 from rectilinear.models.own_code import own_class_of, own_model_class
 
@@ -62,7 +62,7 @@ def pick_device(device: str) -> torch.device:
         picked = torch.device(device)
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
-        reason = _first_line(error).split(". ")[0][:80]
+        reason = first_line(error).split(". ")[0][:80]
         raise RequestError(f"device {device!r} is not to be had here ({reason}); try --device cpu") from None
     if picked.type == "meta":
         raise RequestError("expected a device that computes such as cpu, cuda:0 or mps, got 'meta'")
@@ -172,7 +172,7 @@ def check_classifier(config: PretrainedConfig, *, trust_remote_code: bool = Fals
             AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise RequestError(
-            f"expected a model that transformers has a classifier for, got {config.model_type} ({_first_line(error)})"
+            f"expected a model that transformers has a classifier for, got {config.model_type} ({first_line(error)})"
         ) from None
 
 
@@ -241,9 +241,7 @@ def build_without_weights(config: PretrainedConfig, *, trust_remote_code: bool =
                 return own(config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
-        raise RequestError(
-            f"expected a causal language model, got {config.model_type} ({_first_line(error)})"
-        ) from None
+        raise RequestError(f"expected a causal language model, got {config.model_type} ({first_line(error)})") from None
 
 
 def describe(model: PreTrainedModel, stack: BlockStack) -> dict[str, Any]:
@@ -315,13 +313,5 @@ def _load(auto_class: Any, model: str | Path, what: str, **options: Any) -> Any:
         hint = "; if you trust it, try --trust-remote-code" if "trust_remote_code=True" in str(error) else ""
         elsewhere = "" if Path(model).exists() else ", which is no folder here"
         raise RequestError(
-            f"cannot load the {what} of {str(model)!r}{elsewhere}: {_first_line(error).rstrip(' .')}{hint}"
+            f"cannot load the {what} of {str(model)!r}{elsewhere}: {first_line(error).rstrip(' .')}{hint}"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    # Some messages begin with a heading that says nothing without what follows it.
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -79,6 +79,12 @@ def find_checkpoints(
     if not found:
         raise RequestError("expected at least one checkpoint, got none; give folders, a Hub id or a folder of them")
     warnings = []
+    folders = [str(each) for each in given if checkpoints_of(Path(each).expanduser())]
+    if len(folders) > 1:
+        warnings.append(
+            f"{', '.join(folders)} are taken for one training, their checkpoints for one series; if they are several, "
+            "measure each by itself"
+        )
     if unknown := [checkpoint.source for checkpoint in found if checkpoint.step is None]:
         warnings.append(
             f"no step is known of {unknown[0]}{f' and {len(unknown) - 1} more' if unknown[1:] else ''}: "

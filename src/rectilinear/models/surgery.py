@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import JobError, RequestError, first_line
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.capture import evaluating, first_value, run_until
 from rectilinear.models.linear_block import LinearBlock, linearized_model, watch_padding
@@ -200,8 +200,7 @@ def check_removal(model: PreTrainedModel, stack: BlockStack, kept: Sequence[int]
         with torch.device("meta"):
             rebuilt = find_blocks(type(model)(config), stack.path)
     except Exception as error:  # whatever an architecture's own checks raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RequestError(f"the architecture cannot be built without these blocks ({reason})") from None
+        raise RequestError(f"the architecture cannot be built without these blocks ({first_line(error)})") from None
     for new, old in enumerate(kept):
         if new >= len(rebuilt) or _structure(rebuilt.blocks[new]) != _structure(stack.blocks[old]):
             raise RequestError(

@@ -47,6 +47,7 @@ def print_judge(report: JudgeReport, console: Console) -> None:
     if judged := report.judged:
         told = ", ".join(f"{count:,} {name}" for name, count in judged.outcomes.items())
         used = f"{judged.prompt_tokens:,} tokens of requests, {judged.completion_tokens:,} of answers"
+        used += "" if judged.cost is None else f", for {judged.cost:.2g}"
         console.print(f"{judged.model}: {told}; {used}", style="italic", markup=False, highlight=False)
         if judged.marks:
             console.print(marks_table(judged))
