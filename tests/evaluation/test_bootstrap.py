@@ -34,6 +34,14 @@ def test_means_of_numbers_are_compared_by_students_test():
     assert paired_difference(mean, ours, theirs).p_value == pytest.approx(ttest_rel(ours, theirs).pvalue)
 
 
+def test_the_logarithm_of_a_perplexity_is_minus_a_mean():
+    rng = numpy.random.default_rng(3)
+    ours, theirs = rng.normal(-3, 1, 40).tolist(), rng.normal(-3.5, 1, 40).tolist()
+    found, expected = (paired_difference(of, ours, theirs) for of in (lambda items: -mean(items), mean))
+    assert found.value == pytest.approx(-expected.value)
+    assert (found.stderr, found.p_value) == (expected.stderr, expected.p_value)
+
+
 def test_other_scores_are_resampled_and_the_pairing_is_used():
     def root_mean_square(values):
         return mean([value**2 for value in values]) ** 0.5

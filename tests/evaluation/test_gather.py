@@ -192,3 +192,5 @@ def test_folders_that_are_no_results(results, tmp_path):
 def test_without_anything_to_do(models):
     with pytest.raises(RequestError, match="expected --text, --tasks, --include"):
         rectilinear.evaluate(models["deep"])
+    with pytest.raises(RequestError, match="expected at least one model, got none"):
+        next(rectilinear.evaluate_all([], "stories"))

@@ -4,6 +4,8 @@ import copy
 import json
 import math
 import random
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
@@ -71,7 +73,7 @@ def as_on_the_hub(task, folder):
     return [{**r, "label": values.index(r["label"])} for r in rows]
 
 
-def run_the_harness(model, tokenizer, tasks, rows_of, limit=None, **options):
+def run_the_harness(model, tokenizer, tasks, rows_of, part="results", **options):
     """The harness by itself, with the Hub's rows where it would download them."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -85,7 +87,7 @@ def run_the_harness(model, tokenizer, tasks, rows_of, limit=None, **options):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("lm_eval.api.task.datasets.load_dataset", load)
         decoder = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=2)
-        return lm_eval.simple_evaluate(decoder, tasks=[*tasks], bootstrap_iters=0, limit=limit, **options)["results"]
+        return lm_eval.simple_evaluate(decoder, tasks=[*tasks], bootstrap_iters=0, **options)[part]
 
 
 def values_of(found):
@@ -431,6 +433,26 @@ def test_files_that_are_not_what_they_should_be(file, content, says, tmp_path):
     path.write_text(content + "\n")
     with pytest.raises(RequestError, match=says):
         load_tasks(["boolq" if "BoolQ" in file else path.stem], tmp_path)
+
+
+def test_examples_are_those_of_the_harness(model, beginning, data, tmp_path):
+    """Drawn with the harness's own seeds, where none is asked for; here from the questions themselves."""
+    copied = Path(shutil.copytree(data, tmp_path / "copied"))
+    for folder in ("BoolQ", "COPA"):
+        shutil.copy(copied / folder / "val.jsonl", copied / folder / "train.jsonl")
+    asked = load_tasks(["boolq", "copa"], copied, num_fewshot=3)
+    run_tasks(model, beginning, asked, 4)
+    prompts = {name: [instance.args[0] for instance in task.instances] for name, task in asked.tasks.items()}
+    own = run_the_harness(
+        model, beginning, ["boolq", "copa"], lambda task: as_on_the_hub(task, copied), "samples", num_fewshot=3
+    )
+    assert prompts == {
+        name: [request[0] for sample in samples for request in sample["arguments"]]
+        for name, samples in own.items()
+    }
+    run_tasks(model, beginning, asked, 4, seed=1)
+    others = {name: [instance.args[0] for instance in task.instances] for name, task in asked.tasks.items()}
+    assert prompts != others
 
 
 def test_examples_that_are_not_there(tmp_path, data):

@@ -42,10 +42,10 @@ def bootstrap_stderr(aggregate: Aggregate, items: Sequence[Any]) -> float | None
 def paired_difference(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequence[Any]) -> PairedDifference:
     """Compare two models on the same documents.
 
-    Where the score is the mean of numbers, the error is that of the mean difference; where these are 0 and 1 the test
-    is McNemar's exact one (a sign test over documents that only one model has right), else Student's paired one.
-    Other scores are computed on the same resampled documents for both, and differ for sure where resampled
-    differences hardly ever change their sign.
+    Where the score is the mean of numbers, or minus that, the error is that of the mean difference; where these are 0
+    and 1 the test is McNemar's exact one (a sign test over documents that only one model has right), else Student's
+    paired one. Other scores are computed on the same resampled documents for both: p is twice the share of resampled
+    differences that are not on the side of most, at least ``2 / RESAMPLES``.
 
     Args:
         aggregate: makes a score.
@@ -63,7 +63,7 @@ def _paired_difference(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequen
     if n < 2:
         return PairedDifference(value, None, None)
     numbers = all(isinstance(item, (bool, int, float)) for item in (*ours, *theirs))
-    if numbers and math.isclose(float(aggregate(ours)), sum(ours) / n, abs_tol=1e-9):
+    if numbers and all(math.isclose(abs(aggregate(of)), abs(sum(of) / n), abs_tol=1e-9) for of in (ours, theirs)):
         from scipy.stats import binomtest, ttest_1samp
 
         changes = numpy.subtract(numpy.asarray(ours, float), numpy.asarray(theirs, float))

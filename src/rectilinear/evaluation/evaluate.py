@@ -133,16 +133,18 @@ def evaluate_all(
             time; see `rectilinear.evaluation.speed`.
         progress: called with (stage, done, total).
 
-    Returns:
+    Yields:
         The evaluations, in the order of the models.
 
     Raises:
-        RequestError: the request cannot be met: no such model, text or column; text shorter than one
+        RequestError: the request cannot be met: no model, or no such model, text or column; text shorter than one
             row; rows longer than a model's context; models that make different rows of the text;
             a model without logits; neither text nor tasks nor results to include; tasks or results that are not there.
         JobError: a loss that is not finite, memory that does not suffice.
     """
     check_batch_size(batch_size)
+    if not models:
+        raise RequestError("expected at least one model, got none")
     if text is None and not tasks and not include:
         raise RequestError("expected --text, --tasks, --include or several of them, got none")
     if seq_len < 2:

@@ -58,6 +58,9 @@ SUPERGLUE = {
 #: The group of these.
 SUPERGLUE_GROUP = "superglue"
 
+# The harness's own seed, of examples among other things.
+_SEED = 1234
+
 # Errors that say what they mean, or that others look for: memory that does not suffice is a RuntimeError.
 _OURS = (RequestError, JobError, MemoryError, RuntimeError)
 
@@ -248,15 +251,15 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, asked: TaskSet) -> N
 
 
 def _seed(asked: TaskSet, seed: int) -> None:
-    """Seeds and numbers of examples, as the harness's own `simple_evaluate` sets them."""
+    """Seeds and numbers of examples, as the harness's own `simple_evaluate` sets them; its own seeds for seed 0."""
     random.seed(seed)
-    numpy.random.seed(seed)
-    torch.manual_seed(seed)
+    numpy.random.seed(_SEED + seed)
+    torch.manual_seed(_SEED + seed)
     for task in asked.tasks.values():
         default = task.get_config("num_fewshot")
         if default is None or (asked.num_fewshot is not None and default != 0):
             task.set_config("num_fewshot", asked.num_fewshot or 0)
-        task.set_fewshot_seed(seed)
+        task.set_fewshot_seed(_SEED + seed)
 
 
 def _said(error: BaseException) -> str:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 #: Inverse strengths of the penalty that cross-validation chooses from.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 
-_ITERATIONS = 2000
+# Of the solver: probabilities within 1e-6 of the optimum's. At its usual 1e-4 answers would depend on where it stops.
+_TOLERANCE, _ITERATIONS = 1e-8, 20_000
 
 
 @reporting_exhausted_memory
@@ -105,12 +106,17 @@ def probe(
 
     states, size = with_batch_size(attempt, batch_size, module, seq_len)
     first = sum(map(len, train.ids))
-    points, predictions = [], []
+    points, predictions, said = [], [], warn_of_cuts(train, validation, seq_len)
     for depth in range(states.shape[1]):
         of_depth = states[:, depth].double().numpy()
-        point, answers = _probe_depth(depth, kind, (train, of_depth[:first]), (validation, of_depth[first:]), folds)
+        parts = (train, of_depth[:first]), (validation, of_depth[first:])
+        point, answers, converged = _probe_depth(depth, kind, *parts, folds)
         points.append(point)
         predictions.append(answers)
+        if not converged:
+            said.append(
+                f"the probe of depth {depth} did not converge in {_ITERATIONS:,} steps; try more --max-examples"
+            )
         if progress:
             progress("probes", depth + 1, states.shape[1])
     return Probe(
@@ -130,7 +136,7 @@ def probe(
         points=tuple(points),
         questions=_fingerprint(validation),
         right=_right(validation, predictions[points.index(best_of(points))]),
-        warnings=tuple(warn_of_cuts(train, validation, seq_len)),
+        warnings=tuple(said),
     )
 
 
@@ -175,8 +181,8 @@ def _probe_depth(
     train: tuple[Encoded, numpy.ndarray],
     validation: tuple[Encoded, numpy.ndarray],
     folds: int,
-) -> tuple[ProbePoint, Sequence[int]]:
-    """What a probe made of one depth, and its answers to the questions of the validation part."""
+) -> tuple[ProbePoint, Sequence[int], bool]:
+    """What a probe made of one depth, its answers to the questions of the validation part, and whether it converged."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
@@ -186,15 +192,16 @@ def _probe_depth(
     (taught, features), (asked, others) = train, validation
     labels, groups = _targets(task, taught)
     search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS)),
+        make_pipeline(StandardScaler(), LogisticRegression(tol=_TOLERANCE, max_iter=_ITERATIONS)),
         {"logisticregression__C": STRENGTHS},
         cv=StratifiedGroupKFold(folds),
         scoring="accuracy",
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # of weak penalties, which then are not chosen
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said below, of the penalty that is chosen
         warnings.filterwarnings("ignore", "The least populated class")
         search.fit(features, labels, groups=groups)
+    converged = bool((search.best_estimator_[-1].n_iter_ < _ITERATIONS).all())
     scores = torch.full((len(others), 2 if task.choices else len(task.labels)), -torch.inf, dtype=torch.float64)
     with numpy.errstate(divide="ignore"):  # of probabilities that are 0
         scores[:, search.classes_] = torch.from_numpy(search.predict_log_proba(others))
@@ -213,7 +220,7 @@ def _probe_depth(
             labels=2 if task.choices else len(task.labels),
         ),
     )
-    return point, predictions
+    return point, predictions, converged
 
 
 def _targets(task: Task, encoded: Encoded) -> tuple[Sequence[int], Sequence[int]]:

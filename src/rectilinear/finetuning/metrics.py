@@ -22,7 +22,7 @@ class MetricRecord(Record):
 
     value: float
     stderr: float | None = Field(description="over groups of questions that depend on one another; null for one group")
-    baseline: float = Field(description="of the commonest answer of the training part; of pairs, a half")
+    baseline: float = Field(description="of the commonest answer of the training part; of preferences, a half")
 
 
 def accuracy(counts: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def scores_table(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -
     table = Table(box=HEAVY_HEAD)
     for heading in ("task", "n", "metric", "constant", *columns):
         table.add_column(escape(heading), justify="left" if heading in ("task", "metric") else "right", no_wrap=True)
-    before = None
+    before = n = None
     for line in sorted(lines, key=lambda line: _KINDS.index(line.kind)):
         if before and line.kind != before.kind:
             table.add_section()
@@ -135,12 +135,12 @@ def scores_table(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -
         score = lines[line]
         table.add_row(
             "" if same else escape(line.name),
-            "" if same or score.n is None else f"{score.n:,}",
+            "" if score.n is None or (same and score.n == n) else f"{score.n:,}",
             escape(line.metric),
             "-" if score.constant is None else f"{score.constant:.4f}",
             *(column.get(line, "-") for column in columns.values()),
         )
-        before = line
+        before, n = line, score.n
     return table
 
 
@@ -217,9 +217,10 @@ def _all_scores(measured: Measurements) -> Iterator[tuple[_Line, _Score]]:
         yield _Line("probes", f"probe of {name}", "depth"), _Score(depth, probe.data.validation)
     if stories := measured.stories:
         n = stories.completions.texts
+        scored = stories.judged.outcomes["scored"] if stories.judged else 0
         for metric, mark in (stories.judged.marks if stories.judged else {}).items():
             error = "" if mark.stderr is None else f" ± {mark.stderr:.2f}"
-            yield _Line("stories", "stories", metric), _Score(f"{mark.mean:.2f}{error}", n)
+            yield _Line("stories", "stories", metric), _Score(f"{mark.mean:.2f}{error}", scored)
         for metric in ("distinct_1", "distinct_2", "distinct_3", "repetition"):
             value = getattr(stories.completions, metric)
             yield _Line("stories", "stories", metric), _Score("-" if value is None else f"{value:.4f}", n)
@@ -276,11 +277,12 @@ def _scores_caption(evaluations: Sequence[Evaluation]) -> str:
         below = "below each number the difference from against" if len(evaluations) > 1 else "p: of no difference"
         said.append(f"{below}, on the same documents")
     if any(evaluation.probes for evaluation in evaluations):
-        said.append(
-            "probes: at the depth that cross-validation prefers; constant: the training part's commonest answer"
-        )
+        said.append("probes: at the depth that cross-validation prefers, beside the training part's commonest answer")
     if any(evaluation.stories for evaluation in evaluations):
-        said.append("stories: marks from 1 to 10; distinct: different runs of n words over all")
+        said.append(
+            "stories: marks from 1 to 10, differences over stories that both models have marks of; distinct: different "
+            "runs of n words over all"
+        )
     return "; ".join(said)
 
 

@@ -34,8 +34,9 @@ def print_probe(probe: Probe, console: Console) -> None:
     console.print(title, style="italic", markup=False, highlight=False)
     console.print(probe_table(probe))
     said = (
-        "depth 0: what goes into the first block, k: what comes out of block k - 1; ±: standard error over questions; "
-        "*: the best in cross-validation; constant: the commonest answer of the training part"
+        "depth 0: what goes into the first block, k: what comes out of block k - 1; ±: standard error over questions, "
+        "or the passages they are about; *: the best in cross-validation; constant: the training part's commonest "
+        "answer"
     )
     console.print(said, style="dim italic", markup=False, highlight=False)
     print_warnings(probe.warnings, console)
