@@ -4,8 +4,6 @@ import copy
 import json
 import math
 import random
-import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
@@ -57,9 +55,9 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def as_on_the_hub(task, folder):
+def as_on_the_hub(task, folder, part="val"):
     """What the Hub has of a task, from its files."""
-    rows = lines(folder / FOLDERS[task] / "val.jsonl")
+    rows = lines(folder / FOLDERS[task] / f"{part}.jsonl")
     if task == "multirc":
         return [
             {"paragraph": r["passage"]["text"], "question": q["question"], "answer": a["text"], "label": a["label"]}
@@ -73,7 +71,7 @@ def as_on_the_hub(task, folder):
     return [{**r, "label": values.index(r["label"])} for r in rows]
 
 
-def run_the_harness(model, tokenizer, tasks, rows_of, part="results", **options):
+def run_the_harness(model, tokenizer, tasks, rows_of, part="results", examples_of=None, **options):
     """The harness by itself, with the Hub's rows where it would download them."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -81,8 +79,8 @@ def run_the_harness(model, tokenizer, tasks, rows_of, part="results", **options)
     names = {"rte": "sglue_rte", "wsc.fixed": "wsc", "ARC-Easy": "arc_easy", "default": "lambada_openai"}
 
     def load(path, name, **_):
-        rows = Dataset.from_list(rows_of(names.get(name, name)))
-        return {"train": rows, "validation": rows, "test": rows}
+        rows, examples = (Dataset.from_list(of(names.get(name, name))) for of in (rows_of, examples_of or rows_of))
+        return {"train": examples, "validation": rows, "test": rows}
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("lm_eval.api.task.datasets.load_dataset", load)
@@ -435,20 +433,22 @@ def test_files_that_are_not_what_they_should_be(file, content, says, tmp_path):
         load_tasks(["boolq" if "BoolQ" in file else path.stem], tmp_path)
 
 
-def test_examples_are_those_of_the_harness(model, beginning, data, tmp_path):
-    """Drawn with the harness's own seeds, where none is asked for; here from the questions themselves."""
-    copied = Path(shutil.copytree(data, tmp_path / "copied"))
-    for folder in ("BoolQ", "COPA"):
-        shutil.copy(copied / folder / "val.jsonl", copied / folder / "train.jsonl")
-    asked = load_tasks(["boolq", "copa"], copied, num_fewshot=3)
+def test_examples_are_those_of_the_harness(model, beginning, data):
+    """Drawn with the harness's own seeds, where none is asked for."""
+    asked = load_tasks(["boolq", "sglue_rte"], data, num_fewshot=3)
     run_tasks(model, beginning, asked, 4)
     prompts = {name: [instance.args[0] for instance in task.instances] for name, task in asked.tasks.items()}
     own = run_the_harness(
-        model, beginning, ["boolq", "copa"], lambda task: as_on_the_hub(task, copied), "samples", num_fewshot=3
+        model,
+        beginning,
+        ["boolq", "sglue_rte"],
+        lambda task: as_on_the_hub(task, data),
+        "samples",
+        lambda task: as_on_the_hub(task, data, "train"),
+        num_fewshot=3,
     )
     assert prompts == {
-        name: [request[0] for sample in samples for request in sample["arguments"]]
-        for name, samples in own.items()
+        name: [request[0] for sample in samples for request in sample["arguments"]] for name, samples in own.items()
     }
     run_tasks(model, beginning, asked, 4, seed=1)
     others = {name: [instance.args[0] for instance in task.instances] for name, task in asked.tasks.items()}
