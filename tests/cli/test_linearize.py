@@ -163,7 +163,8 @@ def test_code_beside_a_checkpoint_is_run_only_if_it_is_trusted(process, lineariz
     code.write_text(code.read_text() + "\nprint('it runs')\n")
     refused = process("evaluate", linearized[1], tmp_path / "changed", "--text", text_file, *SIZE)
     assert refused.code == 2
-    assert f"in '{tmp_path / 'changed'}', got other code; if you trust it, try --trust-remote-code" in refused.err
+    assert f"in '{tmp_path / 'changed'}', got other code, perhaps of another version" in refused.err
+    assert "if you trust what is there, try --trust-remote-code" in refused.err
     assert "it runs" not in refused.out
     trusted = process("evaluate", tmp_path / "changed", "--text", text_file, *SIZE, "--trust-remote-code")
     assert (trusted.code, trusted.err) == (0, "")

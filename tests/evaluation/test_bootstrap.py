@@ -34,6 +34,12 @@ def test_means_of_numbers_are_compared_by_students_test():
     assert paired_difference(mean, ours, theirs).p_value == pytest.approx(ttest_rel(ours, theirs).pvalue)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [([7, 8, 6], [5, 6, 4]), ([0.1, 0.2, 0.3], [0.0, 0.1, 0.2])])
+def test_changes_that_are_all_the_same_are_counted(ours, theirs):
+    """Their spread is nothing but rounding, which proves nothing."""
+    assert paired_difference(mean, ours, theirs).p_value == pytest.approx(2 * 0.5**3)
+
+
 def test_the_logarithm_of_a_perplexity_is_minus_a_mean():
     rng = numpy.random.default_rng(3)
     ours, theirs = rng.normal(-3, 1, 40).tolist(), rng.normal(-3.5, 1, 40).tolist()

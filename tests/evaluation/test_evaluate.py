@@ -277,4 +277,4 @@ def test_models_come_one_by_one_and_the_other_one_runs_once(tiny_checkpoint, oth
 def test_all_models_are_looked_at_before_the_first_one_runs(tiny_checkpoint, text_file, monkeypatch):
     monkeypatch.setattr("rectilinear.models.origin.load_model", None)
     with pytest.raises(RequestError, match="no model at"):
-        next(rectilinear.evaluate_all([tiny_checkpoint, "./none"], text_file, **SIZE))
+        rectilinear.evaluate_all([tiny_checkpoint, "./none"], text_file, **SIZE)  # before it is iterated over

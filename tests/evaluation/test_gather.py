@@ -2,13 +2,16 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import t as student
 
 import rectilinear
 from rectilinear import Evaluation, JudgeEndpoint, RequestError
+from rectilinear.evaluation.differences import _probe_difference, are_comparable
 from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.judge_client import read_judgements
 from rectilinear.evaluation.judge_record import JudgeReport, Marks
@@ -114,8 +117,8 @@ def test_questions_of_one_passage_are_one_piece_of_evidence(pair):
     found = pair.differences.probes["multirc"]
     assert found.value == pytest.approx(changes.mean(), abs=1e-12)
     assert found.stderr == pytest.approx(changes.std(ddof=1) / math.sqrt(len(changes)))
-    if changes.any():
-        assert found.p_value == pytest.approx(ttest_1samp(changes, 0).pvalue)
+    assert changes.any()
+    assert found.p_value == pytest.approx(ttest_1samp(changes, 0).pvalue)
 
 
 def test_marks_are_compared_over_stories_that_both_have_marks_of(pair, results):
@@ -139,9 +142,28 @@ def test_a_single_model_needs_no_comparison(models, results):
 def test_other_weights_are_another_model(models, results):
     found = rectilinear.evaluate(models["deep"], include=[results], dtype="bfloat16", device="cpu")
     assert (found.probes, found.stories) == ({}, None)
-    [said] = found.warnings
-    assert f"nothing was included of {models['deep']}" in said
-    assert "try the same --dtype" in said
+    for name in ("deep-cb/probe.json", "deep-judged/judge.json", "shallow-multirc/probe.json"):
+        [said] = [warning for warning in found.warnings if name in warning]
+        assert "with other weights than any model here has; try the same --dtype" in said
+
+
+def test_each_result_that_is_left_out_is_named_once_all_models_are_done(models, results, superglue, tmp_path):
+    coarse = rectilinear.probe(models["deep"], "copa", superglue, dtype="bfloat16", seq_len=64, device="cpu")
+    coarse.save(tmp_path / "coarse")
+    included = [results / "deep-cb", results / "shallow-cb", tmp_path / "coarse"]
+    first, second = rectilinear.evaluate_all([*models.values()], include=included, device="cpu")
+    assert not any("not included" in warning for warning in first.warnings)
+    [said] = [warning for warning in second.warnings if "not included" in warning]
+    assert str(tmp_path / "coarse" / "probe.json") in said
+
+
+def test_the_same_weights_under_another_name_are_warned_of(models, results, tmp_path):
+    """Their configuration may be another."""
+    shutil.copytree(models["deep"], tmp_path / "twin")
+    found = rectilinear.evaluate(tmp_path / "twin", include=[results / "deep-cb"], device="cpu")
+    assert found.probes.keys() == {"cb"}
+    [said] = found.warnings[-1:]
+    assert f"which has the weights of {tmp_path / 'twin'}: are they the same model?" in said
 
 
 def test_what_cannot_be_compared_is_said_and_not_compared(models, results, superglue, text_file, tmp_path):
@@ -161,7 +183,10 @@ def test_what_cannot_be_compared_is_said_and_not_compared(models, results, super
     assert any("marks cannot be compared" in warning for warning in found.warnings)
     found = compared("longer")
     assert found.differences.stories == {}
-    assert any("stories cannot be compared" in warning and "begin differently" in warning for warning in found.warnings)
+    assert any(
+        "stories cannot be compared" in warning and "begin or were drawn differently" in warning
+        for warning in found.warnings
+    )
 
 
 def test_stories_without_a_judge_have_no_marks_to_compare(models, results, text_file, tmp_path):
@@ -171,6 +196,79 @@ def test_stories_without_a_judge_have_no_marks_to_compare(models, results, text_
     assert found.stories.completions.texts == 8
     assert found.differences.stories == {}
     assert not any("compared" in warning for warning in found.warnings)
+
+
+def test_models_are_compared_with_the_first_that_has_the_same_kind_of_result(models, results, superglue, tmp_path):
+    last = rectilinear.probe(models["shallow"], "cb", superglue, pooling="last", seq_len=64, device="cpu")
+    last.save(tmp_path / "last")
+    third = tmp_path / "third"
+    build_llama(blocks=1, seed=4).save_pretrained(third)
+    for file in models["deep"].glob("tokenizer*"):
+        shutil.copy(file, third)
+    included = [results / "deep-cb", tmp_path / "last"]
+    found = [*rectilinear.evaluate_all([third, *models.values()], include=included, device="cpu")]
+    assert [any("probes of cb cannot be compared" in said for said in each.warnings) for each in found] == [0, 0, 1]
+
+
+def planted(pair, ours, theirs):
+    """The difference of two probes with these right and wrong answers."""
+    probes = (pair.probes["cb"].model_copy(update={"right": right}) for right in (ours, theirs))
+    return _probe_difference(*probes)
+
+
+def test_right_answers_that_are_planted(pair):
+    found = planted(pair, "11 111 1", "00 000 0")
+    assert (found.value, found.stderr) == (1.0, 0.0)
+    assert found.p_value == pytest.approx(2 * 0.5**3)  # three passages, all of them won
+    assert planted(pair, "11 0", "11 0").p_value == 1.0
+    found = planted(pair, "1100 11 10", "1000 00 11")  # +1 of 4, +2 of 2, -1 of 2
+    value = 2 / 8
+    stderr = math.sqrt(((1 - 4 * value) ** 2 + (2 - 2 * value) ** 2 + (-1 - 2 * value) ** 2) * 3 / 2) / 8
+    assert (found.value, found.stderr) == (pytest.approx(value), pytest.approx(stderr))
+    assert found.p_value == pytest.approx(2 * student.sf(value / stderr, 2))
+    assert planted(pair, "101", "011").p_value is None  # a single passage
+    assert planted(pair, "1 1 0 0", "0 0 1 0").p_value == pytest.approx(binomtest(2, 3).pvalue)
+
+
+def test_probes_that_were_taught_or_asked_otherwise_are_not_alike(models, superglue, tmp_path):
+    def probed(folder=superglue, **options):
+        options = {"seq_len": 64, "max_examples": 38, "device": "cpu", **options}
+        return rectilinear.probe(models["shallow"], "multirc", folder, **options)
+
+    plain = probed()
+    assert are_comparable(plain, probed())
+    assert not any(are_comparable(plain, probed(**other)) for other in ({"folds": 3}, {"seq_len": 60}))
+    assert not are_comparable(plain, plain.model_copy(update={"questions": None, "right": None}))  # an older file
+    other = shutil.copytree(superglue, tmp_path / "other")
+    train = (other / "MultiRC" / "train.jsonl").read_text().splitlines()
+    (other / "MultiRC" / "train.jsonl").write_text("\n".join(train[::-1]) + "\n")
+    assert not are_comparable(plain, probed(other))
+
+
+def test_questions_that_are_grouped_otherwise_are_other_questions(models, superglue, tmp_path):
+    """A question a line instead of a passage a line: the same questions and answers."""
+    other = shutil.copytree(superglue, tmp_path / "other")
+    lines = [json.loads(line) for line in (superglue / "MultiRC" / "val.jsonl").read_text().splitlines()]
+    apart = [
+        {**line, "passage": {**line["passage"], "questions": [question]}}
+        for line in lines
+        for question in line["passage"]["questions"]
+    ]
+    (other / "MultiRC" / "val.jsonl").write_text("".join(json.dumps(line) + "\n" for line in apart))
+    one, two = (
+        rectilinear.probe(models["shallow"], "multirc", folder, seq_len=64, device="cpu")
+        for folder in (superglue, other)
+    )
+    assert one.right.replace(" ", "") == two.right.replace(" ", "")
+    assert not are_comparable(one, two)
+
+
+def test_stories_that_are_not_judged_to_the_end(results, tmp_path):
+    folder = shutil.copytree(results / "deep-judged", tmp_path / "stopped")
+    answers = (folder / "judgements.jsonl").read_text().splitlines()
+    (folder / "judgements.jsonl").write_text("\n".join(answers[:5]) + "\n")
+    with pytest.raises(RequestError, match=r"expected the 8 answers .* got 5; .*try rectilinear judge --resume"):
+        gather_results([folder])
 
 
 def test_folders_that_are_no_results(results, tmp_path):
@@ -193,4 +291,4 @@ def test_without_anything_to_do(models):
     with pytest.raises(RequestError, match="expected --text, --tasks, --include"):
         rectilinear.evaluate(models["deep"])
     with pytest.raises(RequestError, match="expected at least one model, got none"):
-        next(rectilinear.evaluate_all([], "stories"))
+        rectilinear.evaluate_all([], "stories")

@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 from datasets import Dataset
+from lm_eval.api.metrics import perplexity, weighted_perplexity
 from scipy.stats import norm
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rectilinear
 from rectilinear import JobError, RequestError
 from rectilinear.evaluation.decoder import HarnessDecoder
-from rectilinear.evaluation.harness import SUPERGLUE, load_tasks, run_tasks
+from rectilinear.evaluation.harness import _log_perplexity, run_tasks
+from rectilinear.evaluation.task_set import SUPERGLUE, load_tasks
 from tests.conftest import build_llama
 from tests.superglue import ANSWERS, CLAIMS, write_lines, write_superglue
 
@@ -527,7 +529,7 @@ def test_one_document_has_no_error(model, beginning, data):
 
 
 def test_what_is_not_installed(monkeypatch, data):
-    monkeypatch.setattr("rectilinear.evaluation.harness.find_spec", lambda name: None)
+    monkeypatch.setattr("rectilinear.evaluation.extras.find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"try pip install 'rectilinear\[eval\]'"):
         load_tasks(["boolq"], data)
 
@@ -535,6 +537,32 @@ def test_what_is_not_installed(monkeypatch, data):
 def test_a_module_that_is_no_transformers_model(beginning, data):
     with pytest.raises(RequestError, match="expected a transformers model for tasks, got Linear"):
         run_tasks(torch.nn.Linear(2, 2), beginning, load_tasks(["copa"], data), 1)
+
+
+def test_logarithms_of_perplexities_are_those_of_the_harness():
+    rng = random.Random(0)
+    items = [-rng.random() * 5 for _ in range(20)]
+    assert _log_perplexity(items) == pytest.approx(math.log(perplexity(items)))
+    weighted = [(-rng.random() * 50, rng.randint(1, 20)) for _ in range(20)]
+    assert _log_perplexity(weighted) == pytest.approx(math.log(weighted_perplexity(weighted)))
+    assert _log_perplexity([-2000.0, -3000.0]) == 2500.0  # whose own perplexity is beyond float64
+
+
+def test_numbers_of_examples_that_the_harness_does_not_change_are_said(model, beginning, data):
+    asked = load_tasks(["copa"], data, num_fewshot=2)
+    asked.tasks["copa"].set_config("num_fewshot", 0)
+    found = run_tasks(model, beginning, asked, 4)
+    assert found.tasks["copa"].num_fewshot == 0
+    assert found.warnings == ("copa: the harness asks it with 0 examples, whatever --num-fewshot says",)
+
+
+def test_errors_of_a_model_s_own_code_are_told_in_a_line(model, beginning, data, monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("shapes do not match\nand more")
+
+    monkeypatch.setattr(type(model), "forward", broken)
+    with pytest.raises(JobError, match=r"the harness could not run copa: RuntimeError: shapes do not match$"):
+        run_tasks(model, beginning, load_tasks(["copa"], data), 4)
 
 
 def test_perplexities_are_compared_as_ratios(model, beginning, tmp_path):

@@ -298,6 +298,12 @@ def test_judges_that_reason_are_asked_otherwise(tmp_path):
     assert not {"temperature", "max_tokens"} & body.keys()
 
 
+@pytest.mark.parametrize("prices", [(math.nan, 1.0), (1.0, -2.0), (math.inf, 1.0)])
+def test_prices_that_are_none(prices):
+    with pytest.raises(RequestError, match="expected --prices of at least 0"):
+        JudgeEndpoint("wise", prices=prices)
+
+
 def test_what_it_costs(recipe, tmp_path):
     told = []
     with serving() as server:

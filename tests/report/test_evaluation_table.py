@@ -149,7 +149,7 @@ def test_several_models_against_another():
     assert text.splitlines()[0] == "one, one-2 against dense"
     assert rows(text) == [
         "copa|20|acc|0.2500|0.6000 ± 0.0500|0.5000 ± 0.0500|0.4000 ± 0.0500",
-        "|||||-0.1000 ± 0.0300|-0.1000 ± 0.0300",
+        "|||||-0.1000 ± 0.0300 *|-0.1000 ± 0.0300 *",
     ]
 
 

@@ -51,7 +51,8 @@ def evaluate(
     rows_at_once = parse_batch_size(batch_size)
     names = () if tasks is None else options.parse_names("--tasks", tasks)
     of_tasks = ("data", "limit", "num_fewshot", "apply_chat_template", "system_instruction")
-    options.refuse_idle(context, (not names, "without --tasks", of_tasks))
+    of_text = ("max_tokens", "seq_len", "speed", "column", "config", "split")
+    options.refuse_idle(context, (not names, "without --tasks", of_tasks), (text is None, "without --text", of_text))
 
     import rectilinear
     from rectilinear.report.evaluation_table import print_evaluation, print_side_by_side, short_names

@@ -64,19 +64,32 @@ def _paired_difference(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequen
         return PairedDifference(value, None, None)
     numbers = all(isinstance(item, (bool, int, float)) for item in (*ours, *theirs))
     if numbers and all(math.isclose(abs(aggregate(of)), abs(sum(of) / n), abs_tol=1e-9) for of in (ours, theirs)):
-        from scipy.stats import binomtest, ttest_1samp
+        from scipy.stats import ttest_1samp
 
         changes = numpy.subtract(numpy.asarray(ours, float), numpy.asarray(theirs, float))
         stderr = float(changes.std(ddof=1) / math.sqrt(n))
-        won, lost = int((changes > 0).sum()), int((changes < 0).sum())
-        if not won + lost:
-            return PairedDifference(value, stderr, 1.0)
         binary = {*ours, *theirs} <= {0, 1}
-        p_value = binomtest(won, won + lost).pvalue if binary else ttest_1samp(changes, 0).pvalue
+        p_value = sign_test(changes) if binary or no_spread(value, stderr) else ttest_1samp(changes, 0).pvalue
         return PairedDifference(value, stderr, float(p_value))
     changes = _resampled(aggregate, ours) - _resampled(aggregate, theirs)
     beyond = min((changes <= 0).mean(), (changes >= 0).mean())
     return PairedDifference(value, float(changes.std(ddof=1)), float(min(1.0, 2 * max(beyond, 1 / RESAMPLES))))
+
+
+def sign_test(changes: numpy.ndarray) -> float:
+    """Probability of changes ``[n]`` as one-sided as these, or more so, if each could as well have been the other way.
+
+    Of answers that are right or wrong this is McNemar's exact test.
+    """
+    from scipy.stats import binomtest
+
+    won, lost = int((changes > 0).sum()), int((changes < 0).sum())
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+
+
+def no_spread(value: float, stderr: float) -> bool:
+    """Whether all changes are the same up to rounding: Student's test would take any two of them as proof."""
+    return stderr <= 1e-9 * abs(value)
 
 
 def _resampled(aggregate: Aggregate, items: Sequence[Any]) -> numpy.ndarray:

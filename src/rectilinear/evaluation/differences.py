@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy
 
-from rectilinear.evaluation.bootstrap import Aggregate, paired_difference
+from rectilinear.evaluation.bootstrap import Aggregate, no_spread, paired_difference, sign_test
 from rectilinear.evaluation.gather import Stories
-from rectilinear.evaluation.harness import SUPERGLUE, SUPERGLUE_GROUP, TaskScores, TaskSet, combine, mean_of_columns
+from rectilinear.evaluation.harness import TaskScores, combine, mean_of_columns
 from rectilinear.evaluation.judge_record import Marks
 from rectilinear.evaluation.probe_record import Probe
 from rectilinear.evaluation.record import DifferenceRecord, Differences, SpeedRecord, finite
 from rectilinear.evaluation.run import Run
+from rectilinear.evaluation.task_set import SUPERGLUE, SUPERGLUE_GROUP, TaskSet
 from rectilinear.measurement.perplexity import exponential
 
 
@@ -48,22 +49,30 @@ def compare(ours: Run, theirs: Run, asked: TaskSet | None = None) -> Differences
 
 
 def are_comparable(one: Probe, other: Probe) -> bool:
-    """Whether two probes answered the same questions from features of the same kind."""
-    return one.questions == other.questions and one.settings["pooling"] == other.settings["pooling"]
+    """Whether two probes were taught and asked the same, in the same way, as far as their files tell."""
+    same = ("pooling", "folds", "strengths", "seq_len")
+    return one.questions is not None and one.questions == other.questions and _alike(one.settings, other.settings, same)
 
 
 def begin_alike(one: Stories, other: Stories) -> bool:
     """Whether two models' stories have the same beginnings and were drawn in the same way."""
     same = ("beginning_words", "max_new_tokens", "temperature")
-    return one.report.data.fingerprint == other.report.data.fingerprint and all(
-        one.report.settings[name] == other.report.settings[name] for name in same
+    return one.report.data.fingerprint == other.report.data.fingerprint and _alike(
+        one.report.settings, other.report.settings, same
     )
 
 
 def were_judged_alike(one: Stories, other: Stories) -> bool:
-    """Whether what one judge said of two models, if any was asked, can be compared."""
-    ours, theirs = one.report.judged, other.report.judged
-    return not (ours and theirs) or (ours.model, ours.url) == (theirs.model, theirs.url)
+    """Whether one judge marked two models' stories, told the same."""
+    ours, theirs = one.report, other.report
+    if not (ours.judged and theirs.judged):
+        return False
+    asked = (ours.judged.model, ours.judged.url) == (theirs.judged.model, theirs.judged.url)
+    return asked and _alike(ours.settings, theirs.settings, ("instructions",))
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return all(one.get(name) == other.get(name) for name in names)
 
 
 def _task_differences(ours: TaskScores, theirs: TaskScores) -> dict[str, dict[str, DifferenceRecord]]:
@@ -100,19 +109,19 @@ def _normal_p_value(value: float, stderr: float | None) -> float | None:
 
 
 def _probe_difference(ours: Probe, theirs: Probe) -> DifferenceRecord:
-    """Of accuracies; with questions that depend on one another, the error and Student's test are over their groups."""
-    right = [[[int(digit) for digit in group] for group in probe.right.split()] for probe in (ours, theirs)]
+    """Of accuracies; with questions that depend on one another, the error and the test are over their groups."""
+    right = [[[int(digit) for digit in group] for group in (probe.right or "").split()] for probe in (ours, theirs)]
     sizes = numpy.array([len(group) for group in right[0]])
     if sizes.max() == 1:
         return _paired(_mean, *([digit for [digit] in groups] for groups in right))
     changes = numpy.array([sum(mine) - sum(other) for mine, other in zip(*right, strict=True)])
-    value, n = changes.sum() / sizes.sum(), len(sizes)
+    value, n = float(changes.sum() / sizes.sum()), len(sizes)
     if n < 2:
         return DifferenceRecord(value=value, stderr=None)
     from scipy.stats import t as student
 
-    stderr = math.sqrt(((changes - value * sizes) ** 2).sum() * n / (n - 1)) / sizes.sum()
-    p_value = 2 * float(student.sf(abs(value) / stderr, n - 1)) if stderr else 1.0
+    stderr = math.sqrt(((changes - value * sizes) ** 2).sum() * n / (n - 1)) / int(sizes.sum())
+    p_value = sign_test(changes) if no_spread(value, stderr) else 2 * float(student.sf(abs(value) / stderr, n - 1))
     return DifferenceRecord(value=value, stderr=stderr, p_value=p_value)
 
 

@@ -13,14 +13,14 @@ from torch import nn
 from rectilinear.data.pack import TokenRows
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.differences import are_comparable, begin_alike, compare, were_judged_alike
-from rectilinear.evaluation.gather import gather_results
-from rectilinear.evaluation.harness import SUPERGLUE_GROUP, check_chat_template, load_tasks, require
+from rectilinear.evaluation.extras import require
+from rectilinear.evaluation.gather import Gathered, gather_results
 from rectilinear.evaluation.record import Evaluation
 from rectilinear.evaluation.run import Run, Work, run_model
 from rectilinear.evaluation.speed import REPEATS, plan_speed
+from rectilinear.evaluation.task_set import SUPERGLUE_GROUP, check_chat_template, load_tasks
 from rectilinear.linearization.plan import Plan
 from rectilinear.measurement.collect import Progress
-from rectilinear.measurement.records import DataRecord
 from rectilinear.models.batches import BatchSize, check_batch_size
 from rectilinear.models.blocks import text_config
 from rectilinear.models.load import DType, resolve
@@ -105,7 +105,9 @@ def evaluate_all(
     speed: bool = True,
     progress: Progress | None = None,
 ) -> Iterator[Evaluation]:
-    """Evaluate some models on the same rows of text and the same documents of tasks, each as soon as it is its turn.
+    """Evaluate some models on the same rows of text and the same documents of tasks.
+
+    What can be refused without weights is refused at once; models are loaded and run as the evaluations are asked for.
 
     Models run one after the other, so that they need not fit in memory at once. With ``against`` one more is
     evaluated first, and every other one compared with it, row by row and document by document.
@@ -133,7 +135,7 @@ def evaluate_all(
             time; see `rectilinear.evaluation.speed`.
         progress: called with (stage, done, total).
 
-    Yields:
+    Returns:
         The evaluations, in the order of the models.
 
     Raises:
@@ -154,7 +156,6 @@ def evaluate_all(
     origins = [Origin(model, revision, trust_remote_code, device, dtype) for model in models]
     other = None if against is None else Origin(against, None, trust_remote_code, device, dtype)
     everyone = [*origins, other] if other else origins
-    # Before the weights, which may take long: everything that can be refused without them.
     reading = None if text is None else Text(text, max_tokens, seq_len, column, config, split, seed)
     rows = None if reading is None else _same_rows(everyone, reading, tokenizer)
     lengths = _prompt_lengths(everyone, seq_len) if rows and speed else None
@@ -173,50 +174,53 @@ def evaluate_all(
         if asked:
             check_chat_template(tokenizer or origin.tokenizer(), asked)
         origin.skeleton()
+    work = Work(reading, rows, lengths, asked, gathered, tokenizer, seed, batch_size)
+    given: dict[str, Any] = {"task_data": None if data is None else str(data)} if asked else {}
+    given |= {"include": [str(folder) for folder in include]} if include else {}
+    return _run_all(origins, other, work, given, progress)
 
-    work = Work(rows, lengths, asked, gathered, seed, batch_size)
-    told = rows and DataRecord(
-        source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=len(rows.ids), seq_len=seq_len
-    )
-    theirs = other and run_model(other, work, tokenizer, _named(progress, "against"))
-    first = theirs  # what others stand beside
+
+def _run_all(
+    origins: Sequence[Origin], other: Origin | None, work: Work, given: dict[str, Any], progress: Progress | None
+) -> Iterator[Evaluation]:
+    """Evaluate models one by one, after the one that they are compared with."""
+    theirs = other and run_model(other, work, _named(progress, "against"))
+    done = [theirs] if theirs else []
     for place, origin in enumerate(origins, 1):
         which = f"{place} of {len(origins)}" if len(origins) > 1 else ""
-        ours = run_model(origin, work, tokenizer, _named(progress, which))
+        ours = run_model(origin, work, _named(progress, which))
         pair = [(origin, ours)] + ([(other, theirs)] if other and theirs else [])
-        warnings = [*_warnings(pair, work, reading, len(everyone) > 1), *(_not_alike(ours, first) if first else ())]
-        first = first or ours
+        warnings = [*_warnings(pair, work, several=which != "" or theirs is not None), *_not_alike(ours, done)]
+        done.append(ours)
+        if place == len(origins):
+            warnings += _not_included(work.gathered, done)
         yield Evaluation(
             **dict(ours.measured),
-            data=told,
-            settings=_settings(reading, work, [run for _, run in pair], data, include),
+            data=work.data,
+            settings=_settings(work, [run for _, run in pair]) | given,
             against=theirs and theirs.measured,
-            differences=theirs and compare(ours, theirs, asked),
+            differences=theirs and compare(ours, theirs, work.tasks),
             warnings=tuple(dict.fromkeys(warnings)),
         )
 
 
-def _settings(
-    reading: Text | None, work: Work, ran: Sequence[Run], data: str | Path | None, include: Sequence[str | Path]
-) -> dict[str, Any]:
+def _settings(work: Work, ran: Sequence[Run]) -> dict[str, Any]:
     settings: dict[str, Any] = {"seed": work.seed}
-    if reading:
-        settings |= {key: value for key, value in asdict(reading).items() if key not in ("source", "seq_len")}
+    if work.text:
+        settings |= {key: value for key, value in asdict(work.text).items() if key not in ("source", "seq_len")}
         settings["speed"] = work.lengths is not None
     if work.lengths:
         settings |= dict(zip(("prompt_tokens", "new_tokens", "repeats"), (*work.lengths, REPEATS), strict=True))
     if work.tasks:
         names = ("limit", "num_fewshot", "apply_chat_template", "system_instruction")
         settings |= {name: getattr(work.tasks, name) for name in names}
-        settings |= {"lm_eval": version("lm_eval"), "task_data": None if data is None else str(data)}
-    if include:
-        settings["include"] = [str(folder) for folder in include]
+        settings["lm_eval"] = version("lm_eval")
     for prefix, run in zip(("", "against_"), ran, strict=False):
         settings |= {prefix + name: size for name, size in run.sizes.items()}
     return settings
 
 
-def _warnings(ran: Sequence[tuple[Origin, Run]], work: Work, reading: Text | None, several: bool) -> Iterator[str]:
+def _warnings(ran: Sequence[tuple[Origin, Run]], work: Work, several: bool) -> Iterator[str]:
     """What a reader of an evaluation must know: of the model's run, and of the other's where there is one."""
     if work.tasks and work.tasks.missing:
         missing, there = ", ".join(work.tasks.missing), ", ".join(work.tasks.columns)
@@ -225,14 +229,8 @@ def _warnings(ran: Sequence[tuple[Origin, Run]], work: Work, reading: Text | Non
         whose = f"{origin.name or 'the model'}, " if several else ""
         found = (run.scores.warnings if run.scores else ()) + _warnings_included(run)
         yield from (whose + warning for warning in found)
-        if origin.name and reading and work.rows:
-            yield from _fitted_on(origin.name, work.rows, reading)
-        if work.gathered.models and not (run.measured.probes or run.stories):
-            yield (
-                f"nothing was included of {origin.name or 'the model'}: results are of "
-                f"{', '.join(sorted({*work.gathered.models.values()}))} with other weights; try the same --dtype and "
-                "--revision for all commands"
-            )
+        if origin.name and work.text and work.rows:
+            yield from _fitted_on(origin.name, work.rows, work.text)
 
 
 def _warnings_included(run: Run) -> tuple[str, ...]:
@@ -241,18 +239,39 @@ def _warnings_included(run: Run) -> tuple[str, ...]:
     return (*probes, *(f"stories: {said}" for said in stories))
 
 
-def _not_alike(ours: Run, theirs: Run) -> Iterator[str]:
-    """What two models both have that does not belong side by side."""
-    others = theirs.measured.probes
-    names = f"{ours.measured.model.id} and {theirs.measured.model.id}"
+def _not_included(gathered: Gathered, ran: Sequence[Run]) -> Iterator[str]:
+    """Results that came to no model, or to one of another name: weights may be the same and configurations not."""
+    models = {run.measured.model.sha256: run.measured.model.id for run in ran}
+    for file, model in gathered.models.items():
+        if model.sha256 not in models:
+            yield (
+                f"{file} is not included: it is of {model.id} with other weights than any model here has; try the same "
+                "--dtype and --revision for all commands"
+            )
+        elif Path(model.id).name != Path(models[model.sha256]).name:
+            yield f"{file} is of {model.id}, which has the weights of {models[model.sha256]}: are they the same model?"
+
+
+def _not_alike(ours: Run, others: Sequence[Run]) -> Iterator[str]:
+    """What a model and one before it both have that does not belong side by side."""
     for task, probe in ours.measured.probes.items():
-        if task in others and not are_comparable(probe, others[task]):
-            yield f"probes of {task} cannot be compared: {names} were asked other questions, or pooled otherwise"
-    if ours.stories and theirs.stories:
-        if not begin_alike(ours.stories, theirs.stories):
-            yield f"stories cannot be compared: those of {names} begin differently, or were written by other settings"
-        elif not were_judged_alike(ours.stories, theirs.stories):
-            yield f"marks cannot be compared: stories of {names} had different judges"
+        other = next((run for run in others if task in run.measured.probes), None)
+        if other and not are_comparable(probe, other.measured.probes[task]):
+            yield (
+                f"probes of {task} cannot be compared: {_names(ours, other)} were taught or asked other questions, or "
+                "in another way"
+            )
+    other = next((run for run in others if run.stories), None)
+    if ours.stories and other and other.stories and not begin_alike(ours.stories, other.stories):
+        yield f"stories cannot be compared: those of {_names(ours, other)} begin or were drawn differently"
+    other = next((run for run in others if run.stories and run.stories.marks), None)
+    marked = ours.stories and ours.stories.marks
+    if marked and ours.stories and other and other.stories and not were_judged_alike(ours.stories, other.stories):
+        yield f"marks cannot be compared: stories of {_names(ours, other)} had different judges"
+
+
+def _names(one: Run, other: Run) -> str:
+    return f"{one.measured.model.id} and {other.measured.model.id}"
 
 
 def _same_rows(origins: Sequence[Origin], reading: Text, tokenizer: PreTrainedTokenizerBase | None) -> TokenRows:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.judge_client import JUDGEMENTS, read_judgements
 from rectilinear.evaluation.judge_record import JudgeReport, Marks
 from rectilinear.evaluation.probe_record import Probe
+from rectilinear.measurement.records import ModelRecord
 
 
 @dataclass(frozen=True)
@@ -28,29 +29,30 @@ class Stories:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Results of any number of models."""
+    """Results of any number of models, by file."""
 
-    probes: tuple[Probe, ...] = ()
-    stories: tuple[Stories, ...] = ()
+    probes: Mapping[Path, Probe] = field(default_factory=dict)
+    stories: Mapping[Path, Stories] = field(default_factory=dict)
 
     def of(self, sha256: str) -> tuple[dict[str, Probe], Stories | None]:
         """Probes, by task, and stories of the model with these weights."""
-        probes = {probe.task: probe for probe in self.probes if probe.model.sha256 == sha256}
-        return probes, next((found for found in self.stories if found.report.model.sha256 == sha256), None)
+        probes = {probe.task: probe for probe in self.probes.values() if probe.model.sha256 == sha256}
+        return probes, next((found for found in self.stories.values() if found.report.model.sha256 == sha256), None)
 
     @property
-    def models(self) -> dict[str, str]:
-        """Names of the models, by SHA-256 of their weights."""
-        models = [probe.model for probe in self.probes] + [found.report.model for found in self.stories]
-        return {model.sha256: model.id for model in models}
+    def models(self) -> dict[Path, ModelRecord]:
+        """Whom the files are about."""
+        return {file: probe.model for file, probe in self.probes.items()} | {
+            file: found.report.model for file, found in self.stories.items()
+        }
 
 
 def gather_results(folders: Sequence[str | Path]) -> Gathered:
     """Read every ``probe.json`` and ``judge.json`` in some folders and the folders in them.
 
     Raises:
-        RequestError: a folder that is not there or has neither, a file that is something else, more than one probe of
-            a task or more than one set of stories for the same weights.
+        RequestError: a folder that is not there or has neither, a file that is something else, stories that are not
+            judged to the end, more than one probe of a task or more than one set of stories for the same weights.
     """
     probes: dict[Path, Probe] = {}
     stories: dict[Path, Stories] = {}
@@ -65,14 +67,18 @@ def gather_results(folders: Sequence[str | Path]) -> Gathered:
             raise RequestError(f"expected {Probe.file_name} or {JudgeReport.file_name} in --include {folder}, got none")
     _check_once({file: (f"probe of {probe.task}", probe.model.sha256) for file, probe in probes.items()})
     _check_once({file: ("set of stories", found.report.model.sha256) for file, found in stories.items()})
-    return Gathered(tuple(probes.values()), tuple(stories.values()))
+    return Gathered(probes, stories)
 
 
 def _read_stories(file: Path) -> Stories:
-    answers = read_judgements(file.with_name(JUDGEMENTS))
-    return Stories(
-        JudgeReport.load(file), {index: answer.marks for index, answer in answers.items() if answer.marks is not None}
-    )
+    report, answers = JudgeReport.load(file), read_judgements(file.with_name(JUDGEMENTS))
+    told = report.judged.asked if report.judged else 0
+    if len(answers) != told:
+        raise RequestError(
+            f"expected the {told} answers that {file} tells of in {JUDGEMENTS} beside it, got {len(answers)}; was the "
+            "judge stopped? try rectilinear judge --resume"
+        )
+    return Stories(report, {index: answer.marks for index, answer in answers.items() if answer.marks is not None})
 
 
 def _check_once(found: Mapping[Path, tuple[str, str]]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rectilinear.data.fingerprint import fingerprint
 from rectilinear.data.text import open_text
 from rectilinear.errors import RequestError
-from rectilinear.evaluation.harness import require
+from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.judge_client import (
     INSTRUCTIONS,
     JUDGEMENTS,

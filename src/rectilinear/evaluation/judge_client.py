@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -58,6 +59,9 @@ class JudgeEndpoint:
             tokens.
         prices: of a million tokens of requests, and of answers; None where they are not known.
         key: that the endpoint wants; None for what is in ``OPENAI_API_KEY``.
+
+    Raises:
+        RequestError: prices that are none.
     """
 
     model: str
@@ -69,6 +73,10 @@ class JudgeEndpoint:
     reasoning: bool = False
     prices: tuple[float, float] | None = None
     key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.prices and not all(math.isfinite(price) and price >= 0 for price in self.prices):
+            raise RequestError("expected --prices of at least 0, got {:g} {:g}".format(*self.prices))
 
     @property
     def where(self) -> str:

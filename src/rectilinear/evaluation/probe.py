@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import RequestError
-from rectilinear.evaluation.harness import require
+from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.probe_record import Probe, ProbePoint, best_of
 from rectilinear.finetuning.data import read_task
 from rectilinear.finetuning.inputs import Encoded, check_ids, describe_questions, encode, predict, warn_of_cuts
@@ -134,19 +134,20 @@ def probe(
         },
         environment=record_environment(module),
         points=tuple(points),
-        questions=_fingerprint(validation),
+        questions=_fingerprint(train, validation),
         right=_right(validation, predictions[points.index(best_of(points))]),
         warnings=tuple(said),
     )
 
 
-def _fingerprint(asked: Encoded) -> str:
-    """Of what is asked, whatever the tokenizer."""
+def _fingerprint(train: Encoded, asked: Encoded) -> str:
+    """Of what is taught and asked, and what of it belongs together, whatever the tokenizer."""
     return fingerprint(
         part
-        for question in asked.questions
+        for name, encoded in (("train", train), ("validation", asked))
+        for question in encoded.questions
         for text in question.texts
-        for part in (f"{len(text)} {question.answer}", text)
+        for part in (f"{name} {question.group} {question.answer} {len(text)} ", text)
     )
 
 

@@ -33,11 +33,14 @@ class Probe(ResultFile):
     settings: dict[str, Any]
     environment: EnvironmentRecord
     points: tuple[ProbePoint, ...] = Field(description="by depth")
-    questions: str = Field(description="SHA-256 of texts and answers of the validation part")
-    right: str = Field(
+    questions: str | None = Field(
+        default=None, description="SHA-256 of texts, answers and groups of both parts; null in older files"
+    )
+    right: str | None = Field(
+        default=None,
         pattern="^[01]+( [01]+)*$",
-        description="a digit a question of that part, 1 where the best depth's answer is right; questions that depend "
-        "on one another stand together, spaces between others",
+        description="a digit a question of the validation part, 1 where the best depth's answer is right; questions "
+        "that depend on one another stand together, spaces between others",
     )
     warnings: tuple[str, ...] = ()
 

@@ -11,15 +11,16 @@ from torch import nn
 from rectilinear.data.pack import TokenRows
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.gather import Gathered, Stories
-from rectilinear.evaluation.harness import TaskScores, TaskSet, run_tasks
+from rectilinear.evaluation.harness import TaskScores, run_tasks
 from rectilinear.evaluation.record import Measurements, SpeedRecord, finite
 from rectilinear.evaluation.speed import measure_speed
+from rectilinear.evaluation.task_set import TaskSet
 from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
-from rectilinear.measurement.records import record_environment, record_model
+from rectilinear.measurement.records import DataRecord, record_environment, record_model
 from rectilinear.models.batches import BatchSize, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.origin import Origin
+from rectilinear.models.origin import Origin, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,20 +34,37 @@ class Work:
     """What is asked of every model.
 
     Attributes:
-        rows: of text; None for no text.
+        text: to be predicted; None for none.
+        rows: of it; None for no text.
         lengths: of the prompt and of what is decoded from it; None for no timing.
         tasks: of the harness; None for none.
         gathered: results that there are already.
+        tokenizer: for tasks; None for each model's own.
         seed: of the choice of examples.
         batch_size: rows, or requests, in a forward pass.
     """
 
+    text: Text | None
     rows: TokenRows | None
     lengths: tuple[int, int] | None
     tasks: TaskSet | None
     gathered: Gathered
+    tokenizer: PreTrainedTokenizerBase | None
     seed: int
     batch_size: BatchSize
+
+    @property
+    def data(self) -> DataRecord | None:
+        """Which rows they are, for a result file."""
+        if not (self.text and self.rows):
+            return None
+        return DataRecord(
+            source=str(self.text.source),
+            fingerprint=self.rows.fingerprint,
+            tokens=self.rows.ids.numel(),
+            rows=len(self.rows.ids),
+            seq_len=self.text.seq_len,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +87,12 @@ class Run:
 
 
 @reporting_exhausted_memory
-def run_model(origin: Origin, work: Work, tokenizer: PreTrainedTokenizerBase | None, progress: Progress | None) -> Run:
+def run_model(origin: Origin, work: Work, progress: Progress | None = None) -> Run:
     """Load a model and do all the work with it.
 
     Args:
         origin: of the model.
         work: what to do.
-        tokenizer: for tasks; None for the model's own.
         progress: called with (stage, done, total).
     """
     module = origin.load(head=True)
@@ -98,7 +115,7 @@ def run_model(origin: Origin, work: Work, tokenizer: PreTrainedTokenizerBase | N
             told |= {"tokens_per_second": SpeedRecord(prefill=ran.prefill, decode=ran.decode)}
             told["cache_bytes"] = ran.cache_bytes
     if work.tasks:
-        asked, own = work.tasks, tokenizer or origin.tokenizer()
+        asked, own = work.tasks, work.tokenizer or origin.tokenizer()
 
         def answer(size: int) -> tuple[TaskScores, int]:
             return run_tasks(module, own, asked, size, seed=work.seed, progress=progress), size

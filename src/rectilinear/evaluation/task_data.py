@@ -147,8 +147,8 @@ def _lambada(line: Line) -> Iterator[dict[str, Any]]:
 
 def _choices(line: Line) -> list[str]:
     choices: list[str] = line.get("choices", list)
-    if len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
-        raise RequestError(f"{line.where}: expected at least two texts in 'choices', got {choices}")
+    if len(choices) < 2 or not all(isinstance(choice, str) and choice for choice in choices):
+        raise RequestError(f"{line.where}: expected at least two texts in 'choices', none of them empty, got {choices}")
     return choices
 
 

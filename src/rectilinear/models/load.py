@@ -170,9 +170,9 @@ def check_classifier(config: PretrainedConfig, *, trust_remote_code: bool = Fals
     try:
         with torch.device("meta"):
             AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
-    except ValueError as error:
+    except ValueError:
         raise RequestError(
-            f"expected a model that transformers has a classifier for, got {config.model_type} ({first_line(error)})"
+            f"expected a model that transformers has a classifier for, got {config.model_type}"
         ) from None
 
 

@@ -49,14 +49,16 @@ def own_model_class(model: str, revision: str | None = None) -> Any:
         config, _ = PretrainedConfig.get_config_dict(model, revision=revision)
     except (OSError, ValueError):  # what is wrong shows where it is loaded
         return None
-    before, _, kind = str(config.get("model_type")).partition("rectilinear_")
+    before, _, kind = str(config.get("model_type") if isinstance(config, dict) else None).partition("rectilinear_")
     if before or kind not in CONFIG_MAPPING:
         return None
     made = _linearized(CONFIG_MAPPING[kind])
-    if made is None or _code_of(model, revision) != exported_code(made):
+    brought = _code_of(model, revision)
+    if made is None or brought != exported_code(made):
+        got = "none" if brought is None else "other code, perhaps of another version"
         raise RequestError(
-            f"expected {MODULE}.py of this version of rectilinear in {model!r}, got other code; if you trust it, try "
-            "--trust-remote-code"
+            f"expected {MODULE}.py as this version of rectilinear writes it in {model!r}, got {got}; if you trust what "
+            "is there, try --trust-remote-code"
         )
     return made
 

@@ -18,7 +18,10 @@ from rectilinear.measurement.perplexity import exponential
 from rectilinear.report.tables import print_warnings
 
 # Letters that a model's column takes side by side with others, and those before it.
-_COLUMN, _NAMES = 19, 58
+_COLUMN, _NAMES = 21, 58
+
+# Probability of chance below which a difference has a star where there is no room for the probability.
+_SURE = 0.05
 
 
 _KINDS = ("tasks", "groups", "probes", "stories")
@@ -118,30 +121,40 @@ def scores_table(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -
     Args:
         evaluations, names: as of `text_table`.
     """
-    columns = _columns(evaluations, names, lambda found: _texts(_scores(found)), _score_changes)
+    columns = _columns(evaluations, names, lambda found: _texts(_scores(found)), _starred if names else _score_changes)
     if "difference" in columns and not names:
         columns["p"] = _p_values(evaluations[0].differences)
-    lines: dict[_Line, _Score] = {}
-    for evaluation in evaluations:
-        lines = {**_scores(evaluation), **lines}
+    lines: dict[_Line, list[_Score]] = {}
+    for measured in (*evaluations, *(found.against for found in evaluations[:1] if found.against)):
+        for line, score in _scores(measured).items():
+            lines.setdefault(line, []).append(score)
     table = Table(box=HEAVY_HEAD)
     for heading in ("task", "n", "metric", "constant", *columns):
         table.add_column(escape(heading), justify="left" if heading in ("task", "metric") else "right", no_wrap=True)
-    before = n = None
+    before = last = None
     for line in sorted(lines, key=lambda line: _KINDS.index(line.kind)):
         if before and line.kind != before.kind:
             table.add_section()
         same = before is not None and (line.kind, line.name) == (before.kind, before.name)
-        score = lines[line]
+        n = _numbers([score.n for score in lines[line] if score.n is not None])
+        constants = {score.constant for score in lines[line]}  # those of probes differ with what they were taught
         table.add_row(
             "" if same else escape(line.name),
-            "" if score.n is None or (same and score.n == n) else f"{score.n:,}",
+            "" if same and n == last else n,
             escape(line.metric),
-            "-" if score.constant is None else f"{score.constant:.4f}",
+            f"{constant:.4f}" if len(constants) == 1 and (constant := constants.pop()) is not None else "-",
             *(column.get(line, "-") for column in columns.values()),
         )
-        before, n = line, score.n
+        before, last = line, n
     return table
+
+
+def _numbers(counts: Sequence[int]) -> str:
+    """A number of documents; the least and the largest where models differ, as with stories that a judge refused."""
+    if not counts:
+        return ""
+    least, most = min(counts), max(counts)
+    return f"{least:,}" if least == most else f"{least:,}-{most:,}"
 
 
 def _columns(
@@ -233,6 +246,12 @@ def _score_changes(differences: Differences) -> dict[_Line, str]:
     return {line: _change(line, found) for line, found in _all_changes(differences)}
 
 
+def _starred(differences: Differences) -> dict[_Line, str]:
+    """Differences, with a star where chance alone would seldom make them."""
+    sure = {line for line, found in _all_changes(differences) if found.p_value is not None and found.p_value < _SURE}
+    return {line: f"{change} *" if line in sure else change for line, change in _score_changes(differences).items()}
+
+
 def _p_values(differences: Differences | None) -> dict[_Line, str]:
     found = dict(_all_changes(differences)) if differences else {}
     return {
@@ -272,10 +291,15 @@ def _text_caption(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _scores_caption(evaluations: Sequence[Evaluation]) -> str:
-    said = ["constant: the best answer that is always the same", "±: standard error over documents"]
-    if evaluations[0].against:
-        below = "below each number the difference from against" if len(evaluations) > 1 else "p: of no difference"
-        said.append(f"{below}, on the same documents")
+    first, several = evaluations[0], len(evaluations) > 1
+    said = []
+    if any(evaluation.tasks for evaluation in evaluations):
+        said.append("constant: the best answer that is always the same")
+    said.append("±: standard error over documents, questions (or their passages), or stories")
+    if first.against and several:
+        said.append(f"below each number the difference from against, paired; *: p < {_SURE:g}, each by itself")
+    elif first.against:
+        said.append("p: of no difference, paired")
     if any(evaluation.probes for evaluation in evaluations):
         said.append("probes: at the depth that cross-validation prefers, beside the training part's commonest answer")
     if any(evaluation.stories for evaluation in evaluations):
