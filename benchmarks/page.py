@@ -15,8 +15,8 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 
 def render() -> str:
     """The page's text."""
-    names = ("overhead", "official", "accuracy", "decoding", "regularizer")
-    overhead, official, accuracy, decoding, regularizer = map(read, names)
+    names = ("overhead", "official", "accuracy", "decoding", "regularizer", "yardsticks")
+    overhead, official, accuracy, decoding, regularizer, yardsticks = map(read, names)
     quality = [read(path.stem) for path in sorted(HERE.glob("quality-*.json"))]
     return (
         "\n\n".join(
@@ -29,6 +29,7 @@ def render() -> str:
                 "## Against the official algorithm\n\n" + about_official(official),
                 "## Accuracy\n\n" + about_accuracy(accuracy),
                 "## Quality\n\n" + "\n\n".join(about_quality(result) for result in quality),
+                "## Yardsticks\n\n" + about_yardsticks(yardsticks),
                 "## Decoding\n\n" + about_decoding(decoding),
                 "## Penalty on hidden states\n\n" + about_regularizer(regularizer),
                 "## Architectures\n\nSee [architectures.md](architectures.md).",
@@ -157,6 +158,101 @@ def noise_of_speeds(cases: Any) -> str:
         f", and to be read with this in mind: the same shape at another block decodes at {min(spread):.2f} to "
         f"{max(spread):.2f} here"
     )
+
+
+def about_yardsticks(result: dict[str, Any]) -> str:
+    """What smaller models still can do, by every measure that needs no judge."""
+    models = {"the original": result["dense"], **result["cases"]}
+    own, settings = result["own endings"], result["settings"]
+    summary = [
+        [
+            name,
+            f"{found['perplexity']:.2f}",
+            f"{found['parameters'] / result['dense']['parameters'] - 1:+.1%}",
+            with_error(found["superglue"]),
+            changed(found["superglue"]["difference"]),
+            f"{found['stories']['distinct_2']:.3f}",
+            f"{found['stories']['repetition']:.3f}",
+            f"{found['reference']['completions']:.3f} ± {found['reference']['completions_stderr']:.3f}",
+        ]
+        for name, found in models.items()
+    ]
+    endings = f"{own['distinct_2']:.3f}", f"{own['repetition']:.3f}", f"{result['dense']['reference']['endings']:.3f}"
+    summary.append(["the texts' own endings", "", "", "", "", *endings])
+    probes = [
+        [
+            name,
+            *(
+                f"{with_error(probe)} @{probe['depth']}"
+                + (f" ({changed(probe['difference'])})" * (probe["difference"] is not None))
+                for probe in found["probes"].values()
+            ),
+        ]
+        for name, found in models.items()
+    ]
+    probes.append(["commonest answer", *(f"{probe['baseline']:.3f}" for probe in result["dense"]["probes"].values())])
+    asked = ", ".join(f"{task} ({probe['n']:,})" for task, probe in result["dense"]["probes"].items())
+    mean = result["dense"]["superglue"]
+    return (
+        f"{result['question']} `{result['command']}`, {result['date']}: {result['model']}, {result['calibration']['tokens']:,} tokens of "
+        f"{result['calibration']['text']} to fit, {result['scored']['tokens']:,} of {result['scored']['text']} predicted, the local columns "
+        f"of SuperGLUE (at most {settings['limit']:,} documents each), {settings['count']} stories of at most "
+        f"{settings['max_new_tokens']} tokens under the original's loss. Differences are from the original, on the same documents; "
+        f"a constant answer has {mean['constant']:.3f} of SuperGLUE's mean.\n\n"
+        + table(
+            [
+                "replaced",
+                "perplexity",
+                "parameters",
+                "SuperGLUE",
+                "difference",
+                "distinct-2",
+                "repetition",
+                "reference loss",
+            ],
+            summary,
+        )
+        + f"\n\nLinear probes of {asked} questions, at the depth that cross-validation on the training part prefers (@), with "
+        "standard errors; in brackets the difference from the original's, question by question, and p where it is below 0.05.\n\n"
+        + table(["replaced", *result["dense"]["probes"]], probes)
+        + f"\n\n{verdict(result)}"
+    )
+
+
+def verdict(result: dict[str, Any]) -> str:
+    """How many of the differences are more than chance."""
+    sides = [
+        (case["superglue"]["difference"], *(probe["difference"] for probe in case["probes"].values()))
+        for case in result["cases"].values()
+    ]
+    tests = [difference for side in sides for difference in side]
+    sure = [
+        difference
+        for difference in tests
+        if difference["p_value"] is not None and difference["p_value"] < 0.05 / len(tests)
+    ]
+    losses = sum(difference["value"] < 0 for difference in sure)
+    above = sum(task["value"] - 2 * task["stderr"] > task["constant"] for task in result["dense"]["tasks"].values())
+    return (
+        f"Differences beyond chance at 0.05 / {len(tests)}, of these {len(tests)}: {len(sure)}, losses among them: {losses}. The original itself "
+        f"beats a constant answer by two standard errors on {above} of {len(result['dense']['tasks'])} tasks; where it does not, a task "
+        "cannot tell a smaller model from it, while perplexity and the original's loss of the stories do. A probe at depth 0 reads a bag of "
+        "words, which no replacement of a block changes."
+    )
+
+
+def with_error(found: dict[str, Any]) -> str:
+    """A score and its standard error."""
+    return f"{found['value']:.3f}" + ("" if found["stderr"] is None else f" ± {found['stderr']:.3f}")
+
+
+def changed(difference: dict[str, Any] | None) -> str:
+    """A difference, and how sure it is where that is worth saying."""
+    if difference is None:
+        return ""
+    p_value = difference["p_value"]
+    sure = f", p {p_value:.2g}" if p_value is not None and p_value < 0.05 else ""
+    return f"{difference['value']:+.3f} ± {difference['stderr']:.3f}{sure}"
 
 
 def about_decoding(result: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ def main() -> None:
     for name in ("model", "calibration", "scored", "superglue"):
         parser.add_argument(name)
     with tempfile.TemporaryDirectory() as scratch:
-        parser.add_argument("--work", default=scratch, help="where models and results are kept, to go on from there")
+        parser.add_argument("--work", default=scratch, help="folder of this MODEL's results, to go on from")
         asked = parser.parse_args()
         models = dict(replaced(asked.model, asked.calibration, Path(asked.work) / "models"))
         results = Path(asked.work) / "results"
@@ -96,9 +96,9 @@ def apply_probes_and_stories(model: str, asked: Any, out: Path) -> None:
     for task in PROBES:
         if not (out / task).exists():
             rectilinear.probe(model, task, asked.superglue, max_examples=EXAMPLES).save(out / task)
-    if not (out / "stories").exists():
+    if not (out / "stories" / "judge.json").exists():
         recipe = rectilinear.StoryRecipe(model, asked.scored, **STORIES)
-        rectilinear.judge(recipe, out / "stories", reference=asked.model)
+        rectilinear.judge(recipe, out / "stories", reference=asked.model, resume=True)
 
 
 def summary(evaluation: Any) -> dict[str, Any]:
