@@ -38,6 +38,9 @@ def test_it_says_what_it_will_take_and_what_came_of_it(process, keyed, tiny_chec
         _, prompt_tokens, answer_tokens = numbers
         assert f"at most about {(prompt_tokens * 2.5 + answer_tokens * 10) / 1e6:.2g} by --prices" in dry.err
         assert not server.asked
+        again = process("judge", tiny_checkpoint, *asked)
+        assert again.code == 2
+        assert "is not empty; try --resume" in again.err
         ran = process("judge", tiny_checkpoint, *asked, "--resume", "--reference", tiny_checkpoint)
     assert ran.code == 0
     assert [*server.asked.values()] == [1] * 12

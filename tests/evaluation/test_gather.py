@@ -130,17 +130,22 @@ def test_marks_are_compared_over_stories_that_both_have_marks_of(pair, results):
         found = pair.differences.stories[name]
         assert found.value == pytest.approx(np.mean(changes))
         assert found.stderr == pytest.approx(np.std(changes, ddof=1) / math.sqrt(len(changes)))
+        assert found.n == len(both)
     assert pair.differences.stories["plot"].value != 0
 
 
 def test_a_single_model_needs_no_comparison(models, results):
-    found = rectilinear.evaluate(models["shallow"], include=[results / "shallow-cb"], device="cpu")
+    found = rectilinear.evaluate(models["shallow"], include=str(results / "shallow-cb"), device="cpu")
     assert (found.probes.keys(), found.stories, found.differences) == ({"cb"}, None, None)
     assert not any("nothing was included" in warning for warning in found.warnings)
 
 
-def test_other_weights_are_another_model(models, results):
-    found = rectilinear.evaluate(models["deep"], include=[results], dtype="bfloat16", device="cpu")
+def test_other_weights_are_another_model(models, results, text_file):
+    options = {"include": [results], "dtype": "bfloat16", "device": "cpu"}
+    with pytest.raises(RequestError, match="expected results of these models in --include, got those of"):
+        rectilinear.evaluate(models["deep"], **options)
+    size = {"max_tokens": 256, "seq_len": 32, "speed": False}
+    found = rectilinear.evaluate(models["deep"], text_file, **options, **size)
     assert (found.probes, found.stories) == ({}, None)
     for name in ("deep-cb/probe.json", "deep-judged/judge.json", "shallow-multirc/probe.json"):
         [said] = [warning for warning in found.warnings if name in warning]

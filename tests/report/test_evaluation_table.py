@@ -135,7 +135,7 @@ def scored(name, against=None, **tasks):
 
 def test_several_models():
     text = side_by_side([scored("a/one", copa=0.5, boolq=0.6), scored("b/two", copa=0.7)])
-    assert text.splitlines()[0] == "one, two"
+    assert text.splitlines()[0] == "a/one, b/two"
     assert rows(text) == [
         "copa|20|acc|0.2500|0.5000 ± 0.0500|0.7000 ± 0.0500",
         "boolq|20|acc|0.2500|0.6000 ± 0.0500|-",
@@ -146,22 +146,49 @@ def test_several_models():
 def test_several_models_against_another():
     other = scored("b/dense", copa=0.6)
     text = side_by_side([scored("a/one", other, copa=0.5), scored("a/one", other, copa=0.4)])
-    assert text.splitlines()[0] == "one, one-2 against dense"
+    assert text.splitlines()[0] == "a/one, a/one against b/dense"
     assert rows(text) == [
         "copa|20|acc|0.2500|0.6000 ± 0.0500|0.5000 ± 0.0500|0.4000 ± 0.0500",
         "|||||-0.1000 ± 0.0300 *|-0.1000 ± 0.0300 *",
     ]
 
 
-def test_more_models_than_a_line_has_room_for():
+@pytest.mark.parametrize(("width", "at_once", "before"), [(80, 1, 2), (100, 2, 2), (140, 2, 4)])
+def test_more_models_than_a_line_has_room_for(width, at_once, before):
     """Tables of as many as fit, the other model in each; nothing is cut off."""
     other = scored("dense", copa=0.6)
-    text = side_by_side([scored(f"model{k}", other, copa=k / 10) for k in range(5)], width=100)
-    headings = [line.strip("┃").split("┃") for line in text.splitlines() if line[:1] == "┃"]
-    models = [[heading.strip() for heading in line[4:]] for line in headings]
-    assert models == [["dense", f"model{k}"] for k in range(5)]
-    assert [row.split("|")[5] for row in rows(text)][::2] == [f"{k / 10:.4f} ± 0.0500" for k in range(5)]
+    text = side_by_side([scored(f"model{k}", other, copa=k / 10) for k in range(5)], width=width)
+    headings = [[cell.strip() for cell in line.strip("┃").split("┃")] for line in text.splitlines() if line[:1] == "┃"]
+    assert {line[before] for line in headings} == {"dense"}
+    models = [name for line in headings for name in line[before + 1 :]]
+    assert models == [f"model{k}" for k in range(5)]
+    assert {len(line) - before - 1 for line in headings[:-1]} == {at_once}
+    values = [cell for row in rows(text)[::2] for cell in row.split("|")[before + 1 :]]
+    assert values == [f"{k / 10:.4f} ± 0.0500" for k in range(5)]
     assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_scores_fit_into_narrow_terminals(width):
+    other = scored("b/dense", copa=0.6)
+    text = printed(scored("a/one", other, copa=0.5), width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    first = rows(text)[0]
+    if width == 140:
+        assert first == "copa|20|acc|0.2500|0.5000 ± 0.0500|0.6000 ± 0.0500|-0.1000 ± 0.0300|0.020"
+    else:
+        assert first == "copa acc (20)|0.2500|0.6000 ± 0.0500|0.5000 ± 0.0500"
+
+
+def test_numbers_that_models_do_not_share():
+    """Of constants none, of documents the least and the largest."""
+    one, two = scored("a/one", copa=0.5), scored("b/two", copa=0.7)
+    task = two.tasks["copa"]
+    metric = task.metrics["acc"].model_copy(update={"constant": 0.5})
+    two = two.model_copy(update={"tasks": {"copa": task.model_copy(update={"n": 30, "metrics": {"acc": metric}})}})
+    assert rows(side_by_side([one, two])) == ["copa|20-30|acc|-|0.5000 ± 0.0500|0.7000 ± 0.0500"]
 
 
 def test_names_of_models():

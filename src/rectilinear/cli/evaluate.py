@@ -95,7 +95,7 @@ def evaluate(
                 done.append(evaluation)
     except KeyboardInterrupt:
         if done and out:
-            raise typer.Abort(f"{out} keeps the models that are done") from None
+            raise typer.Abort(f"{out} keeps the models that are done; for the others choose another --out") from None
         raise
     finally:
         # What some models scored is not lost where another fails.

@@ -57,7 +57,7 @@ def judge(
         context,
         (judge_model is None, "without --judge-model", ("concurrency", "structured", "reasoning", "prices", "dry_run")),
     )
-    check_out(out, overwrite or resume)
+    check_out(out, overwrite or resume or (out / "request.json").exists())  # of a run there is more to say
 
     import rectilinear
     from rectilinear.evaluation.judge_client import JudgeEndpoint

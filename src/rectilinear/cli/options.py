@@ -81,12 +81,12 @@ Model = Annotated[
 ]
 Models = Annotated[
     list[str],
-    typer.Argument(metavar="MODEL...", help="Hub ids, paths, or 'storyteller' (built in).", show_default=False),
+    typer.Argument(metavar="MODEL", help="Hub ids, paths, or 'storyteller' (built in).", show_default=False),
 ]
 Checkpoints = Annotated[
     list[str],
     typer.Argument(
-        metavar="CHECKPOINT...",
+        metavar="CHECKPOINT",
         help="Folders, a folder of checkpoint-N folders, or Hub ids; one Hub id with --revisions.",
         show_default=False,
     ),

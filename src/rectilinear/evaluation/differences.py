@@ -117,12 +117,12 @@ def _probe_difference(ours: Probe, theirs: Probe) -> DifferenceRecord:
     changes = numpy.array([sum(mine) - sum(other) for mine, other in zip(*right, strict=True)])
     value, n = float(changes.sum() / sizes.sum()), len(sizes)
     if n < 2:
-        return DifferenceRecord(value=value, stderr=None)
+        return DifferenceRecord(value=value, stderr=None, n=int(sizes.sum()))
     from scipy.stats import t as student
 
     stderr = math.sqrt(((changes - value * sizes) ** 2).sum() * n / (n - 1)) / int(sizes.sum())
     p_value = sign_test(changes) if no_spread(value, stderr) else 2 * float(student.sf(abs(value) / stderr, n - 1))
-    return DifferenceRecord(value=value, stderr=stderr, p_value=p_value)
+    return DifferenceRecord(value=value, stderr=stderr, p_value=p_value, n=int(sizes.sum()))
 
 
 def _mark_differences(ours: Stories | None, theirs: Stories | None) -> dict[str, DifferenceRecord]:
@@ -136,7 +136,7 @@ def _mark_differences(ours: Stories | None, theirs: Stories | None) -> dict[str,
 
 
 def _paired(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequence[Any]) -> DifferenceRecord:
-    return DifferenceRecord(**asdict(paired_difference(aggregate, ours, theirs)))
+    return DifferenceRecord(**asdict(paired_difference(aggregate, ours, theirs)), n=len(ours))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -145,6 +145,9 @@ def evaluate_all(
         JobError: a loss that is not finite, memory that does not suffice.
     """
     check_batch_size(batch_size)
+    models = [models] if isinstance(models, str) else models
+    tasks = [tasks] if isinstance(tasks, str) else tasks
+    include = [include] if isinstance(include, str) else include
     if not models:
         raise RequestError("expected at least one model, got none")
     if text is None and not tasks and not include:
@@ -193,6 +196,7 @@ def _run_all(
         warnings = [*_warnings(pair, work, several=which != "" or theirs is not None), *_not_alike(ours, done)]
         done.append(ours)
         if place == len(origins):
+            _check_any(work, done)
             warnings += _not_included(work.gathered, done)
         yield Evaluation(
             **dict(ours.measured),
@@ -201,6 +205,16 @@ def _run_all(
             against=theirs and theirs.measured,
             differences=theirs and compare(ours, theirs, work.tasks),
             warnings=tuple(dict.fromkeys(warnings)),
+        )
+
+
+def _check_any(work: Work, ran: Sequence[Run]) -> None:
+    """Refuse results to include that are of other models, where these were all that was asked for."""
+    if not (work.rows or work.tasks or any(run.measured.probes or run.stories for run in ran)):
+        theirs = ", ".join(sorted({model.id for model in work.gathered.models.values()}))
+        raise RequestError(
+            f"expected results of these models in --include, got those of {theirs} with other weights; try the same "
+            "--dtype and --revision for all commands"
         )
 
 

@@ -54,6 +54,7 @@ class DifferenceRecord(Record):
     value: float
     stderr: float | None
     p_value: float | None = Field(default=None, description="two-sided, of no difference")
+    n: int | None = Field(default=None, description="documents, questions or stories of both; null of several tasks")
 
 
 class Measurements(Record):

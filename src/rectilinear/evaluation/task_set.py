@@ -171,7 +171,8 @@ def _expand(names: Sequence[str], manager: TaskManager, folder: Path | None) -> 
             matched = [name]
         if not matched:
             near = get_close_matches(name, [SUPERGLUE_GROUP, *manager.all_tasks], 3, 0.5)
-            likely = f"; try {', '.join(near)}" if near else ""
+            tries = ", ".join(near) + (f", or put {name}.jsonl into --data" if folder else "")
+            likely = f"; try {tries.removeprefix(', or ')}" if tries else ""
             raise RequestError(f"expected tasks that the harness knows, got {name!r}{likely}")
         groups = [match for match in matched if match in manager.all_groups or match in manager.all_tags]
         if folder is not None and groups:

@@ -191,7 +191,10 @@ def load_tokenizer(
     # Byte-level BPE as GPT-2's, of which transformers cannot tell the class by these two files alone.
     bare = (Path(place) / "merges.txt").exists() and not any((Path(place) / file).exists() for file in described)
     kind = GPT2TokenizerFast if bare else AutoTokenizer
-    return _load(kind, place, "tokenizer", revision=revision, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if not trust_remote_code and (own := own_model_class(place, revision)):
+        options["config"] = own.config_class.from_pretrained(place, revision=revision)  # else read as of no known type
+    return _load(kind, place, "tokenizer", **options)
 
 
 def check_context(config: PretrainedConfig | None, seq_len: int) -> None:

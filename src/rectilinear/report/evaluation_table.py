@@ -20,6 +20,9 @@ from rectilinear.report.tables import print_warnings
 # Letters that a model's column takes side by side with others, and those before it.
 _COLUMN, _NAMES = 21, 58
 
+# Below this width what a line is of has a single column, which takes about so many letters with the constant's.
+_WIDE, _FEW = 118, 30
+
 # Probability of chance below which a difference has a star where there is no room for the probability.
 _SURE = 0.05
 
@@ -49,39 +52,42 @@ _Columns = dict[str, dict[_Line, str]]
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Print which models on which text, the tables, and how to read them."""
-    against = f" against {evaluation.against.model.id}" if evaluation.against else ""
-    _print(evaluation.model.id + against, [([evaluation], ())], console)
+    if console.width < _WIDE and _scores(evaluation):
+        print_side_by_side([evaluation], console)
+    else:
+        _print([([evaluation], ())], console)
 
 
 def print_side_by_side(evaluations: Sequence[Evaluation], console: Console) -> None:
     """Print evaluations of several models, all against the same one or none, in as many tables as the width needs."""
-    other = evaluations[0].against
-    others = [other.model.id] if other else []
+    others = [other.model.id for other in [evaluations[0].against] if other]
     names = short_names([*(found.model.id for found in evaluations), *others])
-    at_once = max(1, (console.width - _NAMES) // _COLUMN - len(others))
+    at_once = max(1, (console.width - (_NAMES if console.width >= _WIDE else _FEW)) // _COLUMN - len(others))
     parts = [
         (evaluations[start : start + at_once], [*names[start : start + at_once], *names[len(evaluations) :]])
         for start in range(0, len(evaluations), at_once)
     ]
-    title = ", ".join(names[: len(evaluations)]) + "".join(f" against {name}" for name in names[len(evaluations) :])
-    _print(title, parts, console)
+    _print(parts, console)
 
 
-def _print(title: str, parts: Sequence[tuple[Sequence[Evaluation], Sequence[str]]], console: Console) -> None:
+def _print(parts: Sequence[tuple[Sequence[Evaluation], Sequence[str]]], console: Console) -> None:
     """Tables of some models at once, each with their names."""
     everything = [evaluation for part, _ in parts for evaluation in part]
     first = everything[0]
+    below = first.against is not None and any(names for _, names in parts)
+    against = f" against {first.against.model.id}" if first.against else ""
     text = f": {first.data.tokens:,} tokens of {first.data.source}" if first.data else ""
     # Beside the table, not in it: as narrow as it is, it would break their lines.
-    console.print(title + text, style="italic", markup=False, highlight=False)
+    title = ", ".join(evaluation.model.id for evaluation in everything) + against + text
+    console.print(title, style="italic", markup=False, highlight=False)
     if first.data:
         for part, names in parts:
             console.print(text_table(part, names))
-        console.print(_text_caption(everything), style="dim italic", markup=False, highlight=False)
+        console.print(_text_caption(first, below), style="dim italic", markup=False, highlight=False)
     if any(_scores(evaluation) for evaluation in everything):
         for part, names in parts:
-            console.print(scores_table(part, names))
-        console.print(_scores_caption(everything), style="dim italic", markup=False, highlight=False)
+            console.print(scores_table(part, names, compact=console.width < _WIDE))
+        console.print(_scores_caption(everything, below), style="dim italic", markup=False, highlight=False)
     print_warnings([*dict.fromkeys(said for found in everything for said in found.warnings)], console)
 
 
@@ -115,11 +121,12 @@ def text_table(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> 
     return table
 
 
-def scores_table(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> Table:
+def scores_table(evaluations: Sequence[Evaluation], names: Sequence[str] = (), *, compact: bool = False) -> Table:
     """One line a metric of tasks, groups, probes and stories; what a constant answer scores beside it.
 
     Args:
         evaluations, names: as of `text_table`.
+        compact: what a line is of in one column.
     """
     columns = _columns(evaluations, names, lambda found: _texts(_scores(found)), _starred if names else _score_changes)
     if "difference" in columns and not names:
@@ -129,8 +136,10 @@ def scores_table(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -
         for line, score in _scores(measured).items():
             lines.setdefault(line, []).append(score)
     table = Table(box=HEAVY_HEAD)
-    for heading in ("task", "n", "metric", "constant", *columns):
-        table.add_column(escape(heading), justify="left" if heading in ("task", "metric") else "right", no_wrap=True)
+    for heading in ("task",) if compact else ("task", "n", "metric"):
+        table.add_column(heading, justify="right" if heading == "n" else "left", no_wrap=not compact)
+    for heading in ("constant", *columns):
+        table.add_column(escape(heading), justify="right", no_wrap=True)
     before = last = None
     for line in sorted(lines, key=lambda line: _KINDS.index(line.kind)):
         if before and line.kind != before.kind:
@@ -138,10 +147,10 @@ def scores_table(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -
         same = before is not None and (line.kind, line.name) == (before.kind, before.name)
         n = _numbers([score.n for score in lines[line] if score.n is not None])
         constants = {score.constant for score in lines[line]}  # those of probes differ with what they were taught
+        name, metric = escape(line.name), escape(line.metric)
+        head = ["" if same else name, "" if same and n == last else n, metric]
         table.add_row(
-            "" if same else escape(line.name),
-            "" if same and n == last else n,
-            escape(line.metric),
+            *([f"{name} {metric}" + (f" ({n})" if n else "")] if compact else head),
             f"{constant:.4f}" if len(constants) == 1 and (constant := constants.pop()) is not None else "-",
             *(column.get(line, "-") for column in columns.values()),
         )
@@ -173,14 +182,16 @@ def _columns(
     for name, evaluation in zip(names, evaluations, strict=False):
         below = changes(evaluation.differences) if evaluation.differences else {}
         own = cells(evaluation)
-        columns[name] = {line: f"{own[line]}\n{below[line]}" if line in below else own[line] for line in own}
+        columns[name] = {
+            line: f"{own[line]}\n{below[line]}" if below.get(line, "-") != "-" else own[line] for line in own
+        }
     return columns
 
 
 def _text_cells(measured: Measurements) -> dict[_Line, str]:
     speed = measured.tokens_per_second
     return _quantities(
-        "-" if measured.perplexity is None else f"{measured.perplexity:.4g}",
+        "-" if measured.perplexity is None else _four_digits(measured.perplexity),
         "-" if measured.loss is None else _with_error(f"{measured.loss:.4f}", measured.stderr),
         f"{measured.parameters:,}",
         _whole(speed.prefill),
@@ -278,35 +289,36 @@ def _change(line: _Line, change: DifferenceRecord) -> str:
     return f"{change.value:+.{digits}f}{error}"
 
 
-def _text_caption(evaluations: Sequence[Evaluation]) -> str:
-    said, first = ["±: standard error over rows"], evaluations[0]
-    if first.against:
+def _text_caption(evaluation: Evaluation, below: bool) -> str:
+    said = ["±: standard error over rows"]
+    if evaluation.against:
         said.append("x: ratio of model to against")
-    if first.against and len(evaluations) > 1:
+    if below:
         said.append("below each number the difference from against, on the same rows")
-    if first.settings.get("speed"):
-        lengths = (first.settings["prompt_tokens"], first.settings["new_tokens"])
+    if evaluation.settings.get("speed"):
+        lengths = (evaluation.settings["prompt_tokens"], evaluation.settings["new_tokens"])
         said.append("speed and cache: one row, {} tokens read, {} decoded".format(*lengths))
     return "; ".join(said)
 
 
-def _scores_caption(evaluations: Sequence[Evaluation]) -> str:
-    first, several = evaluations[0], len(evaluations) > 1
+def _scores_caption(evaluations: Sequence[Evaluation], below: bool) -> str:
     said = []
     if any(evaluation.tasks for evaluation in evaluations):
         said.append("constant: the best answer that is always the same")
     said.append("±: standard error over documents, questions (or their passages), or stories")
-    if first.against and several:
+    if below:
         said.append(f"below each number the difference from against, paired; *: p < {_SURE:g}, each by itself")
-    elif first.against:
+    elif evaluations[0].against:
         said.append("p: of no difference, paired")
     if any(evaluation.probes for evaluation in evaluations):
         said.append("probes: at the depth that cross-validation prefers, beside the training part's commonest answer")
-    if any(evaluation.stories for evaluation in evaluations):
+    stories = [evaluation.stories for evaluation in evaluations if evaluation.stories]
+    if judges := sorted({found.judged.model for found in stories if found.judged}):
         said.append(
-            "stories: marks from 1 to 10, differences over stories that both models have marks of; distinct: different "
-            "runs of n words over all"
+            f"marks: from 1 to 10 by {', '.join(judges)}, differences over stories that both models have some of"
         )
+    if stories:
+        said.append("distinct: different runs of n words over all")
     return "; ".join(said)
 
 
@@ -314,6 +326,10 @@ def _number(value: float, error: float | None) -> str:
     if abs(value) >= 1000:  # a perplexity
         return f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}")
     return _with_error(f"{value:.4f}", error)
+
+
+def _four_digits(value: float) -> str:
+    return f"{value:#.4g}" if value < 1000 else f"{value:.4g}"
 
 
 def _with_error(text: str, error: float | None) -> str:
