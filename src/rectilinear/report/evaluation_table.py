@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.box import HEAVY_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rectilinear.evaluation.harness import is_perplexity
-from rectilinear.evaluation.record import DifferenceRecord, Differences, Evaluation, Measurements
-from rectilinear.measurement.perplexity import exponential
+from rectilinear.evaluation.record import Differences, Evaluation, Measurements
+from rectilinear.report.evaluation_cells import (
+    SURE,
+    Line,
+    Score,
+    p_values,
+    score_changes,
+    score_texts,
+    scores_of,
+    starred,
+    text_cells,
+    text_changes,
+)
 from rectilinear.report.tables import print_warnings
 
 # Letters that a model's column takes side by side with others, and those before it.
@@ -23,36 +32,16 @@ _COLUMN, _NAMES = 21, 58
 # Below this width what a line is of has a single column, which takes about so many letters with the constant's.
 _WIDE, _FEW = 118, 30
 
-# Probability of chance below which a difference has a star where there is no room for the probability.
-_SURE = 0.05
-
 
 _KINDS = ("tasks", "groups", "probes", "stories")
 
-
-class _Line(NamedTuple):
-    """What a number is of: such of one kind stand together."""
-
-    kind: str
-    name: str
-    metric: str
-
-
-class _Score(NamedTuple):
-    """A number of a model, as a table has it."""
-
-    text: str
-    n: int | None = None
-    constant: float | None = None
-
-
 #: Columns of a table by their headings, cells by what they are of.
-_Columns = dict[str, dict[_Line, str]]
+_Columns = dict[str, dict[Line, str]]
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Print which models on which text, the tables, and how to read them."""
-    if console.width < _WIDE and _scores(evaluation):
+    if console.width < _WIDE and scores_of(evaluation):
         print_side_by_side([evaluation], console)
     else:
         _print([([evaluation], ())], console)
@@ -84,7 +73,7 @@ def _print(parts: Sequence[tuple[Sequence[Evaluation], Sequence[str]]], console:
         for part, names in parts:
             console.print(text_table(part, names))
         console.print(_text_caption(first, below), style="dim italic", markup=False, highlight=False)
-    if any(_scores(evaluation) for evaluation in everything):
+    if any(scores_of(evaluation) for evaluation in everything):
         for part, names in parts:
             console.print(scores_table(part, names, compact=console.width < _WIDE))
         console.print(_scores_caption(everything, below), style="dim italic", markup=False, highlight=False)
@@ -110,7 +99,7 @@ def text_table(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> 
             and differences below their numbers.
         names: of several models, then of the other one.
     """
-    columns = _columns(evaluations, names, _text_cells, _text_changes)
+    columns = _columns(evaluations, names, text_cells, text_changes)
     table = Table("", box=HEAVY_HEAD)
     for heading in columns:
         table.add_column(escape(heading), justify="right", no_wrap=True)
@@ -128,12 +117,12 @@ def scores_table(evaluations: Sequence[Evaluation], names: Sequence[str] = (), *
         evaluations, names: as of `text_table`.
         compact: what a line is of in one column.
     """
-    columns = _columns(evaluations, names, lambda found: _texts(_scores(found)), _starred if names else _score_changes)
+    columns = _columns(evaluations, names, score_texts, starred if names else score_changes)
     if "difference" in columns and not names:
-        columns["p"] = _p_values(evaluations[0].differences)
-    lines: dict[_Line, list[_Score]] = {}
+        columns["p"] = p_values(evaluations[0].differences)
+    lines: dict[Line, list[Score]] = {}
     for measured in (*evaluations, *(found.against for found in evaluations[:1] if found.against)):
-        for line, score in _scores(measured).items():
+        for line, score in scores_of(measured).items():
             lines.setdefault(line, []).append(score)
     table = Table(box=HEAVY_HEAD)
     for heading in ("task",) if compact else ("task", "n", "metric"):
@@ -169,8 +158,8 @@ def _numbers(counts: Sequence[int]) -> str:
 def _columns(
     evaluations: Sequence[Evaluation],
     names: Sequence[str],
-    cells: Callable[[Measurements], dict[_Line, str]],
-    changes: Callable[[Differences], dict[_Line, str]],
+    cells: Callable[[Measurements], dict[Line, str]],
+    changes: Callable[[Differences], dict[Line, str]],
 ) -> _Columns:
     first = evaluations[0]
     if not names:
@@ -186,107 +175,6 @@ def _columns(
             line: f"{own[line]}\n{below[line]}" if below.get(line, "-") != "-" else own[line] for line in own
         }
     return columns
-
-
-def _text_cells(measured: Measurements) -> dict[_Line, str]:
-    speed = measured.tokens_per_second
-    return _quantities(
-        "-" if measured.perplexity is None else _four_digits(measured.perplexity),
-        "-" if measured.loss is None else _with_error(f"{measured.loss:.4f}", measured.stderr),
-        f"{measured.parameters:,}",
-        _whole(speed.prefill),
-        _whole(speed.decode),
-        _whole(measured.cache_bytes),
-    )
-
-
-def _text_changes(differences: Differences) -> dict[_Line, str]:
-    speed = differences.tokens_per_second
-    return _quantities(
-        _times(differences.perplexity_ratio),
-        "-" if differences.loss is None else _with_error(f"{differences.loss:+.4f}", differences.loss_stderr),
-        f"{differences.parameters:+,}",
-        _times(speed.prefill),
-        _times(speed.decode),
-        _times(differences.cache_bytes),
-    )
-
-
-def _quantities(*cells: str) -> dict[_Line, str]:
-    names = ("perplexity", "loss (nats a token)", "parameters", "prefill tokens/s", "decode tokens/s", "cache bytes")
-    return {_Line("text", name, ""): cell for name, cell in zip(names, cells, strict=True)}
-
-
-def _scores(measured: Measurements) -> dict[_Line, _Score]:
-    return dict(_all_scores(measured))
-
-
-def _texts(scores: Mapping[_Line, _Score]) -> dict[_Line, str]:
-    return {line: score.text for line, score in scores.items()}
-
-
-def _all_scores(measured: Measurements) -> Iterator[tuple[_Line, _Score]]:
-    for name, task in measured.tasks.items():
-        for metric, found in task.metrics.items():
-            yield _Line("tasks", name, metric), _Score(_number(found.value, found.stderr), task.n, found.constant)
-    for name, group in measured.groups.items():
-        for metric, found in group.metrics.items():
-            yield _Line("groups", name, metric), _Score(_number(found.value, found.stderr), None, found.constant)
-    for name, probe in measured.probes.items():
-        for metric, answered in probe.best.metrics.items():
-            text = _number(answered.value, answered.stderr)
-            told = _Score(text, probe.data.validation, answered.baseline)
-            yield _Line("probes", f"probe of {name}", metric), told
-        depth = f"{probe.best.depth} of {probe.points[-1].depth}"
-        yield _Line("probes", f"probe of {name}", "depth"), _Score(depth, probe.data.validation)
-    if stories := measured.stories:
-        n = stories.completions.texts
-        scored = stories.judged.outcomes["scored"] if stories.judged else 0
-        for metric, mark in (stories.judged.marks if stories.judged else {}).items():
-            error = "" if mark.stderr is None else f" ± {mark.stderr:.2f}"
-            yield _Line("stories", "stories", metric), _Score(f"{mark.mean:.2f}{error}", scored)
-        for metric in ("distinct_1", "distinct_2", "distinct_3", "repetition"):
-            value = getattr(stories.completions, metric)
-            yield _Line("stories", "stories", metric), _Score("-" if value is None else f"{value:.4f}", n)
-        if reference := stories.reference:
-            text = _with_error(f"{reference.completions:.4f}", reference.completions_stderr)
-            yield _Line("stories", "stories", f"loss under {Path(reference.model).name}"), _Score(text, n)
-
-
-def _score_changes(differences: Differences) -> dict[_Line, str]:
-    return {line: _change(line, found) for line, found in _all_changes(differences)}
-
-
-def _starred(differences: Differences) -> dict[_Line, str]:
-    """Differences, with a star where chance alone would seldom make them."""
-    sure = {line for line, found in _all_changes(differences) if found.p_value is not None and found.p_value < _SURE}
-    return {line: f"{change} *" if line in sure else change for line, change in _score_changes(differences).items()}
-
-
-def _p_values(differences: Differences | None) -> dict[_Line, str]:
-    found = dict(_all_changes(differences)) if differences else {}
-    return {
-        line: "-" if change.p_value is None else "< 0.001" if change.p_value < 0.001 else f"{change.p_value:.3f}"
-        for line, change in found.items()
-    }
-
-
-def _all_changes(differences: Differences) -> Iterator[tuple[_Line, DifferenceRecord]]:
-    for kind, found in (("tasks", differences.tasks), ("groups", differences.groups)):
-        for name, metrics in found.items():
-            yield from ((_Line(kind, name, metric), change) for metric, change in metrics.items())
-    yield from (
-        (_Line("probes", f"probe of {task}", "accuracy"), change) for task, change in differences.probes.items()
-    )
-    yield from ((_Line("stories", "stories", mark), change) for mark, change in differences.stories.items())
-
-
-def _change(line: _Line, change: DifferenceRecord) -> str:
-    if is_perplexity(line.metric):
-        return f"x {exponential(change.value):.4g}"
-    digits = 2 if line.kind == "stories" else 4
-    error = "" if change.stderr is None else f" ± {change.stderr:.{digits}f}"
-    return f"{change.value:+.{digits}f}{error}"
 
 
 def _text_caption(evaluation: Evaluation, below: bool) -> str:
@@ -307,7 +195,7 @@ def _scores_caption(evaluations: Sequence[Evaluation], below: bool) -> str:
         said.append("constant: the best answer that is always the same")
     said.append("±: standard error over documents, questions (or their passages), or stories")
     if below:
-        said.append(f"below each number the difference from against, paired; *: p < {_SURE:g}, each by itself")
+        said.append(f"below each number the difference from against, paired; *: p < {SURE:g}, each by itself")
     elif evaluations[0].against:
         said.append("p: of no difference, paired")
     if any(evaluation.probes for evaluation in evaluations):
@@ -320,25 +208,3 @@ def _scores_caption(evaluations: Sequence[Evaluation], below: bool) -> str:
     if stories:
         said.append("distinct: different runs of n words over all")
     return "; ".join(said)
-
-
-def _number(value: float, error: float | None) -> str:
-    if abs(value) >= 1000:  # a perplexity
-        return f"{value:.4g}" + ("" if error is None else f" ± {error:.2g}")
-    return _with_error(f"{value:.4f}", error)
-
-
-def _four_digits(value: float) -> str:
-    return f"{value:#.4g}" if value < 1000 else f"{value:.4g}"
-
-
-def _with_error(text: str, error: float | None) -> str:
-    return text if error is None else f"{text} ± {error:.4f}"
-
-
-def _whole(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _times(ratio: float | None) -> str:
-    return "-" if ratio is None else f"x {ratio:.3f}"
