@@ -39,11 +39,11 @@ def superglue(tmp_path_factory):
 def results(models, superglue, text_file, tmp_path_factory):
     """A folder of folders: probes of both models on two tasks, and judged stories of both."""
     folder = tmp_path_factory.mktemp("results")
-    for name, model in models.items():
+    for place, (name, model) in enumerate(models.items()):
         for task in ("cb", "multirc"):
             probe = rectilinear.probe(model, task, superglue, seq_len=64, device="cpu")
             probe.save(folder / f"{name}-{task}")
-        write_stories(folder / f"{name}-judged", model, text_file, shift=len(name))
+        write_stories(folder / f"{name}-judged", model, text_file, shift=place)
     return folder
 
 
@@ -124,7 +124,7 @@ def test_questions_of_one_passage_are_one_piece_of_evidence(pair):
 def test_marks_are_compared_over_stories_that_both_have_marks_of(pair, results):
     ours, theirs = (read_judgements(results / f"{name}-judged" / "judgements.jsonl") for name in ("deep", "shallow"))
     both = [index for index in ours if ours[index].marks and theirs[index].marks]
-    assert 0 < len(both) < 8
+    assert both == [1, 4, 7]
     for name in Marks.model_fields:
         changes = [getattr(ours[index].marks, name) - getattr(theirs[index].marks, name) for index in both]
         found = pair.differences.stories[name]

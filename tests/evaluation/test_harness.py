@@ -230,15 +230,15 @@ def test_chats_are_those_of_the_harness(instruction, model, chatting, data):
     assert prompt.endswith("\nassistant: ")
 
 
-def test_chats_that_begin_and_end_by_themselves(model, chatting, tiny_tokenizer, data):
-    """A tokenizer that ends texts adds nothing to one that begins as chats do, and so nothing is taken off it."""
-    ending = copy.deepcopy(tiny_tokenizer)
-    ending.chat_template = CHAT
-    ending.bos_token = "<s>"
-    own = copy.deepcopy(chatting)
-    own.bos_token = "<s>"
-    asked = load_tasks(LOCAL, data, apply_chat_template=True)
-    assert {**run_tasks(model, ending, asked, 4).items} == {**run_tasks(model, own, asked, 4).items}
+def test_chats_that_begin_by_themselves_lose_no_token(model, tiny_tokenizer):
+    """A tokenizer that ends texts adds nothing to those that begin as chats do, and so nothing is taken off them."""
+    decoder = HarnessDecoder(model, copy.deepcopy(tiny_tokenizer), 4, ends_texts=True)
+    chat, text = "<s>It was old.", "It was old."
+    plain = tiny_tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert decoder.tok_encode(chat) == tiny_tokenizer(chat, add_special_tokens=False)["input_ids"]
+    assert decoder.tok_encode(chat)[-1] == decoder.tok_encode(text)[-1] == plain[-1]
+    batches = [decoder.tok_batch_encode([prompt, prompt])[0] for prompt in (chat, text)]
+    assert [batch[0, -1].item() for batch in batches] == [plain[-1]] * 2
 
 
 def test_a_tokenizer_without_a_chat_template(model, beginning, data):
