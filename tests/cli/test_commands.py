@@ -215,7 +215,9 @@ def test_an_empty_folder_needs_no_overwrite(command, tiny_checkpoint, tmp_path):
     assert (tmp_path / "out" / "inspect.json").exists()
 
 
-def test_a_reader_that_went_away_is_no_traceback(tiny_checkpoint, environment):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_went_away_is_no_traceback(unbuffered, tiny_checkpoint, environment):
+    environment = {**environment, "PYTHONUNBUFFERED": unbuffered}
     reader, writer = os.pipe()
     os.close(reader)
     arguments = [sys.executable, "-m", "rectilinear", "inspect", str(tiny_checkpoint)]

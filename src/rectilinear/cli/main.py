@@ -59,6 +59,7 @@ def main() -> None:
     kept = ""
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader that is gone is known what to do about
     except (RequestError, typer.TyperException) as error:
         code = _fail(error, 2)
     except JobError as error:
