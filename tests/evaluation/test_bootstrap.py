@@ -40,6 +40,14 @@ def test_changes_that_are_all_the_same_are_counted(ours, theirs):
     assert paired_difference(mean, ours, theirs).p_value == pytest.approx(2 * 0.5**3)
 
 
+def test_two_documents_prove_nothing():
+    def squared(items):
+        return mean(items) ** 2
+
+    assert paired_difference(squared, [3.0, 4.0], [1.0, 2.0]).p_value == 0.5
+    assert paired_difference(mean, [0.1 + 0.2, 0.3, 0.3], [0.3, 0.3, 0.3]).p_value == 1.0  # rounding alone
+
+
 def test_the_logarithm_of_a_perplexity_is_minus_a_mean():
     rng = numpy.random.default_rng(3)
     ours, theirs = rng.normal(-3, 1, 40).tolist(), rng.normal(-3.5, 1, 40).tolist()

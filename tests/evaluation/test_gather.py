@@ -167,8 +167,19 @@ def test_the_same_weights_under_another_name_are_warned_of(models, results, tmp_
     shutil.copytree(models["deep"], tmp_path / "twin")
     found = rectilinear.evaluate(tmp_path / "twin", include=[results / "deep-cb"], device="cpu")
     assert found.probes.keys() == {"cb"}
-    [said] = found.warnings[-1:]
-    assert f"which has the weights of {tmp_path / 'twin'}: are they the same model?" in said
+    asks = f"which has the weights of {tmp_path / 'twin'}: are they the same model?"
+    assert asks in found.warnings[-1]
+    for order in ((models["deep"], tmp_path / "twin"), (tmp_path / "twin", models["deep"])):
+        both = {
+            each.model.id: each.warnings
+            for each in rectilinear.evaluate_all(order, include=[results / "deep-cb"], device="cpu")
+        }
+        assert any(asks in warning for warning in both[str(tmp_path / "twin")])
+        assert not any("same model?" in warning for warning in both[str(models["deep"])])
+    against = rectilinear.evaluate(
+        models["deep"], include=[results / "deep-cb"], against=tmp_path / "twin", device="cpu"
+    )
+    assert any(asks in warning for warning in against.warnings)
 
 
 def test_what_cannot_be_compared_is_said_and_not_compared(models, results, superglue, text_file, tmp_path):
@@ -272,8 +283,20 @@ def test_stories_that_are_not_judged_to_the_end(results, tmp_path):
     folder = shutil.copytree(results / "deep-judged", tmp_path / "stopped")
     answers = (folder / "judgements.jsonl").read_text().splitlines()
     (folder / "judgements.jsonl").write_text("\n".join(answers[:5]) + "\n")
-    with pytest.raises(RequestError, match=r"expected the 8 answers .* got 5; .*try rectilinear judge --resume"):
+    with pytest.raises(RequestError, match=r"expected 8 answers .* got 5; .*try rectilinear judge --resume"):
         gather_results([folder])
+    report = JudgeReport.load(folder)
+    fewer = report.model_copy(update={"judged": report.judged.model_copy(update={"asked": 5})})
+    fewer.save(folder)  # as of a run that was continued without its judge
+    with pytest.raises(RequestError, match=r"expected 8 answers .* got 5"):
+        gather_results([folder])
+
+
+def test_results_of_other_models_alone_are_refused_before_anything_comes_of_it(models, results):
+    """Though several models are asked for, one after the other."""
+    running = rectilinear.evaluate_all([models["shallow"], "storyteller"], include=[results / "deep-cb"], device="cpu")
+    with pytest.raises(RequestError, match="expected results of these models in --include"):
+        next(running)
 
 
 def test_folders_that_are_no_results(results, tmp_path):

@@ -304,6 +304,16 @@ def test_prices_that_are_none(prices):
         JudgeEndpoint("wise", prices=prices)
 
 
+def test_stories_that_the_judge_has_not_read_are_said(recipe, tmp_path):
+    with serving() as server:
+        rectilinear.judge(recipe, tmp_path / "out", endpoint(server))
+    answers = (tmp_path / "out" / "judgements.jsonl").read_text().splitlines()
+    (tmp_path / "out" / "judgements.jsonl").write_text("\n".join(answers[:3]) + "\n")
+    report = rectilinear.judge(recipe, tmp_path / "out", resume=True)
+    assert report.judged.asked == 3
+    assert "the judge answered for 3 of 7 stories; for the others try --resume with it" in report.warnings
+
+
 def test_what_it_costs(recipe, tmp_path):
     told = []
     with serving() as server:

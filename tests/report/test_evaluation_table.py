@@ -182,6 +182,20 @@ def test_scores_fit_into_narrow_terminals(width):
         assert first == "copa acc (20)|0.2500|0.6000 ± 0.0500|0.5000 ± 0.0500"
 
 
+@pytest.mark.parametrize("width", [80, 120, 150])
+def test_long_names_leave_the_rest_of_the_table_whole(width):
+    other = scored("org/dense-with-a-name-that-goes-on-and-on", copa=0.6)
+    long = "pythia-410m-deduped-with-all-attentions-as-filters-of-rank-"
+    text = side_by_side([scored(f"org/{long}{rank}", other, copa=0.5) for rank in (24, 36, 48)], width)
+    body = [line for line in text.splitlines() if line[:1] in "┏┃┡│├└"]
+    assert max(map(len, body)) <= width
+    assert all(row.split("|")[0] for row in rows(text)[::2])
+    assert all("0.2500|0.6000 ± 0.0500" in row for row in rows(text)[::2])
+    assert all(f"of-rank-{rank}" in text for rank in (24, 36, 48))
+    headings = [line for line in body if line[:1] == "┃"]
+    assert all("constant" in line for line in headings)
+
+
 def test_numbers_that_models_do_not_share():
     """Of constants none, of documents the least and the largest."""
     one, two = scored("a/one", copa=0.5), scored("b/two", copa=0.7)

@@ -45,7 +45,7 @@ def paired_difference(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequenc
     Where the score is the mean of numbers, or minus that, the error is that of the mean difference; where these are 0
     and 1 the test is McNemar's exact one (a sign test over documents that only one model has right), else Student's
     paired one. Other scores are computed on the same resampled documents for both: p is twice the share of resampled
-    differences that are not on the side of most, at least ``2 / RESAMPLES``.
+    differences that are not on the side of most, at least ``2 / RESAMPLES`` and what a sign test could give.
 
     Args:
         aggregate: makes a score.
@@ -66,14 +66,18 @@ def _paired_difference(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequen
     if numbers and all(math.isclose(abs(aggregate(of)), abs(sum(of) / n), abs_tol=1e-9) for of in (ours, theirs)):
         from scipy.stats import ttest_1samp
 
-        changes = numpy.subtract(numpy.asarray(ours, float), numpy.asarray(theirs, float))
+        pairs = numpy.asarray([ours, theirs], float)
+        changes = pairs[0] - pairs[1]
+        changes[abs(changes) <= 1e-12 * abs(pairs).max()] = 0.0  # rounding
         stderr = float(changes.std(ddof=1) / math.sqrt(n))
         binary = {*ours, *theirs} <= {0, 1}
         p_value = sign_test(changes) if binary or no_spread(value, stderr) else ttest_1samp(changes, 0).pvalue
         return PairedDifference(value, stderr, float(p_value))
     changes = _resampled(aggregate, ours) - _resampled(aggregate, theirs)
     beyond = min((changes <= 0).mean(), (changes >= 0).mean())
-    return PairedDifference(value, float(changes.std(ddof=1)), float(min(1.0, 2 * max(beyond, 1 / RESAMPLES))))
+    # No surer than resamples, or a sign test of so few documents, could be.
+    p_value = min(1.0, 2 * max(float(beyond), 1 / RESAMPLES, 0.5**n))
+    return PairedDifference(value, float(changes.std(ddof=1)), p_value)
 
 
 def sign_test(changes: numpy.ndarray) -> float:

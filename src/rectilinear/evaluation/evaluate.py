@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,10 +21,11 @@ from rectilinear.evaluation.speed import REPEATS, plan_speed
 from rectilinear.evaluation.task_set import SUPERGLUE_GROUP, check_chat_template, load_tasks
 from rectilinear.linearization.plan import Plan
 from rectilinear.measurement.collect import Progress
+from rectilinear.measurement.records import ModelRecord
 from rectilinear.models.batches import BatchSize, check_batch_size
 from rectilinear.models.blocks import text_config
 from rectilinear.models.load import DType, resolve
-from rectilinear.models.origin import Origin, Text
+from rectilinear.models.origin import Origin, Text, short_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -189,14 +190,19 @@ def _run_all(
     """Evaluate models one by one, after the one that they are compared with."""
     theirs = other and run_model(other, work, _named(progress, "against"))
     done = [theirs] if theirs else []
-    for place, origin in enumerate(origins, 1):
-        which = f"{place} of {len(origins)}" if len(origins) > 1 else ""
-        ours = run_model(origin, work, _named(progress, which))
+    several = len(origins) > 1
+    ran: Iterable[Run] = (
+        run_model(origin, work, _named(progress, f"{place} of {len(origins)}" if several else ""))
+        for place, origin in enumerate(origins, 1)
+    )
+    if not (work.rows or work.tasks):  # nothing takes long, and nothing may be there
+        ran = [*ran]
+        _check_any(work, [*done, *ran])
+    for origin, ours in zip(origins, ran, strict=True):
         pair = [(origin, ours)] + ([(other, theirs)] if other and theirs else [])
-        warnings = [*_warnings(pair, work, several=which != "" or theirs is not None), *_not_alike(ours, done)]
+        warnings = [*_warnings(pair, work, several=several or theirs is not None), *_not_alike(ours, done)]
         done.append(ours)
-        if place == len(origins):
-            _check_any(work, done)
+        if origin is origins[-1]:
             warnings += _not_included(work.gathered, done)
         yield Evaluation(
             **dict(ours.measured),
@@ -209,8 +215,8 @@ def _run_all(
 
 
 def _check_any(work: Work, ran: Sequence[Run]) -> None:
-    """Refuse results to include that are of other models, where these were all that was asked for."""
-    if not (work.rows or work.tasks or any(run.measured.probes or run.stories for run in ran)):
+    """Refuse results to include that are all of other models."""
+    if not any(run.measured.probes or run.stories for run in ran):
         theirs = ", ".join(sorted({model.id for model in work.gathered.models.values()}))
         raise RequestError(
             f"expected results of these models in --include, got those of {theirs} with other weights; try the same "
@@ -245,6 +251,7 @@ def _warnings(ran: Sequence[tuple[Origin, Run]], work: Work, several: bool) -> I
         yield from (whose + warning for warning in found)
         if origin.name and work.text and work.rows:
             yield from _fitted_on(origin.name, work.rows, work.text)
+        yield from _other_names(work.gathered, run.measured.model)
 
 
 def _warnings_included(run: Run) -> tuple[str, ...]:
@@ -254,16 +261,21 @@ def _warnings_included(run: Run) -> tuple[str, ...]:
 
 
 def _not_included(gathered: Gathered, ran: Sequence[Run]) -> Iterator[str]:
-    """Results that came to no model, or to one of another name: weights may be the same and configurations not."""
-    models = {run.measured.model.sha256: run.measured.model.id for run in ran}
+    """Results that came to no model."""
+    weights = {run.measured.model.sha256 for run in ran}
     for file, model in gathered.models.items():
-        if model.sha256 not in models:
+        if model.sha256 not in weights:
             yield (
                 f"{file} is not included: it is of {model.id} with other weights than any model here has; try the same "
                 "--dtype and --revision for all commands"
             )
-        elif Path(model.id).name != Path(models[model.sha256]).name:
-            yield f"{file} is of {model.id}, which has the weights of {models[model.sha256]}: are they the same model?"
+
+
+def _other_names(gathered: Gathered, ours: ModelRecord) -> Iterator[str]:
+    """Results of a model's weights under another name: the configuration may be another too."""
+    for file, model in gathered.models.items():
+        if model.sha256 == ours.sha256 and short_name(model.id) != short_name(ours.id):
+            yield f"{file} is of {model.id}, which has the weights of {ours.id}: are they the same model?"
 
 
 def _not_alike(ours: Run, others: Sequence[Run]) -> Iterator[str]:

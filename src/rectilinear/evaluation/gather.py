@@ -72,11 +72,11 @@ def gather_results(folders: Sequence[str | Path]) -> Gathered:
 
 def _read_stories(file: Path) -> Stories:
     report, answers = JudgeReport.load(file), read_judgements(file.with_name(JUDGEMENTS))
-    told = report.judged.asked if report.judged else 0
+    told = report.completions.texts if report.judged else 0
     if len(answers) != told:
         raise RequestError(
-            f"expected the {told} answers that {file} tells of in {JUDGEMENTS} beside it, got {len(answers)}; was the "
-            "judge stopped? try rectilinear judge --resume"
+            f"expected {told} answers of a judge in {JUDGEMENTS} beside {file}, got {len(answers)}; was the judge "
+            "stopped? try rectilinear judge --resume"
         )
     return Stories(report, {index: answer.marks for index, answer in answers.items() if answer.marks is not None})
 

@@ -297,6 +297,8 @@ def _warnings(stories: Sequence[Story], judged: Judged | None) -> Iterator[str]:
     empty = sum(not story.completion.strip() for story in stories)
     if empty:
         yield f"{empty} of {len(stories)} completions are empty: the model ended the text at once"
+    if judged and judged.asked < len(stories):
+        yield f"the judge answered for {judged.asked} of {len(stories)} stories; for the others try --resume with it"
     if judged and judged.outcomes["scored"] < judged.asked:
         lost = {name: count for name, count in judged.outcomes.items() if count and name != "scored"}
         told = ", ".join(f"{count} {name}" for name, count in lost.items())

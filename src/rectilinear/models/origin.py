@@ -130,6 +130,12 @@ class Text:
     seed: int = 0
 
 
+def short_name(model: str) -> str:
+    """What comes after the last slash of a Hub id or path; of ``.`` and ``..`` the folder's name."""
+    last = Path(model).name
+    return last if last not in ("", "..") else Path(model).resolve().name
+
+
 def tokenize_with(tokenizer: PreTrainedTokenizerBase) -> Tokenize:
     """Texts to their token ids, special tokens included."""
     # verbose=False: documents longer than the context are cut into rows, no need to warn.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import count
-from pathlib import Path
 
 from rich.box import HEAVY_HEAD
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rectilinear.evaluation.record import Differences, Evaluation, Measurements
+from rectilinear.models.origin import short_name
 from rectilinear.report.evaluation_cells import (
     SURE,
     Line,
@@ -50,7 +50,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
 def print_side_by_side(evaluations: Sequence[Evaluation], console: Console) -> None:
     """Print evaluations of several models, all against the same one or none, in as many tables as the width needs."""
     others = [other.model.id for other in [evaluations[0].against] if other]
-    names = short_names([*(found.model.id for found in evaluations), *others])
+    names = _distinct([_cut(short_name(model)) for model in (*(found.model.id for found in evaluations), *others)])
     at_once = max(1, (console.width - (_NAMES if console.width >= _WIDE else _FEW)) // _COLUMN - len(others))
     parts = [
         (evaluations[start : start + at_once], [*names[start : start + at_once], *names[len(evaluations) :]])
@@ -82,13 +82,21 @@ def _print(parts: Sequence[tuple[Sequence[Evaluation], Sequence[str]]], console:
 
 def short_names(models: Sequence[str]) -> list[str]:
     """What comes after the last slash, with a number where that is another's name already."""
+    return _distinct([short_name(model) for model in models])
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
     found: list[str] = []
-    for model in models:
-        last = Path(model).name
-        name = last if last not in ("", "..") else Path(model).resolve().name
+    for name in names:
         numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
         found.append(next(one for one in numbered if one not in found))
     return found
+
+
+def _cut(name: str) -> str:
+    """A name that fits over a column; models of one family differ at their ends rather than in the middle."""
+    room = _COLUMN - 3
+    return name if len(name) <= room else f"{name[: room // 2 - 2]}…{name[-(room // 2) :]}"
 
 
 def text_table(evaluations: Sequence[Evaluation], names: Sequence[str] = ()) -> Table:
