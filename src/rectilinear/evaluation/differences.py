@@ -11,7 +11,7 @@ import numpy
 
 from rectilinear.evaluation.bootstrap import Aggregate, no_spread, paired_difference, sign_test
 from rectilinear.evaluation.gather import Stories
-from rectilinear.evaluation.harness import TaskScores, combine, mean_of_columns
+from rectilinear.evaluation.harness import TaskScores, combine, mean, mean_of_columns
 from rectilinear.evaluation.judge_record import Marks
 from rectilinear.evaluation.probe_record import Probe
 from rectilinear.evaluation.record import DifferenceRecord, Differences, SpeedRecord, finite
@@ -113,7 +113,7 @@ def _probe_difference(ours: Probe, theirs: Probe) -> DifferenceRecord:
     right = [[[int(digit) for digit in group] for group in (probe.right or "").split()] for probe in (ours, theirs)]
     sizes = numpy.array([len(group) for group in right[0]])
     if sizes.max() == 1:
-        return _paired(_mean, *([digit for [digit] in groups] for groups in right))
+        return _paired(mean, *([digit for [digit] in groups] for groups in right))
     changes = numpy.array([sum(mine) - sum(other) for mine, other in zip(*right, strict=True)])
     value, n = float(changes.sum() / sizes.sum()), len(sizes)
     if n < 2:
@@ -130,17 +130,13 @@ def _mark_differences(ours: Stories | None, theirs: Stories | None) -> dict[str,
         return {}
     both = sorted(ours.marks.keys() & theirs.marks.keys())
     return {
-        mark: _paired(_mean, *([getattr(found.marks[index], mark) for index in both] for found in (ours, theirs)))
+        mark: _paired(mean, *([getattr(found.marks[index], mark) for index in both] for found in (ours, theirs)))
         for mark in (Marks.model_fields if both else ())
     }
 
 
 def _paired(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequence[Any]) -> DifferenceRecord:
     return DifferenceRecord(**asdict(paired_difference(aggregate, ours, theirs)), n=len(ours))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:

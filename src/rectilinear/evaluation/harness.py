@@ -132,7 +132,7 @@ def _scores(results: Any, asked: TaskSet, cut: Mapping[str, int]) -> TaskScores:
         for label, value, error in _values(found):
             metric, _, kept = label.partition(",")
             parts = [s[metric] for s in samples if s["filter"] == (kept or "none") and metric in s]
-            aggregate = task.aggregation().get(metric, _mean)
+            aggregate = task.aggregation().get(metric, mean)
             metrics[label] = MetricRecord(
                 value=float(value),
                 stderr=bootstrap_stderr(aggregate, parts) if _number(error) is None else error,
@@ -212,7 +212,7 @@ def _as_result(name: str, cell: DifferenceRecord) -> Iterator[tuple[str, Any]]:
 def _mean_column(columns: Sequence[str], tasks: Mapping[str, TaskRecord]) -> MetricRecord:
     cells = [[tasks[name].metrics[metric] for metric in SUPERGLUE[name]] for name in columns]
     value, stderr = mean_of_columns(cells)
-    constant = _mean([_mean([cell.constant or 0.0 for cell in row]) for row in cells])
+    constant = mean([mean([cell.constant or 0.0 for cell in row]) for row in cells])
     return MetricRecord(value=value, stderr=stderr, constant=constant, higher_is_better=True)
 
 
@@ -221,10 +221,10 @@ def mean_of_columns(rows: Sequence[Sequence[MetricRecord | DifferenceRecord]]) -
 
     Errors of one task's columns are taken for one error; the mean has none where a column has none.
     """
-    value = _mean([_mean([cell.value for cell in row]) for row in rows])
+    value = mean([mean([cell.value for cell in row]) for row in rows])
     if any(cell.stderr is None for row in rows for cell in row):
         return value, None
-    errors = [_mean([cell.stderr or 0.0 for cell in row]) for row in rows]
+    errors = [mean([cell.stderr or 0.0 for cell in row]) for row in rows]
     return value, math.sqrt(sum(error**2 for error in errors)) / len(rows)
 
 
@@ -260,7 +260,7 @@ def _always(task: Task, samples: Sequence[Mapping[str, Any]], choice: int) -> di
         answers = [(0.0 if place == choice else -1e9, False) for place in range(len(sample["arguments"]))]
         for metric, item in task.process_results(sample["doc"], answers).items():
             items.setdefault(metric, []).append(item)
-    return {metric: float(task.aggregation().get(metric, _mean)(parts)) for metric, parts in items.items()}
+    return {metric: float(task.aggregation().get(metric, mean)(parts)) for metric, parts in items.items()}
 
 
 def is_perplexity(metric: str) -> bool:
@@ -274,5 +274,6 @@ def _log_perplexity(items: Sequence[Any]) -> float:
     return float(-sum(likelihood for likelihood, _ in pairs) / sum(weight for _, weight in pairs))
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """What most scores are of their items."""
     return sum(values) / len(values)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from rectilinear.evaluation.harness import is_perplexity
 from rectilinear.evaluation.record import DifferenceRecord, Differences, Measurements
 from rectilinear.measurement.perplexity import exponential
+from rectilinear.models.origin import short_name
 
 #: Probability of chance below which a difference has a star where there is no room for the probability.
 SURE = 0.05
@@ -96,7 +96,7 @@ def _all_scores(measured: Measurements) -> Iterator[tuple[Line, Score]]:
             yield Line("stories", "stories", metric), Score("-" if value is None else f"{value:.4f}", n)
         if reference := stories.reference:
             text = _with_error(f"{reference.completions:.4f}", reference.completions_stderr)
-            yield Line("stories", "stories", f"loss under {Path(reference.model).name}"), Score(text, n)
+            yield Line("stories", "stories", f"loss under {short_name(reference.model)}"), Score(text, n)
 
 
 def score_changes(differences: Differences) -> dict[Line, str]:
