@@ -20,7 +20,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from rectilinear import Dynamics
-from rectilinear.pretraining.record import Training
+from rectilinear.training.pretraining.record import Training
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "pretraining.json"

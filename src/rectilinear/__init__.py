@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from rectilinear.core.penalties import layer_penalty
     from rectilinear.core.scores import score_block
     from rectilinear.core.solve import solve
-    from rectilinear.data.stories import generate_stories
     from rectilinear.errors import JobError, RequestError
     from rectilinear.evaluation.evaluate import evaluate, evaluate_all
     from rectilinear.evaluation.judge import StoryRecipe, judge
@@ -25,21 +24,22 @@ if TYPE_CHECKING:
     from rectilinear.evaluation.probe import probe
     from rectilinear.evaluation.probe_record import Probe
     from rectilinear.evaluation.record import Evaluation
-    from rectilinear.finetuning.finetune import finetune
-    from rectilinear.finetuning.record import Finetuning
     from rectilinear.linearization.linearize import Linearized, linearize
     from rectilinear.linearization.plan import Plan
-    from rectilinear.measurement.callback import LinearityCallback
     from rectilinear.measurement.dynamics import Dynamics, dynamics
     from rectilinear.measurement.measure import measure
     from rectilinear.measurement.profile import Profile
     from rectilinear.models.blocks import find_blocks
-    from rectilinear.pretraining.pretrain import Upkeep, pretrain
-    from rectilinear.pretraining.recipe import Recipe
-    from rectilinear.pretraining.record import Training
     from rectilinear.report.dynamics_plot import plot_dynamics
     from rectilinear.report.plots import plot_profile
     from rectilinear.report.probe_plot import plot_probe
+    from rectilinear.text.stories import generate_stories
+    from rectilinear.training.callback import LinearityCallback
+    from rectilinear.training.finetuning.finetune import finetune
+    from rectilinear.training.finetuning.record import Finetuning
+    from rectilinear.training.pretraining.pretrain import Upkeep, pretrain
+    from rectilinear.training.pretraining.recipe import Recipe
+    from rectilinear.training.pretraining.record import Training
     from rectilinear.training.regularizer import Regularizer
 
 _HOMES = {
@@ -47,29 +47,29 @@ _HOMES = {
     "BlockMoments": "core.block_moments",
     "Dynamics": "measurement.dynamics",
     "Evaluation": "evaluation.record",
-    "Finetuning": "finetuning.record",
+    "Finetuning": "training.finetuning.record",
     "JobError": "errors",
     "JudgeEndpoint": "evaluation.judge_client",
     "JudgeReport": "evaluation.judge_record",
-    "LinearityCallback": "measurement.callback",
+    "LinearityCallback": "training.callback",
     "Linearized": "linearization.linearize",
     "Moments": "core.moments",
     "MomentsAccumulator": "core.moments",
     "Plan": "linearization.plan",
     "Probe": "evaluation.probe_record",
     "Profile": "measurement.profile",
-    "Recipe": "pretraining.recipe",
+    "Recipe": "training.pretraining.recipe",
     "Regularizer": "training.regularizer",
     "RequestError": "errors",
     "StoryRecipe": "evaluation.judge",
-    "Training": "pretraining.record",
-    "Upkeep": "pretraining.pretrain",
+    "Training": "training.pretraining.record",
+    "Upkeep": "training.pretraining.pretrain",
     "dynamics": "measurement.dynamics",
     "evaluate": "evaluation.evaluate",
     "evaluate_all": "evaluation.evaluate",
     "find_blocks": "models.blocks",
-    "finetune": "finetuning.finetune",
-    "generate_stories": "data.stories",
+    "finetune": "training.finetuning.finetune",
+    "generate_stories": "text.stories",
     "judge": "evaluation.judge",
     "layer_penalty": "core.penalties",
     "linearize": "linearization.linearize",
@@ -77,7 +77,7 @@ _HOMES = {
     "plot_dynamics": "report.dynamics_plot",
     "plot_probe": "report.probe_plot",
     "plot_profile": "report.plots",
-    "pretrain": "pretraining.pretrain",
+    "pretrain": "training.pretraining.pretrain",
     "probe": "evaluation.probe",
     "score_block": "core.scores",
     "solve": "core.solve",

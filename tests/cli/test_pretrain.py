@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rectilinear.pretraining.pretrain import Upkeep, pretrain
-from rectilinear.pretraining.recipe import Recipe
-from rectilinear.pretraining.record import Training
 from rectilinear.training.checkpoints import last_checkpoint
+from rectilinear.training.pretraining.pretrain import Upkeep, pretrain
+from rectilinear.training.pretraining.recipe import Recipe
+from rectilinear.training.pretraining.record import Training
 
 STEPS = 40
 

@@ -51,8 +51,8 @@ def finetune(
     check_out(out, overwrite or resume)
 
     import rectilinear
-    from rectilinear.finetuning.folder import result_files
     from rectilinear.report.finetuning_table import print_finetuning
+    from rectilinear.training.finetuning.folder import result_files
 
     try:
         with progress() as report:

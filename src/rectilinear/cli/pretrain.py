@@ -63,8 +63,8 @@ def pretrain(
 
     from accelerate import PartialState
 
-    from rectilinear.pretraining.pretrain import Upkeep, pretrain
-    from rectilinear.pretraining.recipe import Recipe
+    from rectilinear.training.pretraining.pretrain import Upkeep, pretrain
+    from rectilinear.training.pretraining.recipe import Recipe
 
     recipe = Recipe(
         text=text,

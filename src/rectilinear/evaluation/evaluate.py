@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import nn
 
-from rectilinear.data.pack import TokenRows
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.differences import are_comparable, begin_alike, compare, were_judged_alike
 from rectilinear.evaluation.extras import require
@@ -26,6 +25,7 @@ from rectilinear.models.batches import BatchSize, check_batch_size
 from rectilinear.models.blocks import text_config
 from rectilinear.models.load import DType, resolve
 from rectilinear.models.origin import Origin, Text, short_name
+from rectilinear.text.rows import TokenRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +68,7 @@ def evaluate(model: Model, text: str | Path | None = None, **options: Unpack[Opt
     Args:
         model: Hub id, path, ``"storyteller"``, or a module that takes ids and returns an object
             with ``logits``. A module is evaluated where it is, as it is, and left so.
-        text: a text source; see `rectilinear.data.text.open_text`. None for tasks alone.
+        text: a text source; see `rectilinear.text.sources.open_text`. None for tasks alone.
         options: what to ask and how, by the names and with the defaults of `evaluate_all`: ``tasks``, ``data``,
             ``against``, ``batch_size``, ``device``, ...
 
@@ -115,7 +115,7 @@ def evaluate_all(
 
     Args:
         models: Hub ids, paths, ``"storyteller"``, or modules.
-        text: a text source; see `rectilinear.data.text.open_text`. None for tasks alone.
+        text: a text source; see `rectilinear.text.sources.open_text`. None for tasks alone.
         tasks: of lm-evaluation-harness, by name, or ``superglue``: the columns of the paper's Table 2
             and their mean.
         data: a folder with the tasks' data; see `rectilinear.evaluation.task_data.find_data`. None for the Hub.

@@ -12,8 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rectilinear.data.fingerprint import fingerprint
-from rectilinear.data.text import open_text
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.judge_client import (
@@ -35,6 +33,8 @@ from rectilinear.models.completion import complete
 from rectilinear.models.load import DType
 from rectilinear.models.origin import Origin
 from rectilinear.staging import staged
+from rectilinear.text.fingerprint import fingerprint
+from rectilinear.text.sources import open_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +52,7 @@ class StoryRecipe:
 
     Attributes:
         model: Hub id, path, or ``"storyteller"``.
-        text: source of the beginnings; see `rectilinear.data.text.open_text`.
+        text: source of the beginnings; see `rectilinear.text.sources.open_text`.
         count: how many stories.
         beginning_words: words of a beginning; only documents of twice as many are taken.
         max_new_tokens: that the model may write.

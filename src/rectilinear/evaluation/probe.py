@@ -11,14 +11,9 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.probe_record import Probe, ProbePoint, best_of
-from rectilinear.finetuning.data import read_task
-from rectilinear.finetuning.inputs import Encoded, check_ids, describe_questions, encode, predict, warn_of_cuts
-from rectilinear.finetuning.metrics import commonest, score_answers
-from rectilinear.finetuning.tasks import Task, find_task
 from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.records import record_environment, record_model
 from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
@@ -26,6 +21,11 @@ from rectilinear.models.blocks import find_blocks
 from rectilinear.models.load import DType, check_context
 from rectilinear.models.origin import Origin
 from rectilinear.models.pooled import Pooling, pool_states
+from rectilinear.text.fingerprint import fingerprint
+from rectilinear.training.finetuning.data import read_task
+from rectilinear.training.finetuning.inputs import Encoded, check_ids, describe_questions, encode, predict, warn_of_cuts
+from rectilinear.training.finetuning.metrics import commonest, score_answers
+from rectilinear.training.finetuning.tasks import Task, find_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,7 +66,7 @@ def probe(
         model: Hub id, path, ``"storyteller"``, or a module that takes ids.
         task: ``boolq``, ``cb``, ``copa``, ``multirc``, ``rte``, ``wic``, ``wsc`` or ``reward``. Of choices, a
             probe tells right ones from wrong ones, and the question goes to the one it is surest of.
-        data: see `rectilinear.finetuning.data.read_task`.
+        data: see `rectilinear.training.finetuning.data.read_task`.
         pooling: ``mean`` over the tokens of a text, or its ``last`` token.
         folds: of the cross-validation.
         max_examples: lines of each file to read at most.

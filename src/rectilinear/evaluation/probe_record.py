@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rectilinear.finetuning.metrics import MetricRecord
-from rectilinear.finetuning.record import TaskDataRecord
 from rectilinear.measurement.records import EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.training.finetuning.metrics import MetricRecord
+from rectilinear.training.finetuning.record import TaskDataRecord
 
 
 class ProbePoint(Record):

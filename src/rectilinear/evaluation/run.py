@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from rectilinear.data.pack import TokenRows
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.gather import Gathered, Stories
 from rectilinear.evaluation.harness import TaskScores, run_tasks
@@ -21,6 +20,7 @@ from rectilinear.measurement.records import DataRecord, record_environment, reco
 from rectilinear.models.batches import BatchSize, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.origin import Origin, Text
+from rectilinear.text.rows import TokenRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

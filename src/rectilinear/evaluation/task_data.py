@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rectilinear.data.superglue import SUPERGLUE, texts_of
-from rectilinear.data.task_files import Line, read_lines, split_file, task_folder
 from rectilinear.errors import RequestError
+from rectilinear.text.superglue import SUPERGLUE, texts_of
+from rectilinear.text.task_files import Line, read_lines, split_file, task_folder
 
 #: Rows as the Hub has them, from a line of a file.
 Rows = Callable[[Line], Iterator[dict[str, Any]]]

@@ -125,7 +125,7 @@ def linearize(
 
     Args:
         model: Hub id, path, ``"storyteller"``, or a transformers model, of which a copy is edited.
-        text: a text source (see `rectilinear.data.text.open_text`).
+        text: a text source (see `rectilinear.text.sources.open_text`).
         kind: ``drop``, ``folded``, ``affine`` or ``filter``; see docs/linearization.md.
         target: ``block``, ``attention`` or ``mlp``.
         blocks: indices of the blocks to replace; else one of

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from rectilinear.core.moments import holds_float64
 from rectilinear.core.scores import score_block
-from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.collect import (
     Batch,
@@ -31,6 +30,7 @@ from rectilinear.models.blocks import BlockStack, find_blocks
 from rectilinear.models.capture import device_of
 from rectilinear.models.load import DType, check_rows
 from rectilinear.models.origin import Origin, Text
+from rectilinear.text.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ def measure(
     Args:
         model: Hub id, path, ``"storyteller"``, or any module. A module is measured where it is,
             as it is; its mode, hooks and weights are left as they were.
-        text: a text source (see `rectilinear.data.text.open_text`), or batches: tensors
+        text: a text source (see `rectilinear.text.sources.open_text`), or batches: tensors
             ``[rows, seq_len]`` or mappings of keyword arguments, where ``attention_mask`` marks
             padding, which never enters.
         tokenizer: for text and a module; default: the one of the module's ``name_or_path``.

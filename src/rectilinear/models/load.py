@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rectilinear.data.fingerprint import fingerprint
 from rectilinear.errors import RequestError, first_line
 from rectilinear.models.blocks import BlockStack, text_config
 from rectilinear.models.own_code import own_class_of, own_model_class
+from rectilinear.text.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

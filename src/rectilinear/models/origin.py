@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from rectilinear.data.pack import Tokenize, TokenRows, pack_rows
-from rectilinear.data.text import open_text
 from rectilinear.errors import RequestError
 from rectilinear.models.load import (
     DType,
@@ -21,6 +19,8 @@ from rectilinear.models.load import (
     load_tokenizer,
     pick_device,
 )
+from rectilinear.text.rows import Tokenize, TokenRows, pack_rows
+from rectilinear.text.sources import open_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,12 +113,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Text:
-    """A text source and how much of it; see `rectilinear.data.text.open_text`.
+    """A text source and how much of it; see `rectilinear.text.sources.open_text`.
 
     Attributes:
         source: file, folder, Hub dataset id or ``"stories"``.
         max_tokens, seq_len: it becomes ``max_tokens // seq_len`` rows of ``seq_len`` tokens.
-        column, config, split, seed: see `rectilinear.data.text.open_text`.
+        column, config, split, seed: see `rectilinear.text.sources.open_text`.
     """
 
     source: str | Path

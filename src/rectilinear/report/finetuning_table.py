@@ -6,7 +6,7 @@ from rich.box import HEAVY_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from rectilinear.finetuning.record import Finetuning, Linearities, Spread
+from rectilinear.training.finetuning.record import Finetuning, Linearities, Spread
 
 
 def finetuning_table(finetuning: Finetuning) -> Table:

@@ -1,0 +1,256 @@
+"""Watching linearity while a model is trained, in transformers' Trainer."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from rectilinear.errors import JobError, RequestError
+from rectilinear.measurement.collect import Batch, Products, Settings, count_rows
+from rectilinear.measurement.dynamics import (
+    Dynamics,
+    Point,
+    Score,
+    TrainedModelRecord,
+    best_value,
+    mean_of,
+    merge_points,
+)
+from rectilinear.measurement.measure import Inputs, Scored, batch_inputs, score_model
+from rectilinear.measurement.profile import BlockRecord
+from rectilinear.measurement.records import record_environment
+from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
+from rectilinear.models.blocks import find_blocks
+from rectilinear.models.load import check_rows, count_parameters
+from rectilinear.models.wrapped import architecture_of, own_precision, own_randomness, trained_model
+from rectilinear.text.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+_logger = logging.get_logger(__name__)
+
+
+class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Measures how linear each block is, on the same rows again and again, while a model is trained.
+
+    At the first step, every ``every`` optimizer steps and at the end of training, the model is measured as
+    `rectilinear.measure` does it: in evaluation mode, in the precision of its weights, with the random states
+    and modes left as they were, so that training is the same to the bit with and without it. Scores (held out where
+    there are rows for folds, else in sample) go to `Trainer.log`, and so to the console, TensorBoard and what else
+    listens: ``linearity/mean``, ``linearity/block_00``, ..., ``update_linearity/mean``, ... and
+    ``linearity/probe_seconds``. All scores are in ``dynamics.json``, which is renewed at each point.
+
+    A run that goes on from a checkpoint keeps the points up to there; a run from the start replaces the file.
+    A point that cannot be measured (weights that are not finite) is left out, with a warning in the log and the file.
+    Under torchrun every process measures, as sharded models need, and the first one writes. A model sharded by
+    FSDP is measured in the precision that FSDP runs it in, its head included.
+
+        trainer.add_callback(LinearityCallback(trainer, rows, every=100))
+
+    Attributes:
+        dynamics: what was measured so far; None before the first point.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        rows: Tensor | Iterable[Batch],
+        every: int = 100,
+        *,
+        folds: int = 4,
+        sink_ratio: float = 10.0,
+        products: Products = "auto",
+        blocks: str | None = None,
+        batch_size: int = 8,
+        source: str = "rows",
+        out: str | Path | None = None,
+    ) -> None:
+        """Check what can be checked before training.
+
+        Args:
+            trainer: whose model is measured, and whose ``log`` is told.
+            rows: token ids ``[rows, seq_len]``, the same at each point, or batches as for `measure`.
+                Not of the text that is trained on; 20 times the width in tokens, or more.
+            every: optimizer steps from point to point.
+            folds, sink_ratio, products: see `rectilinear.measurement.collect.Settings`.
+            blocks: dotted path of the block stack; default: found by structure.
+            batch_size: rows of token ids in a forward pass.
+            source: where rows of token ids come from, as ``dynamics.json`` is to say it.
+            out: folder for ``dynamics.json``; default: the trainer's ``output_dir``.
+
+        Raises:
+            RequestError: no rows or rows that the model cannot take, no such block stack, a value out of range.
+        """
+        if every < 1:
+            raise RequestError(f"expected a point every 1 or more steps, got every={every}")
+        check_batch_size(batch_size)
+        self._trainer = trainer
+        self._every = every
+        self._settings = Settings(folds, sink_ratio=sink_ratio, products=products)
+        _, model = trained_model(trainer)
+        config = getattr(model, "config", None)
+        self._inputs = _read_rows(rows, config, source)
+        given = self._inputs.data
+        self._batches = list(torch.split(given, batch_size)) if isinstance(given, Tensor) else list(given)
+        if not sum(map(count_rows, self._batches)):
+            raise RequestError("expected at least one row to measure, got none")
+        stack = find_blocks(model, blocks)
+        self._path = stack.path
+        self._out = Path(trainer.args.output_dir if out is None else out)
+        # Counted here, where the trainer has not sharded the model yet.
+        self._model: dict[str, Any] = {
+            "id": getattr(model, "name_or_path", "") or architecture_of(model),
+            "architecture": architecture_of(model),
+            "num_blocks": len(stack),
+            "parameters": count_parameters([model]),
+        }
+        self.dynamics: Dynamics | None = None
+        self._skipped: tuple[str, ...] = ()
+        self._warned = False
+        self._tried: int | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take up the points of a run that goes on, or measure the model as it is before the first step."""
+        self.dynamics, self._skipped, self._warned, self._tried = None, (), False, None
+        if state.global_step == 0:
+            self._probe(state, control)
+        elif state.is_world_process_zero and (self._out / Dynamics.file_name).exists():
+            self._resume(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure where it is due, and at the end of training."""
+        last = control.should_training_stop or state.global_step >= state.max_steps
+        if last or state.global_step % self._every == 0:
+            self._probe(state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure where training was stopped by something that came after the last step."""
+        if control.should_training_stop:
+            self._probe(state, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure the last step, unless the weights are now those of an earlier one, which was the best."""
+        if not (args.load_best_model_at_end and state.best_model_checkpoint):
+            self._probe(state, control)
+
+    def _probe(self, state: Any, control: Any) -> None:
+        """Measure the model once at this step; whatever goes wrong, training goes on."""
+        step = state.global_step
+        if self._tried == step:
+            return
+        self._tried = step
+        started = time.perf_counter()
+        try:
+            scored = self._measure()
+        except (JobError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            if not self._warned and state.is_local_process_zero:
+                _logger.warning(f"linearity could not be measured at step {step}, which is left out: {error}")
+            self._warned = True
+            self._skipped += (f"step {step} is left out: {error}",)
+            self._save(state)
+            return
+        seconds = time.perf_counter() - started
+        point = Point(
+            step=step, source="training", revision=None, sha256=None, blocks=scored.blocks, warnings=scored.warnings
+        )
+        self.dynamics = self._dynamics(scored, merge_points(self.dynamics.points if self.dynamics else (), [point]))
+        self._save(state)
+        # Logging counts as an answer to the flow's own wish to log, which would lose its loss.
+        asked = control.should_log
+        self._trainer.log({**_scalars(step, scored.blocks), "linearity/probe_seconds": seconds})
+        control.should_log = self._trainer.control.should_log = asked
+
+    @reporting_exhausted_memory
+    def _measure(self) -> Scored:
+        runner, bare = trained_model(self._trainer)
+        stack = find_blocks(bare, self._path)
+        with own_precision(bare), own_randomness(bare):
+            return score_model(runner, stack, self._batches, self._inputs, self._settings)
+
+    def _dynamics(self, scored: Scored, points: tuple[Point, ...]) -> Dynamics:
+        return Dynamics(
+            model=TrainedModelRecord(**self._model, width=scored.width),
+            data=scored.data,
+            settings=self._told_settings() | {"batch_size": scored.batch_size, "every": self._every},
+            environment=record_environment(trained_model(self._trainer)[1]),
+            points=points,
+            warnings=self._skipped,
+        )
+
+    def _told_settings(self) -> dict[str, Any]:
+        """All that scores depend on beside the model and the rows."""
+        return {**asdict(self._settings), "blocks": self._path}
+
+    def _save(self, state: Any) -> None:
+        if self.dynamics is None:
+            return
+        self.dynamics = self.dynamics.model_copy(update={"warnings": self._skipped})
+        if state.is_world_process_zero:
+            try:
+                self.dynamics.save(self._out)
+            except OSError as error:
+                _logger.warning(f"cannot write {self._out / Dynamics.file_name}: {error.strerror or error}")
+
+    def _resume(self, step: int) -> None:
+        """Take up the points up to a step of the file that is there.
+
+        Raises:
+            RequestError: they are of other rows, settings or another model.
+        """
+        file = self._out / Dynamics.file_name
+        found = Dynamics.load(file)
+        model = {name: getattr(found.model, name) for name in self._model if name != "id"}
+        settings = {name: found.settings.get(name) for name in self._told_settings()}
+        theirs = {"rows": found.data.fingerprint, "model": model, "settings": settings}
+        ours = {
+            "rows": self._inputs.fingerprint,
+            "model": {name: self._model[name] for name in model},
+            "settings": self._told_settings(),
+        }
+        if other := [what for what in ours if theirs[what] != ours[what]]:
+            raise RequestError(
+                f"expected points of the same {other[0]} in {file}, to go on from, got {theirs[other[0]]} there and "
+                f"{ours[other[0]]} here; move that file away, or give the callback another out="
+            )
+        kept = tuple(point for point in found.points if point.step <= step)
+        self._skipped = tuple(warning for warning in found.warnings if _step_of(warning) <= step)
+        if kept:
+            self.dynamics = found.model_copy(update={"points": kept, "warnings": self._skipped})
+
+
+def _read_rows(rows: Tensor | Iterable[Batch], config: Any, source: str) -> Inputs:
+    """Rows or batches to measure; rows of the text that `measure` reads have the fingerprint that they have there."""
+    if not isinstance(rows, Tensor):
+        return batch_inputs(rows, config)
+    if rows.ndim != 2 or rows.is_floating_point():
+        raise RequestError(
+            f"expected token ids [rows, seq_len], got {[*rows.shape]} {rows.dtype}; try a list of batches"
+        )
+    ids = rows.detach().cpu().long()
+    check_rows(config, ids)
+    return Inputs(ids, source, fingerprint([ids]), ids.shape[1], {})
+
+
+def _scalars(step: int, blocks: Iterable[BlockRecord]) -> dict[str, float]:
+    """What to log, by name; scores that are not there are left out."""
+    told: dict[str, float | None] = {}
+    scores: tuple[Score, ...] = ("linearity", "update_linearity")
+    for score in scores:
+        told[f"{score}/mean"] = mean_of(step, blocks, score).mean
+        told |= {f"{score}/block_{block.index:02d}": best_value(getattr(block, score)) for block in blocks}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _step_of(warning: str) -> int:
+    found = re.match(r"step (\d+) ", warning)
+    return int(found[1]) if found else 0

@@ -1,0 +1,92 @@
+"""The one fixed way from documents to rows, against a few lines that say the same."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rectilinear.errors import RequestError
+from rectilinear.text.fingerprint import fingerprint
+from rectilinear.text.rows import pack_rows
+
+BOS, EOS = 1, 2
+
+
+def tokenize(texts):
+    """One token a character, between the special tokens of its document."""
+    return [[BOS, *(ord(character) for character in text), EOS] for text in texts]
+
+
+def ids(*parts):
+    return [part if isinstance(part, int) else ord(part) for part in parts]
+
+
+def reference(documents, seq_len, max_tokens):
+    stream = []
+    for document in documents:
+        if document.strip():
+            stream += [BOS, *map(ord, document.strip()), EOS]
+    rows = [stream[i : i + seq_len] for i in range(0, len(stream), seq_len)]
+    return [row for row in rows if len(row) == seq_len][: max_tokens // seq_len]
+
+
+def test_rows_run_on_over_documents_and_the_remainder_is_dropped():
+    rows = pack_rows(["  ab ", "\n \t", "", "c d\n", "efgh"], tokenize, seq_len=4, max_tokens=100)
+    assert rows.ids.tolist() == [
+        ids(BOS, "a", "b", EOS),
+        ids(BOS, "c", " ", "d"),
+        ids(EOS, BOS, "e", "f"),
+    ]  # "g", "h" and the last EOS do not fill a row
+
+
+@pytest.mark.parametrize(("max_tokens", "rows"), [(4, 1), (7, 1), (8, 2), (11, 2), (12, 3), (1000, 3)])
+def test_as_many_rows_as_max_tokens_holds(max_tokens, rows):
+    assert len(pack_rows(["ab", "c d", "efgh"], tokenize, 4, max_tokens).ids) == rows
+
+
+@given(
+    st.lists(st.text("ab \n\u00a0é", max_size=12), max_size=150),
+    st.integers(1, 9),
+    st.integers(0, 400),
+)
+def test_rows_are_those_of_the_reference(documents, seq_len, spare):
+    max_tokens = seq_len + spare
+    expected = reference(documents, seq_len, max_tokens)
+    if not expected:
+        with pytest.raises(RequestError):
+            pack_rows(documents, tokenize, seq_len, max_tokens)
+        return
+    rows = pack_rows(iter(documents), tokenize, seq_len, max_tokens)
+    assert rows.ids.tolist() == expected
+    assert rows.fingerprint == hashlib.sha256(np.array(expected, dtype="<i8").tobytes()).hexdigest()
+
+
+def test_fingerprint_is_that_of_little_endian_int64():
+    rows = pack_rows(["ab"], tokenize, seq_len=2, max_tokens=4)
+    eight_bytes_each = b"".join(token.to_bytes(8, "little") for token in ids(BOS, "a", "b", EOS))
+    assert rows.fingerprint == hashlib.sha256(eight_bytes_each).hexdigest()
+    assert fingerprint(rows.ids) == fingerprint([rows.ids]) == rows.fingerprint
+
+
+def test_an_endless_source_is_read_no_further_than_needed():
+    def endless():
+        for _ in range(100 + 64):  # documents are tokenised in groups
+            yield "abcdefgh"  # ten tokens
+        pytest.fail("read on, though there were tokens enough")
+
+    assert pack_rows(endless(), tokenize, seq_len=10, max_tokens=1000).ids.shape == (100, 10)
+
+
+@pytest.mark.parametrize("documents", [[], ["", " \n"], ["abcd"]])
+def test_less_than_one_row_is_refused(documents):
+    tokens = sum(len(row) for row in tokenize(filter(str.strip, documents)))
+    with pytest.raises(RequestError, match=f"at least one row of 7 tokens, got {tokens} tokens"):
+        pack_rows(documents, tokenize, seq_len=7, max_tokens=100)
+
+
+@pytest.mark.parametrize(("seq_len", "max_tokens"), [(8, 7), (0, 7), (-1, 7)])
+def test_sizes_that_hold_no_row_are_refused(seq_len, max_tokens):
+    with pytest.raises(RequestError, match=f"got {max_tokens} and {seq_len}"):
+        pack_rows(["abcdefgh"], tokenize, seq_len, max_tokens)
