@@ -16,6 +16,7 @@ import torch
 from common import gpt2_small_shape, random_rows, save, seconds, spread
 
 import rectilinear
+from rectilinear.measurement.settings import Measurement
 
 TOKENS, BATCH = 16_384, 8
 
@@ -55,7 +56,7 @@ def main() -> None:
         profiles = []
 
         def full(ids=ids, products=products, profiles=profiles) -> None:
-            profiles.append(rectilinear.measure(model, ids.split(BATCH), products=products))
+            profiles.append(rectilinear.measure(model, ids.split(BATCH), measurement=Measurement(products=products)))
 
         for _ in range(repeats):
             before, profiled, after = (

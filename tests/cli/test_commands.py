@@ -14,6 +14,8 @@ import rectilinear
 from rectilinear.cli.main import main
 from rectilinear.report.plots import save_profile_figure
 from tests.conftest import build_llama
+from rectilinear.models.settings import Loading
+from rectilinear.text.settings import Rows
 
 SIZE = ("--max-tokens", 2050, "--seq-len", 32, "--device", "cpu", "--batch-size", 16)
 LINEARITY = {"in_sample", "adjusted", "held_out", "stderr"}
@@ -21,7 +23,12 @@ LINEARITY = {"in_sample", "adjusted", "held_out", "stderr"}
 
 def measure_as_a_function(checkpoint, text, **options):
     return rectilinear.measure(
-        str(checkpoint), str(text), max_tokens=2050, seq_len=32, device="cpu", batch_size=16, **options
+        str(checkpoint),
+        str(text),
+        rows=Rows(max_tokens=2050, seq_len=32),
+        loading=Loading(device="cpu"),
+        batch_size=16,
+        **options,
     )
 
 

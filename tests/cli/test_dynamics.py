@@ -11,6 +11,7 @@ import torch
 import rectilinear
 from rectilinear.report.dynamics_plot import save_dynamics_figure
 from tests.conftest import build_llama
+from rectilinear.measurement.settings import Measurement
 
 SIZE = ("--max-tokens", 2050, "--seq-len", 32, "--device", "cpu", "--batch-size", 16)
 OPTIONS = {"max_tokens": 2050, "seq_len": 32, "device": "cpu", "batch_size": 16}
@@ -105,7 +106,9 @@ def test_every_option_reaches_the_function(command, run, documents, tiny_checkpo
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     more = ("--sink-ratio", 9, "--tokenizer", tiny_checkpoint, "--out", tmp_path / "out")
     assert command("dynamics", run, "--text", source, *SIZE, *flags, *more).code == 0
-    function = rectilinear.dynamics(str(run), str(source), sink_ratio=9.0, **OPTIONS, **options)
+    function = rectilinear.dynamics(
+        str(run), str(source), measurement=Measurement(sink_ratio=9.0), **OPTIONS, **options
+    )
     assert (tmp_path / "out" / "dynamics.json").read_text() == function.to_json()
 
 

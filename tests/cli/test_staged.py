@@ -7,7 +7,7 @@ import pytest
 
 from rectilinear.cli.console import check_out
 from rectilinear.errors import JobError, RequestError
-from rectilinear.staging import staged
+from rectilinear.runs import stage
 
 
 def contents(folder):
@@ -20,7 +20,7 @@ def write(folder, names=("a", "b", "c"), text="new"):
 
 
 def stage_and_fail(out, error):
-    with staged(out) as folder:
+    with stage(out) as folder:
         write(folder)
         raise error
 
@@ -38,7 +38,7 @@ def break_second_move(error, monkeypatch):
 
 
 def test_results_appear_when_all_are_there(tmp_path):
-    with staged(tmp_path / "deep" / "out") as folder:
+    with stage(tmp_path / "deep" / "out") as folder:
         write(folder)
         assert not (tmp_path / "deep" / "out").exists()
     assert contents(tmp_path / "deep") == {"out": None, "out/a": "new", "out/b": "new", "out/c": "new"}
@@ -46,7 +46,7 @@ def test_results_appear_when_all_are_there(tmp_path):
 
 def test_a_relative_path_is_one_from_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with staged(Path("out")) as folder:
+    with stage(Path("out")) as folder:
         write(folder, "a")
     assert contents(tmp_path) == {"out": None, "out/a": "new"}
 
@@ -66,7 +66,7 @@ def test_nothing_appears_after_a_failed_write(tmp_path):
 
 def test_a_path_under_a_file_is_a_failed_write(tmp_path):
     (tmp_path / "file").write_text("old")
-    with pytest.raises(JobError, match="cannot write to"), staged(tmp_path / "file" / "out"):
+    with pytest.raises(JobError, match="cannot write to"), stage(tmp_path / "file" / "out"):
         pytest.fail("there is nowhere to write")
     assert contents(tmp_path) == {"file": "old"}
 
@@ -74,7 +74,7 @@ def test_a_path_under_a_file_is_a_failed_write(tmp_path):
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), KeyboardInterrupt()])
 def test_nothing_appears_when_the_move_fails_half_way(error, tmp_path, monkeypatch):
     break_second_move(error, monkeypatch)
-    with pytest.raises((JobError, KeyboardInterrupt)), staged(tmp_path / "out") as folder:
+    with pytest.raises((JobError, KeyboardInterrupt)), stage(tmp_path / "out") as folder:
         write(folder)
     assert contents(tmp_path) == {}
 
@@ -83,7 +83,7 @@ def test_overwriting_leaves_other_files(tmp_path):
     out = tmp_path / "out"
     (out / "sub").mkdir(parents=True)
     write(out, ("a", "other", "sub/a"), "old")
-    with staged(out) as folder:
+    with stage(out) as folder:
         write(folder, "ab")
     expected = {"out": None, "out/a": "new", "out/b": "new", "out/other": "old", "out/sub": None, "out/sub/a": "old"}
     assert contents(tmp_path) == expected
@@ -104,7 +104,7 @@ def test_old_results_stay_when_the_move_fails_half_way(tmp_path, monkeypatch):
     write(tmp_path / "out", "abc", "old")
     before = contents(tmp_path)
     break_second_move(OSError(5, "Input/output error"), monkeypatch)
-    with pytest.raises(JobError), staged(tmp_path / "out") as folder:
+    with pytest.raises(JobError), stage(tmp_path / "out") as folder:
         write(folder)
     monkeypatch.undo()
     assert contents(tmp_path) == before

@@ -13,6 +13,7 @@ from rectilinear.measurement.dynamics import Mean, Point, mean_curve, merge_poin
 from tests.conftest import build_llama
 from tests.families import token_rows
 from tests.report.conftest import block
+from rectilinear.models.settings import Loading
 
 SIZE = {"max_tokens": 2050, "seq_len": 32, "device": "cpu", "batch_size": 16}
 
@@ -138,7 +139,7 @@ def test_checkpoints_in_different_precisions_are_warned_about(run, text_file, ti
     folders = [run / "checkpoint-0", tmp_path / "checkpoint-5"]
     [warning] = rectilinear.dynamics(folders, text_file, **SIZE).warnings
     assert warning.startswith("checkpoints are in different precisions: float32 (")
-    assert rectilinear.dynamics(folders, text_file, **SIZE, dtype="float32").warnings == ()
+    assert rectilinear.dynamics(folders, text_file, loading=Loading(dtype="float32"), **SIZE).warnings == ()
 
 
 @pytest.fixture(scope="module")

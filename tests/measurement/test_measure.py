@@ -13,6 +13,8 @@ import rectilinear
 from rectilinear import JobError, RequestError
 from tests import oracle
 from tests.families import TINY, VOCABULARY, build, token_rows
+from rectilinear.measurement.settings import Measurement
+from rectilinear.text.settings import Rows
 
 
 def hidden_states(model, batches):
@@ -57,7 +59,9 @@ def assert_same(one, two, tolerance):
 
 def test_every_score_of_a_trained_model_equals_the_oracle(shared):
     folder = shared / "models/stories260K"
-    profile = rectilinear.measure(folder, shared / "data/tinystories/valid.txt", max_tokens=100_000, seq_len=256)
+    profile = rectilinear.measure(
+        folder, shared / "data/tinystories/valid.txt", rows=Rows(max_tokens=100_000, seq_len=256)
+    )
     assert profile.data.tokens == 390 * 256
     assert len(profile.blocks) == 5
 
@@ -136,7 +140,7 @@ class Mixer(nn.Module):
 def test_a_plain_module(shape):
     model = Mixer()
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    profile = rectilinear.measure(model, features.split(7), blocks="layers")
+    profile = rectilinear.measure(model, features.split(7), measurement=Measurement(blocks="layers"))
     x = model.embed(features).detach()
     for block, layer in zip(profile.blocks, model.layers, strict=True):
         y = layer(x).detach()
@@ -196,7 +200,7 @@ def test_the_paper_s_convention_takes_the_normed_state_and_counts_padding():
     mask = torch.ones_like(rows)
     mask[:, 15:] = 0
     batch = {"input_ids": rows, "attention_mask": mask}
-    profile = rectilinear.measure(model, [batch], convention="paper")
+    profile = rectilinear.measure(model, [batch], measurement=Measurement(convention="paper"))
     assert profile.data.tokens == rows.numel()
     assert profile.settings["convention"] == "paper"
     with torch.no_grad():
@@ -273,7 +277,7 @@ def test_a_batch_too_large_for_memory_is_halved(monkeypatch, tmp_path):
     def tokenizer(texts, **_):
         return {"input_ids": [[3 + hash(i * 7919) % 90 for i in range(4000)] for _ in texts]}
 
-    profile = rectilinear.measure(model, text, tokenizer=tokenizer, seq_len=32, max_tokens=3200)
+    profile = rectilinear.measure(model, text, rows=Rows(seq_len=32, max_tokens=3200), tokenizer=tokenizer)
     assert sizes[:3] == [64, 32, 16]
     assert profile.settings["batch_size"] == 16
     assert profile.data.tokens == 3200
@@ -354,7 +358,7 @@ def test_blocks_that_never_run_are_left_out_and_named():
         return x
 
     model.layers[1], model.forward = idle, forward
-    profile = rectilinear.measure(model, [torch.randn(400, 20)], blocks="layers")
+    profile = rectilinear.measure(model, [torch.randn(400, 20)], measurement=Measurement(blocks="layers"))
     assert [block.index for block in profile.blocks] == [0, 2, 3]
     assert profile.model.num_blocks == 4
     assert "[1] never ran" in " ".join(profile.warnings)
@@ -363,7 +367,7 @@ def test_blocks_that_never_run_are_left_out_and_named():
 def test_several_residual_streams_are_refused():
     model = Mixer()
     with pytest.raises(JobError, match=r"block 0: expected hidden states \[rows, seq_len, width\]"):
-        rectilinear.measure(model, [torch.randn(4, 3, 5, 20)], blocks="layers")
+        rectilinear.measure(model, [torch.randn(4, 3, 5, 20)], measurement=Measurement(blocks="layers"))
 
 
 def test_data_that_proves_float32_products_wrong_are_measured_again_in_float64():
@@ -374,10 +378,10 @@ def test_data_that_proves_float32_products_wrong_are_measured_again_in_float64()
     features = torch.randn(4000, 12, generator=torch.Generator().manual_seed(1))
     features[1000:] = features[1000:] * torch.logspace(0, -3, 12) @ turn
     batches = features.split(500)
-    rough = rectilinear.measure(model, batches, blocks="layers", products="float32")
+    rough = rectilinear.measure(model, batches, measurement=Measurement(blocks="layers", products="float32"))
     assert rough.blocks[0].solve.condition < 100
     assert "try --products float64" in " ".join(rough.warnings)
-    profile = rectilinear.measure(model, batches, blocks="layers")
+    profile = rectilinear.measure(model, batches, measurement=Measurement(blocks="layers"))
     assert {block.solve.products for block in profile.blocks} == {"float64"}
     assert "try --products float64" not in " ".join(profile.warnings)
     y = model.layers[0](features).detach()
@@ -390,7 +394,7 @@ def test_folds_that_rows_cannot_fill_are_warned_about_and_none_may_be_asked_for(
     assert "rows of text: 3, fewer than the 4 folds asked for; 3 folds were used" in " ".join(
         rectilinear.measure(model, [token_rows(3, 60)]).warnings
     )
-    alone = rectilinear.measure(model, [token_rows(30, 20)], folds=1)
+    alone = rectilinear.measure(model, [token_rows(30, 20)], measurement=Measurement(folds=1))
     assert alone.warnings == ()
     assert alone.blocks[0].linearity.held_out is None
 
@@ -400,7 +404,7 @@ def test_sequence_before_batch_is_refused():
     plain = model.forward
     model.forward = lambda features: plain(features.transpose(0, 1))
     with pytest.raises(JobError, match=r"block 0: expected hidden states \[rows, seq_len, width\]"):
-        rectilinear.measure(model, [torch.randn(4, 28, 20)], blocks="layers")
+        rectilinear.measure(model, [torch.randn(4, 28, 20)], measurement=Measurement(blocks="layers"))
 
 
 def test_a_fold_of_padding_is_warned_about():
@@ -418,7 +422,7 @@ def test_a_large_stream_before_the_final_norm_under_the_paper_s_convention():
     model, rows = build("llama"), token_rows(60)
     with torch.no_grad():
         model.get_input_embeddings().weight *= 300
-    profile = rectilinear.measure(model, [rows], convention="paper")
+    profile = rectilinear.measure(model, [rows], measurement=Measurement(convention="paper"))
     with torch.no_grad():
         states = model(rows, output_hidden_states=True).hidden_states
     x, y = states[-2].flatten(0, 1), states[-1].flatten(0, 1)

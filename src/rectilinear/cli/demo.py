@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from rectilinear.cli import options
-from rectilinear.cli.console import check_out, progress, stdout
+from rectilinear.cli.legacy import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, parse_batch_size
-from rectilinear.staging import staged
+from rectilinear.models.settings import Loading
+from rectilinear.runs import stage
+from rectilinear.text.settings import Rows
 
 # Half of the built-in decoder's attentions, by filters that are smaller than they are.
 _REPLACED: dict[str, Any] = {"kind": "filter", "target": "attention", "count": 4, "rank": 24}
@@ -37,11 +39,10 @@ def demo(
     import rectilinear
     from rectilinear.models.completion import complete
     from rectilinear.models.load import STORYTELLER, load_model, resolve
-    from rectilinear.report.dynamics_table import print_dynamics
     from rectilinear.report.evaluation_table import print_evaluation
     from rectilinear.report.explain import explain_dynamics, explain_linearization, explain_profile
-    from rectilinear.report.tables import print_profile
-    from rectilinear.report.write import write_dynamics, write_profile
+    from rectilinear.report.terminal import show
+    from rectilinear.report.write import write_result
 
     console = stdout()
 
@@ -51,7 +52,14 @@ def demo(
 
     with progress() as report:
         told = {**common, "progress": report}
-        profile = rectilinear.measure(STORYTELLER, "stories", seed=seed, **told)
+        profile = rectilinear.measure(
+            STORYTELLER,
+            "stories",
+            rows=Rows(seed=seed),
+            loading=Loading(device=device, dtype=dtype.value),
+            batch_size=common["batch_size"],
+            progress=report,
+        )
         dynamics = rectilinear.Dynamics.load(resolve(STORYTELLER))
         linearized = rectilinear.linearize(STORYTELLER, "stories", **_REPLACED, max_tokens=50_000, seed=seed, **told)
         tokenizer = linearized.tokenizer
@@ -66,15 +74,15 @@ def demo(
             for model in (original, linearized.model)
         ]
         if out:
-            with staged(out) as folder:
-                write_profile(profile, folder)
-                write_dynamics(dynamics, folder)
+            with stage(out) as folder:
+                write_result(profile, folder)
+                write_result(dynamics, folder)
                 evaluation.save(folder)
                 linearized.save(folder / "linearized")
-    print_profile(profile, console)
+    show(profile, console)
     say(explain_profile(profile))
     console.print()
-    print_dynamics(dynamics, console)
+    show(dynamics, console)
     say(explain_dynamics(dynamics))
     console.print()
     print_evaluation(evaluation, console)

@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-from rectilinear.cli import options
-from rectilinear.cli.console import check_out, progress, stdout
-from rectilinear.cli.options import ConventionName, DTypeName, ProductsName, parse_batch_size
-from rectilinear.staging import staged
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rectilinear.cli.panels import (
+    MODEL,
+    BatchSizeOption,
+    LoadingOptions,
+    MeasurementOptions,
+    OutputOptions,
+    RowsOptions,
+    TextOption,
+    TokenizerOption,
+)
+from rectilinear.errors import RequestError
+from rectilinear.measurement.settings import Measurement
+from rectilinear.models.settings import Loading
+from rectilinear.runs import Output, claim
+from rectilinear.text.settings import Rows
 
 
 def dynamics(
-    checkpoints: options.Checkpoints,
-    text: options.Text,
-    revisions: options.Revisions = None,
-    tokenizer: options.Tokenizer = None,
-    max_tokens: options.MaxTokens = 100_000,
-    seq_len: options.SeqLen = 256,
-    folds: options.Folds = 4,
-    blocks: options.Blocks = None,
-    column: options.Column = "text",
-    config: options.Config = None,
-    split: options.Split = "train",
-    convention: options.Convention = ConventionName.block,
-    sink_ratio: options.SinkRatio = 10.0,
-    products: options.Products = ProductsName.auto,
-    out: options.Out = None,
-    overwrite: options.Overwrite = False,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    dtype: options.DType = DTypeName.auto,
-    batch_size: options.BatchSize = "auto",
-    trust_remote_code: options.TrustRemoteCode = False,
+    checkpoint: Annotated[
+        list[str],
+        Parameter(
+            help="Folders, a folder of checkpoint-N folders, or Hub ids; one Hub id with --revisions.", group=MODEL
+        ),
+    ],
+    /,
+    *,
+    text: TextOption,
+    revisions: Annotated[
+        str | None, Parameter(help="Branches, tags or commits of one Hub id, one a step: a,b,c.", group=MODEL)
+    ] = None,
+    tokenizer: TokenizerOption = None,
+    rows: RowsOptions = Rows(),
+    measurement: MeasurementOptions = Measurement(),
+    loading: LoadingOptions = Loading(),
+    batch_size: BatchSizeOption = "auto",
+    output: OutputOptions = Output(),
 ) -> None:
     """Profile a series of checkpoints of one training on the same text, step by step.
 
@@ -40,42 +52,29 @@ def dynamics(
 
     Example: rectilinear dynamics EleutherAI/pythia-70m --revisions step1,step1000,step143000 --text stories
     """
-    check_out(out, overwrite)
-    rows_at_once = parse_batch_size(batch_size)
-    wanted = None if revisions is None else options.parse_names("--revisions", revisions)
+    series = checkpoint if revisions is None else _at_revisions(checkpoint, revisions)
+    with claim(output.out, overwrite=output.overwrite) as folder:
+        import rectilinear
+        from rectilinear.cli.console import conclude
+        from rectilinear.models.load import load_tokenizer
 
-    import rectilinear
-    from rectilinear.models.load import load_tokenizer
-    from rectilinear.report.dynamics_table import print_dynamics
-    from rectilinear.report.write import write_dynamics
-
-    with progress() as report:
         measured = rectilinear.dynamics(
-            checkpoints,
+            series,
             text,
-            revisions=wanted,
-            tokenizer=load_tokenizer(tokenizer, trust_remote_code=trust_remote_code) if tokenizer else None,
-            blocks=blocks,
-            max_tokens=max_tokens,
-            seq_len=seq_len,
-            folds=folds,
-            convention=convention.value,
-            sink_ratio=sink_ratio,
-            products=products.value,
-            batch_size=rows_at_once,
-            device=device,
-            dtype=dtype.value,
-            trust_remote_code=trust_remote_code,
-            column=column,
-            config=config,
-            split=split,
-            seed=seed,
-            progress=report,
+            measurement,
+            rows=rows,
+            loading=loading,
+            tokenizer=load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code) if tokenizer else None,
+            batch_size=batch_size,
         )
-    # Files first: whoever reads the table may close the pipe.
-    if out:
-        with staged(out) as folder:
-            write_dynamics(measured, folder)
-    print_dynamics(measured, stdout())
-    if out:
-        print(f"wrote dynamics.json, dynamics.png and dynamics.svg to {out}")
+        conclude(measured, folder)
+
+
+def _at_revisions(checkpoints: list[str], revisions: str) -> list[str]:
+    """``ID@REVISION`` for each of the revisions."""
+    names = [name.strip() for name in revisions.split(",") if name.strip()]
+    if not names:
+        raise RequestError(f"expected `revisions=a,b,c`, got {revisions!r}")
+    if len(checkpoints) != 1:
+        raise RequestError(f"expected one Hub id with `revisions`, got {len(checkpoints)} checkpoints")
+    return [f"{checkpoints[0]}@{name}" for name in names]

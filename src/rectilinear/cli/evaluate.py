@@ -5,9 +5,9 @@ from __future__ import annotations
 import typer
 
 from rectilinear.cli import options
-from rectilinear.cli.console import check_out, progress, stdout
+from rectilinear.cli.legacy import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, parse_batch_size
-from rectilinear.staging import staged
+from rectilinear.runs import stage
 
 
 def evaluate(
@@ -90,7 +90,7 @@ def evaluate(
             for evaluation, folder in zip(evaluations, folders, strict=True):
                 # Files first: whoever reads the table may close the pipe.
                 if folder:
-                    with staged(folder) as place:
+                    with stage(folder) as place:
                         evaluation.save(place)
                 done.append(evaluation)
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from rectilinear.cli import options
-from rectilinear.cli.console import check_out, progress, stdout
+from rectilinear.cli.legacy import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, RegularizerName
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
 
-from rectilinear.cli import options
-from rectilinear.cli.console import check_out
-from rectilinear.staging import staged
+from cyclopts import Parameter
+
+from rectilinear.cli.panels import WORK, AccessOptions, ModelArgument, OutputOptions
+from rectilinear.models.settings import Access
+from rectilinear.runs import Output, claim, stage
 
 
 def inspect(
-    model: options.Model,
-    blocks: options.Blocks = None,
-    out: options.Out = None,
-    overwrite: options.Overwrite = False,
-    revision: options.Revision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    model: ModelArgument,
+    /,
+    *,
+    blocks: Annotated[
+        str | None,
+        Parameter(help="Dotted path of the block stack, such as model.layers; found when not given.", group=WORK),
+    ] = None,
+    access: AccessOptions = Access(),
+    output: OutputOptions = Output(),
 ) -> None:
     """Show the block stack that would be measured, without loading weights.
 
@@ -23,20 +29,19 @@ def inspect(
 
     Example: rectilinear inspect storyteller
     """
-    check_out(out, overwrite)
+    with claim(output.out, overwrite=output.overwrite) as out:
+        from rectilinear.models.blocks import find_blocks
+        from rectilinear.models.load import build_without_weights, describe, load_config
 
-    from rectilinear.models.blocks import find_blocks
-    from rectilinear.models.load import build_without_weights, describe, load_config
-
-    settings = load_config(model, revision=revision, trust_remote_code=trust_remote_code)
-    built = build_without_weights(settings, trust_remote_code=trust_remote_code)
-    described = {"id": model, "revision": revision, **describe(built, find_blocks(built, blocks))}
-    for name, value in described.items():
-        if value is not None:
-            shown = f"{value:,}" if isinstance(value, int) else value
-            print(f"{name.replace('_', ' '):<18} {shown}")
-    if out:
-        with staged(out) as folder:
-            text = json.dumps({"schema": "rectilinear.inspect/1", **described}, indent=2) + "\n"
-            (folder / "inspect.json").write_text(text, encoding="utf-8")
-        print(f"wrote inspect.json to {out}")
+        config = load_config(model, revision=access.revision, trust_remote_code=access.trust_remote_code)
+        built = build_without_weights(config, trust_remote_code=access.trust_remote_code)
+        described = {"id": model, "revision": access.revision, **describe(built, find_blocks(built, blocks))}
+        for name, value in described.items():
+            if value is not None:
+                shown = f"{value:,}" if isinstance(value, int) else value
+                print(f"{name.replace('_', ' '):<18} {shown}")
+        if out:
+            with stage(out) as folder:
+                text = json.dumps({"schema": "rectilinear.inspect/1", **described}, indent=2) + "\n"
+                (folder / "inspect.json").write_text(text, encoding="utf-8")
+            print(f"wrote inspect.json to {out}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rectilinear.cli import options
-from rectilinear.cli.console import check_out, progress, stdout
+from rectilinear.cli.legacy import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName
 from rectilinear.errors import RequestError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from rectilinear.cli import options
-from rectilinear.cli.console import check_out, progress, stdout
+from rectilinear.cli.legacy import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, KindName, SelectName, TargetName, parse_batch_size
 from rectilinear.linearization.defaults import RATES, TAPS
 

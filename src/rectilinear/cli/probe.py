@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rectilinear.cli import options
-from rectilinear.cli.console import check_out, progress, stdout
+from rectilinear.cli.legacy import check_out, progress, stdout
 from rectilinear.cli.options import DTypeName, PoolingName, parse_batch_size
-from rectilinear.staging import staged
+from rectilinear.runs import stage
 
 
 def probe(
@@ -36,7 +36,7 @@ def probe(
 
     import rectilinear
     from rectilinear.report.probe_table import print_probe
-    from rectilinear.report.write import write_probe
+    from rectilinear.report.write import write_result
 
     with progress() as report:
         probed = rectilinear.probe(
@@ -57,8 +57,8 @@ def probe(
         )
     # Files first: whoever reads the table may close the pipe.
     if out:
-        with staged(out) as folder:
-            write_probe(probed, folder)
+        with stage(out) as folder:
+            write_result(probed, folder)
     print_probe(probed, stdout())
     if out:
         print(f"wrote probe.json, probe.png and probe.svg to {out}")

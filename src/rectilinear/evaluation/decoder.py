@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.models.huggingface import HFLM
 
 from rectilinear.errors import JobError
-from rectilinear.measurement.collect import Progress
+from rectilinear.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

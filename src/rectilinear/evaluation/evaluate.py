@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -19,13 +18,16 @@ from rectilinear.evaluation.run import Run, Work, run_model
 from rectilinear.evaluation.speed import REPEATS, plan_speed
 from rectilinear.evaluation.task_set import SUPERGLUE_GROUP, check_chat_template, load_tasks
 from rectilinear.linearization.plan import Plan
-from rectilinear.measurement.collect import Progress
-from rectilinear.measurement.records import ModelRecord
-from rectilinear.models.batches import BatchSize, check_batch_size
+from rectilinear.models.batches import check_batch_size
 from rectilinear.models.blocks import text_config
 from rectilinear.models.load import DType, resolve
-from rectilinear.models.origin import Origin, Text, short_name
+from rectilinear.models.origin import Origin, short_name
+from rectilinear.models.settings import Loading
+from rectilinear.progress import Progress
+from rectilinear.results import ModelRecord
+from rectilinear.settings import BatchSize
 from rectilinear.text.rows import TokenRows
+from rectilinear.text.settings import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -157,10 +159,12 @@ def evaluate_all(
         raise RequestError(f"expected rows of at least 2 tokens, of which 1 is predicted, got --seq-len {seq_len}")
     if include and against is not None:
         require("scipy", "eval")
-    origins = [Origin(model, revision, trust_remote_code, device, dtype) for model in models]
-    other = None if against is None else Origin(against, None, trust_remote_code, device, dtype)
+    loading = Loading(revision=revision, trust_remote_code=trust_remote_code, device=device, dtype=dtype)
+    origins = [Origin(model, loading) for model in models]
+    other = None if against is None else Origin(against, loading.model_copy(update={"revision": None}))
     everyone = [*origins, other] if other else origins
-    reading = None if text is None else Text(text, max_tokens, seq_len, column, config, split, seed)
+    how = Rows(max_tokens=max_tokens, seq_len=seq_len, column=column, config=config, split=split, seed=seed)
+    reading = None if text is None else (text, how)
     rows = None if reading is None else _same_rows(everyone, reading, tokenizer)
     lengths = _prompt_lengths(everyone, seq_len) if rows and speed else None
     gathered = gather_results(include)
@@ -227,7 +231,7 @@ def _check_any(work: Work, ran: Sequence[Run]) -> None:
 def _settings(work: Work, ran: Sequence[Run]) -> dict[str, Any]:
     settings: dict[str, Any] = {"seed": work.seed}
     if work.text:
-        settings |= {key: value for key, value in asdict(work.text).items() if key not in ("source", "seq_len")}
+        settings |= work.text[1].model_dump(exclude={"seq_len"})
         settings["speed"] = work.lengths is not None
     if work.lengths:
         settings |= dict(zip(("prompt_tokens", "new_tokens", "repeats"), (*work.lengths, REPEATS), strict=True))
@@ -300,11 +304,13 @@ def _names(one: Run, other: Run) -> str:
     return f"{one.measured.model.id} and {other.measured.model.id}"
 
 
-def _same_rows(origins: Sequence[Origin], reading: Text, tokenizer: PreTrainedTokenizerBase | None) -> TokenRows:
+def _same_rows(
+    origins: Sequence[Origin], reading: tuple[str | Path, Rows], tokenizer: PreTrainedTokenizerBase | None
+) -> TokenRows:
     """The rows of text that every model takes, and makes with its own tokenizer."""
-    first = origins[0].rows(reading, tokenizer)
+    first = origins[0].rows(*reading, tokenizer)
     for origin in origins[1:]:
-        if origin.rows(reading, tokenizer).fingerprint != first.fingerprint:
+        if origin.rows(*reading, tokenizer).fingerprint != first.fingerprint:
             raise RequestError(
                 f"expected tokenizers that make the same rows of the text, got different rows of {origins[0].name} "
                 f"and {origin.name}: perplexities over different tokens cannot be compared; "
@@ -313,7 +319,7 @@ def _same_rows(origins: Sequence[Origin], reading: Text, tokenizer: PreTrainedTo
     return first
 
 
-def _fitted_on(name: str, rows: TokenRows, reading: Text) -> list[str]:
+def _fitted_on(name: str, rows: TokenRows, reading: tuple[str | Path, Rows]) -> list[str]:
     """A warning where the plan beside a checkpoint says that these rows, or others of this text, went into it."""
     try:
         plan = Plan.load(resolve(name))
@@ -321,7 +327,7 @@ def _fitted_on(name: str, rows: TokenRows, reading: Text) -> list[str]:
         return []
     if plan.data.fingerprint == rows.fingerprint:
         which = "these very rows"
-    elif _text_of(plan.data.source, plan.settings) == _text_of(reading.source, vars(reading)):
+    elif _text_of(plan.data.source, plan.settings) == _text_of(reading[0], reading[1].model_dump()):
         which = "this text, perhaps these rows"
     else:
         return []

@@ -11,7 +11,7 @@ from rectilinear.errors import RequestError
 from rectilinear.evaluation.judge_client import JUDGEMENTS, read_judgements
 from rectilinear.evaluation.judge_record import JudgeReport, Marks
 from rectilinear.evaluation.probe_record import Probe
-from rectilinear.measurement.records import ModelRecord
+from rectilinear.results import ModelRecord
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _read_stories(file: Path) -> Stories:
     return Stories(report, {index: answer.marks for index, answer in answers.items() if answer.marks is not None})
 
 
-def _check_once(found: Mapping[Path, tuple[str, str]]) -> None:
+def _check_once(found: Mapping[Path, tuple[str, str | None]]) -> None:
     """Refuse two results that say the same thing of the same weights: which of them counts?"""
     for key, times in Counter(found.values()).items():
         if times > 1:

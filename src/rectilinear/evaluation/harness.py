@@ -23,10 +23,10 @@ from rectilinear.evaluation.bootstrap import RESAMPLES, Aggregate, bootstrap_std
 from rectilinear.evaluation.quiet import is_ours, quiet, said
 from rectilinear.evaluation.record import DifferenceRecord, GroupRecord, MetricRecord, TaskRecord
 from rectilinear.evaluation.task_set import SUPERGLUE, SUPERGLUE_GROUP, TaskSet, check_chat_template
-from rectilinear.measurement.collect import Progress
 from rectilinear.models.capture import evaluating
 from rectilinear.models.completion import ends_texts
 from rectilinear.models.wrapped import own_randomness
+from rectilinear.progress import Progress
 
 if TYPE_CHECKING:
     from lm_eval.api.group import Group

@@ -25,14 +25,16 @@ from rectilinear.evaluation.judge_client import (
 from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeReport, MarkRecord, Marks, Story
 from rectilinear.evaluation.reference import measure_reference
 from rectilinear.evaluation.text_measures import measure_texts
-from rectilinear.measurement.collect import Progress
-from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, record_environment, record_model
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.blocks import find_blocks, text_config
 from rectilinear.models.completion import complete
 from rectilinear.models.load import DType
 from rectilinear.models.origin import Origin
-from rectilinear.staging import staged
+from rectilinear.models.records import record_environment, record_model
+from rectilinear.models.settings import Loading
+from rectilinear.progress import Progress
+from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord
+from rectilinear.runs import stage
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.sources import open_text
 
@@ -131,8 +133,9 @@ def judge(
     if out.is_dir() and any(out.iterdir()) and not (overwrite or resume):
         raise RequestError(f"--out {out} is not empty; try --resume, another folder, or --overwrite")
     asked = asdict(recipe)
-    origin = Origin(recipe.model, recipe.revision, trust_remote_code, device, recipe.dtype)
-    other = None if reference is None else Origin(reference, None, trust_remote_code, device, recipe.dtype)
+    loading = Loading(trust_remote_code=trust_remote_code, device=device, dtype=recipe.dtype)
+    origin = Origin(recipe.model, loading.model_copy(update={"revision": recipe.revision}))
+    other = None if reference is None else Origin(reference, loading)
     if other:  # before anything is paid for
         other.skeleton()
         other.tokenizer()
@@ -163,7 +166,7 @@ def judge(
         judged=judged,
         warnings=tuple(_warnings(stories, judged)),
     )
-    with staged(out) as folder:
+    with stage(out) as folder:
         report.save(folder)
     return report
 
@@ -197,7 +200,7 @@ def _bind(judge: JudgeEndpoint, kept: dict[str, Any], out: Path, answers: Collec
             "folder"
         )
     kept["judge"] = own
-    with staged(out) as folder:
+    with stage(out) as folder:
         (folder / REQUEST).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
@@ -250,7 +253,7 @@ def _write_stories(origin: Origin, recipe: StoryRecipe, asked: dict[str, Any], o
         "data": data.model_dump(mode="json"),
         "environment": record_environment(model).model_dump(mode="json"),
     }
-    with staged(out, stale=[JUDGEMENTS, JudgeReport.file_name]) as folder:
+    with stage(out, stale=[JUDGEMENTS, JudgeReport.file_name]) as folder:
         (folder / REQUEST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         lines = "".join(story.model_dump_json() + "\n" for story in stories)
         (folder / STORIES).write_text(lines, encoding="utf-8")

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.evaluation.judge_record import Judgement, Marks, Story
-from rectilinear.measurement.collect import Progress
+from rectilinear.progress import Progress
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rectilinear.evaluation.text_measures import TextMeasures
-from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 
 #: How a request ended.
 Outcome = Literal["scored", "refused", "malformed"]

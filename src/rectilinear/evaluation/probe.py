@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.probe_record import Probe, ProbePoint, best_of
-from rectilinear.measurement.collect import Progress
-from rectilinear.measurement.records import record_environment, record_model
-from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
+from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.load import DType, check_context
 from rectilinear.models.origin import Origin
 from rectilinear.models.pooled import Pooling, pool_states
+from rectilinear.models.records import record_environment, record_model
+from rectilinear.models.settings import Loading
+from rectilinear.progress import Progress
+from rectilinear.settings import BatchSize
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.training.finetuning.data import read_task
 from rectilinear.training.finetuning.inputs import Encoded, check_ids, describe_questions, encode, predict, warn_of_cuts
@@ -88,7 +90,7 @@ def probe(
         raise RequestError(f"expected pooling mean or last, got {pooling!r}")
     if folds < 2:
         raise RequestError(f"expected at least 2 folds, got {folds}")
-    origin = Origin(model, revision, trust_remote_code, device, dtype)
+    origin = Origin(model, Loading(revision=revision, trust_remote_code=trust_remote_code, device=device, dtype=dtype))
     kind, questions = find_task(task), read_task(task, data, max_examples)
     config = origin.config()
     find_blocks(origin.skeleton(), blocks)

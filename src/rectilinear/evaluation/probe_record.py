@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rectilinear.measurement.records import EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.results import EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.training.finetuning.metrics import MetricRecord
 from rectilinear.training.finetuning.record import TaskDataRecord
 

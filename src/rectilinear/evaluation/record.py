@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe_record import Probe
-from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 
 
 class SpeedRecord(Record):

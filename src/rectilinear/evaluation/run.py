@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -14,13 +15,16 @@ from rectilinear.evaluation.harness import TaskScores, run_tasks
 from rectilinear.evaluation.record import Measurements, SpeedRecord, finite
 from rectilinear.evaluation.speed import measure_speed
 from rectilinear.evaluation.task_set import TaskSet
-from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
-from rectilinear.measurement.records import DataRecord, record_environment, record_model
-from rectilinear.models.batches import BatchSize, reporting_exhausted_memory, with_batch_size
+from rectilinear.models.batches import reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.origin import Origin, Text
+from rectilinear.models.origin import Origin
+from rectilinear.models.records import record_environment, record_model
+from rectilinear.progress import Progress
+from rectilinear.results import DataRecord
+from rectilinear.settings import BatchSize
 from rectilinear.text.rows import TokenRows
+from rectilinear.text.settings import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +48,7 @@ class Work:
         batch_size: rows, or requests, in a forward pass.
     """
 
-    text: Text | None
+    text: tuple[str | Path, Rows] | None
     rows: TokenRows | None
     lengths: tuple[int, int] | None
     tasks: TaskSet | None
@@ -59,11 +63,11 @@ class Work:
         if not (self.text and self.rows):
             return None
         return DataRecord(
-            source=str(self.text.source),
+            source=str(self.text[0]),
             fingerprint=self.rows.fingerprint,
             tokens=self.rows.ids.numel(),
             rows=len(self.rows.ids),
-            seq_len=self.text.seq_len,
+            seq_len=self.text[1].seq_len,
         )
 
 
@@ -124,7 +128,7 @@ def run_model(origin: Origin, work: Work, progress: Progress | None = None) -> R
         told |= {"tasks": scores.tasks, "groups": scores.groups}
     width = getattr(text_config(getattr(module, "config", None)), "hidden_size", None)
     described = record_model(module, origin, _find_blocks(module), width)
-    probes, stories = work.gathered.of(described.sha256)
+    probes, stories = work.gathered.of(described.sha256 or "")
     measured = Measurements(
         model=described,
         environment=record_environment(module),

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
-from rectilinear.measurement.collect import Progress
 from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.logits import cache_bytes, next_logits
+from rectilinear.progress import Progress
 
 _Result = TypeVar("_Result")
 

@@ -9,7 +9,7 @@ from itertools import islice
 
 from pydantic import Field
 
-from rectilinear.measurement.records import Record
+from rectilinear.results import Record
 
 # Words of the runs that are looked for again in a text.
 _REPEATED = 4

@@ -26,7 +26,7 @@ def model_card(plan: Plan, own_code: bool) -> str:
         "",
         f"Rectilinear replaced parts of `{plan.model.id}` "
         f"({plan.model.architecture}, width {plan.model.width}, blocks: {plan.model.num_blocks}, weights SHA-256 "
-        f"`{plan.model.sha256[:16]}`). `plan.json` has the whole recipe.",
+        f"`{str(plan.model.sha256)[:16]}`). `plan.json` has the whole recipe.",
         "",
         "| blocks | target | by | rank | parameters before | after | held-out share of the target explained |",
         "|---|---|---|---|---|---|---|",

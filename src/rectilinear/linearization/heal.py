@@ -23,11 +23,12 @@ from rectilinear.errors import JobError
 from rectilinear.linearization.checkpoints import Checkpoints
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits, noting_padding
 from rectilinear.linearization.plan import Healing, HealRecord, check_trainable
-from rectilinear.measurement.collect import Batch, Progress, count_rows, mask_of
+from rectilinear.measurement.collect import Batch, count_rows, mask_of
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.capture import device_of, evaluating, states_after
 from rectilinear.models.series import steps_of
 from rectilinear.models.surgery import Edits, find_target, swapped
+from rectilinear.progress import Progress
 from rectilinear.training.loop import GuardedTrainer, StepProgress
 
 

@@ -27,16 +27,20 @@ from rectilinear.linearization.plan import (
     find_warnings,
 )
 from rectilinear.linearization.wish import Wish
-from rectilinear.measurement.collect import Progress
-from rectilinear.measurement.records import DataRecord, record_environment, record_model
-from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
+from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import find_blocks, text_config
 from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
 from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.load import DType, count_parameters
-from rectilinear.models.origin import Origin, Text
+from rectilinear.models.origin import Origin
+from rectilinear.models.records import record_environment, record_model
+from rectilinear.models.settings import Loading
 from rectilinear.models.surgery import Target, check_removal, commit
-from rectilinear.staging import staged
+from rectilinear.progress import Progress
+from rectilinear.results import DataRecord
+from rectilinear.runs import stage
+from rectilinear.settings import BatchSize
+from rectilinear.text.settings import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,7 +74,7 @@ class Linearized:
         Raises:
             JobError: it could not be written, or does not load as it should.
         """
-        with staged(Path(folder), stale=CHECKPOINT_FILES) as new:
+        with stage(Path(folder), stale=CHECKPOINT_FILES) as new:
             self.plan.save(new)
             (new / "README.md").write_text(model_card(self.plan, has_own_code(self.model)), encoding="utf-8")
             export(self.model, self.tokenizer, new, self.rows)
@@ -169,8 +173,8 @@ def linearize(
     given = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
     limit = Budget(count, budget, max_loss_increase)
     wish = Wish(kind, target, blocks, limit, select, rank, taps, rates, merge, given)
-    origin = Origin(model, revision, trust_remote_code, device, dtype)
-    source = Text(text, max_tokens, seq_len, column, config, split, seed)
+    origin = Origin(model, Loading(revision=revision, trust_remote_code=trust_remote_code, device=device, dtype=dtype))
+    source = Rows(max_tokens=max_tokens, seq_len=seq_len, column=column, config=config, split=split, seed=seed)
     # Before the text and the weights, which may take long: everything that can be refused without them.
     skeleton = origin.skeleton()
     width = getattr(text_config(getattr(skeleton, "config", None)), "hidden_size", None)
@@ -181,7 +185,7 @@ def linearize(
     if healing.steps:
         check_trainable([wish.template] if wish.named is None else wish.named)
     tokenizer = tokenizer or origin.tokenizer()
-    rows = origin.rows(source, tokenizer)
+    rows = origin.rows(text, source, tokenizer)
     total = len(rows.ids)
     if total < 2 and (limit.loss is not None or (select == "loss" and wish.named is None)):
         raise RequestError("expected at least two rows to choose by loss, one of them to measure it on; try more text")
@@ -192,13 +196,13 @@ def linearize(
         check_space(loaded, Path(out))
     found = find_blocks(loaded, path)
     record = record_model(loaded, origin, found, width)
-    wish.check_weights(loaded, found, record.sha256)
+    wish.check_weights(loaded, found, record.sha256 or "")
     fitted_rows = total - max(1, round(_HELD_OUT * total)) if total > 1 else total
     data = DataRecord(
         source=str(text), fingerprint=rows.fingerprint, tokens=rows.ids.numel(), rows=total, seq_len=seq_len
     )
 
-    reading = {key: value for key, value in asdict(source).items() if key not in ("source", "seq_len")}
+    reading = source.model_dump(exclude={"seq_len"})
     checkpoints = None
     if healing.steps and heal_folder is not None:
         recipe = {"model": record.sha256, "text": rows.fingerprint, "stack": found.path, "folds": folds}

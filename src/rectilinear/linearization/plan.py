@@ -12,8 +12,8 @@ from pydantic import Field, model_validator
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.defaults import RATES, TAPS
-from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.models.surgery import Target
+from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 
 #: What stands in: nothing, a map in the projection before, an affine map, a causal linear filter.
 Kind = Literal["drop", "folded", "affine", "filter"]

@@ -24,10 +24,10 @@ from rectilinear.linearization.plan import (
 )
 from rectilinear.measurement.collect import count_rows
 from rectilinear.measurement.perplexity import measure_perplexity
-from rectilinear.measurement.records import first_reason
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.export import check_exportable
 from rectilinear.models.surgery import Target, check_removal, find_projection, find_target, swapped
+from rectilinear.settings import first_reason
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Wish:
         if self.plan is not None and self.plan.model.sha256 != sha256:
             raise RequestError(
                 f"expected a plan for this model, got one for {self.plan.model.id} with other weights "
-                f"(SHA-256 {self.plan.model.sha256[:12]}, not {sha256[:12]}); was it made with another --dtype?"
+                f"(SHA-256 {str(self.plan.model.sha256)[:12]}, not {sha256[:12]}); was it made with another --dtype?"
             )
         trials = self._trials(stack)
         check_exportable(model, any(map(needs_stand_in, chain(*trials))))

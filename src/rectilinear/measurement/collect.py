@@ -2,71 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rectilinear.core.block_moments import BlockAccumulator, BlockMoments, NonFiniteError
 from rectilinear.errors import JobError, RequestError
+from rectilinear.measurement.settings import Measurement
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import capture_blocks, evaluating, run, runnable
+from rectilinear.progress import Progress
 
 #: Inputs of one forward pass: a tensor ``[rows, ...]``, or keyword arguments, among them an
 #: ``attention_mask`` ``[rows, seq_len]`` where there is padding.
 Batch = Tensor | Mapping[str, Any]
-
-#: Called with what is being done, perhaps with news of it after a colon, how much of it is done, and how much there is.
-Progress = Callable[[str, int, int], None]
-
-#: ``block``: what goes into and comes out of each block, padding left out. ``paper``: the last
-#: state is taken after the final norm, and padding counts.
-Convention = Literal["block", "paper"]
-
-#: Precision of products of activations; ``auto`` takes float32 where the data shows that it is
-#: accurate enough, float64 elsewhere.
-Products = Literal["auto", "float32", "float64"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to measure; recorded in the profile.
-
-    Attributes:
-        folds: contiguous folds for held-out scores; 1 for none.
-        convention: see `Convention`.
-        sink_ratio: a token is an attention sink at a block if ``|x|`` exceeds this many times
-            the median norm of the first 256 tokens.
-        products: see `Products`.
-
-    Raises:
-        RequestError: a value out of range.
-    """
-
-    folds: int = 4
-    convention: Convention = "block"
-    sink_ratio: float = 10.0
-    products: Products = "auto"
-
-    def __post_init__(self) -> None:
-        if self.folds < 1:
-            raise RequestError(f"expected at least 1 fold, got {self.folds}")
-        if not self.sink_ratio > 0:
-            raise RequestError(f"expected a positive sink ratio, got {self.sink_ratio}")
-        if self.convention not in ("block", "paper"):
-            raise RequestError(f"expected convention 'block' or 'paper', got {self.convention!r}")
-        if self.products not in ("auto", "float32", "float64"):
-            raise RequestError(f"expected products 'auto', 'float32' or 'float64', got {self.products!r}")
 
 
 def collect_moments(
     model: nn.Module,
     stack: BlockStack,
     batches: Sequence[Batch],
-    settings: Settings | None = None,
+    settings: Measurement | None = None,
     progress: Progress | None = None,
     *,
     first: int = 0,
@@ -79,7 +39,7 @@ def collect_moments(
     Raises:
         JobError: a block's activations are not finite, or it has no tensor in or out.
     """
-    settings = settings or Settings()
+    settings = settings or Measurement()
     lengths = [count_rows(batch) for batch in batches]
     total = sum(lengths)
     folds = min(settings.folds, total)

@@ -13,14 +13,18 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import Batch, Convention, Products, Progress, Settings
+from rectilinear.measurement.collect import Batch
 from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
 from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile
-from rectilinear.measurement.records import DataRecord, EnvironmentRecord, Record, ResultFile
-from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory
-from rectilinear.models.load import DType
-from rectilinear.models.origin import Origin, Text
+from rectilinear.measurement.settings import Measurement
+from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.series import Checkpoint, check_alike, find_checkpoints
+from rectilinear.models.settings import Loading
+from rectilinear.progress import Progress, reporting
+from rectilinear.results import DataRecord, EnvironmentRecord, Record, ResultFile
+from rectilinear.settings import BatchSize
+from rectilinear.tables import Cell, Column, Estimate, Table
+from rectilinear.text.settings import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,12 +67,50 @@ class Dynamics(ResultFile):
     points: tuple[Point, ...] = Field(description="by step, one a step")
     warnings: tuple[str, ...]
 
+    def tables(self) -> tuple[Table, ...]:
+        """One line a step: the means over blocks, their errors and spread, the least and the most linear block."""
+        steps = "1 step" if len(self.points) == 1 else f"{len(self.points)} steps"
+        scores = (Column("least"), Column("most"))
+        table = Table.of(
+            [Column("step", ","), Column("update linearity", ".4f"), *scores, Column("linearity", ".4f"), *scores],
+            [
+                [update.step, *_cells(update), *_cells(output)]
+                for update, output in zip(mean_curve(self), mean_curve(self, "linearity"), strict=True)
+            ],
+            title=f"{self.model.id}: {self.model.num_blocks} blocks of width {self.model.width} at {steps}, "
+            f"{self.data.tokens:,} tokens of {self.data.source}",
+            caption="means over blocks, held out where rows were, ±: at most the standard error over parts of the "
+            "text; least and most: (block) and its score",
+        )
+        return (table,)
+
+    def all_warnings(self) -> tuple[str, ...]:
+        """The warnings of the series, and those of its points, each once and with the steps that it is of."""
+        steps: dict[str, list[int]] = {}
+        for point in self.points:
+            for warning in point.warnings:
+                steps.setdefault(warning, []).append(point.step)
+        return (
+            *self.warnings,
+            *(
+                warning if len(where) == len(self.points) else f"step {', '.join(map(str, where))}: {warning}"
+                for warning, where in steps.items()
+            ),
+        )
+
     @field_validator("points")
     @classmethod
     def _by_step(cls, points: tuple[Point, ...]) -> tuple[Point, ...]:
         if any(one.step >= two.step for one, two in pairwise(points)):
             raise ValueError("expected points by step, one a step")
         return points
+
+
+def _cells(mean: Mean) -> list[Cell]:
+    if mean.mean is None:
+        return [None, None, None]
+    spread = [f"({mean.least}) {mean.lowest:.3f}", f"({mean.most}) {mean.highest:.3f}"]
+    return [Estimate(mean.mean, mean.stderr), *spread]
 
 
 @dataclass(frozen=True)
@@ -133,41 +175,25 @@ def merge_points(older: Iterable[Point], newer: Iterable[Point]) -> tuple[Point,
 def dynamics(
     checkpoints: str | Path | Sequence[str | Path],
     text: str | Path | Iterable[Batch],
+    measurement: Measurement = Measurement(),
     *,
-    revisions: Sequence[str] | None = None,
+    rows: Rows = Rows(),
+    loading: Loading = Loading(),
     tokenizer: PreTrainedTokenizerBase | None = None,
-    blocks: str | None = None,
-    max_tokens: int = 100_000,
-    seq_len: int = 256,
-    folds: int = 4,
-    convention: Convention = "block",
-    sink_ratio: float = 10.0,
-    products: Products = "auto",
     batch_size: BatchSize = "auto",
-    device: str = "auto",
-    dtype: DType = "auto",
-    trust_remote_code: bool = False,
-    column: str = "text",
-    config: str | None = None,
-    split: str = "train",
-    seed: int = 0,
-    progress: Progress | None = None,
+    progress: bool | Progress = True,
 ) -> Dynamics:
     """Profile a series of checkpoints of one model on the same rows of text, as `measure` does each of them.
 
     One model is in memory at a time.
 
     Args:
-        checkpoints: folders or Hub ids, in any order. A folder that holds ``checkpoint-N`` folders, as
-            transformers' Trainer makes them, stands for these, and for its own model where that is
+        checkpoints: folders, Hub ids or ``ID@REVISION``, in any order. A folder that holds ``checkpoint-N`` folders,
+            as transformers' Trainer makes them, stands for these, and for its own model where that is
             of another step. Steps come from ``trainer_state.json``, else from names
             (``checkpoint-500``, ``step1000``); where one has neither they are places in the series.
-        text: as for `measure`.
-        revisions: branches, tags or commits of one Hub id.
+        text, measurement, rows, loading, batch_size, progress: as for `measure`.
         tokenizer: for text; default: each checkpoint's own, which must make the same rows.
-        blocks, max_tokens, seq_len, folds, convention, sink_ratio, products, batch_size, device, dtype,
-            trust_remote_code, column, config, split, seed: as for `measure`.
-        progress: called with (stage, done, total).
 
     Raises:
         RequestError: the request cannot be met, before any weights are loaded: as for `measure`, and
@@ -175,28 +201,25 @@ def dynamics(
             of one step.
         JobError: as for `measure`.
     """
-    settings = Settings(folds, convention, sink_ratio, products)
     check_batch_size(batch_size)
-    like = Origin("", None, trust_remote_code, device, dtype)
-    series, warnings = find_checkpoints(checkpoints, revisions, like)
-    anatomy = check_alike(series, blocks)
+    series, warnings = find_checkpoints(checkpoints, loading)
+    anatomy = check_alike(series, measurement.blocks)
     given = text if isinstance(text, (str, Path, Mapping, Tensor)) else list(text)
-    inputs = _same_inputs(series, given, Text(str(text), max_tokens, seq_len, column, config, split, seed), tokenizer)
+    inputs = _same_inputs(series, given, rows, tokenizer)
     profiles = []
-    for done, checkpoint in enumerate(series):
-        if progress:
-            progress("checkpoints", done, len(series))
-        try:
-            profiles.append(profile_model(checkpoint.origin, inputs, settings, blocks, batch_size, progress))
-        except JobError as error:
-            raise JobError(f"{checkpoint.source}: {error}") from error
-    if progress:
-        progress("checkpoints", len(series), len(series))
+    with reporting(progress) as report:
+        for done, checkpoint in enumerate(series):
+            report("checkpoints", done, len(series))
+            try:
+                profiles.append(profile_model(checkpoint.origin, inputs, measurement, batch_size, report))
+            except JobError as error:
+                raise JobError(f"{checkpoint.source}: {error}") from error
+        report("checkpoints", len(series), len(series))
     last = profiles[-1]
     precisions = {profile.environment.dtype: profile.model.id for profile in profiles}
     if len(precisions) > 1:
-        told = ", ".join(f"{dtype} ({name})" for dtype, name in precisions.items())
-        warnings.append(f"checkpoints are in different precisions: {told}; try --dtype float32 to compare them")
+        found = ", ".join(f"{dtype} ({name})" for dtype, name in precisions.items())
+        warnings.append(f"checkpoints are in different precisions: {found}; try `dtype=float32` to compare them")
     return Dynamics(
         model=TrainedModelRecord(
             id=_name(checkpoints),
@@ -216,17 +239,17 @@ def dynamics(
 def _same_inputs(
     series: Sequence[Checkpoint],
     text: str | Path | Iterable[Batch],
-    reading: Text,
+    rows: Rows,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Inputs:
     """The inputs that every checkpoint takes, and makes of the text with its own tokenizer."""
     first, *others = series
-    inputs = read_inputs(first.origin, text, reading, tokenizer)
+    inputs = read_inputs(first.origin, text, rows, tokenizer)
     for other in others:
-        if read_inputs(other.origin, text, reading, tokenizer).fingerprint != inputs.fingerprint:
+        if read_inputs(other.origin, text, rows, tokenizer).fingerprint != inputs.fingerprint:
             raise RequestError(
                 f"expected tokenizers that make the same rows of the text, got different rows of {first.source} and "
-                f"{other.source}; try --tokenizer (in Python: tokenizer=) with the one they were trained with"
+                f"{other.source}; try `tokenizer` with the one they were trained with"
             )
     return inputs
 
@@ -243,8 +266,8 @@ def _point(checkpoint: Checkpoint, profile: Profile) -> Point:
 
 
 def _name(checkpoints: str | Path | Sequence[str | Path]) -> str:
-    """What was asked for, or the folder that all of it is in, or its first."""
+    """What was asked for, or the folder that all of it is in, or its first; without a revision."""
     names = [str(checkpoints)] if isinstance(checkpoints, (str, Path)) else [str(each) for each in checkpoints]
-    if len(names) == 1 or not all(Path(name).expanduser().is_dir() for name in names):
-        return names[0]
-    return os.path.commonpath([Path(name).expanduser().absolute() for name in names])
+    if len(names) > 1 and all(Path(name).expanduser().is_dir() for name in names):
+        return os.path.commonpath([Path(name).expanduser().absolute() for name in names])
+    return names[0] if Path(names[0]).expanduser().is_dir() else names[0].partition("@")[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +13,21 @@ from torch import Tensor, nn
 from rectilinear.core.moments import holds_float64
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import (
-    Batch,
-    Convention,
-    Products,
-    Progress,
-    Settings,
-    collect_moments,
-    count_rows,
-    tensors_of,
-)
+from rectilinear.measurement.collect import Batch, collect_moments, count_rows, tensors_of
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record, find_warnings
-from rectilinear.measurement.records import DataRecord, record_environment, record_model
-from rectilinear.models.batches import BatchSize, check_batch_size, reporting_exhausted_memory, with_batch_size
+from rectilinear.measurement.settings import Measurement
+from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks
 from rectilinear.models.capture import device_of
-from rectilinear.models.load import DType, check_rows
-from rectilinear.models.origin import Origin, Text
+from rectilinear.models.load import check_rows
+from rectilinear.models.origin import Origin
+from rectilinear.models.records import record_environment, record_model
+from rectilinear.models.settings import Loading
+from rectilinear.progress import Progress, reporting
+from rectilinear.results import DataRecord, settings_record
+from rectilinear.settings import BatchSize
 from rectilinear.text.fingerprint import fingerprint
+from rectilinear.text.settings import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,25 +37,13 @@ if TYPE_CHECKING:
 def measure(
     model: str | Path | nn.Module,
     text: str | Path | Iterable[Batch],
+    measurement: Measurement = Measurement(),
     *,
+    rows: Rows = Rows(),
+    loading: Loading = Loading(),
     tokenizer: PreTrainedTokenizerBase | None = None,
-    blocks: str | None = None,
-    max_tokens: int = 100_000,
-    seq_len: int = 256,
-    folds: int = 4,
-    convention: Convention = "block",
-    sink_ratio: float = 10.0,
-    products: Products = "auto",
     batch_size: BatchSize = "auto",
-    device: str = "auto",
-    dtype: DType = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    column: str = "text",
-    config: str | None = None,
-    split: str = "train",
-    seed: int = 0,
-    progress: Progress | None = None,
+    progress: bool | Progress = True,
 ) -> Profile:
     """Profile how linear each block of a decoder is on some text.
 
@@ -68,14 +53,12 @@ def measure(
         text: a text source (see `rectilinear.text.sources.open_text`), or batches: tensors
             ``[rows, seq_len]`` or mappings of keyword arguments, where ``attention_mask`` marks
             padding, which never enters.
+        measurement: how to measure.
+        rows: how text becomes rows of tokens.
+        loading: how the model is loaded.
         tokenizer: for text and a module; default: the one of the module's ``name_or_path``.
-        blocks: dotted path of the block stack; default: found by structure.
-        max_tokens, seq_len: text becomes ``max_tokens // seq_len`` rows of ``seq_len`` tokens.
-        folds, convention, sink_ratio, products: see `Settings`.
         batch_size: rows in a forward pass; ``"auto"`` halves it when memory runs out.
-        device, dtype, revision, trust_remote_code: for loading; see `rectilinear.models.load`.
-        column, config, split, seed: of the text source.
-        progress: called with (stage, done, total).
+        progress: see `rectilinear.progress.reporting`.
 
     Raises:
         RequestError: the request cannot be met: no such model, text, column or block stack; text
@@ -83,12 +66,12 @@ def measure(
         JobError: activations that are not finite, a block without a tensor in or out, memory that
             does not suffice.
     """
-    settings = Settings(folds, convention, sink_ratio, products)
     check_batch_size(batch_size)
-    origin = Origin(model, revision, trust_remote_code, device, dtype)
-    # Before the weights, which may take long: everything that can be refused without them.
-    inputs = read_inputs(origin, text, Text(str(text), max_tokens, seq_len, column, config, split, seed), tokenizer)
-    return profile_model(origin, inputs, settings, blocks, batch_size, progress)
+    with reporting(progress) as report:
+        origin = Origin(model, loading)
+        # Before the weights, which may take long: everything that can be refused without them.
+        inputs = read_inputs(origin, text, rows, tokenizer)
+        return profile_model(origin, inputs, measurement, batch_size, report)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,26 +94,16 @@ class Inputs:
 
 
 def read_inputs(
-    origin: Origin,
-    text: str | Path | Iterable[Batch],
-    reading: Text,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    origin: Origin, text: str | Path | Iterable[Batch], rows: Rows, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Inputs:
     """Rows of a text for a model, or batches that it can take; needs no weights.
-
-    Args:
-        origin: the model.
-        text: batches, or the source that ``reading`` is of.
-        reading: how to read text.
-        tokenizer: for text; default: the model's own.
 
     Raises:
         RequestError: no such text, or nothing that the model can take.
     """
     if isinstance(text, (str, Path)):
-        rows = origin.rows(reading, tokenizer)
-        told = {key: value for key, value in asdict(reading).items() if key not in ("source", "seq_len")}
-        return Inputs(rows.ids, str(text), rows.fingerprint, reading.seq_len, told)
+        packed = origin.rows(text, rows, tokenizer)
+        return Inputs(packed.ids, str(text), packed.fingerprint, rows.seq_len, rows.model_dump(exclude={"seq_len"}))
     return batch_inputs(text, origin.config())
 
 
@@ -151,23 +124,18 @@ def batch_inputs(given: Iterable[Batch], config: Any = None) -> Inputs:
 
 
 def profile_model(
-    origin: Origin,
-    inputs: Inputs,
-    settings: Settings,
-    blocks: str | None,
-    batch_size: BatchSize,
-    progress: Progress | None,
+    origin: Origin, inputs: Inputs, measurement: Measurement, batch_size: BatchSize, progress: Progress
 ) -> Profile:
     """Load a model and profile it on inputs that were read for it; see `measure`."""
     module = origin.load()
-    stack = find_blocks(module, blocks)
+    stack = find_blocks(module, measurement.blocks)
 
     def profile(batches: Sequence[Batch]) -> Profile:
-        scored = score_model(module, stack, batches, inputs, settings, progress)
+        scored = score_model(module, stack, batches, inputs, measurement, progress)
         return Profile(
             model=record_model(module, origin, stack, scored.width),
             data=scored.data,
-            settings={**asdict(settings), "blocks": stack.path, "batch_size": scored.batch_size, **inputs.reading},
+            settings=settings_record(measurement, blocks=stack.path, batch_size=scored.batch_size) | {**inputs.reading},
             environment=record_environment(module),
             blocks=scored.blocks,
             warnings=scored.warnings,
@@ -203,18 +171,10 @@ def score_model(
     stack: BlockStack,
     batches: Sequence[Batch],
     inputs: Inputs,
-    settings: Settings,
+    measurement: Measurement,
     progress: Progress | None = None,
 ) -> Scored:
-    """Score the blocks of a module that is in memory.
-
-    Args:
-        module: what to run.
-        stack: its blocks.
-        batches: the inputs, cut into batches.
-        inputs: their description.
-        settings: how.
-        progress: called with (stage, done, total).
+    """Score the blocks of a module that is in memory, on inputs that were cut into batches.
 
     Raises:
         RequestError: no rows.
@@ -223,31 +183,31 @@ def score_model(
     lengths = [count_rows(batch) for batch in batches]
     if not sum(lengths):
         raise RequestError("expected at least one row to measure, got none")
-    records, width, tokens = _score_blocks(module, stack, batches, settings, progress)
-    if settings.products == "auto" and any(record.solve.error > ACCURACY for record in records):
+    records, width, tokens = _score_blocks(module, stack, batches, measurement, progress)
+    if measurement.products == "auto" and any(record.solve.error > ACCURACY for record in records):
         # Float32 was taken on the evidence of the first tokens, and the rest proved it wrong.
-        exact = replace(settings, products="float64")
+        exact = measurement.model_copy(update={"products": "float64"})
         records, width, tokens = _score_blocks(module, stack, batches, exact, progress)
     idle = sorted(set(range(len(stack))) - {record.index for record in records})
     if not records:
         raise JobError(
             f"no block of {stack.path or 'the stack'} ran on a token; is every token masked? "
-            "If not, try --blocks with another path"
+            "If not, try `blocks` with another path"
         )
     data = DataRecord(
         source=inputs.source, fingerprint=inputs.fingerprint, tokens=tokens, rows=sum(lengths), seq_len=inputs.seq_len
     )
-    warnings = find_warnings(records, data, width, settings.folds)
+    warnings = find_warnings(records, data, width, measurement.folds)
     if idle:
         warnings.append(f"blocks {idle} never ran on these inputs and are left out")
     return Scored(tuple(records), width, data, max(lengths), tuple(warnings))
 
 
 def _score_blocks(
-    module: nn.Module, stack: BlockStack, batches: Sequence[Batch], settings: Settings, progress: Progress | None
+    module: nn.Module, stack: BlockStack, batches: Sequence[Batch], measurement: Measurement, progress: Progress | None
 ) -> tuple[list[BlockRecord], int, int]:
     """The records of the blocks that ran, their width, and the number of tokens."""
-    moments = collect_moments(module, stack, batches, settings, progress)
+    moments = collect_moments(module, stack, batches, measurement, progress)
     device = device_of(module)
     solver = device if holds_float64(device) else torch.device("cpu")
     records, width, tokens = [], 0, 0

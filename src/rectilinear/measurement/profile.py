@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.core.scores import BlockScores, Linearity
-from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.tables import Cell, Column, Estimate, Table
 
 #: How close scores are to come to those of a float64 decomposition of stored activations.
 ACCURACY = 1e-6
@@ -20,6 +21,11 @@ class LinearityRecord(Record):
     adjusted: float | None
     held_out: float | None
     stderr: float | None
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The held-out score with its standard error."""
+        return None if self.held_out is None else Estimate(self.held_out, self.stderr)
 
 
 class WithoutSinksRecord(Record):
@@ -69,6 +75,39 @@ class Profile(ResultFile):
     environment: EnvironmentRecord
     blocks: tuple[BlockRecord, ...]
     warnings: tuple[str, ...]
+
+    def tables(self) -> tuple[Table, ...]:
+        """One line a block: scores in sample and held out, and the levels to read them against."""
+        sinks = any(block.without_sinks.sinks for block in self.blocks)
+        scores = (Column("linearity", ".4f"), Column("held out", ".4f"), Column("identity", ".4f"))
+        updates = (Column("update\nlinearity", ".4f"), Column("held out", ".4f"), Column("null", ".4f"))
+        others = (Column("|d|/|y|", ".3f"), Column("cosine", ".3f"))
+        without = (Column("sinks"), Column("update lin.\nwithout them", ".4f")) if sinks else ()
+        blocks = f"{self.model.num_blocks} block{'s' * (self.model.num_blocks != 1)} of width {self.model.width}"
+        table = Table.of(
+            [Column("block"), *scores, *updates, *others, *without],
+            [_cells(block, sinks) for block in self.blocks],
+            title=f"{self.model.id}: {blocks}, {self.data.tokens:,} tokens of {self.data.source}",
+            caption="held out: mean over folds, ± standard error; null: what independent data would score in sample",
+        )
+        return (table,)
+
+
+def _cells(block: BlockRecord, sinks: bool) -> list[Cell]:
+    without = block.without_sinks
+    share = "-" if without.sink_energy is None else f"{without.sink_energy:.1%}"
+    return [
+        block.index,
+        block.linearity.in_sample,
+        block.linearity.estimate,
+        block.identity,
+        block.update_linearity.in_sample,
+        block.update_linearity.estimate,
+        block.null,
+        block.update_ratio,
+        block.cosine,
+        *([f"{without.sinks} ({share})", without.update_linearity.in_sample] if sinks else []),
+    ]
 
 
 def block_record(index: int, scores: BlockScores) -> BlockRecord:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Literal, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from torch import nn
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.capture import device_of
+from rectilinear.settings import BatchSize
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
-
-#: Rows in a forward pass; ``"auto"`` halves it when memory runs out.
-BatchSize = int | Literal["auto"]
 
 # Tokens of one forward pass where the batch size is not given: enough to keep the device busy.
 _TOKENS_CPU, _TOKENS_ACCELERATOR = 2048, 16384

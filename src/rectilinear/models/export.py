@@ -21,7 +21,7 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.models import reload_check
 from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.own_code import MODULE, exported_code
-from rectilinear.staging import nearest_existing
+from rectilinear.runs import nearest_existing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

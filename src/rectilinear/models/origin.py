@@ -10,7 +10,6 @@ from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.models.load import (
-    DType,
     build_without_weights,
     check_context,
     check_rows,
@@ -19,7 +18,9 @@ from rectilinear.models.load import (
     load_tokenizer,
     pick_device,
 )
+from rectilinear.models.settings import Loading
 from rectilinear.text.rows import Tokenize, TokenRows, pack_rows
+from rectilinear.text.settings import Rows
 from rectilinear.text.sources import open_text
 
 if TYPE_CHECKING:
@@ -32,24 +33,18 @@ class Origin:
 
     Attributes:
         model: Hub id, path, ``"storyteller"``, or a module, which is taken where and as it is.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: run modelling code that comes with the checkpoint.
-        device: ``auto``, ``cpu``, ``cuda:0``, ``mps``.
-        dtype: of the weights; ``auto`` is the checkpoint's own.
+        loading: how it is loaded.
 
     Raises:
         RequestError: no such device here.
     """
 
     model: str | Path | nn.Module
-    revision: str | None = None
-    trust_remote_code: bool = False
-    device: str = "auto"
-    dtype: DType = "auto"
+    loading: Loading = Loading()
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
-            pick_device(self.device)
+            pick_device(self.loading.device)
 
     @property
     def name(self) -> str:
@@ -60,7 +55,7 @@ class Origin:
         """The model's configuration; None for a module without one."""
         if isinstance(self.model, nn.Module):
             return getattr(self.model, "config", None)
-        return load_config(self.model, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        return load_config(self.model, **self._access)
 
     def skeleton(self) -> nn.Module:
         """The model's structure; without weights where they are not in memory yet.
@@ -70,7 +65,7 @@ class Origin:
         """
         if isinstance(self.model, nn.Module):
             return self.model
-        built: nn.Module = build_without_weights(self.config(), trust_remote_code=self.trust_remote_code)
+        built: nn.Module = build_without_weights(self.config(), trust_remote_code=self.loading.trust_remote_code)
         return built
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -81,53 +76,33 @@ class Origin:
         """
         if not self.name:
             raise RequestError("expected tokenizer= for a model without name_or_path, got none")
-        return load_tokenizer(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        return load_tokenizer(self.name, **self._access)
 
     def load(self, *, head: bool = False) -> nn.Module:
         """The model, with its weights; those of the head that gives logits may be missing unless they are asked for."""
         if isinstance(self.model, nn.Module):
             return self.model
         module: nn.Module = load_model(
-            self.model,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-            trust_remote_code=self.trust_remote_code,
-            head=head,
+            self.model, device=self.loading.device, dtype=self.loading.dtype, head=head, **self._access
         )
         return module
 
-    def rows(self, text: Text, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenRows:
+    @property
+    def _access(self) -> dict[str, Any]:
+        return {"revision": self.loading.revision, "trust_remote_code": self.loading.trust_remote_code}
+
+    def rows(self, text: str | Path, rows: Rows, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenRows:
         """Tokens of a text for this model, packed into rows; needs no weights.
 
         Raises:
             RequestError: no such text, rows longer than the context, ids beyond the vocabulary.
         """
-        documents = open_text(text.source, column=text.column, config=text.config, split=text.split, seed=text.seed)
+        documents = open_text(text, column=rows.column, config=rows.config, split=rows.split, seed=rows.seed)
         config = self.config()
-        check_context(config, text.seq_len)
-        rows = pack_rows(documents, tokenize_with(tokenizer or self.tokenizer()), text.seq_len, text.max_tokens)
-        check_rows(config, rows.ids)
-        return rows
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text source and how much of it; see `rectilinear.text.sources.open_text`.
-
-    Attributes:
-        source: file, folder, Hub dataset id or ``"stories"``.
-        max_tokens, seq_len: it becomes ``max_tokens // seq_len`` rows of ``seq_len`` tokens.
-        column, config, split, seed: see `rectilinear.text.sources.open_text`.
-    """
-
-    source: str | Path
-    max_tokens: int = 100_000
-    seq_len: int = 256
-    column: str = "text"
-    config: str | None = None
-    split: str = "train"
-    seed: int = 0
+        check_context(config, rows.seq_len)
+        packed = pack_rows(documents, tokenize_with(tokenizer or self.tokenizer()), rows.seq_len, rows.max_tokens)
+        check_rows(config, packed.ids)
+        return packed
 
 
 def short_name(model: str) -> str:

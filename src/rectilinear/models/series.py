@@ -13,6 +13,7 @@ from rectilinear.errors import RequestError
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.load import STORYTELLER, build_without_weights, describe
 from rectilinear.models.origin import Origin
+from rectilinear.models.settings import Loading
 
 # What transformers' Trainer writes into its folders.
 _STATE = "trainer_state.json"
@@ -33,7 +34,9 @@ class Checkpoint:
     @property
     def source(self) -> str:
         """Its path or Hub id, with the revision where one was asked for."""
-        return f"{self.origin.name}@{self.origin.revision}" if self.origin.revision else self.origin.name
+        return (
+            f"{self.origin.name}@{self.origin.loading.revision}" if self.origin.loading.revision else self.origin.name
+        )
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,20 @@ class Anatomy:
 
 
 def find_checkpoints(
-    checkpoints: str | Path | Sequence[str | Path], revisions: Sequence[str] | None, like: Origin
+    checkpoints: str | Path | Sequence[str | Path], loading: Loading
 ) -> tuple[list[Checkpoint], list[str]]:
     """The checkpoints of a series by step, each with one, and what to be warned about.
 
     Args:
-        checkpoints: folders or Hub ids. A folder that holds ``checkpoint-N`` folders stands for them, and
-            for its own model where that is of another step.
-        revisions: branches, tags or commits of the one Hub id that ``checkpoints`` then is.
-        like: how to load them; its model and revision do not matter.
+        checkpoints: folders, Hub ids or ``ID@REVISION``. A folder that holds ``checkpoint-N`` folders stands for
+            them, and for its own model where that is of another step.
+        loading: how to load them.
 
     Raises:
-        RequestError: none, no model in one of them, several of one step, revisions of something else
-            than one Hub id.
+        RequestError: none, no model in one of them, several of one step, a revision of a folder.
     """
     given = [checkpoints] if isinstance(checkpoints, (str, Path)) else list(checkpoints)
-    if revisions is None:
-        found = [checkpoint for each in given for checkpoint in _expand(each, like)]
-    else:
-        found = [replace(each, step=step_in(each.origin.revision or "")) for each in _revise(given, revisions, like)]
+    found = [checkpoint for each in given for checkpoint in _expand(each, loading)]
     if not found:
         raise RequestError("expected at least one checkpoint, got none; give folders, a Hub id or a folder of them")
     warnings = []
@@ -112,7 +110,7 @@ def check_alike(checkpoints: Sequence[Checkpoint], blocks: str | None) -> Anatom
     for checkpoint in checkpoints:
         config = checkpoint.origin.config()
         _check_weights(checkpoint.origin)
-        built = build_without_weights(config, trust_remote_code=checkpoint.origin.trust_remote_code)
+        built = build_without_weights(config, trust_remote_code=checkpoint.origin.loading.trust_remote_code)
         told = describe(built, find_blocks(built, blocks))
         found = Anatomy(**{name: told[name] for name in ("architecture", "num_blocks", "width", "parameters")})
         first = first or found
@@ -148,25 +146,22 @@ def step_in(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _expand(given: str | Path, like: Origin) -> list[Checkpoint]:
+def _expand(given: str | Path, loading: Loading) -> list[Checkpoint]:
     """A checkpoint, or those in a folder of them by number, the folder's own model last."""
-    origin, folder = replace(like, model=given), Path(given).expanduser()
+    folder = Path(given).expanduser()
+    name, at, revision = str(given).rpartition("@")
+    if at and not folder.exists():
+        if Path(name).expanduser().exists() or name == STORYTELLER:
+            raise RequestError(f"expected a Hub id with a revision, got {name}, which has none")
+        return [Checkpoint(Origin(name, loading.model_copy(update={"revision": revision})), step_in(revision))]
     inside = checkpoints_of(folder)
     if not inside:
-        return [Checkpoint(origin, _step_of(folder))]
-    found = [Checkpoint(replace(like, model=path), _step_of(path)) for path in inside]
+        return [Checkpoint(Origin(given, loading), _step_of(folder))]
+    found = [Checkpoint(Origin(path, loading), _step_of(path)) for path in inside]
     step = _state_step(folder)
     if step is not None and _has_weights(folder) and step not in {checkpoint.step for checkpoint in found}:
-        found.append(Checkpoint(origin, step))
+        found.append(Checkpoint(Origin(given, loading), step))
     return found
-
-
-def _revise(given: list[str | Path], revisions: Sequence[str], like: Origin) -> list[Checkpoint]:
-    if len(given) != 1:
-        raise RequestError(f"expected one Hub id with --revisions, got {len(given)} checkpoints")
-    if Path(given[0]).expanduser().exists() or str(given[0]) == STORYTELLER:
-        raise RequestError(f"expected a Hub id with --revisions, got {given[0]}, which has none")
-    return [Checkpoint(replace(like, model=given[0], revision=revision), None) for revision in revisions]
 
 
 def _step_of(folder: Path) -> int | None:

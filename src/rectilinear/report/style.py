@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rectilinear.measurement.records import DataRecord
+from rectilinear.results import DataRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

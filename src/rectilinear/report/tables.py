@@ -4,47 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.box import HEAVY_HEAD, SIMPLE_HEAD
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from rectilinear.linearization.plan import Plan, Replacement
-from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile
-
-# Below this width the table gives up rules and a digit.
-_WIDE = 110
-
-
-def profile_table(profile: Profile, *, compact: bool = False) -> Table:
-    """One line a block: scores in sample and held out, and the levels to read them against."""
-    sinks = any(block.without_sinks.sinks for block in profile.blocks)
-    table = Table(
-        title=Text(
-            f"{profile.model.id}: {profile.model.num_blocks} block{'s' * (profile.model.num_blocks != 1)} "
-            f"of width {profile.model.width}, "
-            f"{profile.data.tokens:,} tokens of {profile.data.source}"
-        ),
-        title_justify="left",
-        caption="held out: mean over folds, ± standard error; null: what independent data would score in sample",
-        caption_justify="left",
-        box=SIMPLE_HEAD if compact else HEAVY_HEAD,
-        padding=0 if compact else (0, 1),
-    )
-    for heading in ("block", "linearity", "held out", "identity", "update\nlinearity", "held out", "null"):
-        table.add_column(heading.replace("linearity", "lin.") if compact else heading, justify="right", no_wrap=True)
-    for heading in ("|d|/|y|", "cosine", *(("sinks", "update lin.\nwithout them") if sinks else ())):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for block in profile.blocks:
-        cells = _cells(block, sinks, 3 if compact else 4)
-        table.add_row(*(cell.replace(" ± ", "±") for cell in cells) if compact else cells)
-    return table
-
-
-def print_profile(profile: Profile, console: Console) -> None:
-    """Print the table and the warnings."""
-    console.print(profile_table(profile, compact=console.width < _WIDE))
-    print_warnings(profile.warnings, console)
 
 
 def print_warnings(warnings: Sequence[str], console: Console) -> None:
@@ -96,31 +60,6 @@ def _plan_cells(replacement: Replacement) -> list[str]:
         "-" if fit is None or fit.ridge is None else f"{fit.ridge:g}",
         _number(fit.held_out if fit else None, 4),
     ]
-
-
-def _cells(block: BlockRecord, sinks: bool, digits: int) -> list[str]:
-    without = block.without_sinks
-    cells = [
-        str(block.index),
-        _number(block.linearity.in_sample, digits),
-        _held_out(block.linearity, digits),
-        _number(block.identity, digits),
-        _number(block.update_linearity.in_sample, digits),
-        _held_out(block.update_linearity, digits),
-        _number(block.null, digits),
-        _number(block.update_ratio, 3),
-        _number(block.cosine, 3),
-    ]
-    if sinks:
-        share = "-" if without.sink_energy is None else f"{without.sink_energy:.1%}"
-        cells += [f"{without.sinks} ({share})", _number(without.update_linearity.in_sample, digits)]
-    return cells
-
-
-def _held_out(linearity: LinearityRecord, digits: int) -> str:
-    if linearity.held_out is None:
-        return "-"
-    return f"{linearity.held_out:.{digits}f} ± {linearity.stderr:.{digits}f}"
 
 
 def _number(value: float | None, digits: int) -> str:

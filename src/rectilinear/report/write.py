@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rectilinear.evaluation.probe_record import Probe
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.profile import Profile
-from rectilinear.report.dynamics_plot import save_dynamics_figure
-from rectilinear.report.plots import save_profile_figure
-from rectilinear.report.probe_plot import save_probe_figure
+from rectilinear.report.dynamics_plot import plot_dynamics
+from rectilinear.report.plots import plot_profile
+from rectilinear.report.probe_plot import plot_probe
+from rectilinear.report.style import save_figure
+from rectilinear.results import ResultFile
+
+# Figures of results that have one.
+_FIGURES: dict[type[ResultFile], Callable[[Any], Any]] = {
+    Profile: plot_profile,
+    Dynamics: plot_dynamics,
+    Probe: plot_probe,
+}
 
 
-def write_profile(profile: Profile, folder: str | Path) -> None:
-    """Write ``profile.json``, ``profile.png`` and ``profile.svg`` into a folder."""
-    profile.save(folder)
-    save_profile_figure(profile, folder)
+def write_result(result: ResultFile, folder: str | Path) -> list[str]:
+    """Write a result into a folder, ``NAME.json`` and, where it has a figure, ``NAME.png`` and ``NAME.svg``.
 
-
-def write_dynamics(dynamics: Dynamics, folder: str | Path) -> None:
-    """Write ``dynamics.json``, ``dynamics.png`` and ``dynamics.svg`` into a folder."""
-    dynamics.save(folder)
-    save_dynamics_figure(dynamics, folder)
-
-
-def write_probe(probe: Probe, folder: str | Path) -> None:
-    """Write ``probe.json``, ``probe.png`` and ``probe.svg`` into a folder."""
-    probe.save(folder)
-    save_probe_figure(probe, folder)
+    Returns:
+        The names of the files.
+    """
+    result.save(folder)
+    name = Path(result.file_name).stem
+    if type(result) not in _FIGURES:
+        return [result.file_name]
+    save_figure(_FIGURES[type(result)](result), folder, name)
+    return [result.file_name, f"{name}.png", f"{name}.svg"]

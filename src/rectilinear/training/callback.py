@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import Batch, Products, Settings, count_rows
+from rectilinear.measurement.collect import Batch, count_rows
 from rectilinear.measurement.dynamics import (
     Dynamics,
     Point,
@@ -27,11 +26,13 @@ from rectilinear.measurement.dynamics import (
 )
 from rectilinear.measurement.measure import Inputs, Scored, batch_inputs, score_model
 from rectilinear.measurement.profile import BlockRecord
-from rectilinear.measurement.records import record_environment
+from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.load import check_rows, count_parameters
+from rectilinear.models.records import record_environment
 from rectilinear.models.wrapped import architecture_of, own_precision, own_randomness, trained_model
+from rectilinear.results import settings_record
 from rectilinear.text.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -67,10 +68,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         rows: Tensor | Iterable[Batch],
         every: int = 100,
         *,
-        folds: int = 4,
-        sink_ratio: float = 10.0,
-        products: Products = "auto",
-        blocks: str | None = None,
+        measurement: Measurement = Measurement(),
         batch_size: int = 8,
         source: str = "rows",
         out: str | Path | None = None,
@@ -82,8 +80,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             rows: token ids ``[rows, seq_len]``, the same at each point, or batches as for `measure`.
                 Not of the text that is trained on; 20 times the width in tokens, or more.
             every: optimizer steps from point to point.
-            folds, sink_ratio, products: see `rectilinear.measurement.collect.Settings`.
-            blocks: dotted path of the block stack; default: found by structure.
+            measurement: how to measure.
             batch_size: rows of token ids in a forward pass.
             source: where rows of token ids come from, as ``dynamics.json`` is to say it.
             out: folder for ``dynamics.json``; default: the trainer's ``output_dir``.
@@ -96,7 +93,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         check_batch_size(batch_size)
         self._trainer = trainer
         self._every = every
-        self._settings = Settings(folds, sink_ratio=sink_ratio, products=products)
+        self._measurement = measurement
         _, model = trained_model(trainer)
         config = getattr(model, "config", None)
         self._inputs = _read_rows(rows, config, source)
@@ -104,7 +101,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._batches = list(torch.split(given, batch_size)) if isinstance(given, Tensor) else list(given)
         if not sum(map(count_rows, self._batches)):
             raise RequestError("expected at least one row to measure, got none")
-        stack = find_blocks(model, blocks)
+        stack = find_blocks(model, measurement.blocks)
         self._path = stack.path
         self._out = Path(trainer.args.output_dir if out is None else out)
         # Counted here, where the trainer has not sharded the model yet.
@@ -175,7 +172,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         runner, bare = trained_model(self._trainer)
         stack = find_blocks(bare, self._path)
         with own_precision(bare), own_randomness(bare):
-            return score_model(runner, stack, self._batches, self._inputs, self._settings)
+            return score_model(runner, stack, self._batches, self._inputs, self._measurement)
 
     def _dynamics(self, scored: Scored, points: tuple[Point, ...]) -> Dynamics:
         return Dynamics(
@@ -189,7 +186,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def _told_settings(self) -> dict[str, Any]:
         """All that scores depend on beside the model and the rows."""
-        return {**asdict(self._settings), "blocks": self._path}
+        return settings_record(self._measurement, blocks=self._path)
 
     def _save(self, state: Any) -> None:
         if self.dynamics is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import Progress
+from rectilinear.progress import Progress
 from rectilinear.training.checkpoints import keeping, last_checkpoint
 from rectilinear.training.regularizer import Regularizer
 

@@ -19,6 +19,7 @@ from rectilinear.training.finetuning.inputs import Collator, Example, score_text
 from rectilinear.training.finetuning.record import BlockLinearity, Linearities, Scores, change_of, summarize
 from tests.families import TINY, VOCABULARY, build
 from tests.superglue import write_lines, write_superglue
+from rectilinear.models.settings import Loading
 
 #: Quick, and enough to learn what is planted.
 LEARN = {"seeds": 1, "max_steps": 60, "batch_size": 8, "learning_rate": 1e-2, "dtype": "float32", "device": "cpu"}
@@ -115,7 +116,7 @@ def test_before_and_after_are_what_measure_gives(learnt, tiny_checkpoint, data, 
 
 def test_measures_on_another_text(tiny_checkpoint, text_file, data):
     result = rectilinear.finetune(tiny_checkpoint, "cb", data, text=text_file, **BRIEF)
-    profile = rectilinear.measure(tiny_checkpoint, text_file, **ROWS, dtype="float32", device="cpu")
+    profile = rectilinear.measure(tiny_checkpoint, text_file, loading=Loading(dtype="float32", device="cpu"), **ROWS)
     assert result.text == profile.data
     assert result.before.blocks[2].linearity == profile.blocks[2].linearity
 

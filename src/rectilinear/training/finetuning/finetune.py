@@ -14,13 +14,15 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from rectilinear.core.penalties import PenaltyKind
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import Progress, Settings
 from rectilinear.measurement.measure import profile_model
 from rectilinear.measurement.profile import Profile
+from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.load import DType, load_classifier
 from rectilinear.models.origin import Origin
-from rectilinear.staging import staged
+from rectilinear.models.settings import Loading
+from rectilinear.progress import Progress
+from rectilinear.runs import stage
 from rectilinear.training.finetuning.folder import discard_runs, kept_runs, result_files
 from rectilinear.training.finetuning.inputs import (
     Collator,
@@ -111,7 +113,7 @@ def finetune(
             shorter than one row, rows longer than the context, no token to pad with, a folder of something else.
         JobError: a loss, logits or activations that are not finite, memory or disk that do not suffice.
     """
-    settings = Settings(folds)
+    settings = Measurement(folds=folds, blocks=blocks)
     tuning = Tuning(
         epochs=epochs,
         max_steps=max_steps,
@@ -130,8 +132,10 @@ def finetune(
     )
     folder = None if out is None else Path(out).expanduser().absolute()
     _check_request(seeds, folder, save_models, resume, overwrite, device)
-    job = prepare_job(task, data, Origin(model, revision, trust_remote_code, device, "float32"), tuning)
-    profile = profile_model(job.origin, job.inputs, settings, blocks, "auto", progress)
+    loading = Loading(revision=revision, trust_remote_code=trust_remote_code, device=device, dtype="float32")
+    job = prepare_job(task, data, Origin(model, loading), tuning)
+    progress = progress or (lambda stage, done, total: None)
+    profile = profile_model(job.origin, job.inputs, settings, "auto", progress)
     result = _describe(task, job, profile)
     kept = kept_runs(folder, result, save_models) if folder and resume else {}
     if folder and not resume:
@@ -142,7 +146,7 @@ def finetune(
             trained, run = _run_seed(job, result, settings, seed, progress)
             kept[seed] = run
             if folder:
-                with staged(folder) as scratch:
+                with stage(folder) as scratch:
                     if save_models:
                         trained.save_pretrained(scratch / f"seed-{seed}")
                         job.tokenizer.save_pretrained(scratch / f"seed-{seed}")
@@ -152,7 +156,7 @@ def finetune(
         runs.append(kept[seed])
     result = _with_runs(result, runs)
     if folder:
-        with staged(folder, stale=["seed-*.json"]) as scratch:
+        with stage(folder, stale=["seed-*.json"]) as scratch:
             result.save(scratch)
     return result
 
@@ -197,7 +201,7 @@ def _with_runs(result: Finetuning, runs: list[SeedRun]) -> Finetuning:
 
 
 def _run_seed(
-    job: Job, result: Finetuning, settings: Settings, seed: int, progress: Progress | None
+    job: Job, result: Finetuning, settings: Measurement, seed: int, progress: Progress
 ) -> tuple[PreTrainedModel, SeedRun]:
     """Train, ask and measure."""
     started = time.perf_counter()
@@ -216,7 +220,7 @@ def _run_seed(
         constant=None if job.task.ranks else commonest([question.answer for question in job.train.questions]),
         labels=2 if job.task.choices else len(job.task.labels),
     )
-    profile = profile_model(Origin(trained), job.inputs, settings, job.tuning.blocks, "auto", progress)
+    profile = profile_model(Origin(trained), job.inputs, settings, "auto", progress)
     after = linearities_of(profile)
     run = SeedRun(
         seed=seed,
@@ -238,8 +242,8 @@ def _train(job: Job, seed: int, progress: Progress | None) -> tuple[PreTrainedMo
         job.origin.name,
         job.task.labels,
         job.padding,
-        revision=job.origin.revision,
-        trust_remote_code=job.origin.trust_remote_code,
+        revision=job.origin.loading.revision,
+        trust_remote_code=job.origin.loading.trust_remote_code,
     )
     use_cache = model.config.use_cache  # Trainer turns it off
     penalized = tuning.regularizer != "none"

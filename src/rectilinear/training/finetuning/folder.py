@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rectilinear.errors import RequestError
-from rectilinear.staging import staged
+from rectilinear.runs import stage
 from rectilinear.training.finetuning.record import Finetuning, SeedRun
 
 # What a seed leaves: its result while the others run, and its model where that is kept.
@@ -65,5 +65,5 @@ def discard_runs(out: Path) -> None:
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
     old = [name for name in names if name == Finetuning.file_name or _OF_A_SEED.fullmatch(name)]
     if old:
-        with staged(out, stale=old):
+        with stage(out, stale=old):
             pass

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rectilinear.measurement.records import Record
+from rectilinear.results import Record
 
 #: ``accuracy``: share of answers that are right. ``macro_f1``: mean over labels of their F1. ``f1a``: F1 of the
 #: label "true", over the answers to all questions (MultiRC's).

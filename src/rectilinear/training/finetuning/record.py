@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.measurement.profile import LinearityRecord, Profile
-from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.training.finetuning.metrics import MetricRecord
 
 

@@ -12,8 +12,9 @@ from rectilinear.errors import RequestError
 from rectilinear.measurement.measure import Inputs, read_inputs
 from rectilinear.models.blocks import find_blocks, text_config
 from rectilinear.models.load import DType, check_classifier, check_context
-from rectilinear.models.origin import Origin, Text, tokenize_with
+from rectilinear.models.origin import Origin, tokenize_with
 from rectilinear.text.rows import pack_rows
+from rectilinear.text.settings import Rows
 from rectilinear.training.finetuning.data import TaskData, read_task
 from rectilinear.training.finetuning.inputs import Encoded, check_ids, encode
 from rectilinear.training.finetuning.tasks import Task, find_task
@@ -86,7 +87,7 @@ class Job:
     @property
     def on_cpu(self) -> bool:
         """Whether to train on the CPU."""
-        return trains_on_cpu(self.origin.device)
+        return trains_on_cpu(self.origin.loading.device)
 
 
 def prepare_job(name: str, data: str | Path | None, origin: Origin, tuning: Tuning) -> Job:
@@ -100,7 +101,7 @@ def prepare_job(name: str, data: str | Path | None, origin: Origin, tuning: Tuni
     task, questions = find_task(name), read_task(name, data, tuning.max_examples)
     config, tokenizer = origin.config(), origin.tokenizer()
     find_blocks(origin.skeleton(), tuning.blocks)
-    check_classifier(config, trust_remote_code=origin.trust_remote_code)
+    check_classifier(config, trust_remote_code=origin.loading.trust_remote_code)
     check_context(config, tuning.seq_len)
     padding = _padding_of(tokenizer, config)
     train, validation = (encode(part, tokenizer, tuning.seq_len) for part in (questions.train, questions.validation))
@@ -114,7 +115,7 @@ def _read_text(
 ) -> Inputs:
     """Rows to measure linearity on: of a text, or of what the model is asked."""
     if tuning.text is not None:
-        return read_inputs(origin, tuning.text, Text(tuning.text, tuning.max_tokens, tuning.seq_len), tokenizer)
+        return read_inputs(origin, tuning.text, Rows(max_tokens=tuning.max_tokens, seq_len=tuning.seq_len), tokenizer)
     texts = (text for question in questions.validation for text in question.texts)
     rows = pack_rows(texts, tokenize_with(tokenizer), tuning.seq_len, tuning.max_tokens)
     source = f"{questions.source}, validation texts of {name}"

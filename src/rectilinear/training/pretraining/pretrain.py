@@ -15,14 +15,16 @@ from transformers import TrainingArguments, default_data_collator, set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from rectilinear.errors import RequestError
-from rectilinear.measurement.collect import Progress
 from rectilinear.measurement.perplexity import measure_perplexity
-from rectilinear.measurement.records import DataRecord, record_environment, record_model
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.origin import Origin
+from rectilinear.models.records import record_environment, record_model
 from rectilinear.models.series import steps_of
-from rectilinear.staging import staged
+from rectilinear.models.settings import Loading
+from rectilinear.progress import Progress
+from rectilinear.results import DataRecord
+from rectilinear.runs import stage
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.training.callback import LinearityCallback
 from rectilinear.training.checkpoints import discard_checkpoints, last_checkpoint
@@ -210,11 +212,11 @@ def _finish(run: Run, trainer: GuardedTrainer, first_step: int, seconds: float) 
         trainer.save_model(str(run.folder))  # nothing but its part, where the weights are spread
         return
     recipe, preset = run.recipe, run.preset
-    with staged(run.folder) as folder:
+    with stage(run.folder) as folder:
         trainer.save_model(str(folder))
         (folder / "training_args.bin").unlink(missing_ok=True)
         # As saved: in training the weights may be spread over processes.
-        model: Any = Origin(str(folder), device=str(trainer.args.device), dtype="float32").load(head=True)
+        model: Any = Origin(str(folder), Loading(device=str(trainer.args.device), dtype="float32")).load(head=True)
         model.config.use_cache = True  # Trainer turned it off
         model.config.save_pretrained(folder)
         loss = measure_perplexity(model, run.held_out, preset.batch_size)

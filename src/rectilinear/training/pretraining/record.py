@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rectilinear.measurement.records import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 
 
 class HeldOutRecord(Record):

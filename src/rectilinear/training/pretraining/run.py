@@ -15,7 +15,7 @@ from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.origin import tokenize_with
 from rectilinear.models.series import checkpoints_of
-from rectilinear.staging import staged
+from rectilinear.runs import stage
 from rectilinear.text.row_file import RowFile, open_rows, write_rows
 from rectilinear.text.rows import pack_rows, stream_rows
 from rectilinear.text.sources import open_text
@@ -95,7 +95,7 @@ def start_run(out: Path, recipe: Recipe, preset: Preset) -> None:
     """
     documents, again = _documents(recipe, recipe.text, recipe.seed), _documents(recipe, recipe.text, recipe.seed)
     tokenizer = _tokenizer(recipe) or train_tokenizer(documents, preset.vocabulary)
-    with staged(out, stale=[*_STALE, *(path.name for path in checkpoints_of(out))]) as folder:
+    with stage(out, stale=[*_STALE, *(path.name for path in checkpoints_of(out))]) as folder:
         tokenizer.save_pretrained(folder)
         rows = stream_rows(again, tokenize_with(tokenizer), preset.seq_len, _rows_wanted(recipe, preset))
         contents = write_rows(folder / _ROWS, rows)

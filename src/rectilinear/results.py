@@ -1,27 +1,22 @@
-"""What every result file says of the model, the data and the software it came from."""
+"""What every result file says of the model, the data and the software it came from, and how it shows itself."""
 
 from __future__ import annotations
 
 import json
 import os
-import reprlib
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
 
-import rectilinear
 from rectilinear.errors import RequestError
-from rectilinear.models.blocks import BlockStack
-from rectilinear.models.capture import device_of
-from rectilinear.models.load import commit_of, count_parameters, weights_sha256
-from rectilinear.models.origin import Origin
+from rectilinear.settings import first_reason
+from rectilinear.tables import Table
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
+
+    from pandas import DataFrame
 
 
 class Record(BaseModel):
@@ -32,9 +27,30 @@ class Record(BaseModel):
 
 
 class ResultFile(Record):
-    """Base of a result that is a file of its own, ``file_name`` in a folder."""
+    """Base of a result that is a file of its own, ``file_name`` in a folder, and shows itself as tables."""
 
     file_name: ClassVar[str]
+
+    def tables(self) -> tuple[Table, ...]:
+        """The result as tables, the most important one first."""
+        return ()
+
+    def all_warnings(self) -> tuple[str, ...]:
+        """What to know before trusting the numbers, each once."""
+        return tuple(dict.fromkeys(getattr(self, "warnings", ())))
+
+    def to_frame(self) -> DataFrame:
+        """The first table as a pandas data frame."""
+        return self.tables()[0].to_frame()
+
+    def __repr__(self) -> str:
+        return "\n\n".join([*map(str, self.tables()), *(f"warning: {text}" for text in self.all_warnings())])
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """The tables for a notebook."""
+        return "".join(table.to_html() for table in self.tables())
 
     def to_json(self) -> str:
         """The text of the file."""
@@ -71,16 +87,6 @@ class ResultFile(Record):
             raise RequestError(f"{file}: expected a rectilinear {kind} ({error})") from None
 
 
-def first_reason(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line: where it is, what is allowed there, what was found."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    # Of a whole entry, what is wrong with it is said already.
-    got = "" if isinstance(first["input"], dict) else f", got {reprlib.repr(first['input'])}"
-    said = f"{first['msg'].removeprefix('Value error, ')}{got}"
-    return f"{where}: {said}" if where else said
-
-
 class ModelRecord(Record):
     """Which model it is about."""
 
@@ -90,7 +96,9 @@ class ModelRecord(Record):
     num_blocks: int | None = Field(description="null where there is no block stack to be found")
     width: int | None
     parameters: int
-    sha256: str = Field(description="of the weights as loaded: names, dtypes, shapes and bytes")
+    sha256: str | None = Field(
+        description="of the weights as loaded: names, dtypes, shapes and bytes; null where they cannot be hashed"
+    )
 
 
 class DataRecord(Record):
@@ -113,31 +121,6 @@ class EnvironmentRecord(Record):
     dtype: str
 
 
-def record_model(module: nn.Module, origin: Origin, stack: BlockStack | None, width: int | None) -> ModelRecord:
-    """Describe a model that was loaded from ``origin``; reads all of its weights, for their hash."""
-    commit = None if isinstance(origin.model, nn.Module) else commit_of(origin.model, origin.revision)
-    return ModelRecord(
-        id=origin.name or type(module).__name__,
-        revision=commit or origin.revision,
-        architecture=type(module).__name__,
-        num_blocks=None if stack is None else len(stack),
-        width=width,
-        parameters=count_parameters([module]),
-        sha256=weights_sha256(module),
-    )
-
-
-def record_environment(module: nn.Module) -> EnvironmentRecord:
-    """Describe the software, and where the model is and in which precision."""
-    try:
-        transformers: str | None = version("transformers")
-    except PackageNotFoundError:
-        transformers = None
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
-    return EnvironmentRecord(
-        rectilinear=rectilinear.__version__,
-        torch=torch.__version__,
-        transformers=transformers,
-        device=str(device_of(module)),
-        dtype=str(dtype).removeprefix("torch."),
-    )
+def settings_record(*settings: BaseModel, **others: Any) -> dict[str, Any]:
+    """Settings objects as one flat record, and what else is to be recorded with them."""
+    return {key: value for part in settings for key, value in part.model_dump(mode="json").items()} | others

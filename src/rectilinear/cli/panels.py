@@ -1,0 +1,39 @@
+"""The options that commands share, in the panels that ``--help`` shows them in."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Group, Parameter
+
+from rectilinear.measurement.settings import Measurement
+from rectilinear.models.settings import Access, Loading
+from rectilinear.runs import Output
+from rectilinear.settings import BatchSize
+from rectilinear.text.settings import Rows, Source
+
+MODEL, TEXT, WORK, RUNTIME = (
+    Group(name, sort_key=place) for place, name in enumerate(("Model", "Text", "What to do", "Runtime"))
+)
+
+ModelArgument = Annotated[str, Parameter(help="Hub id, path, or 'storyteller' (built in).", group=MODEL)]
+TextOption = Annotated[
+    str,
+    Parameter(
+        help="A .txt (documents separated by a line <|endoftext|>), .jsonl or .parquet file, a folder of these, a Hub "
+        "dataset id, or 'stories' (generated).",
+        group=TEXT,
+    ),
+]
+AccessOptions = Annotated[Access, Parameter("*", group=MODEL)]
+LoadingOptions = Annotated[Loading, Parameter("*", group=MODEL)]
+SourceOptions = Annotated[Source, Parameter("*", group=TEXT)]
+RowsOptions = Annotated[Rows, Parameter("*", group=TEXT)]
+MeasurementOptions = Annotated[Measurement, Parameter("*", group=WORK)]
+OutputOptions = Annotated[Output, Parameter("*", group=RUNTIME)]
+BatchSizeOption = Annotated[
+    BatchSize, Parameter(help="Rows in a forward pass; 'auto' halves it when memory runs out.", group=RUNTIME)
+]
+TokenizerOption = Annotated[
+    str | None, Parameter(help="Hub id or path of the tokenizer; the model's own when not given.", group=TEXT)
+]

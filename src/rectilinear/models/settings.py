@@ -1,0 +1,23 @@
+"""How a model is loaded."""
+
+from __future__ import annotations
+
+from rectilinear.settings import DType, Settings
+
+
+class Access(Settings):
+    """Which version of a model on the Hub, and whether its code may run."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with the checkpoint."""
+
+
+class Loading(Access):
+    """How a model is loaded; see `rectilinear.models.load`."""
+
+    device: str = "auto"
+    """Device to run on: auto, cpu, cuda:0, mps."""
+    dtype: DType = "auto"
+    """Precision of the weights; 'auto' is the checkpoint's own."""

@@ -1,0 +1,60 @@
+"""Results on a terminal: one renderer for every table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.box import HEAVY_HEAD, SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+
+from rectilinear.results import ResultFile
+from rectilinear.tables import Table
+
+
+def stdout() -> Console:
+    """Where results go; wide where it is not a terminal, so that tables in logs stay whole."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def show(result: ResultFile, console: Console | None = None) -> None:
+    """Print a result: its tables, with titles and captions, and its warnings."""
+    console = console or stdout()
+    for table in result.tables():
+        show_table(table, console)
+    show_warnings(result.all_warnings(), console)
+
+
+def show_table(table: Table, console: Console) -> None:
+    """Print a table; where it is wider than the console, with fewer digits and without rules."""
+    rendered = _render(table, compact=False)
+    if Measurement.get(console, console.options, rendered).minimum > console.width:
+        rendered = _render(table, compact=True)
+    # Title and caption beside the table, not in it: as narrow as it may be, it would break their lines.
+    if table.title:
+        console.print(table.title, style="italic", markup=False, highlight=False)
+    console.print(rendered)
+    if table.caption:
+        console.print(table.caption, style="dim italic", markup=False, highlight=False)
+
+
+def show_warnings(warnings: Iterable[str], console: Console) -> None:
+    """Print what a reader of a result must know, a line each."""
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+
+
+def _render(table: Table, *, compact: bool) -> RichTable:
+    rendered = RichTable(box=SIMPLE_HEAD if compact else HEAVY_HEAD, padding=0 if compact else (0, 1))
+    for place, column in enumerate(table.columns):
+        text = any(isinstance(row[place], str) for row in table.rows) and not column.format
+        heading = column.name.replace("linearity", "lin.") if compact else column.name
+        rendered.add_column(escape(heading), justify="left" if text else "right", no_wrap=True)
+    for number, row in enumerate(table.texts(fewer_digits=int(compact))):
+        if number in table.sections:
+            rendered.add_section()
+        rendered.add_row(*map(escape, row))
+    return rendered

@@ -1,0 +1,200 @@
+"""The protocol of runs: claim a folder, stage results, publish all of them or nothing, resume, say where to go on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rectilinear.errors import JobError, RequestError
+from rectilinear.settings import Settings
+
+# Folders that this process has claimed.
+_claimed: set[Path] = set()
+
+
+class Output(Settings):
+    """Where results go."""
+
+    out: Path | None = None
+    """Folder for the results."""
+    overwrite: bool = False
+    """Write into a folder that is not empty."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run that was interrupted, with what there is to go on from."""
+
+
+@contextmanager
+def claim(
+    out: str | Path | None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    kept: Callable[[Path], str | None] = lambda out: None,
+) -> Iterator[Path | None]:
+    """Hold an output folder while open, so that no other run writes into it; a process that dies lets go of it.
+
+    Args:
+        out: the folder, which need not be there; None for a run that writes nothing.
+        overwrite: whether it may hold other results.
+        resume: whether it may hold an earlier part of the run.
+        kept: what to say of the folder to whoever interrupts the run; None where there is nothing to go on from.
+
+    Yields:
+        The folder, absolute.
+
+    Raises:
+        RequestError: it is not empty and may not be overwritten, is no folder, cannot be written, or another run has
+            it.
+        Interrupted: for a `KeyboardInterrupt`, where there is something to go on from.
+    """
+    if out is None:
+        yield None
+        return
+    folder = Path(out).expanduser().absolute()
+    _check_folder(folder, overwrite or resume)
+    with ExitStack() as stack:
+        if folder not in _claimed:
+            stack.enter_context(_lock(folder))
+        try:
+            yield folder
+        except KeyboardInterrupt as interrupt:
+            message = kept(folder)
+            if message is None or isinstance(interrupt, Interrupted):
+                raise
+            raise Interrupted(message) from None
+
+
+def _check_folder(folder: Path, may_hold_files: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"expected a folder for `out`, got the file {folder}")
+    if folder.exists() and any(folder.iterdir()) and not may_hold_files:
+        raise RequestError(f"expected an empty folder for `out`, {folder} is not empty; try another, or `overwrite`")
+    nearest = nearest_existing(folder)
+    if not nearest.is_dir():
+        raise RequestError(f"expected a folder for `out`, got {folder} inside the file {nearest}")
+    if not os.access(nearest, os.W_OK):
+        raise RequestError(f"cannot write to {nearest} for `out={folder}`")
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold the lock beside a folder, and clean up after runs that are gone."""
+    file = nearest_existing(folder.parent) / f".{folder.name}.lock"
+    with file.open("a+", encoding="utf-8") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.seek(0)
+            raise RequestError(
+                f"another run ({held.read().strip() or 'of an unknown process'}) is writing to {folder}; "
+                "wait for it, or try another `out`"
+            ) from None
+        held.truncate(0)
+        held.write(f"process {os.getpid()}")
+        held.flush()
+        _claimed.add(folder)
+        try:
+            for left in file.parent.glob(f".{folder.name}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield
+        finally:
+            _claimed.discard(folder)
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def stage(out: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to write results into, which become ``out``'s only when all of them are there.
+
+    Files of ``out`` with other names stay, but for those that match a pattern in ``stale``; whatever
+    was replaced or removed comes back when anything fails.
+
+    Raises:
+        JobError: they could not be written.
+    """
+    out = out.absolute()
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=nearest_existing(out.parent)) as scratch:
+            new, old = Path(scratch) / "new", Path(scratch) / "old"
+            new.mkdir()
+            old.mkdir()
+            yield new
+            _publish(new, old, out, stale)
+    except OSError as error:
+        raise JobError(f"cannot write to {out}: {error.strerror or error}") from error
+
+
+def _publish(new: Path, old: Path, out: Path, stale: Sequence[str]) -> None:
+    """Move the files of one folder into another, those they replace and stale ones into a third; all or none."""
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    names = sorted(file.name for file in new.iterdir())
+    outdated = sorted({file.name for pattern in stale for file in out.glob(pattern)} - set(names))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in outdated:
+            os.replace(out / name, old / name)
+        for name in names:
+            if (out / name).exists():
+                os.replace(out / name, old / name)
+            os.replace(new / name, out / name)
+    except BaseException:
+        for name in names:
+            if not (new / name).exists():
+                _remove(out / name)
+        for name in {*names, *outdated}:
+            if (old / name).exists():
+                shutil.move(old / name, out / name)
+        for folder in missing:
+            if folder.exists():
+                folder.rmdir()
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run of another request.
+
+    Args:
+        folder: of the run.
+        found: what that run was asked for, as JSON has it.
+        wanted: what is asked for now.
+
+    Raises:
+        RequestError: they differ.
+    """
+    names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if names:
+        changes = ", ".join(f"{name} {found.get(name)!r} -> {wanted.get(name)!r}" for name in names)
+        raise RequestError(
+            f"expected the request of the run in {folder} to resume it, got another ({changes}); "
+            "try the same options, another `out`, or `overwrite`"
+        )
+
+
+def read_request(file: Path) -> dict[str, Any]:
+    """What a run noted of its request in a JSON file; empty where there is none that can be read."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the closest folder above it that is there."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())

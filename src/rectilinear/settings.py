@@ -1,0 +1,90 @@
+"""What every settings object shares: fields that are the Python interface, the command line, the checks and the record.
+
+An option is written once, as a field with its type, bounds, default and a sentence about it. The command line is
+generated from the fields (``--seq-len`` from ``seq_len``), and results record them.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, ValidationError
+
+from rectilinear.errors import RequestError
+
+
+class Settings(BaseModel):
+    """Base of settings objects: frozen, and refused with one line where a value cannot be.
+
+    Raises:
+        RequestError: an unknown field, or a value of the wrong type or out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    if not TYPE_CHECKING:  # editors complete the fields, which a signature of its own would hide
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise RequestError(first_reason(error)) from None
+
+    def refuse_unused(self, when: str, *names: str) -> None:
+        """Refuse fields that were given and would change nothing.
+
+        Raises:
+            ValueError: one of them was given.
+        """
+        for name in names:
+            if name in self.model_fields_set:
+                raise ValueError(f"expected no `{name}` {when}, where it changes nothing; try without it")
+
+
+def first_reason(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line: which field, what is allowed there, what was found."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ValueError):  # of a check of ours, which names the field itself
+        return str(cause)
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-")))
+    if first["type"] == "extra_forbidden":
+        return f"expected options that are there, got `{where}`"
+    if first["type"] == "missing":
+        return f"expected `{where}`, got none"
+    expected = first["msg"].replace("Input should be", "to be")
+    got = "" if isinstance(first["input"], dict) else f", got {reprlib.repr(first['input'])}"
+    return f"expected `{where}` {expected}{got}"
+
+
+def _parse_indices(value: Any) -> Any:
+    """``2-4,7`` as numbers; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    found: list[int] = []
+    for word in filter(None, map(str.strip, value.split(","))):
+        first, dash, last = word.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise ValueError(
+                f"expected `blocks=2-4,7` (indices, counted from 0), got {value!r}; for a path try `stack`"
+            )
+        found += range(int(first), int(last or first) + 1)
+    if not found:
+        raise ValueError(f"expected `blocks=2-4,7` (indices, counted from 0), got {value!r}")
+    return found
+
+
+def _one_word(parameter_type: Any, tokens: Any) -> str:
+    return str(tokens[0].value)
+
+
+#: Indices of blocks, counted from 0: numbers, or a text such as ``2-4,7``.
+Indices = Annotated[tuple[int, ...], BeforeValidator(_parse_indices), Parameter(converter=_one_word, n_tokens=1)]
+
+#: Rows in a forward pass; ``"auto"`` halves it when memory runs out.
+BatchSize = PositiveInt | Literal["auto"]
+
+#: Precision of weights; ``"auto"`` is the checkpoint's own.
+DType = Literal["auto", "float32", "bfloat16", "float16"]
