@@ -14,6 +14,7 @@ from transformers import (
     OPTConfig,
     Qwen3Config,
 )
+from transformers.cache_utils import Cache
 
 VOCABULARY, WIDTH, BLOCKS, CONTEXT, WINDOW = 128, 24, 3, 64, 5
 
@@ -59,6 +60,11 @@ def token_rows(rows=24, seq_len=20, seed=0):
     return torch.randint(3, VOCABULARY, (rows, seq_len), generator=torch.Generator().manual_seed(seed))
 
 
+def cache_in(values):
+    """The transformers cache among an output's fields or a call's arguments, whatever its name is; or None."""
+    return next((value for value in values.values() if isinstance(value, Cache)), None)
+
+
 def prompts(lengths=(9, 4, 7), seed=1):
     """Left-padded prompts and their mask, ``[rows, tokens]``; padding is an id like any other, so that it matters."""
     rows = token_rows(len(lengths), max(lengths), seed)
@@ -80,6 +86,9 @@ def cached_difference(model, ids, mask, steps=7, **options):
         return_dict_in_generate=True,
         **options,
     )
+    held = cache_in(decoded)
+    assert held is not None, "nothing was decoded with a cache"
+    assert held.get_seq_length() == ids.shape[1] + steps - 1
     differences = []
     for row, sequence in enumerate(decoded.sequences):
         alone = sequence[ids.shape[1] - int(mask[row].sum()) :]

@@ -3,6 +3,8 @@
 Messages are one line: what was expected, what was found, what to try.
 """
 
+from importlib.metadata import version
+
 
 class RectilinearError(Exception):
     """Base of every error this package raises on purpose."""
@@ -14,6 +16,19 @@ class RequestError(RectilinearError, ValueError):
 
 class JobError(RectilinearError, RuntimeError):
     """The request was fine, but the job failed while it ran (exit code 1)."""
+
+
+def broken_promise(library: str, promise: str) -> JobError:
+    """The error to raise where a number rests on something that another library no longer does.
+
+    Args:
+        library: its distribution.
+        promise: what it is expected to do, in words that go on from "expected ... to".
+    """
+    return JobError(
+        f"expected {library} to {promise}, which version {version(library)} does not do here; "
+        "try a version that README says was tested"
+    )
 
 
 def first_line(error: BaseException) -> str:

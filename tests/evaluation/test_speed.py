@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.evaluation import speed
 from rectilinear.evaluation.speed import measure_speed, plan_speed
 from tests.conftest import VOCABULARY, build_llama
+from tests.families import cache_in
 
 
 def prompts(rows=1, seq_len=20):
@@ -49,7 +50,7 @@ def test_every_reading_starts_without_a_cache_and_steps_take_one_token():
     model, seen = build_llama(), []
 
     def note(module, args, kwargs):
-        past = kwargs.get("past_key_values")
+        past = cache_in(kwargs)
         seen.append((args[0].shape[1], 0 if past is None else past.get_seq_length()))
 
     model.register_forward_pre_hook(note, with_kwargs=True)
@@ -71,6 +72,24 @@ def test_a_model_without_a_cache_only_reads():
     assert found.prefill > 0
     assert (found.decode, found.cache_bytes, found.tokens) == (None, None, None)
     assert said[-1] == ("speed", 10, 10)
+
+
+class Forgetful(nn.Module):
+    """It returns a state that cannot be counted and takes it back, but does nothing with it."""
+
+    def __init__(self, uses_it):
+        super().__init__()
+        self.table, self.uses_it = nn.Embedding(VOCABULARY, VOCABULARY), uses_it
+
+    def forward(self, ids, memory=None):
+        state = self.table(ids).sum(1, keepdim=True) + (memory[0] if memory else 0)
+        return SimpleNamespace(logits=state if self.uses_it else self.table(ids), memory=[state])
+
+
+def test_a_state_that_makes_no_difference_is_an_error():
+    assert measure_speed(Forgetful(True), prompts(), 2, 1).cache_bytes == VOCABULARY * 4
+    with pytest.raises(JobError, match="go on from what it returned as 'memory'"):
+        measure_speed(Forgetful(False), prompts(), 2, 1)
 
 
 def test_the_mode_is_left_as_it_was():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationMixin, LlamaForCausalLM
 
 import rectilinear
 from rectilinear import JobError, RequestError
@@ -385,6 +385,17 @@ def test_the_check_notices(way, name, linearized, exported, tmp_path, reload_her
     with pytest.raises(JobError, match=message) as raised:
         check_reload(made.model, folder, made.rows, way == "filter")
     assert "\n" not in str(raised.value)
+
+
+def test_the_check_notices_that_nothing_was_decoded_with_a_cache(linearized, exported, reload_here, monkeypatch):
+    made, generate = linearized("llama", (2,)), GenerationMixin.generate
+
+    def without_cache(self, *args, **options):
+        return generate(self, *args, **{**options, "use_cache": False})
+
+    monkeypatch.setattr(GenerationMixin, "generate", without_cache)
+    with pytest.raises(JobError, match=r"decode with a cache of all tokens \(\d+ are missing\), .* version \d"):
+        check_reload(made.model, exported("llama", (2,)), made.rows, True)
 
 
 def test_the_check_notices_in_a_fresh_process(linearized, exported, tmp_path):

@@ -1,14 +1,17 @@
 """Logits step by step are those of whole rows, and a cache takes what its tensors take."""
 
+from inspect import signature
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MambaConfig, Qwen3Config, RwkvConfig
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.models.logits import cache_bytes, next_logits, row_logits
+from tests.families import cache_in
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2}
 HEADS = {"intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -60,7 +63,9 @@ def test_nothing_is_kept_for_gradients_or_a_cache():
     model, seen = build("llama"), []
     model.register_forward_hook(lambda module, args, output: seen.append(output))
     assert not row_logits(model, token_rows()).requires_grad
-    assert seen[0].past_key_values is None
+    assert cache_in(seen[0]) is None
+    model(token_rows())
+    assert cache_in(seen[1]) is not None
 
 
 def test_only_the_last_token_s_logits_are_computed_in_a_step():
@@ -87,6 +92,59 @@ def test_any_module_that_returns_logits_will_do():
     logits, cache = next_logits(model, ids)
     assert torch.equal(logits, model.table.weight[ids[:, -1]])
     assert cache is None
+
+
+class Renamed(nn.Module):
+    """A Llama whose cache goes by another name; it may be asked to do without it, silently."""
+
+    def __init__(self, taken="used", returned=True):
+        super().__init__()
+        self.model, self.taken, self.returned = build("llama"), taken, returned
+
+    def forward(self, ids, use_cache=None, memory=None):
+        parameters = signature(self.model.forward).parameters
+        name = next(name for name, known in parameters.items() if "Cache" in str(known.annotation))
+        output = self.model(ids, use_cache=use_cache, **{name: memory if self.taken == "used" else None})
+        return SimpleNamespace(logits=output.logits, memory=cache_in(output) if self.returned else None)
+
+
+def test_a_cache_is_known_by_what_it_is_and_not_by_its_name():
+    model, ids = Renamed(), token_rows()
+    logits, cache = next_logits(model, ids[:, :5])
+    assert (cache.name, cache.tokens, cache.counted) == ("memory", 5, 5)
+    logits, cache = next_logits(model, ids[:, 5:8], cache)
+    torch.testing.assert_close(logits, row_logits(model, ids)[:, 7], rtol=1e-4, atol=1e-4)
+    assert (cache.tokens, cache.counted) == (8, 8)
+
+
+def test_a_step_without_the_cache_that_it_was_given_is_an_error():
+    model, ids = Renamed("ignored"), token_rows()
+    _, cache = next_logits(model, ids[:, :5])
+    with pytest.raises(JobError, match=rf"6 tokens in the cache of Renamed, not 1, .*{transformers.__version__}"):
+        next_logits(model, ids[:, 5:6], cache)
+
+
+def test_a_model_that_keeps_the_cache_to_itself_is_an_error():
+    with pytest.raises(JobError, match="have Renamed return its cache where `use_cache=True`"):
+        next_logits(Renamed(returned=False), token_rows())
+
+
+def test_a_cache_that_nothing_takes_is_an_error():
+    class OneWay(Renamed):
+        def forward(self, ids):
+            return super().forward(ids)
+
+    with pytest.raises(JobError, match="expected OneWay to take back the cache that it returns as 'memory'"):
+        next_logits(OneWay(), token_rows())
+
+
+def test_logits_of_all_tokens_where_one_was_to_do_are_an_error():
+    class Eager(Bare):
+        def forward(self, ids, logits_to_keep=0):
+            return super().forward(ids)
+
+    with pytest.raises(JobError, match="have Eager compute the logits of one token"):
+        next_logits(Eager(), token_rows())
 
 
 def test_a_model_without_logits_is_refused():

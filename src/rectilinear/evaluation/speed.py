@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
 from rectilinear.models.capture import device_of, evaluating
-from rectilinear.models.logits import cache_bytes, next_logits
+from rectilinear.models.logits import DecodingCache, cache_bytes, check_continued, next_logits
 from rectilinear.progress import Progress
 
 _Result = TypeVar("_Result")
@@ -79,34 +79,39 @@ def measure_speed(
 
     Raises:
         RequestError: the model gives no logits.
+        JobError: it has a cache, but its steps would be timed without one.
     """
     device = device_of(model)
     prompt = prompt.to(device)
     done, total = 0, repeats + 1 + new_tokens
 
-    def timed(ids: Tensor, cache: Any = None) -> tuple[Tensor, Any, float]:
+    def timed(ids: Tensor, cache: DecodingCache | None = None) -> tuple[Tensor, DecodingCache | None, float]:
         nonlocal done
         (logits, cache), seconds = _time(device, lambda: next_logits(model, ids, cache))
         done += 1
         if progress:
             progress("speed", done, total)
-        return logits.argmax(-1, keepdim=True), cache, seconds
+        return logits, cache, seconds
 
     with evaluating(model):
         readings = []
         for _ in range(repeats + 1):
             cache = None  # one at a time: it may be large
-            token, cache, seconds = timed(prompt)
+            logits, cache, seconds = timed(prompt)
             readings.append(seconds)
         prefill = prompt.numel() / median(readings[1:])
         if cache is None:
             if progress:
                 progress("speed", total, total)
             return Speed(prefill, None, None, None)
-        steps, tokens = [], []
+        steps: list[float] = []
+        tokens = []
         for _ in range(new_tokens):
+            token = logits.argmax(-1, keepdim=True)
+            logits, cache, seconds = timed(token, cache)
+            if not steps:
+                check_continued(model, token, logits, cache)
             tokens.append(token.cpu())
-            token, cache, seconds = timed(token, cache)
             steps.append(seconds)
     return Speed(prefill, len(prompt) / median(steps), cache_bytes(cache), torch.cat(tokens, 1))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.models import reload_check
 from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.own_code import MODULE, exported_code
@@ -155,3 +155,5 @@ def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool
                 f"the checkpoint {said}: they differ by {answer[what]:.1e} of the largest, above {allowed:.0e}; "
                 "does this architecture number its blocks in a way that the config does not tell?"
             )
+    if missing := answer.get("uncached"):
+        raise broken_promise("transformers", f"decode with a cache of all tokens ({missing} are missing)")

@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from inspect import signature
+from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.models.capture import device_of
 
-# What decoders call the cache that they return and take back: most of them, Mamba's family, RWKV.
-_CACHES = ("past_key_values", "cache_params", "state")
+
+@dataclass(frozen=True, eq=False)
+class DecodingCache:
+    """What a decoder returned to be continued from.
+
+    Attributes:
+        name: of the output's field that it was, and of the parameter that takes it back.
+        value: a `transformers.Cache`, or whatever else the model makes; steps may change it in place.
+        tokens: of each row that it stands for.
+    """
+
+    name: str
+    value: Any
+    tokens: int
+
+    @property
+    def counted(self) -> int | None:
+        """How many tokens of each row it says that it holds; None where it does not count them."""
+        if not isinstance(self.value, Cache) or not self.value.layers:
+            return None
+        try:
+            return int(self.value.get_seq_length())
+        except ValueError:  # transformers' answer where no layer is an attention
+            return None
 
 
 def row_logits(model: nn.Module, ids: Tensor) -> Tensor:
@@ -32,25 +56,51 @@ def row_logits(model: nn.Module, ids: Tensor) -> Tensor:
     return logits
 
 
-def next_logits(model: nn.Module, ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+def next_logits(
+    model: nn.Module, ids: Tensor, cache: DecodingCache | None = None
+) -> tuple[Tensor, DecodingCache | None]:
     """Logits ``[rows, vocabulary]`` after token ids ``[rows, seq_len]`` that follow those in a cache.
 
     Without gradients. Logits of earlier tokens are not computed where the model can leave them out.
 
     Returns:
         The logits and the cache that holds these ids too, which may be the one that was given; None
-        where the model gives none.
+        where the model has none to give.
 
     Raises:
         RequestError: the model gives no logits.
+        JobError: it has a cache, but returns none, takes none back, or does not keep all tokens in it.
     """
-    options = _taken(model, use_cache=True, logits_to_keep=1)
-    if cache is not None:
-        options |= _taken(model, **dict.fromkeys(_CACHES, cache))
+    kind, options = type(model).__name__, _taken(model, use_cache=True, logits_to_keep=1)
     with torch.no_grad():
-        output = model(ids.to(device_of(model)), **options)
-    caches = (getattr(output, name, None) for name in _CACHES)
-    return _logits_of(model, output)[:, -1], next((found for found in caches if found is not None), None)
+        output = model(ids.to(device_of(model)), **options, **({cache.name: cache.value} if cache else {}))
+    logits = _logits_of(model, output)
+    if "logits_to_keep" in options and logits.shape[1] != 1:
+        raise broken_promise("transformers", f"have {kind} compute the logits of one token where `logits_to_keep=1`")
+    tokens = ids.shape[1] + (cache.tokens if cache else 0)
+    after = _cache_of(model, output, tokens)
+    if after is None and (cache or "use_cache" in options):
+        raise broken_promise("transformers", f"have {kind} return its cache where `use_cache=True`")
+    if after and after.counted not in (None, tokens):
+        raise broken_promise("transformers", f"have {tokens} tokens in the cache of {kind}, not {after.counted}")
+    return logits[:, -1], after
+
+
+def check_continued(model: nn.Module, ids: Tensor, logits: Tensor, cache: DecodingCache | None) -> None:
+    """Refuse a step from a cache that cannot count its tokens, if the cache made no difference.
+
+    Args:
+        model: that took the step.
+        ids: ``[rows, 1]`` that it was given.
+        logits: ``[rows, vocabulary]`` that it gave.
+        cache: that it returned.
+
+    Raises:
+        JobError: the logits are those after the ids alone.
+    """
+    if cache and cache.counted is None and torch.equal(next_logits(model, ids)[0], logits):
+        kind = type(model).__name__
+        raise broken_promise("transformers", f"have {kind} go on from what it returned as {cache.name!r}")
 
 
 def cache_bytes(cache: Any) -> int:
@@ -58,15 +108,39 @@ def cache_bytes(cache: Any) -> int:
 
     A tensor that is a view counts with all the memory that it keeps alive.
     """
+    cache = cache.value if isinstance(cache, DecodingCache) else cache
     held = [vars(layer) for layer in cache.layers] if hasattr(cache, "layers") else cache
     storages = (tensor.untyped_storage() for tensor in _tensors_in(held))
     return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())
 
 
 def _taken(model: nn.Module, **options: Any) -> dict[str, Any]:
-    """Those of some keyword arguments that the model has parameters for."""
-    parameters = signature(model.forward).parameters
-    return {name: value for name, value in options.items() if name in parameters}
+    """Those of some keyword arguments that the model has parameters for, or that its configuration has defaults for."""
+    named, config = signature(model.forward).parameters, getattr(model, "config", None)
+    return {
+        name: value for name, value in options.items() if name in named or (_takes_any(named) and hasattr(config, name))
+    }
+
+
+def _takes_any(parameters: Mapping[str, Parameter]) -> bool:
+    return any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def _cache_of(model: nn.Module, output: Any, tokens: int) -> DecodingCache | None:
+    """The output's field that is a `Cache`; else one that is no tensor and that the model takes back by its name."""
+    named = signature(model.forward).parameters
+    fields = dict(output) if isinstance(output, Mapping) else vars(output)
+    caches = {name: value for name, value in fields.items() if isinstance(value, Cache)}
+    found = caches or {
+        name: value
+        for name, value in fields.items()
+        if name in named and value is not None and not isinstance(value, Tensor)
+    }
+    for name, value in found.items():
+        if name in named or _takes_any(named):
+            return DecodingCache(name, value, tokens)
+        raise JobError(f"expected {type(model).__name__} to take back the cache that it returns as {name!r}")
+    return None
 
 
 def _logits_of(model: nn.Module, output: Any) -> Tensor:

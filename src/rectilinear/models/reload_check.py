@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.cache_utils import Cache
 
 # Tokens decoded one by one, to be compared with one pass over all of them.
 STEPS = 8
@@ -29,12 +30,13 @@ def main() -> None:
         logits = model(ids, use_cache=False).logits.float()
         answer = {"logits": float((logits - wanted).abs().max() / scale)}
         if getattr(model.config, "use_cache", None) is not False:
-            answer["cached"] = _cached_difference(model, ids) / float(scale)
+            difference, answer["uncached"] = _cached_difference(model, ids)
+            answer["cached"] = difference / float(scale)
     print(json.dumps(answer))
 
 
-def _cached_difference(model: Any, ids: torch.Tensor) -> float:
-    """Largest difference between logits of cached greedy decoding and of one pass over what it gave."""
+def _cached_difference(model: Any, ids: torch.Tensor) -> tuple[float, int]:
+    """Largest difference between logits of cached greedy decoding and of one pass; tokens missing from the cache."""
     # The first half of the last row is padding, so that a row without and a row with it run together.
     length = ids.shape[1] // 2
     prompt, mask = ids[:, :length].clone(), torch.ones(len(ids), length, dtype=torch.long)
@@ -57,7 +59,18 @@ def _cached_difference(model: Any, ids: torch.Tensor) -> float:
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     options = {"position_ids": positions} if "position_ids" in signature(model.forward).parameters else {}
     whole = model(with_cache.sequences, attention_mask=mask, use_cache=False, **options).logits.float()
-    return float((whole[:, length - 1 : -1] - stepwise).abs().max())
+    # Models whose caches do not count tokens have none missing.
+    missing = length + STEPS - 1 - _tokens_held(with_cache) if _tokens_held(model(prompt, use_cache=True)) else 0
+    return float((whole[:, length - 1 : -1] - stepwise).abs().max()), missing
+
+
+def _tokens_held(output: Any) -> int:
+    """How many tokens the cache in an output holds; 0 where there is none, or none that counts."""
+    cache = next((value for value in output.values() if isinstance(value, Cache)), None)
+    try:
+        return 0 if cache is None else int(cache.get_seq_length())
+    except ValueError:  # no layer is an attention
+        return 0
 
 
 if __name__ == "__main__":
