@@ -12,10 +12,10 @@ import torch
 
 import rectilinear
 from rectilinear.cli.main import main
-from rectilinear.report.plots import save_profile_figure
-from tests.conftest import build_llama
 from rectilinear.models.settings import Loading
+from rectilinear.report.plots import save_profile_figure
 from rectilinear.text.settings import Rows
+from tests.conftest import build_llama
 
 SIZE = ("--max-tokens", 2050, "--seq-len", 32, "--device", "cpu", "--batch-size", 16)
 LINEARITY = {"in_sample", "adjusted", "held_out", "stderr"}

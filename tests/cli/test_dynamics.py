@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import rectilinear
+from rectilinear.measurement.settings import Measurement
 from rectilinear.report.dynamics_plot import save_dynamics_figure
 from tests.conftest import build_llama
-from rectilinear.measurement.settings import Measurement
 
 SIZE = ("--max-tokens", 2050, "--seq-len", 32, "--device", "cpu", "--batch-size", 16)
 OPTIONS = {"max_tokens": 2050, "seq_len": 32, "device": "cpu", "batch_size": 16}

@@ -10,7 +10,9 @@ import numpy
 import pytest
 import torch
 from datasets import Dataset
+from lm_eval import evaluator
 from lm_eval.api.metrics import perplexity, weighted_perplexity
+from lm_eval.models.huggingface import HFLM
 from scipy.stats import norm
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -478,6 +480,42 @@ def test_written_answers_and_what_is_cut_of_their_prompts(model, beginning, tmp_
     assert (record.cut, record.num_fewshot, record.n) == (1, 0, 2)
     assert set(record.metrics) == {"exact_match,strict-match", "exact_match,flexible-extract"}
     assert all(metric.value == 0 for metric in record.metrics.values())
+
+
+def without_metrics(results):
+    results["results"] = {name: {"alias": name} for name in results["results"]}
+
+
+def without_items(results):
+    for sample in results["samples"]["copa"]:
+        del sample["acc"]
+
+
+@pytest.mark.parametrize(
+    ("lose", "says"),
+    [
+        (lambda results: results.pop("n-samples"), "have 'n-samples' in its results"),
+        (lambda results: results["n-samples"]["copa"].pop("effective"), "have 'effective' in its results"),
+        (without_metrics, "have metrics of copa, such as 'acc,none', in its results"),
+        (without_items, "have samples with the items of copa's acc"),
+    ],
+)
+def test_results_without_what_is_read_from_them(lose, says, model, beginning, data, monkeypatch):
+    evaluate = evaluator.evaluate
+
+    def losing(*args, **options):
+        lose(results := evaluate(*args, **options))
+        return results
+
+    monkeypatch.setattr(evaluator, "evaluate", losing)
+    with pytest.raises(JobError, match=rf"expected lm_eval to {says}, which version \d"):
+        run_tasks(model, beginning, load_tasks(["copa"], data), 8)
+
+
+def test_requests_that_are_scored_in_some_other_way(model, beginning, data, monkeypatch):
+    monkeypatch.setattr(HFLM, "loglikelihood", lambda self, requests, **options: [(0.0, True)] * len(requests))
+    with pytest.raises(JobError, match=r"expected lm_eval to score continuations by HFLM\._loglikelihood_tokens"):
+        run_tasks(model, beginning, load_tasks(["copa"], data), 8)
 
 
 def test_logits_that_are_not_finite(model, beginning, data):

@@ -10,10 +10,10 @@ import torch
 import rectilinear
 from rectilinear import Dynamics, RequestError
 from rectilinear.measurement.dynamics import Mean, Point, mean_curve, merge_points
+from rectilinear.models.settings import Loading
 from tests.conftest import build_llama
 from tests.families import token_rows
 from tests.report.conftest import block
-from rectilinear.models.settings import Loading
 
 SIZE = {"max_tokens": 2050, "seq_len": 32, "device": "cpu", "batch_size": 16}
 

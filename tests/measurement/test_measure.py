@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rectilinear
 from rectilinear import JobError, RequestError
-from tests import oracle
-from tests.families import TINY, VOCABULARY, build, token_rows
 from rectilinear.measurement.settings import Measurement
 from rectilinear.text.settings import Rows
+from tests import oracle
+from tests.families import TINY, VOCABULARY, build, token_rows
 
 
 def hidden_states(model, batches):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.load import (
     build_without_weights,
@@ -247,3 +247,16 @@ def test_a_tokenizer_of_vocabulary_and_merges_alone(tiny_tokenizer, documents, t
     assert {path.name for path in tmp_path.iterdir()} == {"vocab.json", "merges.txt"}
     plain = tiny_tokenizer(documents[0], add_special_tokens=False)["input_ids"]
     assert load_tokenizer(tmp_path)(documents[0])["input_ids"] == plain
+
+
+def test_a_report_without_the_weights_that_are_missing_is_an_error(tmp_path, monkeypatch):
+    build_llama().save_pretrained(tmp_path)
+    load = LlamaForCausalLM.from_pretrained.__func__
+
+    def silent(cls, *args, **options):
+        loaded, _ = load(cls, *args, **options)
+        return loaded, {}
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", classmethod(silent))
+    with pytest.raises(JobError, match=r"expected transformers to tell which weights a checkpoint lacks"):
+        load_model(tmp_path)

@@ -2,9 +2,9 @@
 
 import io
 
+from rectilinear.report.dynamics_table import collect_warnings, print_dynamics
 from rich.console import Console
 
-from rectilinear.report.dynamics_table import collect_warnings, print_dynamics
 from tests.report.conftest import block
 from tests.report.test_dynamics_plot import make
 from tests.report.test_tables import rows

@@ -81,6 +81,23 @@ def test_experts_balance_counts_as_in_the_models_own_loss():
     torch.testing.assert_close(loss, wanted)
 
 
+def test_a_balance_that_is_not_returned_is_an_error():
+    model, batch = trained("mixtral", output_router_logits=True, router_aux_loss_coef=0.7), batch_of()
+    labels = batch.pop("labels")
+    outputs = model(**batch)
+    outputs.aux_loss = None
+    with pytest.raises(JobError, match="have MixtralForCausalLM return `aux_loss` with `router_logits`"):
+        Regularizer(model, strength=0)(outputs, labels)
+
+
+def test_a_loss_that_takes_no_number_of_items_is_an_error(monkeypatch):
+    model, batch = trained("llama"), batch_of()
+    monkeypatch.setattr("rectilinear.models.task_loss.fixed_cross_entropy", lambda source, target, **options: None)
+    labels = batch.pop("labels")
+    with pytest.raises(JobError, match="expected transformers to divide losses by `num_items_in_batch`"):
+        Regularizer(model, strength=0)(model(**batch), labels, num_items_in_batch=100)
+
+
 @pytest.mark.parametrize("embedding", [True, False])
 def test_the_embedding_counts_or_not(embedding):
     model, batch = trained("llama"), batch_of()

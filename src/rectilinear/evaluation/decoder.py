@@ -7,8 +7,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
-from rectilinear.errors import JobError
+from rectilinear.errors import JobError, broken_promise
 from rectilinear.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,14 +57,15 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
         self._names = [request.task_name for request in requests]
         self._count(len(requests))
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        self._names = []  # what follows may be other requests
+        if self._names:
+            raise broken_promise("lm_eval", "score continuations by HFLM._loglikelihood_tokens")
         return found
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """What the model writes on."""
         self._count(len(requests))
         for request in requests:
-            room = self.max_length - request.args[1].get("max_gen_toks", self.max_gen_toks)
+            room = self.max_length - normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
             self.cut[request.task_name] += len(self.tok_encode(request.args[0])) > room
         written: list[str] = super().generate_until(requests, disable_tqdm=True)
         return written
@@ -71,6 +73,7 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:
         for name, (_, context, continuation) in zip(self._names, requests, strict=False):
             self.cut[name] += len(context) + len(continuation) > self.max_length + 1
+        self._names = []  # what follows may be other requests
         found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **options)
         if any(math.isnan(likelihood) for likelihood, _ in found):
             raise JobError("expected finite logits on the tasks, got others; try --dtype float32")

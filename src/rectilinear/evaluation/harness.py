@@ -18,7 +18,7 @@ import numpy
 import torch
 from torch import nn
 
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.evaluation.bootstrap import RESAMPLES, Aggregate, bootstrap_stderr
 from rectilinear.evaluation.quiet import is_ours, quiet, said
 from rectilinear.evaluation.record import DifferenceRecord, GroupRecord, MetricRecord, TaskRecord
@@ -104,7 +104,10 @@ def run_tasks(
             if is_ours(error):
                 raise
             raise JobError(f"the harness could not run {', '.join(asked.tasks)}: {said(error)}") from error
-        return _scores(results, asked, decoder.cut)
+        try:
+            return _scores(results, asked, decoder.cut)
+        except KeyError as missing:
+            raise broken_promise("lm_eval", f"have {missing} in its results") from missing
 
 
 def _seed(asked: TaskSet, seed: int) -> None:
@@ -132,6 +135,8 @@ def _scores(results: Any, asked: TaskSet, cut: Mapping[str, int]) -> TaskScores:
         for label, value, error in _values(found):
             metric, _, kept = label.partition(",")
             parts = [s[metric] for s in samples if s["filter"] == (kept or "none") and metric in s]
+            if not parts:
+                raise broken_promise("lm_eval", f"have samples with the items of {name}'s {label}")
             aggregate = task.aggregation().get(metric, mean)
             metrics[label] = MetricRecord(
                 value=float(value),
@@ -142,6 +147,8 @@ def _scores(results: Any, asked: TaskSet, cut: Mapping[str, int]) -> TaskScores:
             items[name][label], aggregations[name][label] = parts, aggregate
             if is_perplexity(label):
                 aggregations[name][label] = _log_perplexity
+        if not metrics:
+            raise broken_promise("lm_eval", f"have metrics of {name}, such as 'acc,none', in its results")
         tasks[name] = TaskRecord(
             n=results["n-samples"][name]["effective"],
             num_fewshot=results["n-shot"][name],
@@ -167,7 +174,8 @@ def _scores(results: Any, asked: TaskSet, cut: Mapping[str, int]) -> TaskScores:
 def _groups(results: Any, asked: TaskSet, tasks: Mapping[str, TaskRecord]) -> dict[str, GroupRecord]:
     """The harness's groups, and the paper's where it was asked for."""
     records = {}
-    for name, found in results.get("groups", {}).items():
+    aggregated = any(group.has_aggregation for group in asked.groups.values())
+    for name, found in (results["groups"] if aggregated else {}).items():
         metrics = {
             label: MetricRecord(value=float(value), stderr=_number(stderr)) for label, value, stderr in _values(found)
         }

@@ -39,8 +39,15 @@ def with_batch_size(
 
     on_cpu = device_of(module).type == "cpu"
     size = max(1, (_TOKENS_CPU if on_cpu else _TOKENS_ACCELERATOR) // seq_len)
-    halves = iter(size // 2**k for k in range(1, 64))
-    halving = find_executable_batch_size(attempt, starting_batch_size=size, reduce_batch_size_fn=lambda: next(halves))
+
+    def halve() -> int:
+        nonlocal size
+        if size == 1:
+            raise MemoryError("not even one row fits")
+        size //= 2
+        return size
+
+    halving = find_executable_batch_size(attempt, starting_batch_size=size, reduce_batch_size_fn=halve)
     result: _Result = halving()
     return result
 
@@ -55,8 +62,7 @@ def reporting_exhausted_memory(function: Callable[_Arguments, _Result]) -> Calla
         try:
             return function(*args, **kwargs)
         except (MemoryError, RuntimeError) as error:
-            exhausted = "No executable batch size" in str(error)  # accelerate's word for: not even one row
-            if isinstance(error, MemoryError) or exhausted or should_reduce_batch_size(error):
+            if isinstance(error, MemoryError) or should_reduce_batch_size(error):
                 raise JobError(
                     "out of memory; try a smaller --batch-size, shorter rows or, where there are --folds, fewer"
                 ) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rectilinear.errors import RequestError, first_line
+from rectilinear.errors import RequestError, broken_promise, first_line
 from rectilinear.models.blocks import BlockStack, text_config
 from rectilinear.models.own_code import own_class_of, own_model_class
 from rectilinear.text.fingerprint import fingerprint
@@ -300,6 +300,8 @@ def commit_of(model: str | Path, revision: str | None) -> str | None:
 
 def _check_complete(model: str | Path, loaded: PreTrainedModel, info: Any, prefix: str) -> None:
     """Refuse a checkpoint that lacks weights whose names begin like this: they would be random."""
+    if "missing_keys" not in info:
+        raise broken_promise("transformers", "tell which weights a checkpoint lacks (`missing_keys`)")
     if missing := sorted(key for key in info["missing_keys"] if key.startswith(prefix)):
         raise RequestError(
             f"cannot load {str(model)!r}: weights of {type(loaded).__name__} are not in the checkpoint "

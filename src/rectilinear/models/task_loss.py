@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss, fixed_cross_entropy
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import RequestError, broken_promise
 
 # Kinds of classification whose loss is a mean over the batch, whatever the number of items.
 _MEANS = ("regression", "multi_label_classification")
@@ -30,11 +31,14 @@ def task_loss(model: nn.Module, outputs: Any, labels: Tensor, num_items: Tensor 
 
     Raises:
         RequestError: the model has no loss function of transformers.
+        JobError: that function no longer takes the number of items, or a router's balance is not returned.
     """
     function: Any = getattr(model, "loss_function", None)
     config: Any = getattr(model, "config", None)
     if function is None:
         raise RequestError(f"expected loss= for {type(model).__name__}, which has no loss_function of transformers")
+    if num_items is not None and "num_items_in_batch" not in signature(fixed_cross_entropy).parameters:
+        raise broken_promise("transformers", "divide losses by `num_items_in_batch`")
     logits = outputs.logits
     loss: Tensor = function(
         logits=logits,
@@ -49,6 +53,8 @@ def task_loss(model: nn.Module, outputs: Any, labels: Tensor, num_items: Tensor 
         loss = loss * share
     balance: Tensor | None = getattr(outputs, "aux_loss", None)  # of a router between experts
     if balance is None:
+        if getattr(outputs, "router_logits", None) is not None and hasattr(config, "router_aux_loss_coef"):
+            raise broken_promise("transformers", f"have {type(model).__name__} return `aux_loss` with `router_logits`")
         return loss
     coefficient: float = config.router_aux_loss_coef
     return loss + coefficient * balance.to(loss.device) * share

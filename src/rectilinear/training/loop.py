@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import JobError, RequestError, broken_promise
+from rectilinear.models.task_loss import items_of_rows
 from rectilinear.progress import Progress
 from rectilinear.training.checkpoints import keeping, last_checkpoint
 from rectilinear.training.regularizer import Regularizer
@@ -28,10 +29,26 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
     remedy = "try a smaller --learning-rate"
 
     def __init__(self, *args: Any, regularizer: Regularizer | None = None, **kwargs: Any) -> None:
+        for hook in ("_get_grad_norm", "_save_checkpoint"):
+            if not hasattr(Trainer, hook):
+                raise broken_promise("transformers", f"call Trainer.{hook}")
         super().__init__(*args, compute_loss_func=regularizer, **kwargs)
         self.remove_callback(PrinterCallback)
         self._regularizer = regularizer
         self._penalties: list[Tensor] = []
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """As Trainer's: the batches of an optimizer step, and how many items all processes have in them.
+
+        Raises:
+            JobError: a regularizer would weigh its penalty by another count than Trainer's.
+        """
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        if self._regularizer and batches and self.args.n_gpu <= 1:
+            ours = sum(int(items_of_rows(self.model, batch["labels"]).sum()) for batch in batches)
+            if count is None or ours > count or (self.args.world_size == 1 and ours < count):
+                raise broken_promise("transformers", f"count {ours} items in a step where Trainer counts {count}")
+        return batches, count
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As Trainer's.
