@@ -141,7 +141,10 @@ WRONG = {
     "no such text": ("dynamics {run} --text {here}/none.txt", "no text at {here}/none.txt"),
     "no checkpoint": ("dynamics --text {text}", "CHECKPOINT"),
     "no text": ("dynamics {run}", "--text"),
-    "revisions of a folder": ("dynamics {run} --revisions a,b --text {text}", "expected a Hub id with a revision, got {run}"),
+    "revisions of a folder": (
+        "dynamics {run} --revisions a,b --text {text}",
+        "expected a Hub id with a revision, got {run}",
+    ),
     "no revisions": ("dynamics org/model --revisions , --text {text}", "expected --revisions a,b,c, got ','"),
     "another model": ("dynamics {run} {other} --text {text}", "expected checkpoints of one model"),
     "twice": ("dynamics {run} {run} --text {text}", "expected one checkpoint a step"),

@@ -69,7 +69,7 @@ def build(names: Iterable[str] = COMMANDS) -> Program:
         help_flags=["-h", "--help"],
         version=f"rectilinear {rectilinear.__version__}",
         version_flags="--version",
-        default_parameter=Parameter(negative=(), show_default=_shown),
+        default_parameter=Parameter(negative=(), show_default=_shown, allow_repeating=True),  # the last one counts
         result_action="return_value",
         exit_on_error=False,
         print_error=False,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 import cyclopts
-from cyclopts.exceptions import MissingArgumentError, RepeatArgumentError
+from cyclopts.exceptions import MissingArgumentError
 from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 
@@ -30,8 +30,6 @@ def reason(error: cyclopts.CycloptsError, commands: Iterable[str]) -> str:
             return f"expected a value after {option}, got none"
         case MissingArgumentError():
             return f"expected {name}, got none; try --help"
-        case RepeatArgumentError():
-            return f"expected {error.token.keyword} once, got it again with {error.token.value!r}"
         case cyclopts.UnusedCliTokensError():
             return f"expected no further arguments, got {shlex.join(error.unused_tokens or ())}; try --help"
         case cyclopts.CoercionError() if error.argument and error.token:
