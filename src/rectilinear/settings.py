@@ -6,7 +6,9 @@ generated from the fields (``--seq-len`` from ``seq_len``), and results record t
 
 from __future__ import annotations
 
+import re
 import reprlib
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -43,20 +45,29 @@ class Settings(BaseModel):
                 raise ValueError(f"expected no `{name}` {when}, where it changes nothing; try without it")
 
 
-def first_reason(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line: which field, what is allowed there, what was found."""
-    first = error.errors()[0]
+def first_reason(error: ValidationError, option: str = "") -> str:
+    """The first thing that is wrong, in one line: which field or ``option``, what is allowed there, what was found."""
+    first, *others = error.errors()
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ValueError):  # of a check of ours, which names the field itself
         return str(cause)
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "constrained-")))
+    path = _path(first["loc"])
+    where = option or f"`{path}`"
     if first["type"] == "extra_forbidden":
-        return f"expected options that are there, got `{where}`"
+        return f"expected options that are there, got `{path}`"
     if first["type"] == "missing":
-        return f"expected `{where}`, got none"
-    expected = first["msg"].replace("Input should be", "to be")
+        return f"expected {where}, got none"
+    ways = [first, *(other for other in others if _path(other["loc"]) == path)]  # one for each member of a union
+    expected = " or ".join(way["msg"].removeprefix("Input should be ").partition(", unable")[0] for way in ways)
     got = "" if isinstance(first["input"], dict) else f", got {reprlib.repr(first['input'])}"
-    return f"expected `{where}` {expected}{got}"
+    near = get_close_matches(str(first["input"]), re.findall(r"'([^']+)'", expected), 1)
+    return f"expected {where} to be {expected}{got}" + (f"; try {near[0]}" if near else "")
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """A field's place in a model, without the names of types that pydantic adds."""
+    types = r"int|float|bool|str|(function-|constrained-|literal\[).*"
+    return ".".join(str(part) for part in location if not re.fullmatch(types, str(part)))
 
 
 def _parse_indices(value: Any) -> Any:

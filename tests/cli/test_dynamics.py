@@ -10,11 +10,17 @@ import torch
 
 import rectilinear
 from rectilinear.measurement.settings import Measurement
-from rectilinear.report.dynamics_plot import save_dynamics_figure
+from rectilinear.models.settings import Loading
+from rectilinear.report.write import write_result
+from rectilinear.text.settings import Rows
 from tests.conftest import build_llama
 
 SIZE = ("--max-tokens", 2050, "--seq-len", 32, "--device", "cpu", "--batch-size", 16)
-OPTIONS = {"max_tokens": 2050, "seq_len": 32, "device": "cpu", "batch_size": 16}
+OPTIONS = {
+    "rows": Rows(max_tokens=2050, seq_len=32),
+    "loading": Loading(device="cpu"),
+    "batch_size": 16,
+}
 FILES = ["dynamics.json", "dynamics.png", "dynamics.svg"]
 
 
@@ -57,7 +63,7 @@ def test_it_writes_three_files_and_nothing_else(measured):
 def test_the_command_equals_the_function(measured, run, text_file, tmp_path):
     dynamics = rectilinear.dynamics(str(run), str(text_file), **OPTIONS)
     assert (measured[1] / "dynamics.json").read_text() == dynamics.to_json()
-    save_dynamics_figure(dynamics, tmp_path)
+    write_result(dynamics, tmp_path)
     assert (tmp_path / "dynamics.svg").read_bytes() == (measured[1] / "dynamics.svg").read_bytes()
 
 
@@ -106,8 +112,13 @@ def test_every_option_reaches_the_function(command, run, documents, tiny_checkpo
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     more = ("--sink-ratio", 9, "--tokenizer", tiny_checkpoint, "--out", tmp_path / "out")
     assert command("dynamics", run, "--text", source, *SIZE, *flags, *more).code == 0
+    options |= {"sink_ratio": 9.0, "max_tokens": 2050, "seq_len": 32}
+    measurement, rows = (
+        settings(**{name: options[name] for name in settings.model_fields.keys() & options})
+        for settings in (Measurement, Rows)
+    )
     function = rectilinear.dynamics(
-        str(run), str(source), measurement=Measurement(sink_ratio=9.0), **OPTIONS, **options
+        str(run), str(source), measurement, rows=rows, loading=Loading(device="cpu", dtype="bfloat16"), batch_size=16
     )
     assert (tmp_path / "out" / "dynamics.json").read_text() == function.to_json()
 
@@ -130,12 +141,18 @@ WRONG = {
     "no such text": ("dynamics {run} --text {here}/none.txt", "no text at {here}/none.txt"),
     "no checkpoint": ("dynamics --text {text}", "CHECKPOINT"),
     "no text": ("dynamics {run}", "--text"),
-    "revisions of a folder": ("dynamics {run} --revisions a,b --text {text}", "expected a Hub id with --revisions"),
+    "revisions of a folder": (
+        "dynamics {run} --revisions a,b --text {text}",
+        "expected a Hub id with a revision, got {run}",
+    ),
     "no revisions": ("dynamics org/model --revisions , --text {text}", "expected --revisions a,b,c, got ','"),
     "another model": ("dynamics {run} {other} --text {text}", "expected checkpoints of one model"),
     "twice": ("dynamics {run} {run} --text {text}", "expected one checkpoint a step"),
     "no such tokenizer": ("dynamics {run} --tokenizer {here}/none --text {text}", "no model at {here}/none"),
-    "no batch": ("dynamics {run} --text {text} --batch-size 0", "expected --batch-size N or auto"),
+    "no batch": (
+        "dynamics {run} --text {text} --batch-size 0",
+        "expected --batch-size to be greater than 0 or 'auto', got 0",
+    ),
 }
 
 
@@ -179,7 +196,7 @@ def test_a_failed_write(command, run, text_file, monkeypatch, tmp_path):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rectilinear.report.write.save_dynamics_figure", full)
+    monkeypatch.setattr("rectilinear.report.write.save_figure", full)
     ran = command("dynamics", run, "--text", text_file, *SIZE, "--out", tmp_path / "out")
     assert ran.code == 1
     assert ran.err == f"rectilinear: error: cannot write to {tmp_path / 'out'}: No space left on device\n"

@@ -26,12 +26,17 @@ WRONG = {
     "no such blocks": (f"{MEASURE} --blocks model.nope", "model.layers (3 x LlamaDecoderLayer)"),
     "no such device": (f"{MEASURE} --device gpu", "device 'gpu' is not to be had here"),
     "no such dtype": (f"{MEASURE} --dtype float31", "'float31'"),
-    "no batch": (f"{MEASURE} --batch-size 0", "expected --batch-size N or auto, got '0'"),
-    "no number": (f"{MEASURE} --batch-size many", "expected --batch-size N or auto, got 'many'"),
-    "no folds": (f"{MEASURE} --folds 0", "--folds"),
-    "no such option": (f"{MEASURE} --bogus 1", "--bogus"),
-    "no text": ("measure {model}", "--text"),
-    "no model": ("measure", "MODEL"),
+    "no batch": (f"{MEASURE} --batch-size 0", "expected --batch-size to be greater than 0 or 'auto', got 0"),
+    "no number": (f"{MEASURE} --batch-size many", "expected --batch-size to be a valid integer or 'auto', got 'many'"),
+    "no folds": (f"{MEASURE} --folds 0", "expected --folds to be greater than 0, got '0'"),
+    "almost a choice": (f"{MEASURE} --dtype float15", "'bfloat16' or 'float16', got 'float15'; try float16"),
+    "no such option": (f"{MEASURE} --bogus 1", "got --bogus; try --help"),
+    "almost an option": (f"{MEASURE} --fold 1", "got --fold; try --folds"),
+    "no value": (f"{MEASURE} --folds", "expected a value after --folds, got none"),
+    "twice": (f"{MEASURE} --text {{here}}/none.txt", "no text at {here}/none.txt"),
+    "two models": (f"{MEASURE} storyteller", "expected no further arguments, got storyteller"),
+    "no text": ("measure {model}", "expected --text, got none"),
+    "no model": ("measure --text {text}", "expected MODEL, got none"),
     "ids beyond the vocabulary": (f"measure {{small}} --text {{text}} {SIZE}", "vocabulary of 20, got "),
     "evaluate nothing": ("evaluate {model}", "expected --text, --tasks, --include or several of them, got none"),
     "evaluate idle options": (f"{EVALUATE} --limit 3", "expected no --limit without --tasks, where it changes nothing"),
@@ -171,7 +176,7 @@ def test_a_failed_write(command, places, monkeypatch, tmp_path):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rectilinear.report.write.save_profile_figure", full)
+    monkeypatch.setattr("rectilinear.report.write.save_figure", full)
     line = MEASURE.format(**places).split()
     ran = command(*line, "--out", tmp_path / "out")
     assert ran.code == 1

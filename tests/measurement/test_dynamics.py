@@ -10,12 +10,18 @@ import torch
 import rectilinear
 from rectilinear import Dynamics, RequestError
 from rectilinear.measurement.dynamics import Mean, Point, mean_curve, merge_points
+from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Loading
+from rectilinear.text.settings import Rows
 from tests.conftest import build_llama
 from tests.families import token_rows
 from tests.report.conftest import block
 
-SIZE = {"max_tokens": 2050, "seq_len": 32, "device": "cpu", "batch_size": 16}
+SIZE = {
+    "rows": Rows(max_tokens=2050, seq_len=32),
+    "loading": Loading(device="cpu"),
+    "batch_size": 16,
+}
 
 
 def save(folder, tokenizer, model=None, *, seed=0, step=None):
@@ -139,7 +145,10 @@ def test_checkpoints_in_different_precisions_are_warned_about(run, text_file, ti
     folders = [run / "checkpoint-0", tmp_path / "checkpoint-5"]
     [warning] = rectilinear.dynamics(folders, text_file, **SIZE).warnings
     assert warning.startswith("checkpoints are in different precisions: float32 (")
-    assert rectilinear.dynamics(folders, text_file, loading=Loading(dtype="float32"), **SIZE).warnings == ()
+    assert (
+        rectilinear.dynamics(folders, text_file, **SIZE | {"loading": Loading(device="cpu", dtype="float32")}).warnings
+        == ()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -183,16 +192,12 @@ def test_what_does_not_go_together_is_refused_before_weights(name, says, bad, ru
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"folds": 0}, "at least 1 fold"),
         ({"batch_size": 0}, "batch size of at least 1"),
-        ({"device": "gpu"}, "device 'gpu'"),
-        ({"blocks": "model.nope"}, "model.layers"),
-        ({"seq_len": 65}, "context of 64"),
-        ({"revisions": ["main"]}, "expected a Hub id with --revisions"),
+        ({"loading": Loading(device="gpu")}, "device 'gpu'"),
+        ({"measurement": Measurement(blocks="model.nope")}, "model.layers"),
+        ({"rows": Rows(seq_len=65)}, "context of 64"),
         ({"checkpoints": []}, "at least one checkpoint"),
-        ({"checkpoints": ["a", "b"], "revisions": ["main"]}, "one Hub id with --revisions, got 2"),
-        ({"checkpoints": "storyteller", "revisions": ["main"]}, "got storyteller"),
-        ({"checkpoints": "some/model", "revisions": []}, "at least one checkpoint"),
+        ({"checkpoints": "storyteller@main"}, "expected a Hub id with a revision, got storyteller"),
         ({"text": "none.txt"}, "no text at none.txt"),
         ({"text": token_rows(2, 8)}, "got one batch"),
         ({"text": [token_rows(2, 8) + 100]}, "vocabulary of 128"),

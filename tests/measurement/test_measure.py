@@ -314,17 +314,22 @@ def test_sinks_and_deficient_inputs_are_warned_about():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"folds": 0}, "at least 1 fold"),
-        ({"sink_ratio": 0.0}, "positive sink ratio"),
-        ({"convention": "mine"}, "'block' or 'paper'"),
-        ({"products": "float16"}, "'auto', 'float32' or 'float64'"),
-        ({"batch_size": 0}, "batch size of at least 1"),
+        ({"folds": 0}, "expected `folds` to be greater than 0, got 0"),
+        ({"sink_ratio": 0.0}, "expected `sink_ratio` to be greater than 0, got 0.0"),
+        ({"convention": "mine"}, "expected `convention` to be 'block' or 'paper', got 'mine'"),
+        ({"products": "float16"}, "'auto', 'float32' or 'float64', got 'float16'; try float64"),
+        ({"fold": 2}, "expected options that are there, got `fold`"),
         ({"blocks": "model.nothing"}, "model.layers"),
     ],
 )
 def test_requests_that_cannot_be_met(options, message):
     with pytest.raises(RequestError, match=message):
-        rectilinear.measure(build("llama"), [token_rows(2)], **options)
+        rectilinear.measure(build("llama"), [token_rows(2)], Measurement(**options))
+
+
+def test_a_batch_size_that_cannot_be():
+    with pytest.raises(RequestError, match="batch size of at least 1"):
+        rectilinear.measure(build("llama"), [token_rows(2)], batch_size=0)
 
 
 def test_no_rows_and_no_tensors():

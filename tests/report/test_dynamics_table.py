@@ -2,9 +2,9 @@
 
 import io
 
-from rectilinear.report.dynamics_table import collect_warnings, print_dynamics
 from rich.console import Console
 
+from rectilinear.report.terminal import show
 from tests.report.conftest import block
 from tests.report.test_dynamics_plot import make
 from tests.report.test_tables import rows
@@ -12,7 +12,7 @@ from tests.report.test_tables import rows
 
 def printed(dynamics):
     console = Console(file=io.StringIO(), width=140)
-    print_dynamics(dynamics, console)
+    show(dynamics, console)
     return console.file.getvalue()
 
 
@@ -38,5 +38,5 @@ def test_a_warning_is_printed_once_with_the_steps_it_is_of():
     told = (("few [/] tokens", "odd"), ("few [/] tokens",), ("few [/] tokens", "odd"))
     points = [point.model_copy(update={"warnings": said}) for point, said in zip(dynamics.points, told, strict=True)]
     dynamics = dynamics.model_copy(update={"points": tuple(points), "warnings": ("of the series",)})
-    assert collect_warnings(dynamics) == ["of the series", "few [/] tokens", "step 0, 9: odd"]
+    assert dynamics.all_warnings() == ("of the series", "few [/] tokens", "step 0, 9: odd")
     assert "warning: few [/] tokens\n" in printed(dynamics)

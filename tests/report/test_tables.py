@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from rectilinear.report.tables import print_profile
+from rectilinear.report.terminal import show
 from tests.report.conftest import block
 
 USUAL = ((0.9, 0.8, 0.01), (0.6, 0.5, 0.02))
@@ -13,7 +13,7 @@ USUAL = ((0.9, 0.8, 0.01), (0.6, 0.5, 0.02))
 
 def printed(profile, width=140):
     console = Console(file=io.StringIO(), width=width)
-    print_profile(profile, console)
+    show(profile, console)
     return console.file.getvalue()
 
 
@@ -74,7 +74,7 @@ def test_odd_profiles_have_tables(odd_profile):
 def test_on_a_narrow_terminal_a_block_is_still_one_line(make_profile):
     profile = make_profile(block(0, (0.91, 0.81, 0.0125), (0.61, 0.51, 0.025), identity=0.71))
     console = Console(width=80, file=io.StringIO())
-    print_profile(profile, console)
+    show(profile, console)
     lines = [line for line in console.file.getvalue().splitlines() if "0.810±0.01" in line]
     assert len(lines) == 1
     assert lines[0].split()[:2] == ["0", "0.910"]

@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArg
 
 import rectilinear
 from rectilinear import Dynamics, JobError, LinearityCallback, RequestError
+from rectilinear.measurement.settings import Measurement
 from rectilinear.text.fingerprint import fingerprint
 from tests.conftest import BLOCKS, build_llama
 from tests.families import token_rows
@@ -212,7 +213,7 @@ def test_resumed_without_a_file_starts_one(watched, tmp_path):
     ("options", "says"),
     [
         ({"rows": token_rows(32, 24, seed=2)}, "expected points of the same rows in "),
-        ({"watch": {"folds": 2}}, "expected points of the same settings in "),
+        ({"watch": {"measurement": Measurement(folds=2)}}, "expected points of the same settings in "),
     ],
 )
 def test_resumed_on_something_else_is_refused(options, says, watched, tmp_path):
@@ -362,7 +363,7 @@ class Plain(nn.Module):
 @pytest.mark.parametrize("make", [build_llama, Plain])
 def test_mixed_precision_measures_in_the_weights_own(make, tmp_path):
     model = make()
-    watch = {} if make is build_llama else {"blocks": "layers"}
+    watch = {} if make is build_llama else {"measurement": Measurement(blocks="layers")}
     _, watcher = train(tmp_path, model=model, steps=2, bf16=True, watch=watch)
     blocks = watcher.dynamics.points[-1].blocks
     before = vars(model).pop("forward")  # of accelerate, in bfloat16
@@ -397,9 +398,8 @@ def test_batches_with_padding(tmp_path):
     ("rows", "options", "says"),
     [
         (WATCHED, {"every": 0}, "got every=0"),
-        (WATCHED, {"folds": 0}, "at least 1 fold"),
         (WATCHED, {"batch_size": 0}, "batch size of at least 1"),
-        (WATCHED, {"blocks": "model.nope"}, "model.layers"),
+        (WATCHED, {"measurement": Measurement(blocks="model.nope")}, "model.layers"),
         (WATCHED[0], {}, "token ids"),
         (WATCHED.float(), {}, "token ids"),
         (WATCHED[:0], {}, "at least one row"),

@@ -6,34 +6,19 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from types import FrameType
 from typing import Any
 
 import typer
 from cyclopts import App, CycloptsError, Parameter
-from pydantic import ValidationError as PydanticError
+from cyclopts.argument import ArgumentCollection
 
 import rectilinear
 from rectilinear.errors import JobError, RequestError
 from rectilinear.runs import Interrupted
-from rectilinear.settings import first_reason
 
-
-def _shown(value: Any) -> Any:
-    """A default as help shows it; switches that are off and empty lists are no news."""
-    return None if value is False or value == () else value
-
-
-app = App(
-    name="rectilinear",
-    help="Measure how linear each block of a transformer decoder is, and replace what is linear.",
-    version=f"rectilinear {rectilinear.__version__}",
-    help_flags=["-h", "--help"],
-    version_flags=["--version"],
-    default_parameter=Parameter(negative=(), show_default=_shown),
-    result_action="return_value",
-)
 # In the order in which help shows them; each is a function of that name in a module of that name.
 COMMANDS = ("inspect", "measure", "dynamics")
 
@@ -49,7 +34,9 @@ def main() -> None:
         code = _run(sys.argv[1:])
         sys.stdout.flush()  # here, where a reader that is gone is known what to do about
     except CycloptsError as error:
-        code = _fail(_reason(error), 2)
+        from rectilinear.cli.refusals import reason
+
+        code = _fail(reason(error, COMMANDS), 2)
     except (RequestError, typer.TyperException) as error:
         code = _fail(error.format_message() if isinstance(error, typer.TyperException) else str(error), 2)
     except JobError as error:
@@ -65,24 +52,48 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run(arguments: list[str]) -> Any:
-    if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+class Program(App):
+    """A program whose options are described by their fields alone; a search in docstrings takes half a second."""
+
+    def assemble_argument_collection(self, **options: Any) -> ArgumentCollection:
+        """The options of the program; see cyclopts."""
+        return super().assemble_argument_collection(**options | {"parse_docstring": False})
+
+
+def build(names: Iterable[str] = COMMANDS) -> Program:
+    """The program, with some of its commands; each imports a module."""
+    app = Program(
+        name="rectilinear",
+        help="Measure how linear each block of a transformer decoder is, and replace what is linear.",
+        help_format="plaintext",
+        help_flags=["-h", "--help"],
+        version=f"rectilinear {rectilinear.__version__}",
+        version_flags="--version",
+        default_parameter=Parameter(negative=(), show_default=_shown, allow_repeating=True),  # the last one counts
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    for place, name in enumerate(names):
+        app.command(getattr(import_module(f"rectilinear.cli.{name}"), name), name=name, sort_key=place)
+    app.register_install_completion_command(help="Have the shell complete commands and options (bash, zsh, fish).")
+    return app
+
+
+def _run(arguments: list[str]) -> int:
+    name, *_ = arguments or ["--help"]
+    if not name.startswith("-") and name not in COMMANDS:
         from rectilinear.cli.typer_app import app as old
 
-        return old(arguments, standalone_mode=False)
-    asked = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
-    for place, name in enumerate(COMMANDS):
-        if name in asked:
-            app.command(getattr(import_module(f"rectilinear.cli.{name}"), name), name=name, sort_key=place)
-    app(arguments or ["--help"], exit_on_error=False, print_error=False)
-    return 0
+        return int(old(arguments, standalone_mode=False) or 0)
+    build([name] if name in COMMANDS else COMMANDS)(arguments or ["--help"])
+    return 0 if arguments else 2
 
 
-def _reason(error: CycloptsError) -> str:
-    """What is wrong with a command line, in one line."""
-    cause = error.__cause__
-    text = first_reason(cause) if isinstance(cause, PydanticError) else str(error)
-    return text if isinstance(cause, PydanticError) else f"{text} (try --help)"
+def _shown(value: Any) -> Any:
+    """A default as help shows it; switches that are off and empty lists are no news."""
+    return None if value is False or value == () else value
 
 
 def _in_flags(text: str) -> str:
@@ -100,7 +111,3 @@ def _fail(text: str, code: int) -> int:
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
     sys.exit(128 + signum)
-
-
-if __name__ == "__main__":
-    main()

@@ -32,7 +32,13 @@ RowsOptions = Annotated[Rows, Parameter("*", group=TEXT)]
 MeasurementOptions = Annotated[Measurement, Parameter("*", group=WORK)]
 OutputOptions = Annotated[Output, Parameter("*", group=RUNTIME)]
 BatchSizeOption = Annotated[
-    BatchSize, Parameter(help="Rows in a forward pass; 'auto' halves it when memory runs out.", group=RUNTIME)
+    BatchSize,
+    Parameter(
+        help="Rows in a forward pass; 'auto' halves it when memory runs out.",
+        metavar="N|auto",
+        show_choices=False,
+        group=RUNTIME,
+    ),
 ]
 TokenizerOption = Annotated[
     str | None, Parameter(help="Hub id or path of the tokenizer; the model's own when not given.", group=TEXT)

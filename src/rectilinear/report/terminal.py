@@ -31,7 +31,7 @@ def show(result: ResultFile, console: Console | None = None) -> None:
 def show_table(table: Table, console: Console) -> None:
     """Print a table; where it is wider than the console, with fewer digits and without rules."""
     rendered = _render(table, compact=False)
-    if Measurement.get(console, console.options, rendered).minimum > console.width:
+    if Measurement.get(console, console.options.update(max_width=9999), rendered).maximum > console.width:
         rendered = _render(table, compact=True)
     # Title and caption beside the table, not in it: as narrow as it may be, it would break their lines.
     if table.title:

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rectilinear.cli.console import check_out
 from rectilinear.errors import JobError, RequestError
-from rectilinear.runs import stage
+from rectilinear.runs import claim, stage
 
 
 def contents(folder):
