@@ -1,10 +1,23 @@
 # On a machine with Python, make and a package index, `make demo` and `make test` are all it takes.
+SHELL := bash
+.SHELLFLAGS := -eo pipefail -c
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test slow lint types contracts examples clean
+# The tested torch. As an exact version it resolves to a CPU build where an index offers one, while the newest one on
+# PyPI brings gigabytes of CUDA along on Linux: `make newest TORCH=torch` takes it.
+TORCH ?= torch==2.13.0
+
+# The tests of what touches other libraries, for `make oldest` and `make newest`.
+BOUNDS := -m "not slow" -k "not trained_model" $(addprefix tests/,models/test_logits.py models/test_linear_block.py \
+	models/test_capture.py models/test_load.py models/test_completion.py measurement/test_measure.py \
+	evaluation/test_speed.py linearization/test_linearize.py training/test_loop.py training/test_regularizer.py \
+	evaluation/test_harness.py::test_scores_are_those_of_the_harness_by_itself)
+
+.PHONY: demo test slow lint types contracts examples oldest newest lock clean
 
 demo: $(READY)
 	$(BIN)/rectilinear demo
@@ -32,10 +45,35 @@ examples: $(READY)
 	$(BIN)/python examples/watch_training.py
 	$(BIN)/python examples/penalize_layers.py
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml requirements/lock.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python $(PIP) -c requirements/lock.txt -e ".[dev]"
 	touch $@
 
+# The lowest versions that pyproject.toml allows, with the oldest Python; of torch the tested one.
+oldest: $(READY)
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/python $(PIP) "$(TORCH)"
+	$(BIN)/uv pip install --quiet --python $(VENV)-oldest -c requirements/oldest.txt -e ".[test]"
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/pytest -n auto $(BOUNDS)
+
+# Whatever is newest today; of torch the tested one unless TORCH says otherwise.
+newest: $(READY)
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python $(PIP) "$(TORCH)"
+	$(BIN)/uv pip install --quiet --python $(VENV)-newest -e ".[test]"
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/pytest -n auto $(BOUNDS)
+
+# The lock is resolved for every system, so that CUDA packages are left out: they come with torch where its build
+# needs them.
+COMPILE = echo "$(TORCH)" | $(BIN)/uv pip compile --quiet --no-header --no-annotate --no-emit-package rectilinear
+WITHOUT_CUDA := sed -E '/^(nvidia|cuda|triton)/d'
+
+lock: $(READY)
+	$(COMPILE) --universal --extra dev pyproject.toml - | $(WITHOUT_CUDA) > lock.new
+	$(COMPILE) --python-version 3.11 --resolution lowest-direct --extra test pyproject.toml - | $(WITHOUT_CUDA) > oldest.new
+	mv lock.new requirements/lock.txt
+	mv oldest.new requirements/oldest.txt
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

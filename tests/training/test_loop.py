@@ -7,8 +7,6 @@ from rectilinear import JobError, Regularizer
 from rectilinear.training.loop import GuardedTrainer
 from tests.families import build, token_rows
 
-pytestmark = pytest.mark.bounds
-
 
 def guarded(folder, *, regularizer=True, **options):
     model = build("llama").train()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,14 +12,14 @@ import typer
 from rectilinear.errors import RequestError
 
 
-class PoolingName(str, Enum):
+class PoolingName(StrEnum):
     """How the hidden states of a text become one."""
 
     mean = "mean"
     last = "last"
 
 
-class DTypeName(str, Enum):
+class DTypeName(StrEnum):
     """Names of ``--dtype``."""
 
     auto = "auto"
@@ -28,14 +28,14 @@ class DTypeName(str, Enum):
     float16 = "float16"
 
 
-class ConventionName(str, Enum):
+class ConventionName(StrEnum):
     """Names of ``--convention``."""
 
     block = "block"
     paper = "paper"
 
 
-class KindName(str, Enum):
+class KindName(StrEnum):
     """Names of ``--kind``."""
 
     drop = "drop"
@@ -44,7 +44,7 @@ class KindName(str, Enum):
     filter = "filter"
 
 
-class TargetName(str, Enum):
+class TargetName(StrEnum):
     """Names of ``--target``."""
 
     block = "block"
@@ -52,7 +52,7 @@ class TargetName(str, Enum):
     mlp = "mlp"
 
 
-class SelectName(str, Enum):
+class SelectName(StrEnum):
     """Names of ``--select``."""
 
     score = "score"
@@ -60,7 +60,7 @@ class SelectName(str, Enum):
     loss = "loss"
 
 
-class ProductsName(str, Enum):
+class ProductsName(StrEnum):
     """Names of ``--products``."""
 
     auto = "auto"
@@ -68,7 +68,7 @@ class ProductsName(str, Enum):
     float64 = "float64"
 
 
-class RegularizerName(str, Enum):
+class RegularizerName(StrEnum):
     """Names of ``--regularizer``."""
 
     none = "none"
