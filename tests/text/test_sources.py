@@ -145,7 +145,7 @@ def test_missing_column_names_what_is_there(write, name):
     assert name in message
     assert "'text'" in message
     assert "story, title" in message
-    assert "--column title" in message  # the nearest to the one asked for
+    assert "`column=title`" in message  # the nearest to the one asked for
 
 
 def test_missing_column_of_an_empty_record(write):

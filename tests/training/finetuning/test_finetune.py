@@ -14,9 +14,9 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.profile import LinearityRecord
 from rectilinear.models.load import load_classifier
 from rectilinear.models.settings import Loading
+from rectilinear.text.tasks import read_task
+from rectilinear.training.classification import Collator, Example, score_texts
 from rectilinear.training.finetuning import finetune as module
-from rectilinear.training.finetuning.data import read_task
-from rectilinear.training.finetuning.inputs import Collator, Example, score_texts
 from rectilinear.training.finetuning.record import BlockLinearity, Linearities, Scores, change_of, summarize
 from tests.families import TINY, VOCABULARY, build
 from tests.superglue import write_lines, write_superglue
