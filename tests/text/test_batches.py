@@ -40,7 +40,6 @@ ONE_LENGTH = {
     "dataset": datasets.Dataset.from_dict({"input_ids": ROWS.tolist(), "attention_mask": [[1] * 5] * 12}),
     "dataset of tensors": datasets.Dataset.from_dict({"input_ids": ROWS.tolist()}).with_format("torch"),
     "streamed dataset": datasets.Dataset.from_dict({"input_ids": ROWS.tolist()}).to_iterable_dataset(),
-    "data frame": pandas.DataFrame({"name": ["a"] * 12, "input_ids": ROWS.tolist()}),
 }  # fmt: skip
 
 
@@ -53,7 +52,6 @@ def test_rows_of_one_length_are_a_tensor(kind):
 
 @pytest.mark.parametrize("make", [
     list, lambda rows: [*map(torch.tensor, rows)], lambda rows: datasets.Dataset.from_dict({"input_ids": rows}),
-    lambda rows: pandas.DataFrame({"input_ids": rows}),
 ])  # fmt: skip
 def test_rows_of_other_lengths_are_padded_and_masked(make):
     assert rows_of(as_batches(make(RAGGED))) == RAGGED
@@ -64,7 +62,7 @@ def test_padding_stays_out():
     table = datasets.Dataset.from_dict({"input_ids": ROWS[:3].tolist(), "attention_mask": masks})
     wanted = [[2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13]]
     assert rows_of(as_batches(table)) == wanted
-    assert rows_of(as_batches(pandas.DataFrame({**table.to_dict(), "text": "a"}))) == wanted
+    assert rows_of(as_batches([*table])) == wanted
 
 
 def test_loaders_give_their_batches(tiny_tokenizer):
@@ -106,7 +104,7 @@ def test_text_is_left_to_be_read(source):
         (torch.rand(2, 3), "expected token ids .* got one batch; try \\[batch\\]"),
         ({"input_ids": ROWS}, "got one batch; try \\[batch\\]"),
         (iter(["one"]), "got a text; try a list"),
-        ([[1, 2], "three"], "row 1: expected a list of token ids, got str"),
+        ([[1, 2], "three"], "expected rows of token ids, got str among them"),
         ([ROWS, "three"], "expected batches of tensors .* got str"),
     ],
 )

@@ -84,7 +84,7 @@ def find_data(folder: Path, task: str, known: bool) -> LocalData | None:
 
 
 def forms_of(task: str) -> str:
-    """Columns that are understood for a task beside the Hub's, to be told."""
+    """Columns that are understood for a task beside the Hub's, for messages."""
     return "".join(f", or {', '.join(form)}," for form, tasks in _CONVERTED.items() if task in tasks)
 
 

@@ -46,7 +46,7 @@ class TaskSet:
         tasks: of the harness, by name, with their data.
         groups: of the harness, by name.
         sources: of each task's data.
-        columns: tasks of the paper's group; none where that was not asked for.
+        columns: tasks of the paper's group; none without that group.
         missing: others of that group, which have no data.
         limit: documents of each task, at most.
         num_fewshot: examples before each question; None for each task's own number.
@@ -106,7 +106,7 @@ def load_tasks(
         loaded = _from_files(present, manager) if folder else _from_hub([*wanted, *columns], manager)
     if folder is not None:
         _check_examples(loaded["tasks"], num_fewshot, folder)
-    order = [name for asked in names for name in (SUPERGLUE if asked == SUPERGLUE_GROUP else [asked])]
+    order = [name for given in names for name in (SUPERGLUE if given == SUPERGLUE_GROUP else [given])]
     tasks: dict[str, Task] = dict(
         sorted(loaded["tasks"].items(), key=lambda task: order.index(task[0]) if task[0] in order else len(order))
     )
@@ -138,13 +138,13 @@ def _source_of(task: Task, local: LocalData | None) -> str:
     return str(local.questions) if local else "/".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
 
 
-def check_chat_template(tokenizer: PreTrainedTokenizerBase, asked: TaskSet) -> None:
-    """Refuse a tokenizer without the chat template that is asked for.
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> None:
+    """Refuse a tokenizer without a chat template where prompts are to be put into one.
 
     Raises:
         RequestError: it has none.
     """
-    if asked.apply_chat_template and not tokenizer.chat_template:
+    if tasks.apply_chat_template and not tokenizer.chat_template:
         raise RequestError(
             f"expected a tokenizer with a chat template, got {tokenizer.name_or_path or 'one'} without; try without "
             "`apply_chat_template`"

@@ -64,10 +64,10 @@ def _copa(line: Line) -> Iterator[dict[str, Any]]:
 
 def _multirc(line: Line) -> Iterator[dict[str, Any]]:
     passage = line.inside(line.get("passage", dict), "passage")
-    for asked in passage.get("questions", list):
-        question = passage.inside(asked, "questions")
-        for given in question.get("answers", list):
-            answer = question.inside(given, "answers")
+    for item in passage.get("questions", list):
+        question = passage.inside(item, "questions")
+        for choice in question.get("answers", list):
+            answer = question.inside(choice, "answers")
             yield {
                 "paragraph": passage.get("text", str),
                 "question": question.get("question", str),
@@ -81,8 +81,8 @@ def _record(line: Line) -> Iterator[dict[str, Any]]:
     text = passage.get("text", str)
     spans = [passage.inside(entity, "entities") for entity in passage.get("entities", list)]
     entities = sorted({text[span.get("start", int) : span.get("end", int) + 1] for span in spans})  # the end is inside
-    for asked in line.get("qas", list):
-        question = line.inside(asked, "qas")
+    for item in line.get("qas", list):
+        question = line.inside(item, "qas")
         answers = {question.inside(answer, "answers").get("text", str) for answer in question.get("answers", list)}
         yield {"passage": text, "query": question.get("query", str), "entities": entities, "answers": sorted(answers)}
 

@@ -146,7 +146,7 @@ def find_task(name: str) -> Task:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Questions to train on, and others to be asked.
+    """Questions to train on, and others to validate on.
 
     Attributes:
         source: where they come from.
