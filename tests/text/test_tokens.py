@@ -106,6 +106,14 @@ def test_one_thing_again_and_again(kind, unit, tokenizers):
         assert in_windows(tokenizers[kind], unit * times)[0] == tokenizers[kind]((unit * times).strip())["input_ids"]
 
 
+def test_one_token_without_end():
+    """What is unknown may be one token, however long; no window has its beginning and its end."""
+    backend = Tokenizer(models.BPE({"?": 0, "a": 1}, [], unk_token="?", fuse_unk=True))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
+    text = "a" * 700 + "b c " * 1000 + "a" * 700
+    assert in_windows(tokenizer, text)[0] == tokenizer(text)["input_ids"] == [1] * 700 + [0] + [1] * 700
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "unigram of whole texts"])
 def test_a_document_of_any_length_costs_what_is_taken_of_it(kind, tokenizers):
     sentence, read = "The cat saw a red hen, and it was lost.\n", 0

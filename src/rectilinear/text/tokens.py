@@ -95,7 +95,7 @@ def _tokenize_windows(
         same = [tokens[place] for place in shared] == [
             (token, begin + start, end + start) for token, begin, end in (following[place] for place in again)
         ]
-        if same and _is_split(tokenizer, text[first:last]):
+        if shared and same and _is_split(tokenizer, text[first:last]):
             half = len(shared) // 2
             yield [token for token, _, _ in tokens[given : shared[half]]]
             text, tokens, given = text[start:] + more, following, again[half]

@@ -335,7 +335,7 @@ def test_steps_are_those_of_the_epochs(tiny_checkpoint, data):
         ({"folds": 0}, "expected at least 1 fold, got 0"),
         ({"resume": True}, "expected --out with --resume, got none"),
         ({"save_models": True}, "expected --out with --save-models, got none"),
-        ({"max_tokens": 10}, "expected --max-tokens >= --seq-len"),
+        ({"max_tokens": 10}, "expected `max_tokens` >= `seq_len`"),
     ],
 )
 def test_refuses(options, says, tiny_checkpoint, data):
