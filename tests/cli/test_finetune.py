@@ -8,8 +8,8 @@ import pytest
 
 import rectilinear
 from rectilinear.cli import options
+from rectilinear.text.tasks import TASKS
 from rectilinear.training.finetuning import finetune as module
-from rectilinear.training.finetuning.tasks import TASKS
 from tests.superglue import write_lines, write_superglue
 
 SIZE = (

@@ -16,7 +16,7 @@ from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.judge_client import read_judgements
 from rectilinear.evaluation.judge_record import JudgeReport, Marks
 from rectilinear.evaluation.probe_record import Probe
-from rectilinear.training.finetuning.data import read_task
+from rectilinear.text.tasks import read_task
 from tests.conftest import build_llama
 from tests.judges import marks, reply, serving
 from tests.superglue import write_superglue

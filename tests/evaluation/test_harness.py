@@ -388,13 +388,13 @@ def test_spans_that_are_not_in_the_text_are_mended_as_on_the_hub(tmp_path):
 
 REFUSALS = [
     ({"names": ["boolqq"]}, "got 'boolqq'; try boolq"),
-    ({"names": ["super-glue-lm-eval-v1"]}, "expected tasks, or superglue, with --data, got super-glue-lm-eval-v1"),
+    ({"names": ["super-glue-lm-eval-v1"]}, "expected tasks, or superglue, with `data`, got super-glue-lm-eval-v1"),
     ({"names": ["record"]}, "expected data of record in "),
     ({"names": ["record", "superglue"]}, "expected data of record in "),
-    ({"names": ["boolq"], "limit": 0}, "--limit of at least 1, got 0"),
-    ({"names": ["boolq"], "num_fewshot": -1}, "--num-fewshot of at least 0, got -1"),
+    ({"names": ["boolq"], "limit": 0}, "`limit` of at least 1, got 0"),
+    ({"names": ["boolq"], "num_fewshot": -1}, "`num_fewshot` of at least 0, got -1"),
     ({"names": []}, "at least one task"),
-    ({"names": ["boolq"], "data": "nowhere"}, "expected a folder for --data, got nowhere"),
+    ({"names": ["boolq"], "data": "nowhere"}, "expected a folder for `data`, got nowhere"),
 ]
 
 
@@ -468,7 +468,7 @@ def test_examples_that_are_not_there(tmp_path, data):
 def test_examples_that_a_task_has_by_itself_do_not_come_from_what_is_asked(tmp_path):
     """gsm8k shows five worked examples, of its training part; a single file has none."""
     write_lines(tmp_path / "gsm8k.jsonl", [{"question": f"{i}+1?", "answer": f"#### {i + 1}"} for i in range(12)])
-    with pytest.raises(RequestError, match=r"expected 5 examples of gsm8k to show, got none .* try --num-fewshot 0"):
+    with pytest.raises(RequestError, match=r"expected 5 examples of gsm8k to show, got none .* try `num_fewshot=0`"):
         load_tasks(["gsm8k"], tmp_path)
 
 

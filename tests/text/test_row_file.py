@@ -4,12 +4,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectilinear.text.row_file import open_rows, write_rows
-from rectilinear.text.rows import pack_rows, stream_rows
+from rectilinear.text.rows import open_rows, pack_rows, stream_rows, write_rows
+from rectilinear.text.tokens import tokenize_with
 
 
 def tokenize(texts):
-    return [[*text.encode(), 0] for text in texts]
+    return ([*text.encode(), 0] for text in texts)
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=80, max_size=150), limit=st.integers(1, 500))
@@ -22,9 +22,7 @@ def test_stream_equals_pack(lengths, limit):
 
 
 def test_file(documents, tiny_tokenizer, tmp_path):
-    def ids(texts):
-        return tiny_tokenizer(texts)["input_ids"]
-
+    ids = tokenize_with(tiny_tokenizer)
     wanted = pack_rows(documents, ids, 16, 10**6)
     contents = write_rows(tmp_path / "rows.bin", stream_rows(documents, ids, 16))
     assert contents == (len(wanted.ids), 16, wanted.fingerprint)

@@ -16,7 +16,8 @@ BOS, EOS = 1, 2
 
 def tokenize(texts):
     """One token a character, between the special tokens of its document."""
-    return [[BOS, *(ord(character) for character in text), EOS] for text in texts]
+    for text in texts:
+        yield [BOS, *(ord(character) for character in text), EOS]
 
 
 def ids(*parts):

@@ -3,12 +3,15 @@
 import json
 from itertools import islice
 
+import datasets
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from rectilinear.errors import RequestError
-from rectilinear.text.sources import open_text
+from rectilinear.text.lines import read_lines
+from rectilinear.text.sources import open_documents, open_text
 
 
 @pytest.fixture
@@ -145,7 +148,7 @@ def test_missing_column_names_what_is_there(write, name):
     assert name in message
     assert "'text'" in message
     assert "story, title" in message
-    assert "--column title" in message  # the nearest to the one asked for
+    assert "`column=title`" in message  # the nearest to the one asked for
 
 
 def test_missing_column_of_an_empty_record(write):
@@ -187,3 +190,119 @@ def test_hub_id_offline_is_refused_in_one_line():
     message = refusal("nobody/nothing")
     assert "'nobody/nothing'" in message
     assert "Hub dataset id" in message
+
+
+def test_a_document_of_a_txt_is_read_no_further_than_needed(write):
+    """Lines or none, its beginning is there before its end is read."""
+    for line in ("x" * 79 + "\n", "x"):
+        path = write("a.txt", line.encode() * (2**20 // len(line)) + b"\xff")
+        [document] = islice(open_documents(path), 1)
+        assert next(iter(document)).startswith("x" * 79)
+        with pytest.raises(RequestError, match="0xff"):
+            "".join(document)
+
+
+@pytest.mark.parametrize("line", [65_535, 65_536, 65_537, 131_072])
+def test_separators_at_the_ends_of_pieces(write, line):
+    """Long lines are read in pieces; a piece that looks like a separator is none, one in much white space is."""
+    ends = "x" * line + "<|endoftext|>\n"
+    begins = " " * line + "<|endoftext|>" + " " * line + "\n"
+    path = write("a.txt", ends + begins + "one" + "\r\n" + begins.replace("\n", "y\n") + begins.strip("\n"))
+    first, second, third = open_text(path)
+    assert first == ends
+    assert second == "one\n" + begins.replace("\n", "y\n")
+    assert third == ""
+
+
+def test_documents_that_are_not_taken_are_passed_over(write):
+    path = write("a.txt", "one\nmore\n<|endoftext|>\ntwo\n<|endoftext|>\nthree")
+    assert ["".join(document) for place, document in enumerate(open_documents(path)) if place != 1] == [
+        "one\nmore\n",
+        "three",
+    ]
+
+
+@pytest.mark.parametrize("source", [
+    ["one", "two"], ("one", "two"), iter(["one", "two"]), [{"text": "one"}, {"text": "two", "id": 2}],
+    datasets.Dataset.from_dict({"id": [1, 2], "text": ["one", "two"]}), pandas.Series(["one", "two"]),
+    datasets.Dataset.from_dict({"text": ["one", "two"]}).to_iterable_dataset(),
+    datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": ["one", "two"]})),
+    pandas.DataFrame({"id": [1, 2], "text": ["one", "two"]}, index=["b", "a"]),
+])  # fmt: skip
+def test_texts_in_memory(source):
+    assert list(open_text(source)) == ["one", "two"]
+
+
+def test_columns_and_splits_of_tables_in_memory():
+    table = {"story": ["eins", "zwei"], "text": ["one", "two"]}
+    for made in (datasets.Dataset.from_dict(table), pandas.DataFrame(table)):
+        assert list(open_text(made, column="story")) == ["eins", "zwei"]
+        assert "there are story, text; try `column=story`" in refusal(made, column="stories")
+    splits = datasets.DatasetDict(test=datasets.Dataset.from_dict(table))
+    assert list(open_text(splits, split="test")) == ["one", "two"]
+    assert "a split 'train', got test" in refusal(splits)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (["one", 2], "list, item 1: expected a text, got int"),
+        (pandas.DataFrame({"text": ["one", None]}), "expected text in column 'text', got"),
+        (7, "expected a path, a Hub dataset id or 'stories', or texts, got int"),
+        ("", "expected a path, a Hub dataset id or 'stories', got a text ('')"),
+    ],
+)
+def test_what_is_no_text_is_refused(source, message):
+    assert message in refusal(source)
+
+
+@pytest.mark.parametrize("text", ["Once upon a time, there was a cat.", "one\ntwo", "x" * 5000, "/a\n/b"])
+def test_a_text_in_the_place_of_a_path_is_said_to_be_one(text):
+    message = refusal(text)
+    assert message.startswith("expected a path, a Hub dataset id or 'stories', got a text ('")
+    assert message.endswith("; try [text]")
+    assert list(open_text([text])) == [text]
+
+
+HALF = "cut \ud83d here, \ude00 there; whole \U0001f600"
+PLAIN = "cut \ufffd here, \ufffd there; whole \U0001f600"
+
+
+@pytest.mark.parametrize("make", [
+    lambda write: write("a.jsonl", [{"text": "one"}, {"text": HALF}]), lambda write: ["one", HALF],
+    lambda write: [{"text": "one"}, {"text": HALF}], lambda write: iter(["one", HALF]),
+])  # fmt: skip
+def test_what_is_no_character_is_replaced_with_a_warning(write, make):
+    """Valid JSON, and valid UTF-8 on disk, may name half a surrogate pair."""
+    with pytest.warns(UserWarning, match=r"(a\.jsonl, line 2|item 1): half a surrogate pair .* U\+FFFD") as warned:
+        assert list(open_text(make(write))) == ["one", PLAIN]
+    assert len(warned) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_escapes_of_whole_characters_are_no_reason_to_warn(write):
+    path = write("a.jsonl", r'{"text": "\ud83d\ude00 \u00e9 \\ud83d \n", "n": [1e999, -0.1, 12345678901234567890]}')
+    [line] = read_lines(path)
+    assert line.record == {"text": "\U0001f600 é \\ud83d \n", "n": [float("inf"), -0.1, 12345678901234567890]}
+
+
+def test_keys_and_parts_are_replaced_too(write):
+    path = write("a.jsonl", [{"a\ud83d": {"b": ["\udc00"]}}])
+    with pytest.warns(UserWarning, match="line 1"):
+        [line] = read_lines(path)
+    assert line.record == {"a\ufffd": {"b": ["\ufffd"]}}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("9" * 5000, "a number of too many digits"),
+        ("[" * 100_000, "too deeply nested"),
+        ("[" * 100_000 + r'"\ud83d"' + "]" * 100_000, "too deeply nested"),
+    ],
+)
+def test_what_json_cannot_hold_names_file_and_line(write, value, reason):
+    path = write("a.jsonl", '{"text": "one"}\n{"text": ' + value + "}\n")
+    message = refusal(path)
+    assert "a.jsonl, line 2: expected JSON, got " in message
+    assert reason in message

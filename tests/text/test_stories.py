@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rectilinear.text.stories import _COMMON, _NAMES, _rows, generate_stories
+from rectilinear.text.stories import _book, generate_stories
 
-GENDER = {name: girl for girl, names in _NAMES.items() for [name] in _rows(names)}
+GENDER = {name: girl for girl, names in _book()["names"].items() for [name] in names}
 PRONOUNS = {"girl": {"she", "her"}, "boy": {"he", "him", "his"}}
-COLOURS = {colour for [colour] in _rows(_COMMON["colour"])}
+COLOURS = {colour for [colour] in _book()["common"]["colour"]}
 CHARACTERS = re.compile(r"[A-Za-z ,.:!?'\"\-\n]+")
 
 

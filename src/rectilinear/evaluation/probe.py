@@ -24,10 +24,9 @@ from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress
 from rectilinear.settings import BatchSize
 from rectilinear.text.fingerprint import fingerprint
-from rectilinear.training.finetuning.data import read_task
-from rectilinear.training.finetuning.inputs import Encoded, check_ids, describe_questions, encode, predict, warn_of_cuts
-from rectilinear.training.finetuning.metrics import commonest, score_answers
-from rectilinear.training.finetuning.tasks import Task, find_task
+from rectilinear.text.tasks import Task, find_task, read_task
+from rectilinear.training.classification import Encoded, check_ids, describe_questions, encode, predict, warn_of_cuts
+from rectilinear.training.metrics import commonest, score_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +67,7 @@ def probe(
         model: Hub id, path, ``"storyteller"``, or a module that takes ids.
         task: ``boolq``, ``cb``, ``copa``, ``multirc``, ``rte``, ``wic``, ``wsc`` or ``reward``. Of choices, a
             probe tells right ones from wrong ones, and the question goes to the one it is surest of.
-        data: see `rectilinear.training.finetuning.data.read_task`.
+        data: see `rectilinear.text.tasks.read_task`.
         pooling: ``mean`` over the tokens of a text, or its ``last`` token.
         folds: of the cross-validation.
         max_examples: lines of each file to read at most.

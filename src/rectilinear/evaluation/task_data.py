@@ -1,18 +1,15 @@
-"""Files on disk as the data of the harness's own tasks, so that its prompts stay what they are."""
+"""Files on disk as the data of the harness's own tasks, whose prompts stay what they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rectilinear.errors import RequestError
-from rectilinear.text.superglue import SUPERGLUE, texts_of
-from rectilinear.text.task_files import Line, read_lines, split_file, task_folder
-
-#: Rows as the Hub has them, from a line of a file.
-Rows = Callable[[Line], Iterator[dict[str, Any]]]
+from rectilinear.text.lines import Line, read_lines
+from rectilinear.text.superglue import SUPERGLUE, Rows, split_file
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class LocalData:
         Raises:
             RequestError: a line that is not JSON, a column that is missing, or has something else in it; no rows.
         """
-        rows = [row for line in read_lines(path) for row in self.rows(line)]
+        rows = [row for line in read_lines(path, required=True) for row in self.rows(line)]
         if not rows:
             raise RequestError(f"expected at least one question in {path}, got none")
         return rows
@@ -60,15 +57,14 @@ def find_data(folder: Path, task: str, known: bool) -> LocalData | None:
     """
     if task in _SUPERGLUE:
         name, rows = _SUPERGLUE[task]
-        files = SUPERGLUE[name]
-        if any(child.is_dir() and child.name.casefold() == files.folder.casefold() for child in folder.iterdir()):
-            found = task_folder(folder, files.folder)
+        if found := SUPERGLUE[name].find(folder):
             examples = found / "train.jsonl"
-            return LocalData(split_file(found, "val"), examples if examples.is_file() else None, rows or files.rows, {})
+            own = rows or SUPERGLUE[name].rows
+            return LocalData(split_file(found, "val"), examples if examples.is_file() else None, own, {})
     file = folder / f"{task}.jsonl"
     if not file.is_file():
         return None
-    columns = [*next(read_lines(file)).record]
+    columns = [*next(read_lines(file, required=True)).record]
     for form, (template, own) in _FORMS.items():
         if {*form} <= {*columns}:
             if not known:
@@ -88,7 +84,7 @@ def find_data(folder: Path, task: str, known: bool) -> LocalData | None:
 
 
 def forms_of(task: str) -> str:
-    """Columns that are understood for a task beside the Hub's, to be told."""
+    """Columns that are understood for a task beside the Hub's, for messages."""
     return "".join(f", or {', '.join(form)}," for form, tasks in _CONVERTED.items() if task in tasks)
 
 
@@ -119,11 +115,11 @@ def _as_in_text(span: str, text: str, index: int) -> str:
 
 def _as_choices(line: Line) -> Iterator[dict[str, Any]]:
     choices = _choices(line)
-    yield {**texts_of(line, "query"), "choices": choices, "gold": line.one_of("gold", tuple(range(len(choices))))}
+    yield {**line.texts("query"), "choices": choices, "gold": line.one_of("gold", tuple(range(len(choices))))}
 
 
 def _as_continuation(line: Line) -> Iterator[dict[str, Any]]:
-    row = texts_of(line, "context", "continuation")
+    row = line.texts("context", "continuation")
     blank = "" if row["continuation"][:1].isspace() else " "
     yield {**row, "continuation": blank + row["continuation"]}
 

@@ -46,7 +46,7 @@ class TaskSet:
         tasks: of the harness, by name, with their data.
         groups: of the harness, by name.
         sources: of each task's data.
-        columns: tasks of the paper's group; none where that was not asked for.
+        columns: tasks of the paper's group; none without that group.
         missing: others of that group, which have no data.
         limit: documents of each task, at most.
         num_fewshot: examples before each question; None for each task's own number.
@@ -89,68 +89,65 @@ def load_tasks(
             the task needs, no examples to show.
     """
     require("lm_eval", "eval")
-    for name, value, least in (("--limit", limit, 1), ("--num-fewshot", num_fewshot, 0)):
+    for name, value, least in (("limit", limit, 1), ("num_fewshot", num_fewshot, 0)):
         if value is not None and value < least:
-            raise RequestError(f"expected {name} of at least {least}, got {value}")
+            raise RequestError(f"expected `{name}` of at least {least}, got {value}")
     if not names:
         raise RequestError("expected at least one task, got none")
     folder = None if data is None else Path(data).expanduser()
     if folder is not None and not folder.is_dir():
-        raise RequestError(f"expected a folder for --data, got {data}")
+        raise RequestError(f"expected a folder for `data`, got {data}")
+    columns = [*SUPERGLUE] if SUPERGLUE_GROUP in names else []
     with quiet():
         manager = _manager()
         provide_squad_metrics()
         wanted = _expand([name for name in names if name != SUPERGLUE_GROUP], manager, folder)
-        columns = [*SUPERGLUE] if SUPERGLUE_GROUP in names else []
-        present: dict[str, LocalData] = {}
-        if folder is None:
-            loaded = _from_hub([*dict.fromkeys((*wanted, *columns))], manager)
-        else:
-            present = _find_all(wanted, columns, manager, folder)
-            loaded = _from_files(present, manager)
-    tasks = loaded["tasks"]
+        present = {} if folder is None else _find_all(wanted, columns, manager, folder)
+        loaded = _from_files(present, manager) if folder else _from_hub([*wanted, *columns], manager)
     if folder is not None:
-        for name, task in tasks.items():
-            default = task.get_config("num_fewshot")
-            shots = default if num_fewshot is None or default == 0 else num_fewshot
-            own = task.get_config("fewshot_config")
-            if shots and not task.has_training_docs() and not (own and getattr(own, "samples", None)):
-                raise RequestError(
-                    f"expected {shots} examples of {name} to show, got none in {folder}; try --num-fewshot 0"
-                )
-    order = [name for asked in names for name in (SUPERGLUE if asked == SUPERGLUE_GROUP else [asked])]
-    tasks = dict(sorted(tasks.items(), key=lambda task: order.index(task[0]) if task[0] in order else len(order)))
-    missing = tuple(name for name in columns if name not in tasks)
-    there = tuple(name for name in columns if name in tasks)
-    sources = {
-        name: str(present[name].questions)
-        if name in present
-        else "/".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
-        for name, task in tasks.items()
-    }
+        _check_examples(loaded["tasks"], num_fewshot, folder)
+    order = [name for given in names for name in (SUPERGLUE if given == SUPERGLUE_GROUP else [given])]
+    tasks: dict[str, Task] = dict(
+        sorted(loaded["tasks"].items(), key=lambda task: order.index(task[0]) if task[0] in order else len(order))
+    )
     return TaskSet(
         tasks,
         loaded.get("groups", {}),
-        sources,
-        there,
-        missing,
-        limit,
-        num_fewshot,
-        apply_chat_template,
-        system_instruction,
+        {name: _source_of(task, present.get(name)) for name, task in tasks.items()},
+        columns=tuple(name for name in columns if name in tasks),
+        missing=tuple(name for name in columns if name not in tasks),
+        limit=limit,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        system_instruction=system_instruction,
     )
 
 
-def check_chat_template(tokenizer: PreTrainedTokenizerBase, asked: TaskSet) -> None:
-    """Refuse a tokenizer without the chat template that is asked for.
+def _check_examples(tasks: Mapping[str, Task], num_fewshot: int | None, folder: Path) -> None:
+    for name, task in tasks.items():
+        default = task.get_config("num_fewshot")
+        shots = default if num_fewshot is None or default == 0 else num_fewshot
+        own = task.get_config("fewshot_config")
+        if shots and not task.has_training_docs() and not (own and getattr(own, "samples", None)):
+            raise RequestError(
+                f"expected {shots} examples of {name} to show, got none in {folder}; try `num_fewshot=0`"
+            )
+
+
+def _source_of(task: Task, local: LocalData | None) -> str:
+    return str(local.questions) if local else "/".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> None:
+    """Refuse a tokenizer without a chat template where prompts are to be put into one.
 
     Raises:
         RequestError: it has none.
     """
-    if asked.apply_chat_template and not tokenizer.chat_template:
+    if tasks.apply_chat_template and not tokenizer.chat_template:
         raise RequestError(
             f"expected a tokenizer with a chat template, got {tokenizer.name_or_path or 'one'} without; try without "
-            "--apply-chat-template"
+            "`apply_chat_template`"
         )
 
 
@@ -171,13 +168,13 @@ def _expand(names: Sequence[str], manager: TaskManager, folder: Path | None) -> 
             matched = [name]
         if not matched:
             near = get_close_matches(name, [SUPERGLUE_GROUP, *manager.all_tasks], 3, 0.5)
-            tries = ", ".join(near) + (f", or put {name}.jsonl into --data" if folder else "")
+            tries = ", ".join(near) + (f", or put {name}.jsonl into `data`" if folder else "")
             likely = f"; try {tries.removeprefix(', or ')}" if tries else ""
             raise RequestError(f"expected tasks that the harness knows, got {name!r}{likely}")
         groups = [match for match in matched if match in manager.all_groups or match in manager.all_tags]
         if folder is not None and groups:
             raise RequestError(
-                f"expected tasks, or {SUPERGLUE_GROUP}, with --data, got {groups[0]}, which stands for several"
+                f"expected tasks, or {SUPERGLUE_GROUP}, with `data`, got {groups[0]}, which stands for several"
             )
         found += [match for match in matched if match not in found]
     return found
@@ -197,13 +194,13 @@ def _find_all(
 
 
 def _from_hub(names: Sequence[str], manager: TaskManager) -> dict[str, Any]:
-    told = ", ".join(names)
+    listed = ", ".join(dict.fromkeys(names))
     try:
-        return {**manager.load([*names])}
+        return {**manager.load([*dict.fromkeys(names)])}
     except ImportError as error:
-        raise RequestError(f"expected what tasks {told} need to be installed, got {said(error)}") from None
+        raise RequestError(f"expected what tasks {listed} need to be installed, got {said(error)}") from None
     except Exception as error:  # tasks bring code of their own
-        raise RequestError(f"cannot get the data of {told} from the Hub ({said(error)}); try --data") from None
+        raise RequestError(f"cannot get the data of {listed} from the Hub ({said(error)}); try `data`") from None
 
 
 def _from_files(found: Mapping[str, LocalData], manager: TaskManager) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from rectilinear.models.load import (
     pick_device,
 )
 from rectilinear.models.settings import Loading
-from rectilinear.text.rows import Tokenize, TokenRows, pack_rows
+from rectilinear.text.rows import TokenRows, pack_rows
 from rectilinear.text.settings import Rows
-from rectilinear.text.sources import open_text
+from rectilinear.text.sources import open_documents
+from rectilinear.text.tokens import tokenize_with
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +98,7 @@ class Origin:
         Raises:
             RequestError: no such text, rows longer than the context, ids beyond the vocabulary.
         """
-        documents = open_text(text, column=rows.column, config=rows.config, split=rows.split, seed=rows.seed)
+        documents = open_documents(text, rows)
         config = self.config()
         check_context(config, rows.seq_len)
         packed = pack_rows(documents, tokenize_with(tokenizer or self.tokenizer()), rows.seq_len, rows.max_tokens)
@@ -109,9 +110,3 @@ def short_name(model: str) -> str:
     """What comes after the last slash of a Hub id or path; of ``.`` and ``..`` the folder's name."""
     last = Path(model).name
     return last if last not in ("", "..") else Path(model).resolve().name
-
-
-def tokenize_with(tokenizer: PreTrainedTokenizerBase) -> Tokenize:
-    """Texts to their token ids, special tokens included."""
-    # verbose=False: documents longer than the context are cut into rows, no need to warn.
-    return lambda texts: tokenizer(texts, verbose=False)["input_ids"]

@@ -1,19 +1,18 @@
-"""Documents to token rows, in one fixed way, so that anyone can check a number."""
+"""Documents to token rows, in one fixed way, so that anyone can check a number; in memory or in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rectilinear.errors import RequestError
 from rectilinear.text.fingerprint import fingerprint
-
-#: Token ids of each of some documents, special tokens included.
-Tokenize = Callable[[list[str]], Sequence[Sequence[int]]]
+from rectilinear.text.tokens import Document, Tokenize, trim_documents
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,38 +28,35 @@ class TokenRows:
     fingerprint: str
 
 
-def pack_rows(documents: Iterable[str], tokenize: Tokenize, seq_len: int, max_tokens: int) -> TokenRows:
+def pack_rows(documents: Iterable[Document], tokenize: Tokenize, seq_len: int, max_tokens: int) -> TokenRows:
     """Pack documents into rows of equal length.
 
     Documents are trimmed of surrounding white space, empty ones skipped, each tokenised with the
     tokenizer's own special tokens, concatenated in order and cut into rows of ``seq_len``; the
     remainder is dropped and the first ``max_tokens // seq_len`` rows are kept. Documents are read
-    64 at a time, no further than needed.
+    64 at a time and long ones piece by piece, no further than needed.
 
     Raises:
         RequestError: not even one row.
     """
     if seq_len < 1 or max_tokens < seq_len:
-        raise RequestError(f"expected --max-tokens >= --seq-len >= 1, got {max_tokens} and {seq_len}")
-    chunks = [*stream_rows(documents, tokenize, seq_len, max_tokens // seq_len)]
-    packed = torch.cat(chunks)
+        raise RequestError(f"expected `max_tokens` >= `seq_len` >= 1, got {max_tokens} and {seq_len}")
+    packed = torch.cat([*stream_rows(documents, tokenize, seq_len, max_tokens // seq_len)])
     return TokenRows(packed, fingerprint([packed]))
 
 
 def stream_rows(
-    documents: Iterable[str], tokenize: Tokenize, seq_len: int, max_rows: int | None = None
+    documents: Iterable[Document], tokenize: Tokenize, seq_len: int, max_rows: int | None = None
 ) -> Iterator[Tensor]:
     """The rows of `pack_rows`, some at a time: int64 ``[rows, seq_len]``, in all ``max_rows`` at most.
 
     Raises:
         RequestError: not even one row, when the text has come to its end.
     """
-    texts = (text for text in map(str.strip, documents) if text)
     tokens: list[int] = []
     done = 0
-    for group in _groups(texts, 64):
-        for ids in tokenize(group):
-            tokens.extend(ids)
+    for ids in tokenize(trim_documents(documents)):
+        tokens.extend(ids)
         rows = len(tokens) // seq_len
         if max_rows is not None:
             rows = min(rows, max_rows - done)
@@ -71,10 +67,51 @@ def stream_rows(
             return
     if not done:
         raise RequestError(
-            f"expected text for at least one row of {seq_len} tokens, got {len(tokens)} tokens; try a shorter --seq-len"
+            f"expected text for at least one row of {seq_len} tokens, got {len(tokens)} tokens; try a smaller `seq_len`"
         )
 
 
-def _groups(texts: Iterator[str], size: int) -> Iterator[list[str]]:
-    while group := list(islice(texts, size)):
-        yield group
+class RowFile(NamedTuple):
+    """What a file of rows contains.
+
+    Attributes:
+        rows: number of rows.
+        seq_len: tokens in each.
+        fingerprint: that of `TokenRows`.
+    """
+
+    rows: int
+    seq_len: int
+    fingerprint: str
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+        return self.rows * self.seq_len * 4
+
+
+def write_rows(path: Path, chunks: Iterable[Tensor]) -> RowFile:
+    """Write rows, int64 ``[rows, seq_len]`` some at a time, as little-endian int32 one after another.
+
+    Raises:
+        OSError: they could not be written.
+    """
+    rows = seq_len = 0
+    with path.open("wb") as file:
+
+        def saved() -> Iterator[Tensor]:
+            nonlocal rows, seq_len
+            for chunk in chunks:
+                rows, seq_len = rows + len(chunk), chunk.shape[1]
+                file.write(chunk.to(torch.int32).numpy().astype("<i4", copy=False).tobytes())
+                yield chunk
+
+        digest = fingerprint(saved())
+    return RowFile(rows, seq_len, digest)
+
+
+def open_rows(path: Path, contents: RowFile) -> Tensor:
+    """``[rows, seq_len]`` int32, read from the file where and when they are needed."""
+    size = contents.rows * contents.seq_len
+    flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.int32)
+    return flat.view(contents.rows, contents.seq_len)

@@ -1,15 +1,18 @@
-"""Text sources: files, folders, Hub datasets and generated stories, as streams of documents."""
+"""Text sources: files, folders, Hub datasets, generated stories and texts in memory, as streams of documents."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from rectilinear.errors import JobError, RequestError, first_line
-from rectilinear.text.jsonl import read_records, readable
+from rectilinear.text.lines import read_lines, readable, replace_surrogates, warn_of_surrogates
+from rectilinear.text.settings import Source
 from rectilinear.text.stories import generate_stories
+from rectilinear.text.tokens import Document
 
 #: The line that separates documents in a ``.txt`` file.
 SEPARATOR = "<|endoftext|>"
@@ -18,10 +21,14 @@ SEPARATOR = "<|endoftext|>"
 _FIRST_STORY_SEED = 1
 
 _SUFFIXES = (".txt", ".jsonl", ".parquet")
+_KINDS = "a path, a Hub dataset id or 'stories'"
+
+# Characters that are read at once at most; of a Hub dataset id at most.
+_PIECE, _LONGEST_ID = 65_536, 200
 
 
 def open_text(
-    source: str | Path,
+    source: str | Path | Iterable[Any],
     *,
     column: str = "text",
     config: str | None = None,
@@ -32,9 +39,9 @@ def open_text(
 
     Args:
         source: a ``.txt`` file (documents separated by a line ``<|endoftext|>``), a ``.jsonl`` or
-            ``.parquet`` file, a folder of these (in order of name), a Hub dataset id, or
-            ``"stories"`` (generated, endless).
-        column: where the text is in jsonl, parquet and Hub datasets.
+            ``.parquet`` file, a folder of these (in order of name), a Hub dataset id, ``"stories"``
+            (generated, endless); or documents in memory: strings, a data frame, a `datasets.Dataset`.
+        column: where the text is in tables: jsonl, parquet, Hub datasets, data frames.
         config: configuration of a Hub dataset.
         split: split of a Hub dataset.
         seed: which generated stories.
@@ -43,44 +50,134 @@ def open_text(
         RequestError: there is no such source; at once. While reading: a column that is not
             there, a line that is not JSON, a file that is not UTF-8.
     """
+    return map("".join, open_documents(source, Source(column=column, config=config, split=split, seed=seed)))
+
+
+def open_documents(
+    source: str | Path | Iterable[Any],
+    reading: Source = Source(),
+) -> Iterator[Document]:
+    """The documents of `open_text`, those of ``.txt`` files in pieces that are read when they are needed."""
+    if not isinstance(source, (str, Path)):
+        return _read_memory(source, reading)
     if str(source) == "stories":
-        return generate_stories(seed + _FIRST_STORY_SEED)
-    path = Path(source).expanduser()
-    if path.is_dir():
+        return iter(generate_stories(reading.seed + _FIRST_STORY_SEED))
+    path = Path(source)
+    try:
+        path = path.expanduser()
+        is_folder, is_file = bool(str(source)) and path.is_dir(), path.is_file()
+    except (OSError, RuntimeError):  # longer than a name can be, or of nobody's home
+        is_folder = is_file = False
+    if is_folder:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
         if not files:
             raise RequestError(f"expected .txt, .jsonl or .parquet files in {path}, found none")
-        return chain.from_iterable(_read_file(file, column) for file in files)
-    if path.is_file():
+        return chain.from_iterable(_read_file(file, reading.column) for file in files)
+    if is_file:
         if path.suffix.lower() not in _SUFFIXES:
             raise RequestError(f"expected a .txt, .jsonl or .parquet file, got {path}")
-        return _read_file(path, column)
-    if path.suffix.lower() in _SUFFIXES or path.is_absolute() or str(source).startswith(("./", "../", "~")):
+        return _read_file(path, reading.column)
+    return _read_hub(_hub_id(str(source)), reading)
+
+
+def name_source(source: str | Path | Iterable[Any]) -> str:
+    """What results call a source: its path or id; for documents in memory, their type."""
+    return str(source) if isinstance(source, (str, Path)) else f"{type(source).__name__} in memory"
+
+
+def _hub_id(source: str) -> str:
+    """A source that is no file, where it may be the id of a dataset."""
+    is_text = len(source) > _LONGEST_ID or "\n" in source
+    path = Path(source)
+    if not is_text and (
+        path.suffix.lower() in _SUFFIXES or path.is_absolute() or source.startswith(("./", "../", "~"))
+    ):
         raise RequestError(f"no text at {source}: expected a file, a folder, a Hub dataset id or 'stories'")
-    return _read_hub(str(source), column, config, split)
+    if is_text or len(source.split()) != 1:
+        shown = f"{source[:40]!r}{'...' if len(source) > 40 else ''}"
+        raise RequestError(f"expected {_KINDS}, got a text ({shown}); try [text]")
+    return source
 
 
-def _read_file(path: Path, column: str) -> Iterator[str]:
-    readers = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    with readable(path):
-        yield from readers[path.suffix.lower()](path, column)
+def _read_memory(source: Iterable[Any], reading: Source) -> Iterator[str]:
+    """Strings, or records with a column of text: a list of them, a `datasets.Dataset`, a data frame."""
+    if isinstance(source, Mapping):  # of splits
+        if reading.split not in source:
+            there = ", ".join(map(str, source))
+            raise RequestError(f"expected texts or a table with a split {reading.split!r}, got {there}")
+        source = source[reading.split]
+    column, where = reading.column, type(source).__name__
+    if not isinstance(source, Iterable):
+        raise RequestError(f"expected {_KINDS}, or texts, got {where}")
+    if hasattr(source, "columns") and not hasattr(
+        source, "column_names"
+    ):  # a data frame, which goes through the names of its columns
+        names = [*map(str, source.columns)]
+        if column not in names:
+            raise _missing_column(column, names, where)
+        source = ({column: text} for text in source[column])  # type: ignore[index]
+    return _texts_of(source, column, where)
 
 
-def _read_txt(path: Path, column: str) -> Iterator[str]:
-    lines: list[str] = []
-    with path.open(encoding="utf-8-sig") as file:
-        for line in file:
-            if line.strip() == SEPARATOR:
-                yield "".join(lines)
-                lines = []
-            else:
-                lines.append(line)
-    yield "".join(lines)
+def _texts_of(items: Iterable[Any], column: str, where: str) -> Iterator[str]:
+    warned = False
+    for place, item in enumerate(items):
+        there = f"{where}, item {place}"
+        if isinstance(item, Mapping):
+            text = _text_of(item, column, there)
+        elif isinstance(item, str):
+            text = item
+        else:
+            raise RequestError(f"{there}: expected a text, got {type(item).__name__}")
+        plain = text if text.isascii() else replace_surrogates(text)
+        if plain != text and not warned:
+            warn_of_surrogates(there)
+            warned = True
+        yield plain
+
+
+def _read_file(path: Path, column: str) -> Iterator[Document]:
+    kind = path.suffix.lower()
+    if kind == ".txt":
+        return _read_txt(path)
+    return (_read_jsonl if kind == ".jsonl" else _read_parquet)(path, column)
+
+
+def _read_txt(path: Path) -> Iterator[Iterator[str]]:
+    lines, ended = _lines(path), False
+
+    def document() -> Iterator[str]:
+        nonlocal ended
+        for line, separates in lines:
+            if separates:
+                return
+            yield line
+        ended = True
+
+    while not ended:
+        current = document()
+        yield current
+        for _ in current:  # what was not wanted of it
+            pass
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bool]]:
+    """The lines of a file, long ones in pieces, and whether they separate documents."""
+    with readable(path), path.open(encoding="utf-8-sig") as file:
+        begins = True
+        while piece := file.readline(_PIECE):
+            # White space around a separator may be longer than a piece.
+            while begins and not piece.endswith("\n") and SEPARATOR.startswith(piece.strip()):
+                if not (more := file.readline(_PIECE)):
+                    break
+                piece += more
+            yield piece, begins and piece.strip() == SEPARATOR
+            begins = piece.endswith("\n")
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    for where, record in read_records(path):
-        yield _text_of(record, column, where)
+    for line in read_lines(path):
+        yield _text_of(line.record, column, line.where)
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
@@ -88,41 +185,36 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise RequestError(f"cannot read {path} as parquet: {first_line(error)}") from None
-    names = file.schema_arrow.names
-    if column not in names:
-        raise _missing_column(column, names, str(path))
-    try:
-        for batch in file.iter_batches(batch_size=256, columns=[column]):
-            for record in batch.to_pylist():
-                yield _text_of(record, column, str(path))
+        with readable(path):
+            file = pyarrow.parquet.ParquetFile(path)
+            names = file.schema_arrow.names
+            if column not in names:
+                raise _missing_column(column, names, str(path))
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
+                for record in batch.to_pylist():
+                    yield _text_of(record, column, str(path))
     except pyarrow.ArrowInvalid as error:
         raise RequestError(f"cannot read {path} as parquet: {first_line(error)}") from None
 
 
-def _read_hub(source: str, column: str, config: str | None, split: str) -> Iterator[str]:
+def _read_hub(source: str, reading: Source) -> Iterator[str]:
     import datasets
 
     try:
-        records = datasets.load_dataset(source, config, split=split, streaming=True)
+        records = datasets.load_dataset(source, reading.config, split=reading.split, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise RequestError(
-            f"no text {source!r}: expected a file, a folder, 'stories' or a Hub dataset id ({first_line(error)})"
-        ) from None
-    return _stream_hub(records, column, source)
+        raise RequestError(f"no text {source!r}: expected {_KINDS} ({first_line(error)})") from None
+    return _stream_hub(records, reading.column, source)
 
 
 def _stream_hub(records: Iterable[dict[str, object]], column: str, source: str) -> Iterator[str]:
     try:
-        for record in records:
-            yield _text_of(record, column, source)
+        yield from _texts_of(records, column, source)
     except OSError as error:
         raise JobError(f"reading {source} from the Hub broke off ({first_line(error)})") from error
 
 
-def _text_of(record: dict[str, object], column: str, where: str) -> str:
+def _text_of(record: Mapping[str, object], column: str, where: str) -> str:
     if column not in record:
         raise _missing_column(column, list(record), where)
     text = record[column]
@@ -135,5 +227,4 @@ def _missing_column(column: str, names: list[str], where: str) -> RequestError:
     if not names:
         return RequestError(f"{where}: no column {column!r}; there are none")
     likely = get_close_matches(column, names, 1, 0.0)[0]
-    there = f"there are {', '.join(names)}; try --column {likely}"
-    return RequestError(f"{where}: no column {column!r}; {there}")
+    return RequestError(f"{where}: no column {column!r}; there are {', '.join(names)}; try `column={likely}`")

@@ -4,60 +4,70 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rectilinear.text.task_files import Line
+from rectilinear.errors import RequestError
+from rectilinear.text.lines import Line
 
-#: A row of the Hub, by column.
-Row = dict[str, Any]
+#: Rows as the Hub has them, by column, from a line of a file.
+Rows = Callable[[Line], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class SuperGlueFiles:
-    """A task's files.
+class Files:
+    """The files of a task.
 
     Attributes:
-        folder: that has them.
-        answers: values of ``label``, in the order of their indices; () where a line has none.
-        rows: of a line. Raises `RequestError` for a column that is missing, or has something else in it.
+        folder: the folder that has them.
+        rows: the rows of a line; raises `RequestError` for a column that is missing, or has something else in it.
     """
 
     folder: str
-    answers: tuple[Any, ...]
-    rows: Callable[[Line], Iterator[Row]]
+    rows: Rows
+
+    def find(self, parent: Path) -> Path | None:
+        """The folder in another one, whatever its case; None where there is none."""
+        folders = sorted(child for child in parent.iterdir() if child.is_dir())
+        return next((child for child in folders if child.name.casefold() == self.folder.casefold()), None)
 
 
-_TRUTH = (False, True)
-_CLAIMS = ("entailment", "contradiction", "neutral")
-_ENTAILMENT = ("entailment", "not_entailment")
-_PLACES = (0, 1)
+def split_file(folder: Path, split: str) -> Path:
+    """``SPLIT.jsonl`` in a folder.
+
+    Raises:
+        RequestError: there is none.
+    """
+    file = folder / f"{split}.jsonl"
+    if not file.is_file():
+        there = ", ".join(sorted(child.name for child in folder.iterdir())) or "nothing"
+        raise RequestError(f"expected {file.name} in {folder}, got {there}")
+    return file
 
 
-def texts_of(line: Line, *columns: str) -> Row:
-    """Columns of text."""
-    return {column: line.get(column, str) for column in columns}
+_TRUTH, _PLACES = (False, True), (0, 1)
 
 
-def _boolq(line: Line) -> Iterator[Row]:
-    yield {**texts_of(line, "passage", "question"), "label": line.one_of("label", _TRUTH)}
+def _labelled(labels: tuple[Any, ...], *columns: str) -> Rows:
+    """Columns of text, and the index of a label."""
+
+    def rows(line: Line) -> Iterator[dict[str, Any]]:
+        yield {**line.texts(*columns), "label": line.one_of("label", labels)}
+
+    return rows
 
 
-def _cb(line: Line) -> Iterator[Row]:
-    yield {**texts_of(line, "premise", "hypothesis"), "label": line.one_of("label", _CLAIMS)}
-
-
-def _copa(line: Line) -> Iterator[Row]:
+def _copa(line: Line) -> Iterator[dict[str, Any]]:
     line.one_of("question", ("cause", "effect"))
-    texts = texts_of(line, "premise", "question", "choice1", "choice2")
-    yield {**texts, "label": line.one_of("label", _PLACES)}
+    yield from _labelled(_PLACES, "premise", "question", "choice1", "choice2")(line)
 
 
-def _multirc(line: Line) -> Iterator[Row]:
+def _multirc(line: Line) -> Iterator[dict[str, Any]]:
     passage = line.inside(line.get("passage", dict), "passage")
-    for asked in passage.get("questions", list):
-        question = passage.inside(asked, "questions")
-        for given in question.get("answers", list):
-            answer = question.inside(given, "answers")
+    for item in passage.get("questions", list):
+        question = passage.inside(item, "questions")
+        for choice in question.get("answers", list):
+            answer = question.inside(choice, "answers")
             yield {
                 "paragraph": passage.get("text", str),
                 "question": question.get("question", str),
@@ -66,41 +76,37 @@ def _multirc(line: Line) -> Iterator[Row]:
             }
 
 
-def _record(line: Line) -> Iterator[Row]:
+def _record(line: Line) -> Iterator[dict[str, Any]]:
     passage = line.inside(line.get("passage", dict), "passage")
     text = passage.get("text", str)
     spans = [passage.inside(entity, "entities") for entity in passage.get("entities", list)]
     entities = sorted({text[span.get("start", int) : span.get("end", int) + 1] for span in spans})  # the end is inside
-    for asked in line.get("qas", list):
-        question = line.inside(asked, "qas")
+    for item in line.get("qas", list):
+        question = line.inside(item, "qas")
         answers = {question.inside(answer, "answers").get("text", str) for answer in question.get("answers", list)}
         yield {"passage": text, "query": question.get("query", str), "entities": entities, "answers": sorted(answers)}
 
 
-def _rte(line: Line) -> Iterator[Row]:
-    yield {**texts_of(line, "premise", "hypothesis"), "label": line.one_of("label", _ENTAILMENT)}
-
-
-def _wic(line: Line) -> Iterator[Row]:
+def _wic(line: Line) -> Iterator[dict[str, Any]]:
     places = {name: line.get(name, int) for name in ("start1", "end1", "start2", "end2") if name in line.record}
-    yield {**texts_of(line, "word", "sentence1", "sentence2"), **places, "label": line.one_of("label", _TRUTH)}
+    yield {**line.texts("word", "sentence1", "sentence2"), **places, "label": line.one_of("label", _TRUTH)}
 
 
-def _wsc(line: Line) -> Iterator[Row]:
+def _wsc(line: Line) -> Iterator[dict[str, Any]]:
     target = line.inside(line.get("target", dict), "target")
     spans = {f"{span}_index": target.get(f"{span}_index", int) for span in ("span1", "span2")}
-    texts = {**texts_of(line, "text"), **texts_of(target, "span1_text", "span2_text")}
+    texts = {**line.texts("text"), **target.texts("span1_text", "span2_text")}
     yield {**texts, **spans, "label": line.one_of("label", _TRUTH)}
 
 
 #: By the Hub's name of the task.
 SUPERGLUE = {
-    "boolq": SuperGlueFiles("BoolQ", _TRUTH, _boolq),
-    "cb": SuperGlueFiles("CB", _CLAIMS, _cb),
-    "copa": SuperGlueFiles("COPA", _PLACES, _copa),
-    "multirc": SuperGlueFiles("MultiRC", _PLACES, _multirc),
-    "record": SuperGlueFiles("ReCoRD", (), _record),
-    "rte": SuperGlueFiles("RTE", _ENTAILMENT, _rte),
-    "wic": SuperGlueFiles("WiC", _TRUTH, _wic),
-    "wsc": SuperGlueFiles("WSC", _TRUTH, _wsc),
+    "boolq": Files("BoolQ", _labelled(_TRUTH, "passage", "question")),
+    "cb": Files("CB", _labelled(("entailment", "contradiction", "neutral"), "premise", "hypothesis")),
+    "copa": Files("COPA", _copa),
+    "multirc": Files("MultiRC", _multirc),
+    "record": Files("ReCoRD", _record),
+    "rte": Files("RTE", _labelled(("entailment", "not_entailment"), "premise", "hypothesis")),
+    "wic": Files("WiC", _wic),
+    "wsc": Files("WSC", _wsc),
 }

@@ -14,9 +14,9 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.profile import LinearityRecord
 from rectilinear.models.load import load_classifier
 from rectilinear.models.settings import Loading
+from rectilinear.text.tasks import read_task
+from rectilinear.training.classification import Collator, Example, score_texts
 from rectilinear.training.finetuning import finetune as module
-from rectilinear.training.finetuning.data import read_task
-from rectilinear.training.finetuning.inputs import Collator, Example, score_texts
 from rectilinear.training.finetuning.record import BlockLinearity, Linearities, Scores, change_of, summarize
 from tests.families import TINY, VOCABULARY, build
 from tests.superglue import write_lines, write_superglue
@@ -335,7 +335,7 @@ def test_steps_are_those_of_the_epochs(tiny_checkpoint, data):
         ({"folds": 0}, "expected at least 1 fold, got 0"),
         ({"resume": True}, "expected --out with --resume, got none"),
         ({"save_models": True}, "expected --out with --save-models, got none"),
-        ({"max_tokens": 10}, "expected --max-tokens >= --seq-len"),
+        ({"max_tokens": 10}, "expected `max_tokens` >= `seq_len`"),
     ],
 )
 def test_refuses(options, says, tiny_checkpoint, data):

@@ -23,8 +23,7 @@ from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress
 from rectilinear.runs import stage
-from rectilinear.training.finetuning.folder import discard_runs, kept_runs, result_files
-from rectilinear.training.finetuning.inputs import (
+from rectilinear.training.classification import (
     Collator,
     bradley_terry,
     describe_questions,
@@ -33,7 +32,7 @@ from rectilinear.training.finetuning.inputs import (
     training_examples,
     warn_of_cuts,
 )
-from rectilinear.training.finetuning.metrics import commonest, score_answers
+from rectilinear.training.finetuning.folder import discard_runs, kept_runs, result_files
 from rectilinear.training.finetuning.record import (
     Finetuning,
     SeedRun,
@@ -43,6 +42,7 @@ from rectilinear.training.finetuning.record import (
 )
 from rectilinear.training.finetuning.tuning import Job, Tuning, prepare_job
 from rectilinear.training.loop import GuardedTrainer, StepProgress, has_bfloat16, trains_on_cpu
+from rectilinear.training.metrics import commonest, score_answers
 from rectilinear.training.regularizer import Regularizer
 
 
@@ -85,7 +85,7 @@ def finetune(
     Args:
         model: Hub id, path, or ``"storyteller"``.
         task: ``boolq``, ``cb``, ``copa``, ``multirc``, ``rte``, ``wic``, ``wsc`` or ``reward``.
-        data: see `rectilinear.training.finetuning.data.read_task`.
+        data: see `rectilinear.text.tasks.read_task`.
         seeds: how many: 0, 1, ..., of the head, the order of examples, and dropout.
         epochs: passes over the examples, where there is no number of steps.
         max_steps: optimizer steps.

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rectilinear.measurement.profile import LinearityRecord, Profile
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
-from rectilinear.training.finetuning.metrics import MetricRecord
+from rectilinear.training.metrics import MetricRecord
 
 
 class TaskDataRecord(Record):

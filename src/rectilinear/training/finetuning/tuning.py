@@ -12,12 +12,12 @@ from rectilinear.errors import RequestError
 from rectilinear.measurement.measure import Inputs, read_inputs
 from rectilinear.models.blocks import find_blocks, text_config
 from rectilinear.models.load import DType, check_classifier, check_context
-from rectilinear.models.origin import Origin, tokenize_with
+from rectilinear.models.origin import Origin
 from rectilinear.text.rows import pack_rows
 from rectilinear.text.settings import Rows
-from rectilinear.training.finetuning.data import TaskData, read_task
-from rectilinear.training.finetuning.inputs import Encoded, check_ids, encode
-from rectilinear.training.finetuning.tasks import Task, find_task
+from rectilinear.text.tasks import Task, TaskData, find_task, read_task
+from rectilinear.text.tokens import tokenize_with
+from rectilinear.training.classification import Encoded, check_ids, encode
 from rectilinear.training.loop import trains_on_cpu
 from rectilinear.training.regularizer import check_penalty
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from rectilinear.errors import RequestError
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.models.load import load_tokenizer
-from rectilinear.models.origin import tokenize_with
 from rectilinear.models.series import checkpoints_of
 from rectilinear.runs import stage
-from rectilinear.text.row_file import RowFile, open_rows, write_rows
-from rectilinear.text.rows import pack_rows, stream_rows
-from rectilinear.text.sources import open_text
+from rectilinear.text.rows import RowFile, open_rows, pack_rows, stream_rows, write_rows
+from rectilinear.text.settings import Source
+from rectilinear.text.sources import open_documents
+from rectilinear.text.tokens import Document, tokenize_with
 from rectilinear.training.pretraining.presets import Preset
 from rectilinear.training.pretraining.recipe import Recipe
 from rectilinear.training.pretraining.record import Training
@@ -94,7 +94,7 @@ def start_run(out: Path, recipe: Recipe, preset: Preset) -> None:
         JobError: they could not be written.
     """
     documents, again = _documents(recipe, recipe.text, recipe.seed), _documents(recipe, recipe.text, recipe.seed)
-    tokenizer = _tokenizer(recipe) or train_tokenizer(documents, preset.vocabulary)
+    tokenizer = _tokenizer(recipe) or train_tokenizer(map("".join, documents), preset.vocabulary)
     with stage(out, stale=[*_STALE, *(path.name for path in checkpoints_of(out))]) as folder:
         tokenizer.save_pretrained(folder)
         rows = stream_rows(again, tokenize_with(tokenizer), preset.seq_len, _rows_wanted(recipe, preset))
@@ -145,8 +145,8 @@ def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase | None:
     return load_tokenizer(recipe.tokenizer, revision=recipe.revision, trust_remote_code=recipe.trust_remote_code)
 
 
-def _documents(recipe: Recipe, source: str, seed: int) -> Iterator[str]:
-    return open_text(source, column=recipe.column, config=recipe.config, split=recipe.split, seed=seed)
+def _documents(recipe: Recipe, source: str, seed: int) -> Iterator[Document]:
+    return open_documents(source, Source(column=recipe.column, config=recipe.config, split=recipe.split, seed=seed))
 
 
 def _held_out_rows(recipe: Recipe, preset: Preset, tokenizer: PreTrainedTokenizerBase) -> Tensor:

@@ -15,8 +15,8 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.load import check_rows
 from rectilinear.text.fingerprint import fingerprint
+from rectilinear.text.tasks import Question, Task
 from rectilinear.training.finetuning.record import TaskDataRecord
-from rectilinear.training.finetuning.tasks import Question, Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -111,7 +111,7 @@ def warn_of_cuts(train: Encoded, validation: Encoded, seq_len: int) -> list[str]
     longest = max(part.longest for part in parts)
     return [
         f"texts longer than {seq_len} tokens: {cut} of {texts}, which lost their beginning; the longest "
-        f"has {longest}, try a larger --seq-len"
+        f"has {longest}, try a larger `seq_len`"
     ]
 
 
@@ -200,7 +200,7 @@ def score_texts(model: nn.Module, texts: Sequence[Tensor], padding: int, batch_s
             scores += logits.float().cpu()
     stacked = torch.stack(scores)[torch.tensor(order).argsort()]
     if not stacked.isfinite().all():
-        raise JobError("expected finite logits of the trained model, got others; try a smaller --learning-rate")
+        raise JobError("expected finite logits of the trained model, got others; try a smaller `learning_rate`")
     return stacked
 
 

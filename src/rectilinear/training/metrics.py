@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from rectilinear.results import Record
-
-#: ``accuracy``: share of answers that are right. ``macro_f1``: mean over labels of their F1. ``f1a``: F1 of the
-#: label "true", over the answers to all questions (MultiRC's).
-MetricName = Literal["accuracy", "macro_f1", "f1a"]
+from rectilinear.text.tasks import MetricName
 
 
 class MetricRecord(Record):

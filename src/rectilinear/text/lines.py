@@ -1,0 +1,141 @@
+"""Files of one JSON object a line, whose lines know where they are."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rectilinear.errors import RequestError
+
+_Kind = TypeVar("_Kind")
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Line:
+    """An object of a data file, and where it is.
+
+    Attributes:
+        where: file and line, for errors.
+        record: the object.
+    """
+
+    where: str
+    record: Mapping[str, Any]
+
+    def get(self, column: str, kind: type[_Kind]) -> _Kind:
+        """The value of a column.
+
+        Raises:
+            RequestError: no such column, or a value of another kind.
+        """
+        if column not in self.record:
+            raise RequestError(
+                f"{self.where}: expected a column {column!r}, got {', '.join(self.record) or 'no columns'}"
+            )
+        value = self.record[column]
+        if not isinstance(value, kind):
+            raise RequestError(f"{self.where}: expected {kind.__name__} in {column!r}, got {type(value).__name__}")
+        return value
+
+    def texts(self, *columns: str) -> dict[str, str]:
+        """The texts of some columns, by column.
+
+        Raises:
+            RequestError: no such column, or no text in it.
+        """
+        return {column: self.get(column, str) for column in columns}
+
+    def inside(self, value: Any, name: str) -> Line:
+        """A part of this object that is an object itself.
+
+        Raises:
+            RequestError: it is not.
+        """
+        if not isinstance(value, Mapping):
+            raise RequestError(f"{self.where}: expected an object in {name!r}, got {type(value).__name__}")
+        return Line(f"{self.where}, {name}", value)
+
+    def one_of(self, column: str, values: tuple[Any, ...]) -> int:
+        """The index, among some values, of the one in a column.
+
+        Raises:
+            RequestError: it is none of them.
+        """
+        found = self.get(column, object)
+        if found not in values:
+            choices = ", ".join(map(json.dumps, values))
+            raise RequestError(f"{self.where}: expected {column} {choices}, got {json.dumps(found, default=str)[:40]}")
+        return values.index(found)
+
+
+def read_lines(path: Path, *, required: bool = False) -> Iterator[Line]:
+    """The objects of a file in order; empty lines are skipped. Half a surrogate pair is read as U+FFFD, with a warning.
+
+    Raises:
+        RequestError: while reading, a line that is not JSON or not an object, a file that cannot be read or is not
+            UTF-8, or has no objects where some are required.
+    """
+    warned = False
+    with readable(path), path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+                if r"\u" in line:  # no other way to write what is no character
+                    plain = json.dumps(record, ensure_ascii=False)
+                    record = json.loads(replace_surrogates(plain))
+                    if not warned and _SURROGATE.search(plain):
+                        warn_of_surrogates(where)
+                        warned = True
+            except (ValueError, RecursionError) as error:
+                raise RequestError(f"{where}: expected JSON, got {line.strip()[:40]!r} ({_reason(error)})") from None
+            if not isinstance(record, dict):
+                raise RequestError(f"{where}: expected a JSON object, got {type(record).__name__}")
+            yield Line(where, record)
+            required = False
+    if required:
+        raise RequestError(f"expected at least one line in {path}, got none")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "too deeply nested" if isinstance(error, RecursionError) else "a number of too many digits"
+
+
+def replace_surrogates(text: str) -> str:
+    """A text with U+FFFD for each half of a surrogate pair, which is no character and has no UTF-8."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
+def warn_of_surrogates(where: str) -> None:
+    """Say that a text has halves of surrogate pairs."""
+    warnings.warn(
+        f"{where}: half a surrogate pair is no character and is read as U+FFFD, here and wherever there are others",
+        stacklevel=3,
+    )
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say what is wrong with a file that cannot be read as text.
+
+    Raises:
+        RequestError: it cannot.
+    """
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise RequestError(f"expected UTF-8 text in {path}, got byte {error.object[error.start]:#04x}") from None
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror or error}") from None
