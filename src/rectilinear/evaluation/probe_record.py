@@ -9,7 +9,7 @@ from pydantic import Field
 
 from rectilinear.results import EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.training.finetuning.metrics import MetricRecord
-from rectilinear.training.finetuning.record import TaskDataRecord
+from rectilinear.training.results import TaskDataRecord
 
 
 class ProbePoint(Record):

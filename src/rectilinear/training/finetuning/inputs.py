@@ -15,7 +15,7 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.load import check_rows
 from rectilinear.text.fingerprint import fingerprint
-from rectilinear.training.finetuning.record import TaskDataRecord
+from rectilinear.training.results import TaskDataRecord
 from rectilinear.training.finetuning.tasks import Question, Task
 
 if TYPE_CHECKING:
