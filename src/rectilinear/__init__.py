@@ -35,19 +35,19 @@ if TYPE_CHECKING:
     from rectilinear.report.probe_plot import plot_probe
     from rectilinear.text.stories import generate_stories
     from rectilinear.training.callback import LinearityCallback
-    from rectilinear.training.finetuning.finetune import finetune
-    from rectilinear.training.finetuning.record import Finetuning
-    from rectilinear.training.pretraining.pretrain import Upkeep, pretrain
-    from rectilinear.training.pretraining.recipe import Recipe
-    from rectilinear.training.pretraining.record import Training
+    from rectilinear.training.finetune import finetune
+    from rectilinear.training.pretrain import pretrain
     from rectilinear.training.regularizer import Regularizer
+    from rectilinear.training.results import Finetuning, Training
+    from rectilinear.training.settings import Corpus, Monitoring, Profiling, Recipe, Tuning
 
 _HOMES = {
     "BlockAccumulator": "core.block_moments",
     "BlockMoments": "core.block_moments",
+    "Corpus": "training.settings",
     "Dynamics": "measurement.dynamics",
     "Evaluation": "evaluation.record",
-    "Finetuning": "training.finetuning.record",
+    "Finetuning": "training.results",
     "JobError": "errors",
     "JudgeEndpoint": "evaluation.judge_client",
     "JudgeReport": "evaluation.judge_record",
@@ -55,20 +55,22 @@ _HOMES = {
     "Linearized": "linearization.linearize",
     "Moments": "core.moments",
     "MomentsAccumulator": "core.moments",
+    "Monitoring": "training.settings",
     "Plan": "linearization.plan",
     "Probe": "evaluation.probe_record",
     "Profile": "measurement.profile",
-    "Recipe": "training.pretraining.recipe",
+    "Profiling": "training.settings",
+    "Recipe": "training.settings",
     "Regularizer": "training.regularizer",
     "RequestError": "errors",
     "StoryRecipe": "evaluation.judge",
-    "Training": "training.pretraining.record",
-    "Upkeep": "training.pretraining.pretrain",
+    "Training": "training.results",
+    "Tuning": "training.settings",
     "dynamics": "measurement.dynamics",
     "evaluate": "evaluation.evaluate",
     "evaluate_all": "evaluation.evaluate",
     "find_blocks": "models.blocks",
-    "finetune": "training.finetuning.finetune",
+    "finetune": "training.finetune",
     "generate_stories": "text.stories",
     "judge": "evaluation.judge",
     "layer_penalty": "core.penalties",
@@ -77,7 +79,7 @@ _HOMES = {
     "plot_dynamics": "report.dynamics_plot",
     "plot_probe": "report.probe_plot",
     "plot_profile": "report.plots",
-    "pretrain": "training.pretraining.pretrain",
+    "pretrain": "training.pretrain",
     "probe": "evaluation.probe",
     "score_block": "core.scores",
     "solve": "core.solve",
@@ -86,6 +88,7 @@ _HOMES = {
 __all__ = [
     "BlockAccumulator",
     "BlockMoments",
+    "Corpus",
     "Dynamics",
     "Evaluation",
     "Finetuning",
@@ -96,15 +99,17 @@ __all__ = [
     "Linearized",
     "Moments",
     "MomentsAccumulator",
+    "Monitoring",
     "Plan",
     "Probe",
     "Profile",
+    "Profiling",
     "Recipe",
     "Regularizer",
     "RequestError",
     "StoryRecipe",
     "Training",
-    "Upkeep",
+    "Tuning",
     "dynamics",
     "evaluate",
     "evaluate_all",

@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from rectilinear.errors import JobError, RequestError
 from rectilinear.settings import Settings
 
@@ -28,8 +30,25 @@ class Output(Settings):
     """Write into a folder that is not empty."""
 
 
+class ResumableOutput(Output):
+    """Where results go that a stopped run has a part of."""
+
+    resume: bool = False
+    """Go on from what a stopped run of the same request left in the folder."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> ResumableOutput:
+        if self.resume and self.overwrite:
+            raise ValueError("expected `resume` or `overwrite`, got both")
+        return self
+
+
 class Interrupted(KeyboardInterrupt):
-    """A run that was interrupted, with what there is to go on from."""
+    """A run that was interrupted: what there is to go on from, and the exit code."""
+
+    def __init__(self, kept: str, code: int = 130) -> None:
+        super().__init__(kept)
+        self.code = code
 
 
 @contextmanager
@@ -45,22 +64,22 @@ def claim(
     Args:
         out: the folder, which need not be there; None for a run that writes nothing.
         overwrite: whether it may hold other results.
-        resume: whether it may hold an earlier part of the run.
+        resume: whether to go on from an earlier part of the run, where it holds one.
         kept: what to say of the folder to whoever interrupts the run; None where there is nothing to go on from.
 
     Yields:
         The folder, absolute.
 
     Raises:
-        RequestError: it is not empty and may not be overwritten, is no folder, cannot be written, or another run has
-            it.
+        RequestError: it is not empty and may neither be overwritten nor be resumed, is no folder, cannot be written,
+            or another run has it.
         Interrupted: for a `KeyboardInterrupt`, where there is something to go on from.
     """
     if out is None:
         yield None
         return
     folder = Path(out).expanduser().absolute()
-    _check_folder(folder, overwrite or resume)
+    _check_folder(folder, overwrite, resume, kept)
     with ExitStack() as stack:
         if folder not in _claimed:
             stack.enter_context(_lock(folder))
@@ -73,11 +92,16 @@ def claim(
             raise Interrupted(message) from None
 
 
-def _check_folder(folder: Path, may_hold_files: bool) -> None:
+def _check_folder(
+    folder: Path, overwrite: bool, resume: bool = False, kept: Callable[[Path], str | None] = lambda out: None
+) -> None:
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"expected a folder for `out`, got the file {folder}")
-    if folder.exists() and any(folder.iterdir()) and not may_hold_files:
-        raise RequestError(f"expected an empty folder for `out`, {folder} is not empty; try another, or `overwrite`")
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        found = kept(folder)
+        if not (resume and found):
+            what = "holds no run to resume; try" if resume else f"is not empty; try{' `resume`,' if found else ''}"
+            raise RequestError(f"expected an empty folder for `out`, {folder} {what} another, or `overwrite`")
     nearest = nearest_existing(folder)
     if not nearest.is_dir():
         raise RequestError(f"expected a folder for `out`, got {folder} inside the file {nearest}")

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import reprlib
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, ValidationError
 
 from rectilinear.errors import RequestError
+
+_Kind = TypeVar("_Kind", bound="Settings")
 
 
 class Settings(BaseModel):
@@ -33,6 +35,10 @@ class Settings(BaseModel):
                 super().__init__(**values)
             except ValidationError as error:
                 raise RequestError(first_reason(error)) from None
+
+    def part(self, kind: type[_Kind]) -> _Kind:
+        """Those of these settings that a kind with fewer fields has."""
+        return kind(**self.model_dump(include=set(kind.model_fields), exclude_unset=True))
 
     def refuse_unused(self, when: str, *names: str) -> None:
         """Refuse fields that were given and would change nothing.

@@ -1,6 +1,7 @@
 """``rectilinear pretrain`` in real processes: whole, stopped, killed, refused."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rectilinear.training.checkpoints import last_checkpoint
-from rectilinear.training.pretraining.pretrain import Upkeep, pretrain
-from rectilinear.training.pretraining.recipe import Recipe
-from rectilinear.training.pretraining.record import Training
+from rectilinear.training.pretrain import pretrain
+from rectilinear.training.results import Training
+from rectilinear.training.settings import Corpus, Monitoring, Recipe
+from rectilinear.training.trainer import last_checkpoint
 
 STEPS = 40
 
@@ -30,23 +31,22 @@ def alone(text_file, tmp_path_factory):
     """The same by the function."""
     out = tmp_path_factory.mktemp("alone") / "out"
     recipe = Recipe(
-        text=str(text_file),
         preset="mistral-1m",
-        vocabulary=300,
-        seq_len=24,
         batch_size=4,
-        accumulation=2,
+        gradient_accumulation=2,
         max_steps=STEPS,
         regularizer="cosine",
         dtype="float32",
+        device="cpu",
     )
-    return out, pretrain(recipe, out, Upkeep(probe_every=10, save_every=3), device="cpu")
+    corpus, monitoring = Corpus(vocab_size=300, seq_len=24), Monitoring(probe_every=10, save_every=3)
+    return out, pretrain(str(text_file), recipe, corpus, out=out, monitoring=monitoring)
 
 
-def stopped(number, text, out, environment):
-    """A process that is sent a signal once it has left a checkpoint; its exit code and what it said."""
+def stopped(number, text, out, environment, *more, ready="checkpoint-*/trainer_state.json"):
+    """A process that is sent a signal once it has left some file; its exit code and what it said."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rectilinear", *arguments(text, out)],
+        [sys.executable, "-m", "rectilinear", *arguments(text, out, *more)],
         stderr=subprocess.PIPE,
         encoding="utf-8",
         env=environment,
@@ -54,7 +54,7 @@ def stopped(number, text, out, environment):
     )
     try:
         deadline = time.monotonic() + 120
-        while not (out.exists() and last_checkpoint(out)):
+        while not any(out.glob(ready)):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -68,28 +68,26 @@ def stopped(number, text, out, environment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code", "says"),
-    [
-        (signal.SIGKILL, -9, ""),
-        (
-            signal.SIGINT,
-            130,
-            "rectilinear: interrupted, {out} keeps what there is of the run; to go on, add --resume",
-        ),
-        (signal.SIGTERM, 143, ""),
-    ],
-    ids=["SIGKILL", "SIGINT", "SIGTERM"],
+    ("number", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)],
+    ids=lambda value: str(value),
 )
-def test_stopped_and_resumed(number, code, says, alone, text_file, tmp_path, environment, process):
+def test_stopped_and_resumed(number, code, alone, text_file, tmp_path, environment, process):
     out = tmp_path / "out"
     ended, said = stopped(number, text_file, out, environment)
-    assert (ended, said.strip()) == (code, says.format(out=out))
+    assert ended == code
+    if number is signal.SIGKILL:
+        assert said == ""
+    else:  # the step that it was at is kept
+        step = last_checkpoint(out).name.removeprefix("checkpoint-")
+        kept = f"{out} keeps the run up to step {step}; to go on, add --resume"
+        assert said.strip() == f"rectilinear: interrupted, {kept}"
     assert not (out / "model.safetensors").exists()
     before = {path.name for path in out.iterdir()}
 
     refused = process(*arguments(text_file, out))
     assert refused.code == 2
-    assert "is not empty; try --resume, another folder, or --overwrite" in refused.err
+    assert "is not empty; try --resume, another, or --overwrite" in refused.err
     other = process(*arguments(text_file, out, "--resume", "--strength", 0.4))
     assert other.code == 2
     assert "got another (strength 0.5 -> 0.4); try the same options" in other.err
@@ -113,26 +111,43 @@ def test_the_command_equals_the_function(alone, text_file, tmp_path, command):
     assert (done.code, done.err) == (0, "")
     assert Training.load(out).model.sha256 == training.model.sha256
     held_out = training.held_out
-    assert (
-        f"loss on {held_out.data.tokens:,} held-out tokens {held_out.loss:.4f} ± {held_out.stderr:.4f}, perplexity"
-        in done.out
-    )
+    row = f"{STEPS} │ {training.data.tokens:,} │ "
+    loss = f"│ {held_out.loss:.4f} ± {held_out.stderr:.4f} │ {held_out.perplexity:.2f} │"
+    said = " ".join(done.out.split())
+    assert row in said
+    assert loss in said
+    assert f"on {held_out.data.tokens:,} held-out tokens" in said
+    assert training.warnings
+    assert all(f"warning: {warning}" in said for warning in training.warnings)
     dynamics = [json.loads((place / "dynamics.json").read_text())["points"] for place in (out, folder)]
     assert dynamics[0] == dynamics[1]
     assert (out / "recipe.json").read_text() == (folder / "recipe.json").read_text()
 
 
+@pytest.mark.slow
+def test_a_step_that_was_interrupted_is_not_lost(alone, text_file, tmp_path, environment):
+    """Without a checkpoint that was due before."""
+    out = tmp_path / "out"
+    ended, said = stopped(signal.SIGINT, text_file, out, environment, "--save-every", 1000, ready="dynamics.json")
+    assert ended == 130
+    step = int(re.search(r"up to step (\d+); to go on, add --resume", said)[1])
+    assert [path.name for path in out.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--strength", "-1"], "expected a regularizer strength of at least 0, got -1.0"),
-        (["--strength", "nan"], "expected a regularizer strength of at least 0, got nan"),
-        (["--preset", "mistral-5m"], "expected --preset mistral-1m, mistral-4m, mistral-150m, mistral-650m"),
+        (["--strength", "-1"], "expected --strength to be greater than or equal to 0, got "),
+        (["--strength", "nan"], "expected --strength to be a finite number, got "),
+        (
+            ["--preset", "mistral-5m"],
+            "expected --preset to be one of mistral-1m, mistral-4m, mistral-150m, mistral-650m",
+        ),
         (["--text", "/nowhere.txt"], "no text at /nowhere.txt"),
         (["--text", "stories", "--max-tokens", "100"], "at least one step of 8 rows of 24 tokens, got 3 rows"),
         (["--vocab-size", "100"], "expected a vocabulary of at least 258, got 100"),
-        (["--dtype", "float16"], "to train with, got float16"),
-        (["--device", "cuda:0"], "expected device auto or cpu to train on, got 'cuda:0'"),
+        (["--dtype", "float16"], "float16"),
+        (["--device", "cuda:0"], "cuda:0"),
         (["--epochs", "2"], "expected no --epochs with --max-steps, where it changes nothing"),
         (["--trust-remote-code"], "expected no --trust-remote-code without --tokenizer"),
         (["--regularizer", "none"], "expected no --strength without --regularizer"),

@@ -20,7 +20,7 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.runs import Interrupted
 
 # In the order in which help shows them; each is a function of that name in a module of that name.
-COMMANDS = ("inspect", "measure", "dynamics")
+COMMANDS = ("inspect", "measure", "dynamics", "pretrain", "finetune")
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort) as interrupt:
         kept = str(interrupt) if isinstance(interrupt, (Interrupted, typer.Abort)) else ""
         print(f"rectilinear: interrupted, {_in_flags(kept) or 'nothing was written'}", file=sys.stderr)
-        code = 130
+        code = getattr(interrupt, "code", 130)
     except BrokenPipeError:
         # The reader of our output is gone; keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

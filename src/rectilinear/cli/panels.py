@@ -8,7 +8,7 @@ from cyclopts import Group, Parameter
 
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Access, Loading
-from rectilinear.runs import Output
+from rectilinear.runs import Output, ResumableOutput
 from rectilinear.settings import BatchSize
 from rectilinear.text.settings import Rows, Source
 
@@ -31,6 +31,7 @@ SourceOptions = Annotated[Source, Parameter("*", group=TEXT)]
 RowsOptions = Annotated[Rows, Parameter("*", group=TEXT)]
 MeasurementOptions = Annotated[Measurement, Parameter("*", group=WORK)]
 OutputOptions = Annotated[Output, Parameter("*", group=RUNTIME)]
+ResumableOutputOptions = Annotated[ResumableOutput, Parameter("*", group=RUNTIME)]
 BatchSizeOption = Annotated[
     BatchSize,
     Parameter(

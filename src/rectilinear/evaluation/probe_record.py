@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.results import EnvironmentRecord, ModelRecord, Record, ResultFile
-from rectilinear.training.finetuning.record import TaskDataRecord
 from rectilinear.training.metrics import MetricRecord
+from rectilinear.training.results import TaskDataRecord
 
 
 class ProbePoint(Record):

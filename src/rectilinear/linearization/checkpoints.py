@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rectilinear.errors import RequestError
-from rectilinear.training.checkpoints import discard_checkpoints, keeping, last_checkpoint
+from rectilinear.training.trainer import discard_checkpoints, keeping, last_checkpoint
 
 # Beside the checkpoints: what they are checkpoints of.
 _RECIPE = "heal.json"

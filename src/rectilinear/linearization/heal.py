@@ -29,7 +29,7 @@ from rectilinear.models.capture import device_of, evaluating, states_after
 from rectilinear.models.series import steps_of
 from rectilinear.models.surgery import Edits, find_target, swapped
 from rectilinear.progress import Progress
-from rectilinear.training.loop import GuardedTrainer, StepProgress
+from rectilinear.training.trainer import GuardedTrainer, StepProgress
 
 
 def heal(
@@ -91,7 +91,7 @@ def heal(
     if mse_before is not None and mse_after is not None and not mse_after <= 2 * mse_before:
         raise JobError(
             f"healing made it worse: relative error of hidden states {mse_before:.4g} -> {mse_after:.4g}; "
-            "try a smaller --heal-learning-rate"
+            "try a smaller `heal_learning_rate`"
         )
     return HealRecord(
         **asdict(healing), mse_before=mse_before, mse_after=mse_after, loss_before=loss_before, loss_after=loss_after
@@ -199,7 +199,7 @@ class _Pupil(nn.Module):
 class _Healer(GuardedTrainer):
     """Trainer for a module that returns its loss."""
 
-    remedy = "try a smaller --heal-learning-rate"
+    remedy = "try a smaller `heal_learning_rate`"
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         loss: Tensor = model(**inputs)

@@ -16,7 +16,7 @@ from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.load import check_rows
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.tasks import Question, Task
-from rectilinear.training.finetuning.record import TaskDataRecord
+from rectilinear.training.results import TaskDataRecord
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

@@ -16,6 +16,7 @@ from rectilinear.models.blocks import find_blocks
 from rectilinear.models.capture import capture_blocks
 from rectilinear.models.linear_block import PaddingMask, watch_padding
 from rectilinear.models.task_loss import items_of_rows, task_loss
+from rectilinear.training.settings import Regularization
 
 #: Loss of a model's outputs and labels, as transformers' Trainer calls it: the sum over the items of
 #: this batch, divided by the number of items in all batches of the optimizer step.
@@ -84,6 +85,20 @@ class Regularizer:
                 raise RequestError("expected two blocks or more where the embedding does not count, got one")
             self._hooks.callback(watch_padding(model, stack.path, self._padding).remove)
             self._hooks.enter_context(capture_blocks([*stack], self._note, copy=False))
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        settings: Regularization,
+        blocks: str | None = None,
+        loss: LossFunction | None = None,
+    ) -> Regularizer:
+        """The penalty that settings ask for; of strength 0 where they ask for none."""
+        none = settings.regularizer == "none"
+        kind: PenaltyKind = "cosine" if settings.regularizer == "none" else settings.regularizer
+        strength, embedding = 0.0 if none else settings.strength, settings.penalize_embedding
+        return cls(model, kind, strength, embedding=embedding, blocks=blocks, loss=loss)
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The loss of a batch, with the penalty where gradients are taken: a ``compute_loss_func``.

@@ -1,10 +1,10 @@
-"""What the training loop rests on in transformers' Trainer is checked to be there."""
+"""What training rests on in transformers' Trainer is checked to be there."""
 
 import pytest
 from transformers import Trainer, TrainingArguments
 
 from rectilinear import JobError, Regularizer
-from rectilinear.training.loop import GuardedTrainer
+from rectilinear.training.trainer import GuardedTrainer
 from tests.families import build, token_rows
 
 

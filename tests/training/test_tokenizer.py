@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rectilinear import RequestError
-from rectilinear.training.pretraining import tokenizer as module
-from rectilinear.training.pretraining.tokenizer import train_tokenizer
+from rectilinear.training import tokenizer as module
+from rectilinear.training.tokenizer import train_tokenizer
 
 SMALL = train_tokenizer(["the cat sat on the mat"] * 3, 300)
 

@@ -5,6 +5,7 @@ import statistics
 
 import pytest
 import torch
+from rectilinear.training.finetuning import finetune as module
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, RwkvConfig
@@ -14,10 +15,12 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.profile import LinearityRecord
 from rectilinear.models.load import load_classifier
 from rectilinear.models.settings import Loading
+from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import read_task
+from rectilinear.training import finetune as module
 from rectilinear.training.classification import Collator, Example, score_texts
-from rectilinear.training.finetuning import finetune as module
-from rectilinear.training.finetuning.record import BlockLinearity, Linearities, Scores, change_of, summarize
+from rectilinear.training.results import BlockLinearity, Linearities, Scores, change_of, summarize
+from rectilinear.training.settings import Profiling, Tuning
 from tests.families import TINY, VOCABULARY, build
 from tests.superglue import write_lines, write_superglue
 
@@ -25,6 +28,17 @@ from tests.superglue import write_lines, write_superglue
 LEARN = {"seeds": 1, "max_steps": 60, "batch_size": 8, "learning_rate": 1e-2, "dtype": "float32", "device": "cpu"}
 ROWS = {"seq_len": 48, "max_tokens": 480}
 BRIEF = {**LEARN, **ROWS, "max_steps": 3}
+
+
+def finetune(model, task, data, *, out=None, resume=False, overwrite=False, **options):
+    """A fine-tuning by one set of options."""
+    parts = [
+        {name: value for name, value in options.items() if name in kind.model_fields} for kind in (Tuning, Profiling)
+    ]
+    assert len(options) == sum(map(len, parts))
+    tuning, profiling = Tuning(data=str(data), **parts[0]), Profiling(**parts[1])
+    kept = {"out": out, "resume": resume, "overwrite": overwrite}
+    return rectilinear.finetune(model, task, tuning, profiling, **kept, progress=False)
 
 
 pytestmark = pytest.mark.usefixtures("quick_collections")
@@ -40,7 +54,7 @@ def learnt(tiny_checkpoint, data, tmp_path_factory):
     """What came of learning the planted CB with two seeds, and the folder of it."""
     out = tmp_path_factory.mktemp("finetuned") / "out"
     options = {**LEARN, **ROWS, "seeds": 2}
-    return rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, save_models=True, **options), out
+    return finetune(tiny_checkpoint, "cb", data, out=out, save_models=True, **options), out
 
 
 def without_time(result):
@@ -70,7 +84,7 @@ def test_learns_what_is_planted(learnt):
 @pytest.mark.parametrize("task", ["copa", "reward"])
 def test_learns_choices_and_preferences(task, tiny_checkpoint, data):
     source = data / "pairs.jsonl" if task == "reward" else data
-    result = rectilinear.finetune(tiny_checkpoint, task, source, **LEARN, **ROWS | {"seq_len": 24})
+    result = finetune(tiny_checkpoint, task, source, **LEARN, **ROWS | {"seq_len": 24})
     [run] = result.runs
     assert run.metrics["accuracy"].value > 0.9
     assert run.metrics["accuracy"].baseline < 0.7
@@ -102,7 +116,7 @@ def test_before_and_after_are_what_measure_gives(learnt, tiny_checkpoint, data, 
     texts = [text for question in read_task("cb", data).validation for text in question.texts]
     source = tmp_path / "validation.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    options = {**ROWS, "dtype": "float32", "device": "cpu"}
+    options = {"rows": Rows(**ROWS), "loading": Loading(dtype="float32", device="cpu")}
     for found, folder in ((result.before, tiny_checkpoint), (result.runs[1].after, out / "seed-1")):
         profile = rectilinear.measure(folder, source, **options)
         assert result.text.fingerprint == profile.data.fingerprint
@@ -115,8 +129,10 @@ def test_before_and_after_are_what_measure_gives(learnt, tiny_checkpoint, data, 
 
 
 def test_measures_on_another_text(tiny_checkpoint, text_file, data):
-    result = rectilinear.finetune(tiny_checkpoint, "cb", data, text=text_file, **BRIEF)
-    profile = rectilinear.measure(tiny_checkpoint, text_file, loading=Loading(dtype="float32", device="cpu"), **ROWS)
+    result = finetune(tiny_checkpoint, "cb", data, text=str(text_file), **BRIEF)
+    profile = rectilinear.measure(
+        tiny_checkpoint, text_file, loading=Loading(dtype="float32", device="cpu"), rows=Rows(**ROWS)
+    )
     assert result.text == profile.data
     assert result.before.blocks[2].linearity == profile.blocks[2].linearity
 
@@ -136,8 +152,15 @@ def test_changes_and_summary_by_hand(learnt):
     assert result.summary.metrics["accuracy"].n == 2
 
 
+def test_seeds_are_counted_from_the_one_given(tiny_checkpoint, data):
+    both = finetune(tiny_checkpoint, "cb", data, **BRIEF | {"seeds": 2})
+    second = finetune(tiny_checkpoint, "cb", data, **BRIEF, seed=1)
+    assert [run.seed for run in second.runs] == [1]
+    assert losses(second.runs[0]) == losses(both.runs[1])
+
+
 def test_one_seed_has_no_deviation(tiny_checkpoint, data):
-    result = rectilinear.finetune(tiny_checkpoint, "cb", data, **BRIEF)
+    result = finetune(tiny_checkpoint, "cb", data, **BRIEF)
     for spread in (result.summary.update_linearity.held_out, result.summary.metrics["macro_f1"]):
         assert (spread.deviation, spread.n) == (None, 1)
     assert '"deviation": null' in result.to_json()
@@ -163,14 +186,14 @@ def test_scores_that_are_not_there_are_left_out():
 
 
 def test_the_same_seed_gives_the_same_result_and_another_does_not(tiny_checkpoint, data):
-    first, again = (rectilinear.finetune(tiny_checkpoint, "cb", data, **BRIEF | {"seeds": 2}) for _ in range(2))
+    first, again = (finetune(tiny_checkpoint, "cb", data, **BRIEF | {"seeds": 2}) for _ in range(2))
     assert without_time(first) == without_time(again)
     assert losses(first.runs[0]) != losses(first.runs[1])
 
 
 def test_a_penalty_of_no_strength_changes_no_bit(tiny_checkpoint, data):
     def train(**options):
-        return rectilinear.finetune(tiny_checkpoint, "cb", data, **BRIEF, **options).runs[0]
+        return finetune(tiny_checkpoint, "cb", data, **BRIEF, **options).runs[0]
 
     none, idle, penalized = train(), train(regularizer="mse", strength=0), train(regularizer="mse", strength=1)
     assert idle.after.sha256 == none.after.sha256 != penalized.after.sha256
@@ -232,42 +255,42 @@ def test_goes_on_with_the_seeds_that_are_done(tiny_checkpoint, data, text_file, 
     run_seed, trained = module._run_seed, []
 
     def stops(*arguments):
-        trained.append(arguments[3])
+        trained.append(arguments[2])
         if len(trained) == 2:
             raise JobError("seed 1: stopped")
         return run_seed(*arguments)
 
     monkeypatch.setattr(module, "_run_seed", stops)
     with pytest.raises(JobError, match="seed 1: stopped"):
-        rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, **options)
+        finetune(tiny_checkpoint, "cb", data, out=out, **options)
     assert [path.name for path in out.iterdir()] == ["seed-0.json"]
     assert [run.seed for run in rectilinear.Finetuning.load(out / "seed-0.json").runs] == [0]
 
-    with pytest.raises(RequestError, match="is not an empty folder; try --resume"):
-        rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, **options)
+    with pytest.raises(RequestError, match="is not empty; try `resume`"):
+        finetune(tiny_checkpoint, "cb", data, out=out, **options)
     with pytest.raises(RequestError, match=r"another \(learning_rate 0.01 -> 0.02\)"):
-        rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, resume=True, **options | {"learning_rate": 0.02})
+        finetune(tiny_checkpoint, "cb", data, out=out, resume=True, **options | {"learning_rate": 0.02})
     with pytest.raises(RequestError, match=r"another \(rows .*, text None -> "):
-        rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, resume=True, text=text_file, **options)
+        finetune(tiny_checkpoint, "cb", data, out=out, resume=True, text=str(text_file), **options)
     with pytest.raises(RequestError, match=r"another \(.*task 'cb' -> 'rte'"):
-        rectilinear.finetune(tiny_checkpoint, "rte", data, out=out, resume=True, **options)
+        finetune(tiny_checkpoint, "rte", data, out=out, resume=True, **options)
     assert trained == [0, 1]
 
-    resumed = rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, resume=True, **options)
+    resumed = finetune(tiny_checkpoint, "cb", data, out=out, resume=True, **options)
     assert trained == [0, 1, 1, 2]
     assert [path.name for path in out.iterdir()] == ["finetuning.json"]
     assert without_time(resumed) == without_time(rectilinear.Finetuning.load(out))
     # All are done: nothing is trained; of other seeds only those that are missing.
-    rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, resume=True, **options)
+    finetune(tiny_checkpoint, "cb", data, out=out, resume=True, **options)
     assert len(trained) == 4
-    whole = rectilinear.finetune(tiny_checkpoint, "cb", data, **options)
+    whole = finetune(tiny_checkpoint, "cb", data, **options)
     assert without_time(whole) == without_time(resumed)
 
 
 def test_seeds_whose_models_are_missing_are_repeated(tiny_checkpoint, data, tmp_path):
     options = {**BRIEF, "out": tmp_path / "out"}
-    first = rectilinear.finetune(tiny_checkpoint, "cb", data, **options)
-    second = rectilinear.finetune(tiny_checkpoint, "cb", data, resume=True, save_models=True, **options)
+    first = finetune(tiny_checkpoint, "cb", data, **options)
+    second = finetune(tiny_checkpoint, "cb", data, resume=True, save_models=True, **options)
     assert (tmp_path / "out" / "seed-0" / "config.json").exists()
     assert without_time(first) == without_time(second)
 
@@ -277,7 +300,7 @@ def test_overwriting_begins_anew(tiny_checkpoint, data, tmp_path):
     (out / "seed-7").mkdir(parents=True)
     for name in ("seed-8.json", "finetuning.json", "notes.txt"):
         (out / name).write_text("old")
-    rectilinear.finetune(tiny_checkpoint, "cb", data, out=out, overwrite=True, **BRIEF)
+    finetune(tiny_checkpoint, "cb", data, out=out, overwrite=True, **BRIEF)
     assert sorted(path.name for path in out.iterdir()) == ["finetuning.json", "notes.txt"]
     assert rectilinear.Finetuning.load(out).task == "cb"
 
@@ -293,22 +316,22 @@ def test_a_loss_that_is_not_finite_keeps_the_seeds_before(tiny_checkpoint, data,
         return train(job, seed, progress)
 
     monkeypatch.setattr(module, "_train", diverges)
-    with pytest.raises(JobError, match=r"seed 1: expected a finite loss, got nan at step 1; .* --learning-rate"):
-        rectilinear.finetune(
+    with pytest.raises(JobError, match=r"seed 1: expected a finite loss, got nan at step 1; .* `learning_rate`"):
+        finetune(
             tiny_checkpoint, "reward", data / "pairs.jsonl", out=tmp_path / "out", **BRIEF | {"seeds": 2, "seq_len": 24}
         )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["seed-0.json"]
 
 
 def test_says_what_was_cut(tiny_checkpoint, data):
-    result = rectilinear.finetune(tiny_checkpoint, "cb", data, **BRIEF | {"seq_len": 24})
+    result = finetune(tiny_checkpoint, "cb", data, **BRIEF | {"seq_len": 24})
     assert result.data.cut > 0
     says = f"texts longer than 24 tokens: {result.data.cut} of 72, which lost their beginning; the longest has "
     assert result.warnings[0].startswith(says)
 
 
 def test_max_examples(tiny_checkpoint, data, text_file):
-    result = rectilinear.finetune(tiny_checkpoint, "copa", data, max_examples=1, text=text_file, **BRIEF)
+    result = finetune(tiny_checkpoint, "copa", data, max_examples=1, text=str(text_file), **BRIEF)
     assert (result.data.train, result.data.validation) == (1, 1)
     assert result.runs[0].metrics["accuracy"].stderr is None
     [warning] = result.warnings
@@ -317,30 +340,33 @@ def test_max_examples(tiny_checkpoint, data, text_file):
 
 def test_steps_are_those_of_the_epochs(tiny_checkpoint, data):
     options = {**BRIEF, "max_steps": None, "max_examples": 17, "epochs": 2.0}
-    assert rectilinear.finetune(tiny_checkpoint, "cb", data, **options).runs[0].steps == 6
+    assert finetune(tiny_checkpoint, "cb", data, **options).runs[0].steps == 6
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"seeds": 0}, "expected at least 1 seed, got 0"),
-        ({"epochs": 0}, "expected epochs above 0, got 0"),
-        ({"learning_rate": float("nan")}, "expected learning_rate above 0, got nan"),
-        ({"batch_size": 0}, "expected batch_size above 0, got 0"),
-        ({"regularizer": "l2"}, "expected regularizer 'cosine' or 'mse', got 'l2'"),
-        ({"strength": -1}, "expected a regularizer strength of at least 0, got -1"),
-        ({"dtype": "float16"}, "got float16"),
-        ({"device": "gpu"}, "expected device auto or cpu to train on, got 'gpu'"),
+        ({"seeds": 0}, "expected `seeds` to be greater than 0, got 0"),
+        ({"epochs": 0}, "expected `epochs` to be greater than 0, got 0"),
+        ({"epochs": 1}, "expected no `epochs` with `max_steps`"),
+        ({"learning_rate": float("nan")}, "expected `learning_rate` to be a finite number, got nan"),
+        ({"batch_size": 0}, "expected `batch_size` to be greater than 0, got 0"),
+        ({"regularizer": "l2"}, "expected `regularizer` to be 'none', 'mse' or 'cosine', got 'l2'"),
+        ({"strength": -1}, "expected `strength` to be greater than or equal to 0, got -1"),
+        ({"penalize_embedding": False}, "expected no `penalize_embedding` without `regularizer`"),
+        ({"column": "story"}, "expected no `column` without `text`"),
+        ({"dtype": "float16"}, "got 'float16'"),
+        ({"device": "gpu"}, "expected `device` to be 'auto' or 'cpu', got 'gpu'"),
         ({"seq_len": 65}, "context of 64 tokens, got rows of 65; try --seq-len 64"),
-        ({"folds": 0}, "expected at least 1 fold, got 0"),
-        ({"resume": True}, "expected --out with --resume, got none"),
-        ({"save_models": True}, "expected --out with --save-models, got none"),
+        ({"folds": 0}, "expected `folds` to be greater than 0, got 0"),
+        ({"resume": True}, "expected `out` with `resume`, got none"),
+        ({"save_models": True}, "expected `out` with `save_models`, got none"),
         ({"max_tokens": 10}, "expected `max_tokens` >= `seq_len`"),
     ],
 )
 def test_refuses(options, says, tiny_checkpoint, data):
     with pytest.raises(RequestError) as error:
-        rectilinear.finetune(tiny_checkpoint, "cb", data, **BRIEF | options)
+        finetune(tiny_checkpoint, "cb", data, **BRIEF | options)
     assert says in str(error.value)
 
 
@@ -348,11 +374,11 @@ def test_refuses_what_cannot_be_padded_or_classified(tiny_llama, tiny_tokenizer,
     bare = save_checkpoint(tiny_llama, "bare")
     PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer).save_pretrained(bare)
     with pytest.raises(RequestError, match="expected a tokenizer with a token for padding or for the end of a text"):
-        rectilinear.finetune(bare, "cb", data, **BRIEF)
+        finetune(bare, "cb", data, **BRIEF)
     RwkvConfig().save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     with pytest.raises(RequestError, match="expected a model that transformers has a classifier for, got rwkv"):
-        rectilinear.finetune(tmp_path, "cb", data, **BRIEF)
+        finetune(tmp_path, "cb", data, **BRIEF)
 
 
 def test_refuses_a_text_without_a_token(tiny_llama, data, tmp_path, save_checkpoint):
@@ -362,7 +388,7 @@ def test_refuses_a_text_without_a_token(tiny_llama, data, tmp_path, save_checkpo
     (plain / "tokenizer.json").write_text(json.dumps(backend))
     pairs = [{"chosen": "", "rejected": "The cat."}, {"chosen": "The cat.", "rejected": "The dog."}]
     with pytest.raises(RequestError, match="expected texts of at least one token, got an empty one"):
-        rectilinear.finetune(plain, "reward", write_lines(tmp_path / "pairs.jsonl", pairs), **BRIEF)
+        finetune(plain, "reward", write_lines(tmp_path / "pairs.jsonl", pairs), **BRIEF)
 
 
 def test_a_checkpoint_without_its_weights(tiny_llama, tmp_path):
@@ -376,7 +402,7 @@ def test_a_checkpoint_without_its_weights(tiny_llama, tmp_path):
 
 @pytest.mark.slow
 def test_a_trained_model_on_the_real_files(shared):
-    result = rectilinear.finetune(
+    result = finetune(
         shared / "models" / "stories260K", "cb", shared / "data" / "superglue",
         seeds=2, max_steps=6, seq_len=256, max_tokens=20_000, dtype="float32", device="cpu",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What came of a fine-tuning: the schema of ``finetuning.json``."""
+"""What came of a training: the schemas of ``training.json`` and ``finetuning.json``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,46 @@ from pydantic import Field
 
 from rectilinear.measurement.profile import LinearityRecord, Profile
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.tables import Cell, Column, Estimate, Table
 from rectilinear.training.metrics import MetricRecord
+
+
+class HeldOutRecord(Record):
+    """Loss on rows that were not trained on, without the penalty."""
+
+    data: DataRecord
+    loss: float = Field(description="nats per predicted token")
+    stderr: float | None = Field(description="of the loss, over rows")
+    perplexity: float
+
+
+class Training(ResultFile):
+    """A pretraining and what came of it."""
+
+    file_name: ClassVar[str] = "training.json"
+
+    schema_: Literal["rectilinear.training/1"] = Field(default="rectilinear.training/1", alias="schema")
+    model: ModelRecord
+    data: DataRecord = Field(description="rows to train on; its tokens are those seen, as often as they were")
+    held_out: HeldOutRecord
+    settings: dict[str, Any]
+    environment: EnvironmentRecord
+    processes: int
+    steps: int
+    seconds: float = Field(description="since the start, or where the run was stopped since it was last resumed")
+    tokens_per_second: float | None = Field(description="in these seconds; null where no step was left to make")
+    log: tuple[dict[str, float], ...] = Field(description="what Trainer logged, with the step of each entry")
+    warnings: tuple[str, ...] = Field(default=(), description="of the profiles of held-out rows; none in older files")
+
+    def tables(self) -> tuple[Table, ...]:
+        """One line: how long it was trained, and the loss on held-out rows."""
+        held_out = self.held_out
+        columns = ("steps", ","), ("tokens", ","), ("tokens/s", ",.0f"), ("loss", ".4f"), ("perplexity", ".2f")
+        loss = Estimate(held_out.loss, held_out.stderr)
+        row = self.steps, self.data.tokens, self.tokens_per_second, loss, held_out.perplexity
+        title = f"{self.model.parameters:,} parameters trained on {self.data.source}"
+        caption = f"loss in nats per token, on {held_out.data.tokens:,} held-out tokens"
+        return (Table.of([Column(*column) for column in columns], [row], title=title, caption=caption),)
 
 
 class TaskDataRecord(Record):
@@ -41,7 +80,7 @@ class BlockLinearity(Record):
 class Linearities(Record):
     """How linear the blocks are at one time, and their means over blocks."""
 
-    sha256: str = Field(description="of the weights")
+    sha256: str | None = Field(description="of the weights; null where they cannot be hashed")
     linearity: Scores
     update_linearity: Scores
     blocks: tuple[BlockLinearity, ...]
@@ -107,6 +146,39 @@ class Finetuning(ResultFile):
     summary: Summary
     warnings: tuple[str, ...]
 
+    def with_runs(self, runs: Sequence[SeedRun]) -> Finetuning:
+        """The same with these runs, and what they have in common."""
+        return self.model_copy(update={"runs": tuple(runs), "summary": summarize(runs)})
+
+    def tables(self) -> tuple[Table, ...]:
+        """One line, like the paper's Table 1: the change of the update linearity, and the metrics."""
+        change, data, seeds = self.summary.update_linearity, self.data, len(self.runs)
+        columns = [Column("task"), Column("change of update\nlinearity in sample", "+.4f"), Column("held out", "+.4f")]
+        cells: list[Cell] = [self.task, _estimate(change.in_sample), _estimate(change.held_out)]
+        for name, spread in self.summary.metrics.items():
+            columns += [Column(name.replace("_", " "), ".4f"), Column("constant\nanswer", ".4f")]
+            cells += [_estimate(spread), self.runs[0].metrics[name].baseline]
+        before = self.before.update_linearity.model_dump().items()
+        levels = ", ".join(f"{value:.4f} {name.replace('_', ' ')}" for name, value in before if value is not None)
+        spread_over = f"±: standard deviation over {seeds} seeds" if seeds > 1 else "one seed: no deviation"
+        table = Table.of(
+            columns,
+            [cells],
+            title=f"{self.model.id}: trained on {data.train:,} questions of {data.source}, {data.validation:,} asked; "
+            f"linearity on {self.text.tokens:,} tokens of {self.text.source}",
+            caption=f"means over blocks, after minus before ({levels or 'no score'}); {spread_over}",
+        )
+        return (table,)
+
+    def all_warnings(self) -> tuple[str, ...]:
+        """Those of the fine-tuning, and of the profiles before and after, each once."""
+        profiles = (self.before, *(run.after for run in self.runs))
+        return tuple(dict.fromkeys([*self.warnings, *(text for profile in profiles for text in profile.warnings)]))
+
+
+def _estimate(spread: Spread) -> Estimate | None:
+    return None if spread.mean is None else Estimate(spread.mean, spread.deviation)
+
 
 def linearities_of(profile: Profile) -> Linearities:
     """What a profile says of the blocks."""
@@ -142,21 +214,17 @@ def summarize(runs: Sequence[SeedRun]) -> Summary:
     )
 
 
-def _means(records: Sequence[LinearityRecord]) -> Scores:
-    return Scores(
-        in_sample=_mean(record.in_sample for record in records), held_out=_mean(record.held_out for record in records)
-    )
+def _means(records: Sequence[LinearityRecord | Scores]) -> Scores:
+    return Scores(**{name: _mean(getattr(record, name) for record in records) for name in Scores.model_fields})
 
 
 def _changes(pairs: Sequence[tuple[LinearityRecord, LinearityRecord]]) -> Scores:
-    return Scores(
-        in_sample=_mean(_difference(one.in_sample, two.in_sample) for one, two in pairs),
-        held_out=_mean(_difference(one.held_out, two.held_out) for one, two in pairs),
-    )
+    return _means([Scores(**{name: _change(one, two, name) for name in Scores.model_fields}) for one, two in pairs])
 
 
-def _difference(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else after - before
+def _change(before: LinearityRecord, after: LinearityRecord, name: str) -> float | None:
+    earlier, later = getattr(before, name), getattr(after, name)
+    return None if earlier is None or later is None else later - earlier
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -165,9 +233,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _spreads(scores: Sequence[Scores]) -> Spreads:
-    return Spreads(
-        in_sample=_spread(score.in_sample for score in scores), held_out=_spread(score.held_out for score in scores)
-    )
+    return Spreads(**{name: _spread(getattr(score, name) for score in scores) for name in Scores.model_fields})
 
 
 def _spread(values: Iterable[float | None]) -> Spread:

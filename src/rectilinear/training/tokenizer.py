@@ -16,7 +16,7 @@ _CHARACTERS = 50_000_000
 _END, _PADDING = "<|endoftext|>", "<|padding|>"
 
 
-def train_tokenizer(documents: Iterable[str], vocabulary: int) -> PreTrainedTokenizerBase:
+def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer (arXiv 1909.03341) learnt from the first 50 million characters of a text.
 
     ``<|endoftext|>`` begins every document and so ends the one before: it is the token of both ends.
@@ -24,7 +24,7 @@ def train_tokenizer(documents: Iterable[str], vocabulary: int) -> PreTrainedToke
 
     Args:
         documents: of text.
-        vocabulary: tokens to have at most; at least 258, of which 256 are bytes.
+        vocab_size: tokens to have at most; at least 258, of which 256 are bytes.
 
     Raises:
         RequestError: a smaller vocabulary, or no text.
@@ -34,13 +34,14 @@ def train_tokenizer(documents: Iterable[str], vocabulary: int) -> PreTrainedToke
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = [_END, _PADDING]
-    if vocabulary < len(alphabet) + len(special):
-        raise RequestError(f"expected a vocabulary of at least {len(alphabet) + len(special)}, got {vocabulary}")
+    if vocab_size < len(alphabet) + len(special):
+        least = len(alphabet) + len(special)
+        raise RequestError(f"expected a vocabulary of at least {least}, got {vocab_size}; try `vocab_size={least}`")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(_first(documents), trainer)
     end = tokenizer.token_to_id(_END)

@@ -8,7 +8,7 @@ import torch
 
 from rectilinear import RequestError
 from rectilinear.models.load import count_parameters
-from rectilinear.training.pretraining.presets import PRESETS, find_preset
+from rectilinear.training.presets import PRESETS, find_preset
 
 
 class Tokenizer(SimpleNamespace):
@@ -19,7 +19,7 @@ class Tokenizer(SimpleNamespace):
 @pytest.mark.parametrize("name", PRESETS)
 def test_parameters(name):
     preset = PRESETS[name]
-    tokenizer = Tokenizer(size=preset.vocabulary, bos_token_id=0, eos_token_id=0, pad_token_id=1)
+    tokenizer = Tokenizer(size=preset.vocab_size, bos_token_id=0, eos_token_id=0, pad_token_id=1)
     with torch.device("meta"):
         model = preset.build(tokenizer)
     millions = int(re.search(r"(\d+)m$", name)[1])

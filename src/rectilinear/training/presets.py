@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,8 @@ from rectilinear.errors import RequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from rectilinear.training.settings import Corpus, Recipe
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Preset:
     neither depth nor width nor the steps; these are choices of this project.
 
     Attributes:
-        vocabulary: tokens of the tokenizer that is trained for it, and with which it has the parameters of its name.
+        vocab_size: tokens of the tokenizer that is trained for it, and with which it has the parameters of its name.
         blocks, width, mlp_width, heads, key_value_heads: of the decoder.
         tied: whether embedding and head are one.
         seq_len: tokens in a row.
@@ -29,7 +31,7 @@ class Preset:
         learning_rate: the highest of the schedule.
     """
 
-    vocabulary: int
+    vocab_size: int
     blocks: int
     width: int
     mlp_width: int
@@ -80,5 +82,32 @@ def find_preset(name: str) -> Preset:
     """
     if name not in PRESETS:
         likely = "".join(f"; try {near}" for near in get_close_matches(name, PRESETS, 1, 0.9))
-        raise RequestError(f"expected --preset {', '.join(PRESETS)}, got {name!r}{likely}")
+        raise RequestError(f"expected `preset` to be one of {', '.join(PRESETS)}, got {name!r}{likely}")
     return PRESETS[name]
+
+
+def fill_preset(recipe: Recipe, corpus: Corpus, processes: int = 1) -> Preset:
+    """The recipe's preset, with what is asked for in the place of its own, for a number of processes.
+
+    Where nothing is said of batches, a step has the preset's number of rows, however many processes share them.
+
+    Raises:
+        RequestError: they cannot share them evenly.
+    """
+    preset = find_preset(recipe.preset)
+    given = None if recipe.batch_size == "auto" else recipe.batch_size
+    if preset.rows % processes and not (given and recipe.gradient_accumulation):
+        raise RequestError(
+            f"expected a number of processes that divides the {preset.rows} rows of a step, got {processes}; "
+            "try `batch_size` and `gradient_accumulation`"
+        )
+    batch_size = given or min(preset.batch_size, max(1, preset.rows // processes))
+    accumulation = recipe.gradient_accumulation or max(1, preset.rows // (batch_size * processes))
+    return replace(
+        preset,
+        vocab_size=corpus.vocab_size or preset.vocab_size,
+        seq_len=corpus.seq_len or preset.seq_len,
+        batch_size=batch_size,
+        rows=batch_size * accumulation * processes,
+        learning_rate=recipe.learning_rate or preset.learning_rate,
+    )

@@ -1,0 +1,99 @@
+"""What the model cards of checkpoints have in common: metadata that the Hub reads, and how to use the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rectilinear.models.origin import short_name
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+
+def model_card_metadata(
+    name: str,
+    *,
+    base_model: str | None = None,
+    revision: str | None = None,
+    datasets: Sequence[str] = (),
+    results: Sequence[EvalResult] = (),
+) -> str:
+    """The head of a ``README.md``; only what is on the Hub is named in it, never a path.
+
+    Args:
+        name: of the model, for people.
+        base_model: Hub id or path of the model that it was made from; the licence is that one's, where it is known.
+        revision: of that model.
+        datasets: text sources that it was trained or fitted on.
+        results: see `result_of`.
+    """
+    from huggingface_hub import ModelCardData
+
+    metadata = ModelCardData(
+        base_model=hub_id(base_model) if base_model else None,
+        license=find_license(base_model, revision) if base_model else None,
+        datasets=list(filter(None, map(hub_id, datasets))) or None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=name,
+        eval_results=list(results) or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["rectilinear"],
+    )
+    return f"---\n{metadata.to_yaml()}\n---"
+
+
+def result_of(metric: str, value: float, source: str) -> EvalResult:
+    """A number for the head of a card: a metric of text generation on a text source."""
+    from huggingface_hub import EvalResult
+
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=hub_id(source) or "text",
+        dataset_name=name_source(source),
+        metric_type=metric,
+        metric_value=round(value, 4),
+    )
+
+
+def usage_snippet(trust_remote_code: bool = False) -> str:
+    """Code for a card that loads the model and has it write; it runs in the checkpoint's folder."""
+    options = ", trust_remote_code=True" if trust_remote_code else ""
+    return f"""```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+place = "."  # this folder, or the Hub id that it has been uploaded to
+tokenizer = AutoTokenizer.from_pretrained(place{options})
+model = AutoModelForCausalLM.from_pretrained(place{options})
+ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))
+```"""
+
+
+def hub_id(name: str) -> str | None:
+    """The name, if it is an id on the Hub such as ``owner/name``; None for paths and what is built in."""
+    on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists()
+    return name if on_hub else None
+
+
+def name_source(source: str) -> str:
+    """A text source or model without the folders that it lies in: a Hub id, or the last part of a path."""
+    place, comma, what = source.partition(", ")  # such as "train.txt, the last 8 rows"
+    return (hub_id(place) or short_name(place)) + comma + what
+
+
+def find_license(model: str, revision: str | None = None) -> str | None:
+    """The licence that the card of a model names; None where there is no card, or none to be had."""
+    from huggingface_hub import ModelCard, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    file = Path(model).expanduser() / "README.md"
+    try:
+        if hub_id(model):
+            file = Path(hf_hub_download(model, "README.md", revision=revision))
+        return ModelCard.load(file, ignore_metadata_errors=True).data.license if file.is_file() else None
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError):
+        return None

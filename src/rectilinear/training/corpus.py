@@ -1,0 +1,221 @@
+"""The folder of a pretraining: its request, tokenizer and rows, made once and found again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from rectilinear.errors import RequestError
+from rectilinear.measurement.dynamics import Dynamics
+from rectilinear.models.load import load_tokenizer
+from rectilinear.models.series import checkpoints_of
+from rectilinear.models.settings import Access
+from rectilinear.results import settings_record
+from rectilinear.runs import check_same, read_request, stage
+from rectilinear.text.rows import RowFile, open_rows, pack_rows, stream_rows, write_rows
+from rectilinear.text.sources import open_documents
+from rectilinear.text.tokens import Document, tokenize_with
+from rectilinear.training.presets import Preset
+from rectilinear.training.results import Training
+from rectilinear.training.settings import Corpus, Recipe
+from rectilinear.training.tokenizer import train_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Beside the checkpoints.
+_REQUEST, _ROWS = "recipe.json", "rows.bin"
+
+# What a run before this one left beside its checkpoints, and is not replaced at once.
+_STALE = (Training.file_name, Dynamics.file_name, "config.json", "generation_config.json", "model*.safetensors*")
+
+# Rows to hold out where no other text is: one in a hundred, 400 at most, but enough tokens for the width where there
+# are, and of a text that is all trained on a tenth at most.
+_SHARE, _ROWS_AT_MOST, _TOKENS_A_FEATURE, _LARGEST_SHARE = 100, 400, 20, 10
+
+# Names in files of earlier versions.
+_RENAMED = {"vocabulary": "vocab_size", "accumulation": "gradient_accumulation", "embedding": "penalize_embedding"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pretraining is asked for, with the preset filled in; its outcome depends on nothing else but the machine.
+
+    Attributes:
+        text: to train on.
+        recipe, corpus: as given, but with a dtype that is not ``auto``.
+        preset: filled in by them.
+    """
+
+    text: str
+    recipe: Recipe
+    corpus: Corpus
+    preset: Preset
+
+    def request(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return settings_record(self.recipe, self.corpus, text=self.text) | asdict(self.preset)
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps on so many rows to train on."""
+        return self.recipe.max_steps or max(1, int(self.recipe.epochs * (rows // self.preset.rows)))
+
+    def documents(self, source: str, seed: int) -> Iterator[Document]:
+        """The documents of a source, read as the text is."""
+        return open_documents(source, self.corpus.model_copy(update={"seed": seed}))
+
+
+@dataclass(frozen=True, eq=False)
+class PackedText:
+    """What a decoder is trained and measured on.
+
+    Attributes:
+        tokenizer: of the text.
+        contents: of the file of rows.
+        train: ``[rows, seq_len]`` int32, whole steps of them, read from disk where they are needed.
+        held_out: ``[rows, seq_len]`` int64, not among them.
+        held_out_source: where these come from.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    contents: RowFile
+    train: Tensor
+    held_out: Tensor
+    held_out_source: str
+
+
+def find_run(out: Path) -> str | None:
+    """What to say of a folder to whoever stops a pretraining in it; None where there is none."""
+    found = isinstance(read_request(out / _REQUEST).get("recipe"), dict)
+    return f"{out} keeps what there is of the run; to go on, add `resume`" if found else None
+
+
+def start_run(out: Path, plan: Plan) -> None:
+    """Make the tokenizer and the rows of a run in its folder, in the place of what an earlier one left there.
+
+    Raises:
+        RequestError: no such text or tokenizer, a text shorter than a batch.
+        JobError: they could not be written.
+    """
+    preset, corpus = plan.preset, plan.corpus
+    if corpus.tokenizer is None:
+        tokenizer = train_tokenizer(map("".join, plan.documents(plan.text, corpus.seed)), preset.vocab_size)
+    else:
+        tokenizer = load_tokenizer(corpus.tokenizer, **corpus.part(Access).model_dump())
+    with stage(out, stale=[*_STALE, *(path.name for path in checkpoints_of(out))]) as folder:
+        tokenizer.save_pretrained(folder)
+        contents = write_rows(folder / _ROWS, _rows_of(plan, tokenizer, _rows_wanted(plan)))
+        if corpus.held_out:
+            _held_out_rows(plan, tokenizer)  # refused now, if at all
+        held_out = 0 if corpus.held_out else _count_held_out(plan, contents.rows)
+        if contents.rows - held_out < preset.rows:
+            raise RequestError(
+                f"expected text for at least one step of {preset.rows} rows of {preset.seq_len} tokens, got "
+                f"{max(0, contents.rows - held_out)} rows to train on; try a smaller `batch_size` and "
+                "`gradient_accumulation=1`"
+            )
+        _write_request(folder, {"recipe": plan.request(), "rows": contents._asdict(), "held_out": held_out})
+
+
+def resume_run(out: Path, plan: Plan) -> None:
+    """Make ready a run that is there: of the same request, or of one for more steps.
+
+    Raises:
+        RequestError: the request is another, or its rows are not there any more.
+        JobError: they could not be written.
+    """
+    record, wanted = read_request(out / _REQUEST), plan.request()
+    found = settings_record(Recipe(), Corpus())
+    found |= {_RENAMED.get(name, name): value for name, value in record["recipe"].items()}
+    for name in ("max_steps", "epochs"):
+        if found[name] and wanted[name] and wanted[name] > found[name]:
+            found[name] = wanted[name]
+    check_same(out, *({**request, "device": None} for request in (found, wanted)))
+    if is_over(out, plan):
+        return
+    contents, file = RowFile(**record["rows"]), out / _ROWS
+    with stage(out) as folder:
+        if (out / Training.file_name).exists() and not file.exists():
+            file = folder / _ROWS
+            made = write_rows(file, _rows_of(plan, load_tokenizer(out), contents.rows))
+            if made != contents:
+                raise RequestError(f"expected the text that the run in {out} was trained on, got another")
+        if not file.is_file() or file.stat().st_size != contents.bytes:
+            raise RequestError(
+                f"expected {contents.rows:,} rows in {file}, to resume the run, got another file or none"
+            )
+        _write_request(folder, {**record, "recipe": wanted})
+
+
+def is_over(out: Path, plan: Plan) -> bool:
+    """Whether the run in a folder has made all of its steps."""
+    record = read_request(out / _REQUEST)
+    steps = plan.steps(record["rows"]["rows"] - record["held_out"])
+    return (out / Training.file_name).exists() and Training.load(out).steps >= steps
+
+
+def open_run(out: Path, plan: Plan) -> PackedText:
+    """What `start_run` made.
+
+    Raises:
+        RequestError: the text that is held out is not there, or not long enough for one row.
+    """
+    record = read_request(out / _REQUEST)
+    contents = RowFile(**record["rows"])
+    tokenizer = load_tokenizer(out)
+    rows = open_rows(out / _ROWS, contents)
+    if plan.corpus.held_out:
+        held_out, source = _held_out_rows(plan, tokenizer), plan.corpus.held_out
+    else:
+        rows, last = rows[: -record["held_out"]], rows[-record["held_out"] :]
+        held_out, source = last.long(), f"{plan.text}, the last {len(last)} rows"
+    # Whole steps only, so that every step is as large as the others and an epoch ends with one.
+    train = rows[: len(rows) // plan.preset.rows * plan.preset.rows]
+    return PackedText(tokenizer, contents, train, held_out, source)
+
+
+def discard_rows(out: Path) -> None:
+    """Remove the rows, which are not needed once the run is over."""
+    (out / _ROWS).unlink(missing_ok=True)
+
+
+def _write_request(folder: Path, record: Mapping[str, Any]) -> None:
+    (folder / _REQUEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _rows_of(plan: Plan, tokenizer: PreTrainedTokenizerBase, rows: int | None) -> Iterator[Tensor]:
+    documents = plan.documents(plan.text, plan.corpus.seed)
+    return stream_rows(documents, tokenize_with(tokenizer), plan.preset.seq_len, rows)
+
+
+def _held_out_rows(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """``[rows, seq_len]`` int64 of the text that is held out."""
+    documents = plan.documents(str(plan.corpus.held_out), plan.corpus.seed + 1)  # other stories
+    return pack_rows(documents, tokenize_with(tokenizer), plan.preset.seq_len, plan.corpus.held_out_tokens).ids
+
+
+def _rows_wanted(plan: Plan) -> int | None:
+    """Rows that are of use: those of ``max_tokens``, those of the steps; None for all there are."""
+    limits = [plan.corpus.max_tokens // plan.preset.seq_len] if plan.corpus.max_tokens else []
+    if plan.recipe.max_steps:
+        train = plan.recipe.max_steps * plan.preset.rows
+        share = max(min(_ROWS_AT_MOST, train // (_SHARE - 1) + 1), _rows_for_width(plan))
+        limits.append(train if plan.corpus.held_out else train + share)
+    return min(limits, default=None)
+
+
+def _count_held_out(plan: Plan, rows: int) -> int:
+    """How many of the rows that there are to hold out."""
+    train = plan.recipe.max_steps * plan.preset.rows if plan.recipe.max_steps else rows
+    to_spare = max(rows - train, rows // _LARGEST_SHARE)
+    return max(min(_ROWS_AT_MOST, max(1, rows // _SHARE)), min(_rows_for_width(plan), to_spare))
+
+
+def _rows_for_width(plan: Plan) -> int:
+    """Rows with enough tokens for scores at the decoder's width."""
+    return -(-_TOKENS_A_FEATURE * plan.preset.width // plan.preset.seq_len)

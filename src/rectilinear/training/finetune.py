@@ -1,0 +1,250 @@
+"""Fine-tuning a decoder on a task, and measuring what that does to its linearity."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel, set_seed
+
+from rectilinear.errors import JobError, RequestError
+from rectilinear.measurement.measure import profile_model
+from rectilinear.measurement.profile import Profile
+from rectilinear.measurement.settings import Measurement
+from rectilinear.models.batches import reporting_exhausted_memory
+from rectilinear.models.load import load_classifier
+from rectilinear.models.origin import Origin
+from rectilinear.models.settings import Access
+from rectilinear.progress import Progress, reporting
+from rectilinear.results import settings_record
+from rectilinear.runs import check_same, claim, stage
+from rectilinear.training.classification import (
+    Collator,
+    bradley_terry,
+    describe_questions,
+    predict,
+    score_texts,
+    training_examples,
+    warn_of_cuts,
+)
+from rectilinear.training.finetuning_job import Job, read_job
+from rectilinear.training.metrics import commonest, score_answers
+from rectilinear.training.regularizer import Regularizer
+from rectilinear.training.results import Finetuning, SeedRun, change_of, linearities_of, summarize
+from rectilinear.training.settings import Profiling, Tuning
+from rectilinear.training.trainer import GuardedTrainer, StepProgress, training_arguments, trains_on_cpu
+
+
+@reporting_exhausted_memory
+def finetune(
+    model: str | Path,
+    task: str,
+    tuning: Tuning = Tuning(),
+    profiling: Profiling = Profiling(),
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | Progress = True,
+) -> Finetuning:
+    """Fine-tune a decoder on a task, and measure its linearity before and after, on the same rows.
+
+    Each seed begins with the checkpoint and a new head, which reads the last token of a text, and
+    trains all weights (AdamW without weight decay). Linearity is measured as `rectilinear.measure` does it, in float32.
+
+    Args:
+        model: Hub id, path, or ``"storyteller"``.
+        task: ``boolq``, ``cb``, ``copa``, ``multirc``, ``rte``, ``wic``, ``wsc`` or ``reward``.
+        tuning: the task's data, and how to train. Seeds are those from the rows' on.
+        profiling: what to measure linearity on, and how. A text of the task has as many tokens as a row at most, and
+            loses its beginning.
+        out: folder for ``finetuning.json``; while the job runs, for the result of each seed that is done.
+        resume: take over the seeds that are done in ``out``, which must be of the same request.
+        overwrite: begin anew in a folder that is not empty.
+        progress: see `rectilinear.progress.reporting`.
+
+    Raises:
+        RequestError: the request cannot be met: no such model or task, data as in `read_task`, text
+            shorter than one row, rows longer than the context, no token to pad with, a folder of something else.
+        JobError: a loss, logits or activations that are not finite, memory or disk that do not suffice.
+    """
+    if PartialState(cpu=trains_on_cpu(tuning.device)).num_processes > 1:
+        raise RequestError("expected one process to fine-tune with, got several; try it without torchrun")
+    if out is None and (tuning.save_models or resume):
+        raise RequestError(f"expected `out` with `{'save_models' if tuning.save_models else 'resume'}`, got none")
+    with (
+        claim(out, overwrite=overwrite, resume=resume, kept=_find_seeds) as folder,
+        reporting(progress) as report,
+    ):
+        job = read_job(model, task, tuning, profiling)
+        profile = profile_model(job.origin, job.inputs, profiling.part(Measurement), "auto", report)
+        result = _describe(job, profile)
+        done = _done_seeds(folder, result, tuning.save_models) if folder and resume else {}
+        stale = [] if folder is None or resume else [path.name for path in _seed_files(folder)]
+        runs = []
+        for seed in range(profiling.seed, profiling.seed + tuning.seeds):
+            if seed not in done:
+                trained, done[seed] = _run_seed(job, result, seed, report)
+                if folder:
+                    _save_seed(folder, job, trained, result.with_runs([done[seed]]), stale)
+                    stale = []
+                del trained
+            runs.append(done[seed])
+        result = result.with_runs(runs)
+        if folder:
+            with stage(folder, [path.name for path in _seed_files(folder) if path.suffix == ".json"]) as scratch:
+                result.save(scratch)
+        return result
+
+
+def _describe(job: Job, profile: Profile) -> Finetuning:
+    """The result, before any seed."""
+    warnings = warn_of_cuts(job.train, job.validation, job.profiling.seq_len)
+    if not job.task.ranks and len({question.answer for question in job.train.questions}) == 1:
+        warnings.append(
+            "all questions to train on have the same answer, so that none is to be learnt; try other `data`"
+        )
+    return Finetuning(
+        model=profile.model,
+        task=job.name,
+        data=describe_questions(job.source, job.train, job.validation),
+        text=profile.data,
+        settings=_settings_of(job.tuning, job.profiling)
+        | {"bfloat16": job.in_bfloat16, "embedding": job.tuning.penalize_embedding, "profile": profile.settings},
+        environment=profile.environment,
+        before=linearities_of(profile),
+        runs=(),
+        summary=summarize([]),
+        warnings=tuple(warnings),
+    )
+
+
+def _settings_of(tuning: Tuning, profiling: Profiling) -> dict[str, Any]:
+    """What is asked for, but for how much of it and what is kept."""
+    record = settings_record(tuning, profiling)
+    return {name: value for name, value in record.items() if name not in ("seeds", "save_models")}
+
+
+def _run_seed(job: Job, result: Finetuning, seed: int, progress: Progress) -> tuple[PreTrainedModel, SeedRun]:
+    """Train, ask and measure."""
+    started = time.perf_counter()
+    try:
+        trained, log = _train(job, seed, progress)
+        texts = [ids for question in job.validation.ids for ids in question]
+        scores = score_texts(trained, texts, job.padding, job.tuning.batch_size)
+    except JobError as error:
+        raise JobError(f"seed {seed}: {error}") from error
+    questions = job.validation.questions
+    metrics = score_answers(
+        job.task.metrics,
+        [question.answer for question in questions],
+        predict(job.task, job.validation, scores),
+        [question.group for question in questions],
+        constant=None if job.task.ranks else commonest([question.answer for question in job.train.questions]),
+        labels=2 if job.task.choices else len(job.task.labels),
+    )
+    measurement = job.profiling.part(Measurement)
+    after = linearities_of(profile_model(Origin(trained), job.inputs, measurement, "auto", progress))
+    run = SeedRun(
+        seed=seed,
+        steps=int(log[-1]["step"]),
+        seconds=time.perf_counter() - started,
+        metrics=metrics,
+        after=after,
+        change=change_of(result.before, after),
+        log=log,
+    )
+    return trained, run
+
+
+def _train(job: Job, seed: int, progress: Progress) -> tuple[PreTrainedModel, tuple[dict[str, float], ...]]:
+    """The trained model, and what Trainer logged."""
+    tuning, examples = job.tuning, training_examples(job.task, job.train)
+    set_seed(seed)
+    model = load_classifier(job.origin.name, job.task.labels, job.padding, **tuning.part(Access).model_dump())
+    use_cache = model.config.use_cache  # Trainer turns it off
+    loss = bradley_terry if job.task.ranks else None
+    regularizer = Regularizer.of(model, tuning, job.profiling.blocks, loss)
+    steps = tuning.max_steps or max(1, int(tuning.epochs * math.ceil(len(examples) / tuning.batch_size)))
+    with tempfile.TemporaryDirectory() as scratch:  # Trainer wants a folder, and leaves it empty
+        arguments = training_arguments(
+            scratch,
+            steps,
+            trains_on_cpu(tuning.device),
+            per_device_train_batch_size=tuning.batch_size,
+            learning_rate=tuning.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=steps // 20,
+            weight_decay=0.0,
+            bf16=job.in_bfloat16,
+            logging_steps=max(1, steps // 50),
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            seed=seed,
+        )
+        trainer = GuardedTrainer(
+            model, arguments, regularizer=regularizer, train_dataset=examples, data_collator=Collator(job.padding)
+        )
+        trainer.add_callback(StepProgress(f"seed {seed}", progress))
+        trainer.train()
+    regularizer.remove()
+    trained: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    trained.config.use_cache = use_cache
+    return trained, tuple(trainer.state.log_history)
+
+
+def _save_seed(folder: Path, job: Job, trained: PreTrainedModel, result: Finetuning, stale: Sequence[str]) -> None:
+    """Leave the result of a seed, and its model where that is asked for."""
+    name = f"seed-{result.runs[0].seed}"
+    with stage(folder, stale) as scratch:
+        if job.tuning.save_models:
+            trained.save_pretrained(scratch / name)
+            job.tokenizer.save_pretrained(scratch / name)
+        (scratch / f"{name}.json").write_text(result.to_json(), encoding="utf-8")
+
+
+def _seed_files(folder: Path) -> list[Path]:
+    """What fine-tunings left in a folder: results of seeds while others run, their models, and the result of all."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if re.fullmatch(rf"seed-\d+(\.json)?|{Finetuning.file_name}", path.name)]
+
+
+def _find_seeds(folder: Path) -> str | None:
+    """What to say of a folder to whoever stops a fine-tuning in it; None where no seed is done."""
+    done = any(path.suffix == ".json" for path in _seed_files(folder))
+    return f"{folder} keeps the seeds that are done; to go on, add `resume`" if done else None
+
+
+def _done_seeds(folder: Path, wanted: Finetuning, save_models: bool) -> dict[int, SeedRun]:
+    """The seeds that are done in a folder.
+
+    Raises:
+        RequestError: they are of another request.
+    """
+    done: dict[int, SeedRun] = {}
+    for file in (path for path in _seed_files(folder) if path.suffix == ".json"):
+        found = Finetuning.load(file)
+        check_same(folder, _identity(found), _identity(wanted))
+        done |= {run.seed: run for run in found.runs if not save_models or (folder / f"seed-{run.seed}").is_dir()}
+    return done
+
+
+def _identity(result: Finetuning) -> dict[str, Any]:
+    """All that a seed's run depends on, but for the machine; files of earlier versions have fewer settings."""
+    settings = _settings_of(Tuning(), Profiling()) | result.settings
+    settings["penalize_embedding"] = settings["embedding"]
+    names = ("profile", "data", "device", "revision", "trust_remote_code")
+    return {
+        **{name: value for name, value in settings.items() if name not in names},
+        "model": result.model.sha256,
+        "task": result.task,
+        "data": result.data.fingerprint,
+        "rows": result.text.fingerprint,
+    }

@@ -1,1 +1,0 @@
-"""Fine-tuning decoders on tasks, and what that does to their linearity."""

@@ -1,0 +1,296 @@
+"""Pretraining a decoder from random weights, with transformers' Trainer."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import default_data_collator, set_seed
+from transformers.integrations import get_available_reporting_integrations
+
+from rectilinear.errors import RequestError
+from rectilinear.measurement.perplexity import measure_perplexity
+from rectilinear.models.batches import reporting_exhausted_memory
+from rectilinear.models.blocks import find_blocks
+from rectilinear.models.card import model_card_metadata, name_source, result_of, usage_snippet
+from rectilinear.models.origin import Origin
+from rectilinear.models.records import record_environment, record_model
+from rectilinear.models.series import steps_of
+from rectilinear.models.settings import Loading
+from rectilinear.progress import Progress, reporting
+from rectilinear.results import DataRecord
+from rectilinear.runs import claim, stage
+from rectilinear.text.fingerprint import fingerprint
+from rectilinear.training.callback import LinearityCallback
+from rectilinear.training.corpus import (
+    PackedText,
+    Plan,
+    discard_rows,
+    find_run,
+    is_over,
+    open_run,
+    resume_run,
+    start_run,
+)
+from rectilinear.training.presets import fill_preset
+from rectilinear.training.regularizer import Regularizer
+from rectilinear.training.results import HeldOutRecord, Training
+from rectilinear.training.settings import Corpus, Monitoring, Recipe
+from rectilinear.training.trainer import (
+    FollowOptions,
+    GuardedTrainer,
+    SaveAtSignal,
+    StepProgress,
+    discard_checkpoints,
+    has_bfloat16,
+    last_checkpoint,
+    quiet,
+    training_arguments,
+    trains_on_cpu,
+)
+
+
+@reporting_exhausted_memory
+def pretrain(
+    text: str | Path,
+    recipe: Recipe = Recipe(),
+    corpus: Corpus = Corpus(),
+    *,
+    out: str | Path,
+    monitoring: Monitoring = Monitoring(),
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | Progress = True,
+) -> Training:
+    """Pretrain a decoder, and leave a checkpoint in a folder.
+
+    Runs in one process or, under torchrun or ``accelerate launch``, in several (DDP, FSDP). While
+    it runs, the folder has the rows, the recipe and Trainer's checkpoints. At the end it has the
+    model, its tokenizer, ``training.json``, ``dynamics.json`` and a model card, and still the last
+    checkpoints. Ctrl-C and SIGTERM leave a checkpoint of the step that they meet.
+
+    Args:
+        text: a text source; see `rectilinear.text.sources.open_text`.
+        recipe: which decoder, and how to train it.
+        corpus: how the text becomes rows, and what is held out.
+        out: the folder.
+        monitoring: what to see and keep while it runs.
+        resume: go on from the last checkpoint in the folder, which must be of the same request or of one for fewer
+            steps; with none there begin, and with a run that is over do nothing.
+        overwrite: begin anew in a folder that is not empty.
+        progress: see `rectilinear.progress.reporting`.
+
+    Raises:
+        RequestError: a request that cannot be met, a text shorter than one step, a folder of something else.
+        JobError: a loss that is not finite, memory or disk that do not suffice.
+        Interrupted: a signal ended it, with a checkpoint to go on from.
+    """
+    _check_request(str(text), recipe, corpus, monitoring)
+    if resume and overwrite:
+        raise RequestError("expected `resume` or `overwrite`, got both")
+    on_cpu = trains_on_cpu(recipe.device)
+    if recipe.dtype == "auto":
+        recipe = recipe.model_copy(update={"dtype": "bfloat16" if has_bfloat16(on_cpu) else "float32"})
+    # The others wait while one process packs the text, and while it scores the model.
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
+    plan = Plan(str(text), recipe, corpus, fill_preset(recipe, corpus, state.num_processes))
+    folder = Path(out).expanduser().absolute()
+    with (
+        reporting(progress if state.is_main_process else False) as report,
+        claim(folder if state.is_main_process else None, overwrite=overwrite, resume=resume, kept=find_run),
+    ):
+        with state.main_process_first():
+            if state.is_main_process and resume and find_run(folder):
+                resume_run(folder, plan)
+                discard_checkpoints(folder, partial_only=True)
+            elif state.is_main_process:
+                start_run(folder, plan)
+        if not is_over(folder, plan):
+            _train(folder, plan, monitoring, report)
+            state.wait_for_everyone()
+        return Training.load(folder)
+
+
+def _check_request(text: str, recipe: Recipe, corpus: Corpus, monitoring: Monitoring) -> None:
+    """Refuse what can be refused before anything is read."""
+    if corpus.held_out is not None and corpus.held_out == text != "stories":
+        raise RequestError(
+            f"expected another text to hold out than the one to train on, got {text} twice; try without `held_out`, "
+            "which holds out its last rows"
+        )
+    if text == "stories" and recipe.max_steps is None and corpus.max_tokens is None:
+        raise RequestError("expected `max_steps` or `max_tokens` for stories, which never end")
+    known = ["none", "all", *get_available_reporting_integrations()]
+    if monitoring.report_to not in known:
+        raise RequestError(
+            f"expected `report_to` to be one of {', '.join(known)}, which are installed, got {monitoring.report_to!r}"
+        )
+
+
+def _train(folder: Path, plan: Plan, monitoring: Monitoring, progress: Progress) -> None:
+    """Make the steps that are left, and write the result."""
+    packed = open_run(folder, plan)
+    trainer = _make_trainer(folder, plan, packed, monitoring)
+    saving = SaveAtSignal(trainer)
+    for callback in (FollowOptions(), StepProgress("pretrain", progress), saving):
+        trainer.add_callback(callback)
+    checkpoint = last_checkpoint(folder)
+    started = time.perf_counter()
+    with saving.listening(), quiet():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _finish(folder, plan, packed, trainer, steps_of(checkpoint) if checkpoint else 0, time.perf_counter() - started)
+
+
+def _make_trainer(folder: Path, plan: Plan, packed: PackedText, monitoring: Monitoring) -> GuardedTrainer:
+    """Trainer, ready to start."""
+    recipe, preset, on_cpu = plan.recipe, plan.preset, trains_on_cpu(plan.recipe.device)
+    steps = plan.steps(len(packed.train))
+    tenth = max(1, steps // 10)
+    probe_every = tenth if monitoring.probe_every is None else monitoring.probe_every
+    arguments = training_arguments(
+        folder,
+        steps,
+        on_cpu,
+        per_device_train_batch_size=preset.batch_size,
+        per_device_eval_batch_size=preset.batch_size,
+        gradient_accumulation_steps=preset.rows // (preset.batch_size * PartialState().num_processes),
+        learning_rate=preset.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(200, steps // 20),
+        weight_decay=recipe.weight_decay,
+        adam_beta2=0.95,
+        bf16=recipe.dtype == "bfloat16",
+        logging_steps=max(1, steps // 100),
+        eval_strategy="steps" if probe_every else "no",
+        eval_steps=probe_every or None,
+        save_steps=monitoring.save_every or tenth,
+        save_total_limit=monitoring.keep or None,
+        report_to=monitoring.report_to,
+        include_num_input_tokens_seen="all",
+        ddp_find_unused_parameters=False,
+        seed=plan.corpus.seed,
+    )
+    set_seed(plan.corpus.seed)
+    model = preset.build(packed.tokenizer)
+    model.name_or_path = recipe.preset  # what the dynamics call it
+    trainer = GuardedTrainer(
+        model,
+        arguments,
+        regularizer=None if recipe.regularizer == "none" else Regularizer.of(model, recipe),
+        train_dataset=_Rows(packed.train),
+        eval_dataset=_Rows(packed.held_out),
+        data_collator=default_data_collator,  # rows are full: a tokenizer without padding will do
+        processing_class=packed.tokenizer,
+    )
+    trainer.remedy += " and `overwrite`"
+    if probe_every:
+        trainer.add_callback(LinearityCallback(trainer, packed.held_out, probe_every, source=packed.held_out_source))
+    return trainer
+
+
+def _finish(
+    out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, first_step: int, seconds: float
+) -> None:
+    """Save the model and what there is to say of it, all or nothing."""
+    if trainer.is_fsdp_enabled:  # else each process would save its shard
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    if not trainer.is_world_process_zero():
+        trainer.save_model(str(out))  # nothing but its part, where the weights are spread
+        return
+    with stage(out) as folder:
+        trainer.save_model(str(folder))
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        # As saved: in training the weights may be spread over processes.
+        model: Any = Origin(str(folder), Loading(device=str(trainer.args.device), dtype="float32")).load(head=True)
+        model.config.use_cache = True  # Trainer turned it off
+        model.config.save_pretrained(folder)
+        model.name_or_path = str(out)
+        training = _describe(model, plan, packed, trainer, first_step, seconds)
+        training.save(folder)
+        (folder / "README.md").write_text(_model_card(training), encoding="utf-8")
+    discard_rows(out)
+
+
+def _describe(
+    model: Any, plan: Plan, packed: PackedText, trainer: GuardedTrainer, first_step: int, seconds: float
+) -> Training:
+    """What came of it."""
+    preset, steps = plan.preset, trainer.state.global_step
+    loss = measure_perplexity(model, packed.held_out, preset.batch_size)
+    data = DataRecord(
+        source=packed.held_out_source,
+        fingerprint=fingerprint([packed.held_out]),
+        tokens=loss.tokens,
+        rows=len(packed.held_out),
+        seq_len=preset.seq_len,
+    )
+    probes = [each for each in trainer.callback_handler.callbacks if isinstance(each, LinearityCallback)]
+    settings = plan.request()
+    known = {"vocab_size": len(packed.tokenizer), "vocabulary": len(packed.tokenizer)}  # not what was asked for
+    earlier = {"embedding": settings["penalize_embedding"], "accumulation": settings["gradient_accumulation"]}
+    return Training(
+        model=record_model(model, Origin(model), find_blocks(model), preset.width),
+        data=DataRecord(
+            source=plan.text,
+            fingerprint=packed.contents.fingerprint,
+            tokens=steps * preset.rows * preset.seq_len,
+            rows=len(packed.train),
+            seq_len=preset.seq_len,
+        ),
+        held_out=HeldOutRecord(data=data, loss=loss.loss, stderr=loss.stderr, perplexity=loss.perplexity),
+        settings=settings | known | earlier,
+        environment=record_environment(trainer.model),
+        processes=PartialState().num_processes,
+        steps=steps,
+        seconds=seconds,
+        tokens_per_second=(
+            (steps - first_step) * preset.rows * preset.seq_len / seconds if steps > first_step else None
+        ),
+        log=tuple(trainer.state.log_history),
+        warnings=probes[0].dynamics.all_warnings() if probes and probes[0].dynamics else (),
+    )
+
+
+def _model_card(training: Training) -> str:
+    """The text of ``README.md``: the recipe and its numbers, with the metadata that the Hub reads."""
+    model, settings, held_out = training.model, training.settings, training.held_out
+    penalty = "no penalty on hidden states"
+    if settings["regularizer"] != "none":
+        penalty = f"{settings['strength']:g} times the {settings['regularizer']} penalty on neighbouring hidden states"
+    name = f"{settings['preset']}, pretrained on {name_source(training.data.source)}"
+    stderr = "" if held_out.stderr is None else f" ± {held_out.stderr:.4f}"
+    results = [result_of("perplexity", held_out.perplexity, held_out.data.source)]
+    metadata = model_card_metadata(name, datasets=[training.data.source], results=results)
+    return f"""{metadata}
+
+# {name}
+
+Rectilinear trained this decoder ({model.architecture}, {model.num_blocks} blocks of width {model.width}, \
+{model.parameters:,} parameters) from random weights for {training.steps:,} steps of {settings["rows"]} rows of \
+{settings["seq_len"]} tokens, {training.data.tokens:,} tokens in all, with {penalty}, seed {settings["seed"]}. \
+`training.json` has the whole recipe and the log.
+
+Loss on {held_out.data.tokens:,} held-out tokens of {name_source(held_out.data.source)}: {held_out.loss:.4f}{stderr} \
+nats per token, perplexity {held_out.perplexity:.2f}.
+
+{usage_snippet()}
+"""
+
+
+class _Rows(Dataset[dict[str, Tensor]]):
+    """Rows as inputs and labels."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self.rows[index].long()
+        return {"input_ids": row, "labels": row}

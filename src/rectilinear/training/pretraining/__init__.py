@@ -1,1 +1,0 @@
-"""Pretraining decoders from random weights."""

@@ -1,0 +1,257 @@
+"""What every training here adds to transformers' Trainer."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging
+
+from rectilinear.errors import JobError, broken_promise
+from rectilinear.models.export import writing
+from rectilinear.models.series import checkpoints_of
+from rectilinear.models.task_loss import items_of_rows
+from rectilinear.progress import Progress
+from rectilinear.runs import Interrupted
+from rectilinear.training.regularizer import Regularizer
+
+
+class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
+    """Trainer that stops at the first loss or gradient that is not finite, and logs the penalty of a regularizer.
+
+    Weights are then still those of the last finite step, and so is every checkpoint.
+
+    Attributes:
+        remedy: what to try where it stops.
+    """
+
+    remedy = "try a smaller `learning_rate`"
+
+    def __init__(self, *args: Any, regularizer: Regularizer | None = None, **kwargs: Any) -> None:
+        for hook in ("_get_grad_norm", "_save_checkpoint"):
+            if not hasattr(Trainer, hook):
+                raise broken_promise("transformers", f"call Trainer.{hook}")
+        super().__init__(*args, compute_loss_func=regularizer, **kwargs)
+        self.remove_callback(PrinterCallback)
+        self._regularizer = regularizer
+        self._penalties: list[Tensor] = []
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        """As Trainer's: the batches of an optimizer step, and how many items all processes have in them.
+
+        Raises:
+            JobError: a regularizer would weigh its penalty by another count than Trainer's.
+        """
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        if self._regularizer and batches and self.args.n_gpu <= 1:
+            ours = sum(int(items_of_rows(self.model, batch["labels"]).sum()) for batch in batches)
+            if count is None or ours > count or (self.args.world_size == 1 and ours < count):
+                raise broken_promise("transformers", f"count {ours} items in a step where Trainer counts {count}")
+        return batches, count
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As Trainer's.
+
+        Raises:
+            JobError: the loss is not finite.
+        """
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if not loss.isfinite():
+            raise self._diverged("loss", float(loss))
+        if self._regularizer and self._regularizer.last is not None:
+            self._penalties.append(self._regularizer.last)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer's; where there is a penalty, ``loss`` has it, and ``penalty`` (before the strength) and
+        ``task_loss`` are beside it.
+        """
+        if "loss" in logs and self._penalties and self._regularizer:
+            # Of each batch this process's share: several make up a step.
+            total = self.accelerator.reduce(torch.stack(self._penalties).sum(), "sum")
+            steps = len(self._penalties) / self.args.gradient_accumulation_steps
+            logs["penalty"] = total.item() / steps
+            logs["task_loss"] = logs["loss"] - self._regularizer.strength * logs["penalty"]
+            self._penalties.clear()
+        super().log(logs, start_time)
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        # After clipping, which makes finite gradients of an infinite norm zero, and before the weights are changed.
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if norm is not None and not math.isfinite(norm):
+            raise self._diverged("gradient norm", float(norm))
+        return norm
+
+    def _save_checkpoint(self, *args: Any) -> None:
+        with keeping(self.args.output_dir):
+            super()._save_checkpoint(*args)
+
+    def _diverged(self, what: str, value: float) -> JobError:
+        last = last_checkpoint(Path(self.args.output_dir))
+        kept = f"the last checkpoint, {last}, is from before it" if last else "there is no checkpoint from before it"
+        step = self.state.global_step + 1
+        return JobError(f"expected a finite {what}, got {value} at step {step}; {kept}; {self.remedy}")
+
+
+class StepProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Reports steps as progress, of the main process only."""
+
+    def __init__(self, stage: str, progress: Progress) -> None:
+        self.stage, self.progress, self.note = stage, progress, ""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Keep what was logged last."""
+        shown = {"loss": "loss {:.4f}", "penalty": "penalty {:.4f}", "train_tokens_per_second": "{:,.0f} tokens/s"}
+        words = [form.format(logs[name]) for name, form in shown.items() if logs and name in logs]
+        self.note = ": " + ", ".join(words) if words else self.note
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report."""
+        if state.is_world_process_zero:
+            self.progress(self.stage + self.note, state.global_step, state.max_steps)
+
+
+class FollowOptions(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Has a training that goes on follow its own options, where Trainer takes over those that its checkpoint had."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Renew how often to log, measure and save, and the learning rate of the next step."""
+        state.compute_steps(args, state.max_steps)
+        schedule = kwargs["lr_scheduler"]
+        factors = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        rates = [rate * factor(schedule.last_epoch) for rate, factor in factors]
+        schedule.load_state_dict(schedule.state_dict() | {"_last_lr": rates})
+        for group, rate in zip(kwargs["optimizer"].param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+class SaveAtSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Has a training that is told to stop, by Ctrl-C or SIGTERM, leave a checkpoint of the step that it is at."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer, self._received, self._stopping = trainer, 0, 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """While open, a signal waits for the end of the step; a second one does not."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def receive(number: int, frame: Any) -> None:
+            self._received = number
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+        for number in before:
+            signal.signal(number, receive)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a checkpoint, in all processes alike."""
+        self._stopping = self._received
+        if args.world_size > 1:
+            received = torch.tensor([self._received], device=args.device)
+            self._stopping = int(self._trainer.accelerator.gather(received).max())
+        if self._stopping:
+            control.should_log = control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop.
+
+        Raises:
+            Interrupted: a signal was received.
+        """
+        if self._stopping and state.global_step < state.max_steps:
+            kept = f"{args.output_dir} keeps the run up to step {state.global_step:,}; to go on, add `resume`"
+            raise Interrupted(kept, 128 + self._stopping)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While open, transformers says nothing but errors; of a checkpoint with tied weights it says that they are missing."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def training_arguments(folder: str | Path, steps: int, on_cpu: bool, **options: Any) -> TrainingArguments:
+    """Trainer's arguments, with what all trainings here share."""
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        dataloader_pin_memory=not on_cpu,
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+        **options,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process a GPU: no torch.nn.DataParallel
+    return arguments
+
+
+def trains_on_cpu(device: Literal["auto", "cpu"]) -> bool:
+    """Whether that is the CPU here."""
+    return device == "cpu" or not torch.accelerator.is_available()
+
+
+def has_bfloat16(on_cpu: bool) -> bool:
+    """Whether the device has instructions for bfloat16, so that it is faster than float32."""
+    if on_cpu:
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@contextmanager
+def keeping(folder: str | Path) -> Iterator[None]:
+    """While open, what cannot be written is a checkpoint.
+
+    Raises:
+        JobError: that is so.
+    """
+    try:
+        with writing():
+            yield
+    except OSError as error:
+        raise JobError(f"cannot keep checkpoints in {folder}: {error.strerror or error}") from error
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint of a folder that was written to its end: Trainer writes its own state last."""
+    return next((path for path in reversed(checkpoints_of(folder)) if _is_whole(path)), None)
+
+
+def discard_checkpoints(folder: Path, *, partial_only: bool = False) -> None:
+    """Remove the checkpoints of a folder, or those that were not written to their end.
+
+    Trainer counts the latter among those to keep, and would remove better ones for them.
+    """
+    for path in checkpoints_of(folder):
+        if not (partial_only and _is_whole(path)):
+            shutil.rmtree(path)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
