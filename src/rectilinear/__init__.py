@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from rectilinear.evaluation.probe import probe
     from rectilinear.evaluation.probe_record import Probe
     from rectilinear.evaluation.record import Evaluation
+    from rectilinear.linearization.kinds.affine import Affine
+    from rectilinear.linearization.kinds.drop import Drop
+    from rectilinear.linearization.kinds.filter import Filter
+    from rectilinear.linearization.kinds.folded import Folded
     from rectilinear.linearization.linearize import Linearized, linearize
     from rectilinear.linearization.plan import Plan
+    from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
     from rectilinear.measurement.dynamics import Dynamics, dynamics
     from rectilinear.measurement.measure import measure
     from rectilinear.measurement.profile import Profile
@@ -43,11 +48,17 @@ if TYPE_CHECKING:
     from rectilinear.training.regularizer import Regularizer
 
 _HOMES = {
+    "Affine": "linearization.kinds.affine",
     "BlockAccumulator": "core.block_moments",
     "BlockMoments": "core.block_moments",
+    "CalibrationRows": "linearization.settings",
+    "Drop": "linearization.kinds.drop",
     "Dynamics": "measurement.dynamics",
     "Evaluation": "evaluation.record",
+    "Filter": "linearization.kinds.filter",
     "Finetuning": "training.finetuning.record",
+    "Fitting": "linearization.settings",
+    "Folded": "linearization.kinds.folded",
     "JobError": "errors",
     "JudgeEndpoint": "evaluation.judge_client",
     "JudgeReport": "evaluation.judge_record",
@@ -61,6 +72,7 @@ _HOMES = {
     "Recipe": "training.pretraining.recipe",
     "Regularizer": "training.regularizer",
     "RequestError": "errors",
+    "Selection": "linearization.settings",
     "StoryRecipe": "evaluation.judge",
     "Training": "training.pretraining.record",
     "Upkeep": "training.pretraining.pretrain",
@@ -84,11 +96,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "Affine",
     "BlockAccumulator",
     "BlockMoments",
+    "CalibrationRows",
+    "Drop",
     "Dynamics",
     "Evaluation",
+    "Filter",
     "Finetuning",
+    "Fitting",
+    "Folded",
     "JobError",
     "JudgeEndpoint",
     "JudgeReport",
@@ -102,6 +120,7 @@ __all__ = [
     "Recipe",
     "Regularizer",
     "RequestError",
+    "Selection",
     "StoryRecipe",
     "Training",
     "Upkeep",

@@ -17,6 +17,7 @@ from rectilinear.training.checkpoints import last_checkpoint
 from rectilinear.training.pretraining.pretrain import Upkeep, pretrain
 from rectilinear.training.pretraining.recipe import Recipe
 from rectilinear.training.pretraining.record import Training
+from tests import conftest
 
 STEPS = 8
 SMALL = {"preset": "mistral-1m", "vocabulary": 300, "seq_len": 24, "batch_size": 4, "accumulation": 2}
@@ -81,7 +82,7 @@ def test_measures_and_linearizes(finished, text_file, tmp_path):
     out, _ = finished
     size = {"max_tokens": 2048, "seq_len": 24, "device": "cpu"}
     assert len(rectilinear.measure(str(out), text_file, **size).blocks) == 8
-    made = rectilinear.linearize(str(out), text_file, kind="drop", blocks=[3], **size)
+    made = conftest.linearize(str(out), text_file, kind="drop", blocks=[3], **size)
     assert len(made.model.model.layers) == 7
 
 
