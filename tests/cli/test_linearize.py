@@ -52,7 +52,7 @@ def linearized(process, tiny_checkpoint, text_file, tmp_path_factory):
 def test_it_writes_a_checkpoint_and_nothing_else(linearized):
     ran, out = linearized
     assert (ran.code, ran.err) == (0, "")
-    assert {file.name for file in out.iterdir()} == {*FILES, "modeling_rectilinear.py"}
+    assert {file.name for file in out.iterdir()} == {*FILES, "modeling_rectilinear.py", "causal_filter.py"}
     assert [file.name for file in out.parent.iterdir()] == ["smaller"]
 
 
@@ -167,7 +167,7 @@ def test_code_beside_a_checkpoint_is_run_only_if_it_is_trusted(process, lineariz
     code.write_text(code.read_text() + "\nprint('it runs')\n")
     refused = process("evaluate", linearized[1], tmp_path / "changed", "--text", text_file, *SIZE)
     assert refused.code == 2
-    assert f"in '{tmp_path / 'changed'}', got other code, perhaps of another version" in refused.err
+    assert f"in '{tmp_path / 'changed'}', got other code, perhaps of a later version" in refused.err
     assert "if you trust what is there, try --trust-remote-code" in refused.err
     assert "it runs" not in refused.out
     trusted = process("evaluate", tmp_path / "changed", "--text", text_file, *SIZE, "--trust-remote-code")

@@ -447,7 +447,7 @@ def test_outputs_that_a_configuration_asks_for_are_not_in_the_way(
 ):
     model = build("mixtral", output_router_logits=True, output_hidden_states=True)
     options = {"tokenizer": tiny_tokenizer, "max_tokens": 640, "seq_len": 32, "device": "cpu"}
-    folder = rectilinear.linearize(model, text_file, **WAYS[way], **options).save(tmp_path)
+    folder = conftest.linearize(model, text_file, **WAYS[way], **options).save(tmp_path)
     config = config_of(folder)
     assert (config["output_router_logits"], config["output_hidden_states"]) == (True, True)
     ids, mask = prompts()
