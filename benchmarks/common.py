@@ -18,6 +18,7 @@ import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import rectilinear
+from rectilinear.linearization.kinds import make_kind
 
 SEQ_LEN = 256
 
@@ -43,6 +44,18 @@ def seconds(function: Callable[[], Any]) -> float:
 def spread(values: list[float]) -> dict[str, Any]:
     """Median, extremes and number of some measurements."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def linearize(model: str, calibration: str, tokens: int, options: dict[str, Any]) -> rectilinear.Linearized:
+    """`rectilinear.linearize` on some tokens, with the options of its settings side by side."""
+    selection, fitting = (
+        settings(**{name: options[name] for name in options.keys() & settings.model_fields.keys()})
+        for settings in (rectilinear.Selection, rectilinear.Fitting)
+    )
+    others = options.keys() - selection.model_fields_set - fitting.model_fields_set - {"kind"}
+    kind = make_kind(options["kind"], {name: options[name] for name in others})
+    rows = rectilinear.CalibrationRows(max_tokens=tokens, seq_len=SEQ_LEN)
+    return rectilinear.linearize(model, calibration, kind, selection, rows=rows, fitting=fitting, batch_size=16)
 
 
 def peak_memory_bytes() -> int:

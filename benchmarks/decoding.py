@@ -20,14 +20,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import rectilinear
 from rectilinear.evaluation.speed import measure_speed
-from rectilinear.linearization.defaults import RATES, TAPS
-from rectilinear.linearization.fit import stand_in_options
-from rectilinear.linearization.plan import Replacement
-from rectilinear.models.linear_block import PaddingMask, stand_in
-from rectilinear.models.load import count_parameters
+from rectilinear.models.describe import count_parameters
+from rectilinear.models.modeling_rectilinear import PaddingMask, stand_in
 from rectilinear.models.surgery import commit, find_target
 
-WIDTH, BLOCKS, HEADS, RANK, NEW_TOKENS, ROUNDS = 1024, 12, 16, 256, 24, 1
+WIDTH, BLOCKS, HEADS, NEW_TOKENS, ROUNDS = 1024, 12, 16, 24, 1
+FILTER = rectilinear.Filter(rank=256)
 CONTEXTS = (4_096, 16_384)
 
 
@@ -48,12 +46,9 @@ def replace_half(model: LlamaForCausalLM) -> nn.Module:
     """Every other attention by a filter of random weights."""
     stack, padding, edits = rectilinear.find_blocks(model), PaddingMask(), {}
     for index in range(1, BLOCKS, 2):
-        filtered = Replacement(
-            kind="filter", target="attention", blocks=(index,), rank=RANK, taps=TAPS, rates=tuple(RATES)
-        )
         path = find_target(stack, index, "attention")
-        options = stand_in_options(filtered, WIDTH, index)
-        edits[path] = stand_in(model.get_submodule(path), padding, **options, outputs=2)
+        place = {"width": WIDTH, "residual": False, "cache_index": index, "outputs": 2}
+        edits[path] = stand_in(model.get_submodule(path), padding, **place, **FILTER.module_options("attention"))
     commit(model, stack, edits, ())
     return model
 
@@ -83,9 +78,7 @@ def main() -> None:
         __doc__.splitlines()[0],
         {
             "shape": [BLOCKS, WIDTH],
-            "rank": RANK,
-            "taps": TAPS,
-            "rates": list(RATES),
+            **FILTER.model_dump(mode="json"),
             "new_tokens": NEW_TOKENS,
             "cases": cases,
         },

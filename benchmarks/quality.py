@@ -23,7 +23,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from common import save
+from common import linearize, save
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -31,16 +31,18 @@ import rectilinear
 from rectilinear.evaluation.speed import measure_speed
 from rectilinear.linearization.plan import Plan
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
-from rectilinear.models.load import count_parameters, resolve
-from rectilinear.models.origin import Origin, Text
+from rectilinear.models.describe import count_parameters
+from rectilinear.models.load import resolve
+from rectilinear.models.origin import Origin
 from rectilinear.models.surgery import find_target
+from rectilinear.text.settings import Rows
 
 CALIBRATION, SCORED, SEQ_LEN = 300_000, 100_000, 256
 PROMPT, NEW_TOKENS, REPEATS = 128, 32, 3
 
 
 def cases(blocks: int, width: int) -> dict[str, dict[str, Any]]:
-    """Arguments of `rectilinear.linearize` by name, for a decoder of some blocks."""
+    """Options of `common.linearize` by name, for a decoder of some blocks."""
     few, low = 3 * width // 8, width // 8
     middle, most, all_of_them = [blocks // 2], list(range(1, blocks - 1)), list(range(blocks))
     found: dict[str, dict[str, Any]] = {}
@@ -139,7 +141,7 @@ def main() -> None:
     asked = parser.parse_args()
     script = Path(__file__).with_name(f"quality-{asked.name}.py")  # gives the result file its name
     kept = json.loads(script.with_suffix(".json").read_text())["cases"] if script.with_suffix(".json").exists() else {}
-    rows = Origin(asked.model).rows(Text(asked.scored, SCORED, SEQ_LEN, seed=1)).ids
+    rows = Origin(asked.model).rows(asked.scored, Rows(max_tokens=SCORED, seq_len=SEQ_LEN, seed=1)).ids
     dense = AutoModelForCausalLM.from_pretrained(resolve(asked.model)).eval()
     baseline = measure_perplexity(dense, rows, 16)
     config = dense.config
@@ -158,9 +160,7 @@ def main() -> None:
                 "parameters": count_parameters([dense]),
             }
         else:
-            done = rectilinear.linearize(
-                asked.model, asked.calibration, max_tokens=CALIBRATION, seq_len=SEQ_LEN, batch_size=16, **arguments
-            )
+            done = linearize(asked.model, asked.calibration, CALIBRATION, arguments)
             plan = done.plan
             result = score(done.model, dense, rows, baseline)
         kept[name] = {

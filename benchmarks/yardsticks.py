@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common import save
+from common import linearize, save
 
 import rectilinear
 from rectilinear import Evaluation
@@ -25,7 +25,7 @@ TASKS, LIMIT = ("superglue", "wsc"), 1000
 PROBES, EXAMPLES = ("boolq", "cb", "copa", "rte", "wic"), 1000
 STORIES = {"count": 200, "max_new_tokens": 150, "batch_size": 50}
 
-# Arguments of `rectilinear.linearize` by name.
+# Options of `common.linearize` by name.
 CASES: dict[str, dict[str, Any]] = {
     "drop block 2": {"kind": "drop", "blocks": [2]},
     "affine block 2 (the paper)": {"kind": "affine", "blocks": [2]},
@@ -84,9 +84,7 @@ def replaced(model: str, calibration: str, folder: Path) -> Iterator[tuple[str, 
     for name, arguments in CASES.items():
         out = folder / name.replace(" ", "-")
         if not out.exists():
-            done = rectilinear.linearize(
-                model, calibration, max_tokens=CALIBRATION, seq_len=SEQ_LEN, batch_size=16, **arguments
-            )
+            done = linearize(model, calibration, CALIBRATION, arguments)
             done.save(out)
         yield name, out
 

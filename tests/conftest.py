@@ -26,6 +26,26 @@ VOCABULARY, WIDTH, BLOCKS, CONTEXT = 128, 16, 3, 64
 logging.disable_progress_bar()
 
 
+def linearize(model, text, **options):
+    """`rectilinear.linearize` with the options of all its settings side by side, as the command line has them."""
+    import rectilinear
+    from rectilinear.linearization.kinds import KINDS, make_kind
+    from rectilinear.models.settings import Loading
+
+    def taken(names):
+        return {name: options.pop(name) for name in [*options] if name in names}
+
+    kind = taken({"kind", *(name for each in KINDS.values() for name in each.model_fields)})
+    selection, rows, loading, fitting = (
+        settings(**taken(settings.model_fields))
+        for settings in (rectilinear.Selection, rectilinear.CalibrationRows, Loading, rectilinear.Fitting)
+    )
+    made = make_kind(kind.pop("kind", "filter"), kind) if kind else None
+    return rectilinear.linearize(
+        model, text, made, selection, rows=rows, loading=loading, fitting=fitting, **{"progress": False, **options}
+    )
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared models and texts: ``$RECTILINEAR_SHARED``, or ``shared`` beside the repository."""
@@ -128,13 +148,12 @@ def tiny_checkpoint(tiny_llama, save_checkpoint) -> Path:
 @pytest.fixture(scope="session")
 def linearized(text_file, tiny_tokenizer):
     """A function that linearizes a tiny model of a family, each way once; shared by tests, so leave it as it is."""
-    import rectilinear
     from tests.families import build
 
     @cache
     def make(family: str, blocks: tuple[int, ...] | None, dtype=torch.float32, **options):
         size = {"max_tokens": 2048, "seq_len": 32, "device": "cpu", **options}
-        return rectilinear.linearize(build(family, dtype), text_file, tokenizer=tiny_tokenizer, blocks=blocks, **size)
+        return linearize(build(family, dtype), text_file, tokenizer=tiny_tokenizer, blocks=blocks, **size)
 
     return make
 

@@ -24,8 +24,13 @@ if TYPE_CHECKING:
     from rectilinear.evaluation.probe import probe
     from rectilinear.evaluation.probe_record import Probe
     from rectilinear.evaluation.record import Evaluation
+    from rectilinear.linearization.kinds.affine import Affine
+    from rectilinear.linearization.kinds.drop import Drop
+    from rectilinear.linearization.kinds.filter import Filter
+    from rectilinear.linearization.kinds.folded import Folded
     from rectilinear.linearization.linearize import Linearized, linearize
     from rectilinear.linearization.plan import Plan
+    from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
     from rectilinear.measurement.dynamics import Dynamics, dynamics
     from rectilinear.measurement.measure import measure
     from rectilinear.measurement.profile import Profile
@@ -42,12 +47,18 @@ if TYPE_CHECKING:
     from rectilinear.training.settings import Corpus, Monitoring, Profiling, Recipe, Tuning
 
 _HOMES = {
+    "Affine": "linearization.kinds.affine",
     "BlockAccumulator": "core.block_moments",
     "BlockMoments": "core.block_moments",
     "Corpus": "training.settings",
     "Dynamics": "measurement.dynamics",
     "Evaluation": "evaluation.record",
     "Finetuning": "training.results",
+    "CalibrationRows": "linearization.settings",
+    "Drop": "linearization.kinds.drop",
+    "Filter": "linearization.kinds.filter",
+    "Fitting": "linearization.settings",
+    "Folded": "linearization.kinds.folded",
     "JobError": "errors",
     "JudgeEndpoint": "evaluation.judge_client",
     "JudgeReport": "evaluation.judge_record",
@@ -63,6 +74,7 @@ _HOMES = {
     "Recipe": "training.settings",
     "Regularizer": "training.regularizer",
     "RequestError": "errors",
+    "Selection": "linearization.settings",
     "StoryRecipe": "evaluation.judge",
     "Training": "training.results",
     "Tuning": "training.settings",
@@ -86,12 +98,18 @@ _HOMES = {
 }
 
 __all__ = [
+    "Affine",
     "BlockAccumulator",
     "BlockMoments",
+    "CalibrationRows",
     "Corpus",
+    "Drop",
     "Dynamics",
     "Evaluation",
+    "Filter",
     "Finetuning",
+    "Fitting",
+    "Folded",
     "JobError",
     "JudgeEndpoint",
     "JudgeReport",
@@ -107,6 +125,7 @@ __all__ = [
     "Recipe",
     "Regularizer",
     "RequestError",
+    "Selection",
     "StoryRecipe",
     "Training",
     "Tuning",

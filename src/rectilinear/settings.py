@@ -6,6 +6,7 @@ generated from the fields (``--seq-len`` from ``seq_len``), and results record t
 
 from __future__ import annotations
 
+import operator
 import re
 import reprlib
 from difflib import get_close_matches
@@ -44,11 +45,11 @@ class Settings(BaseModel):
         """Refuse fields that were given and would change nothing.
 
         Raises:
-            ValueError: one of them was given.
+            RequestError: one of them was given.
         """
         for name in names:
             if name in self.model_fields_set:
-                raise ValueError(f"expected no `{name}` {when}, where it changes nothing; try without it")
+                raise RequestError(f"expected no `{name}` {when}, where it changes nothing; try without it")
 
 
 def first_reason(error: ValidationError, option: str = "") -> str:
@@ -76,29 +77,39 @@ def _path(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location if not re.fullmatch(types, str(part)))
 
 
+def words_of(value: Any) -> list[str] | None:
+    """The words between the commas of a text, or of the texts that a command line gives; None for anything else."""
+    texts = [value] if isinstance(value, str) else value
+    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+        return None
+    return [word.strip() for text in texts for word in text.split(",") if word.strip()]
+
+
 def _parse_indices(value: Any) -> Any:
-    """``2-4,7`` as numbers; anything else as it is."""
-    if not isinstance(value, str):
-        return value
+    """``2-4,7`` as numbers; numbers of other libraries as Python's."""
+    words = words_of(value)
+    if words is None:
+        try:
+            return tuple(map(operator.index, value))
+        except TypeError:
+            return value
     found: list[int] = []
-    for word in filter(None, map(str.strip, value.split(","))):
+    for word in words:
         first, dash, last = word.partition("-")
         if not (first.isdecimal() and (last.isdecimal() or not dash)):
-            raise ValueError(
-                f"expected `blocks=2-4,7` (indices, counted from 0), got {value!r}; for a path try `stack`"
-            )
+            raise ValueError(f"expected `blocks=2-4,7` (indices, counted from 0), got {word!r}; for a path try `stack`")
         found += range(int(first), int(last or first) + 1)
-    if not found:
-        raise ValueError(f"expected `blocks=2-4,7` (indices, counted from 0), got {value!r}")
     return found
 
 
-def _one_word(parameter_type: Any, tokens: Any) -> str:
-    return str(tokens[0].value)
-
+#: How a field is read that the command line takes as one word, which the field's own check parses.
+ONE_WORD = Parameter(n_tokens=1, accepts_keys=False)
 
 #: Indices of blocks, counted from 0: numbers, or a text such as ``2-4,7``.
-Indices = Annotated[tuple[int, ...], BeforeValidator(_parse_indices), Parameter(converter=_one_word, n_tokens=1)]
+Indices = Annotated[tuple[int, ...], BeforeValidator(_parse_indices), ONE_WORD]
+
+#: What of a block is meant: all of it, or a part.
+Target = Literal["block", "attention", "mlp"]
 
 #: Rows in a forward pass; ``"auto"`` halves it when memory runs out.
 BatchSize = PositiveInt | Literal["auto"]

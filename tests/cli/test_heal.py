@@ -6,11 +6,12 @@ import sys
 import time
 
 import pytest
+from rectilinear.training.checkpoints import last_checkpoint
 from safetensors.torch import load_file
 
 import rectilinear
-from rectilinear.linearization.checkpoints import Checkpoints
 from rectilinear.models.series import steps_of
+from tests import conftest
 
 STEPS = 2000
 
@@ -29,21 +30,21 @@ def test_killed(tiny_checkpoint, text_file, environment, process, tmp_path):
     running = subprocess.Popen([sys.executable, "-m", "rectilinear", *map(str, command(out))], env=environment)
     try:
         deadline = time.monotonic() + 120
-        while Checkpoints(folder, {}).last() is None:
+        while last_checkpoint(folder) is None:
             assert running.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
         running.kill()
         running.wait()
-    reached = steps_of(Checkpoints(folder, {}).last())
+    reached = steps_of(last_checkpoint(folder))
     assert 0 < reached < STEPS
     assert not out.exists()
     shutil.copytree(folder, copy)
 
     other = process(*command(out)[:-1], STEPS + 1)
     assert other.code == 2
-    assert "another recipe (it differs in steps); remove it, or add --overwrite" in other.err
+    assert f"got another (heal_steps {STEPS} -> {STEPS + 1}); try the same options" in other.err
     again, whole = process(*command(out)), process(*command(tmp_path / "whole"))
     assert (again.code, whole.code) == (0, 0), again.err + whole.err
     assert again.err == ""
@@ -55,12 +56,12 @@ def test_killed(tiny_checkpoint, text_file, environment, process, tmp_path):
 
     steps = []
     size = {"max_tokens": 2048, "seq_len": 32, "batch_size": 4, "device": "cpu"}
-    rectilinear.linearize(
+    conftest.linearize(
         str(tiny_checkpoint),
         str(text_file),
         blocks=[1],
         heal_steps=STEPS,
-        heal_folder=copy,
+        out=tmp_path / "copy",
         progress=lambda stage, done, total: steps.append(done) if stage == "heal" else None,
         **size,
     )
@@ -79,9 +80,12 @@ def test_says_what_healing_did(command, tiny_checkpoint, text_file, tmp_path):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["--heal-steps", -1], "expected --heal-steps of at least 0, got -1"),
-        (["--heal-steps", 1, "--heal-learning-rate", 0], "expected --heal-learning-rate above 0, got 0.0"),
-        (["--heal-steps", 1, "--kind", "drop"], "--heal-steps needs stand-ins to train, got only dropped blocks"),
+        (["--heal-steps", -1], "expected --heal-steps to be greater than or equal to 0, got '-1'"),
+        (["--heal-steps", 1, "--heal-learning-rate", 0], "expected --heal-learning-rate to be greater than 0, got '0'"),
+        (
+            ["--heal-steps", 1, "--kind", "drop"],
+            "expected stand-ins to train with --heal-steps, got only dropped blocks",
+        ),
     ],
 )
 def test_refused(more, says, command, tiny_checkpoint, text_file, tmp_path):

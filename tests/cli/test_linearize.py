@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import rectilinear
 from rectilinear import JobError
+from tests import conftest
 from tests.conftest import build_llama
 
 SIZE = ("--max-tokens", 1024, "--seq-len", 32, "--device", "cpu", "--batch-size", 8)
@@ -30,7 +30,7 @@ FILES = {
 
 
 def as_a_function(checkpoint, text, **options):
-    return rectilinear.linearize(
+    return conftest.linearize(
         str(checkpoint), str(text), max_tokens=1024, seq_len=32, device="cpu", batch_size=8, **options
     )
 
@@ -52,7 +52,7 @@ def linearized(process, tiny_checkpoint, text_file, tmp_path_factory):
 def test_it_writes_a_checkpoint_and_nothing_else(linearized):
     ran, out = linearized
     assert (ran.code, ran.err) == (0, "")
-    assert {file.name for file in out.iterdir()} == {*FILES, "modeling_rectilinear.py"}
+    assert {file.name for file in out.iterdir()} == {*FILES, "modeling_rectilinear.py", "causal_filter.py"}
     assert [file.name for file in out.parent.iterdir()] == ["smaller"]
 
 
@@ -61,7 +61,11 @@ def test_it_prints_a_table_and_no_terminal_codes(linearized):
     plan = json.loads((out / "plan.json").read_text())
     assert not re.search(r"[\x1b\r\x08]", ran.out)
     for replacement in plan["replacements"]:
-        [line] = [x for x in ran.out.splitlines() if re.match(rf" +{replacement['blocks'][0]} +block +filter", x)]
+        [line] = [
+            x
+            for x in ran.out.splitlines()
+            if re.match(rf". {replacement['blocks'][0]} +. block +. filter, rank 3, 2 taps, rates 1, 0.5 ", x)
+        ]
         assert f"{replacement['fit']['held_out']:.4f}" in line
     parameters, chosen = plan["parameters"], plan["selection"]
     assert f"parameters {parameters['before']:,} -> {parameters['after']:,} " in ran.out
@@ -90,7 +94,7 @@ WAYS = {
     "merge": (("--blocks", "0, 1", "--merge", "--folds", 2), {"blocks": [0, 1], "merge": True, "folds": 2}),
     "no rates": (("--blocks", 1, "--rates", ""), {"blocks": [1], "rates": []}),
     "attention": (
-        ("--blocks", "0,1,2", "--target", "attention", "--stack", "model.layers", "--dtype", "bfloat16"),
+        ("--blocks", "0-1,2", "--target", "attention", "--stack", "model.layers", "--dtype", "bfloat16"),
         {"blocks": [0, 1, 2], "target": "attention", "stack": "model.layers", "dtype": "bfloat16"},
     ),
     "nothing": (("--blocks", "", "--seed", 3), {"blocks": [], "seed": 3}),
@@ -163,7 +167,7 @@ def test_code_beside_a_checkpoint_is_run_only_if_it_is_trusted(process, lineariz
     code.write_text(code.read_text() + "\nprint('it runs')\n")
     refused = process("evaluate", linearized[1], tmp_path / "changed", "--text", text_file, *SIZE)
     assert refused.code == 2
-    assert f"in '{tmp_path / 'changed'}', got other code, perhaps of another version" in refused.err
+    assert f"in '{tmp_path / 'changed'}', got other code, perhaps of a later version" in refused.err
     assert "if you trust what is there, try --trust-remote-code" in refused.err
     assert "it runs" not in refused.out
     trusted = process("evaluate", tmp_path / "changed", "--text", text_file, *SIZE, "--trust-remote-code")
@@ -196,18 +200,18 @@ WRONG = {
     "a rate of no healing": ("--blocks 1 --heal-learning-rate 0.001", "no --heal-learning-rate without --heal-steps"),
     "logits of no healing": ("--blocks 1 --heal-steps 0 --heal-logits 1", "no --heal-logits without --heal-steps"),
     "no percent": ("--budget %", "expected --budget 25%, got '%'"),
-    "no loss": ("--max-loss-increase 0", "--max-loss-increase above 0"),
+    "no loss": ("--max-loss-increase 0", "--max-loss-increase to be greater than 0"),
     "loss in words": ("--max-loss-increase some", "--max-loss-increase"),
     "no count": ("--count 0", "--count from 1 to 3, got 0"),
     "large count": ("--count 4", "--count from 1 to 3, got 4"),
     "all dropped": ("--count 3 --kind drop", "--count from 1 to 2, got 3"),
     "all dropped by name": ("--blocks 0,1,2 --kind drop", "at least one of 3 blocks to stay"),
-    "folded first": ("--blocks 0 --kind folded", "needs a block before it"),
+    "folded first": ("--blocks 0 --kind folded", "a block before folded block 0 that stays"),
     "folded attention": ("--blocks 1 --kind folded --target attention", "try --target block"),
     "filter of an MLP": ("--blocks 1 --kind filter --target mlp", "try --kind affine"),
     "filter of MLPs": ("--count 1 --kind filter --target mlp", "try --kind affine"),
     "beyond": ("--blocks 3", "expected blocks from 0 to 2, got 3"),
-    "negative": ("--blocks=-1", "expected --blocks 2,3"),
+    "negative": ("--blocks=-1", "expected --blocks 2-4,7"),
     "twice": ("--blocks 1,1", "got block 1 twice"),
     "path": ("--blocks model.layers", "for a path try --stack"),
     "no such stack": (
@@ -215,12 +219,12 @@ WRONG = {
         "(--stack to linearize; ",
     ),
     "other stacks": ("--blocks 1 --stack model.nope", "model.layers (3 x LlamaDecoderLayer)"),
-    "rank": ("--blocks 1 --rank 16", "expected a rank below the width of 16"),
+    "rank": ("--blocks 1 --rank 16", "expected a --rank below the width of 16"),
     "no rank": ("--blocks 1 --rank 0", "--rank"),
-    "rank of nothing": ("--blocks 1 --rank 2 --kind drop", "got drop, rank 2"),
+    "rank of nothing": ("--blocks 1 --rank 2 --kind drop", "expected no --rank with --kind drop"),
     "many taps": ("--blocks 1 --taps 65", "--taps"),
     "rates in words": ("--blocks 1 --rates fast", "expected --rates 1,0.9, got 'fast'"),
-    "rate": ("--blocks 1 --rates 1.5", "rates above 0 and up to 1"),
+    "rate": ("--blocks 1 --rates 1.5", "--rates above 0 and up to 1"),
     "kind": ("--blocks 1 --kind magic", "'magic'"),
     "another model": ("--plan {plan}", "expected a plan for this model"),
     "no plan": ("--plan {here}/none.json", "none.json"),
@@ -254,7 +258,7 @@ def check(ran, code, says):
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_requests_are_refused_before_anything_is_fitted(name, command, places, monkeypatch):
     monkeypatch.chdir(places["here"])
-    for function in ("choose.choose", "wish.choose", "wish.fit_all"):
+    for function in ("choose.Choice.make", "choose.fit_all"):
         monkeypatch.setattr(f"rectilinear.linearization.{function}", lambda *args: pytest.fail("work was done"))
     flags, says = (text.format(**places) for text in WRONG[name])
     ran = command("linearize", places["model"], "--text", places["text"], *SIZE, *flags.split(), "--out", "out/new")
@@ -271,6 +275,17 @@ def test_a_folder_that_is_not_empty(command, places, tmp_path):
     line = ("linearize", places["model"], "--text", places["text"], "--blocks", 1, "--out", tmp_path)
     check(command(*line), 2, "--overwrite")
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("kind", ["drop", "affine"])
+def test_the_model_s_own_folder_is_no_place_for_the_result(kind, command, save_checkpoint, text_file, monkeypatch):
+    folder = save_checkpoint(build_llama(), "mine")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    monkeypatch.chdir(folder.parent)
+    for name in (folder, f"./{folder.name}"):
+        line = ("linearize", name, "--text", text_file, *SIZE, "--blocks", 1, "--kind", kind, "--out", folder)
+        check(command(*line, "--overwrite"), 2, "expected another folder for --out than that of the model itself")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 def test_overwriting(command, places, tmp_path, reload_here):

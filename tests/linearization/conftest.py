@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import rectilinear
+from tests import conftest
 
 SEQ_LEN, ROWS, FITTED = 32, 64, 58  # a tenth of the rows, 6, is held out
 
@@ -17,11 +17,11 @@ def rows(documents, tiny_tokenizer):
 
 @pytest.fixture
 def linearize(text_file, tiny_tokenizer):
-    """`rectilinear.linearize` on these rows."""
+    """`tests.conftest.linearize` on these rows."""
 
     def run(model, text=text_file, **options):
         size = {"max_tokens": ROWS * SEQ_LEN, "seq_len": SEQ_LEN, "device": "cpu", **options}
-        return rectilinear.linearize(model, text, **{"tokenizer": tiny_tokenizer, **size})
+        return conftest.linearize(model, text, **{"tokenizer": tiny_tokenizer, **size})
 
     return run
 

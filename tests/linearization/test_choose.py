@@ -145,7 +145,7 @@ def test_the_largest_budget_can_be_met_and_no_more(model, linearize):
     most = (BLOCKS - 1) * block / total
     assert len(chosen(linearize(model, kind="drop", budget=most))) == BLOCKS - 1
     for share in (most * 1.001, 0.0, -0.1, 1.5, float("nan")):
-        with pytest.raises(RequestError, match="expected --budget above 0%"):
+        with pytest.raises(RequestError, match="expected `budget` above 0%"):
             linearize(model, kind="drop", budget=share)
     with pytest.raises(RequestError, match=r"up to 0\.0%"):
         linearize(model, kind="filter", budget=0.1, taps=60)
@@ -182,7 +182,7 @@ def test_any_loss_tolerated_takes_all_that_can_be_taken(model, linearize):
 def test_counts(kind, most, model, linearize):
     assert len(chosen(linearize(model, kind=kind, count=most))) == most
     for count in (0, -1, most + 1):
-        with pytest.raises(RequestError, match=f"expected --count from 1 to {most}, got {count}"):
+        with pytest.raises(RequestError, match=f"expected `count` from 1 to {most}, got {count}"):
             linearize(model, kind=kind, count=count)
 
 
@@ -221,3 +221,19 @@ def test_the_rows_held_out_are_never_fitted_on(linearize, documents, tiny_tokeni
         for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
             assert torch.equal(a, b)
         assert one.plan.settings["fitted_rows"] == FITTED
+
+
+@pytest.mark.parametrize("limit", [{"max_loss_increase": 100.0}, {"budget": 0.01}])
+def test_nothing_larger_is_put_in_where_the_model_is_to_be_smaller(limit, model, linearize):
+    asked = {"kind": "filter", "target": "attention"}
+    with pytest.raises(RequestError, match=r"smaller, got filter, .* of 3,480 parameters for 1,\d\d\d|up to 0.0%"):
+        linearize(model, **asked, **limit)
+    assert linearize(model, **asked, count=1).plan.warnings[-1].startswith("larger than what they replace")
+    narrow = copy.deepcopy(model.config)
+    narrow.intermediate_size = 4
+    model.model.layers[2].mlp = type(model.model.layers[2].mlp)(narrow)
+    made = linearize(model, kind="affine", target="mlp", select="loss" if "budget" in limit else "score", **limit)
+    assert 2 not in chosen(made)
+    plan = made.plan
+    assert plan.warnings[-1] == "blocks [2] were not considered: their replacements would be larger than they are"
+    assert plan.parameters.after < plan.parameters.before

@@ -8,18 +8,20 @@ import shutil
 import numpy
 import pytest
 import torch
+from rectilinear.training.checkpoints import last_checkpoint
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-import rectilinear
 from rectilinear.errors import JobError, RequestError
-from rectilinear.linearization.checkpoints import Checkpoints
+from rectilinear.linearization.checkpoints import healing_folder
 from rectilinear.linearization.fit import Workbench, fit_all, merge_edits, noting_padding
 from rectilinear.linearization.heal import _Lesson, _Pupil, heal
-from rectilinear.linearization.plan import Healing, Replacement
+from rectilinear.linearization.plan import Replacement
+from rectilinear.linearization.settings import Fitting
 from rectilinear.models.blocks import find_blocks
-from rectilinear.models.linear_block import PaddingMask
+from rectilinear.models.modeling_rectilinear import PaddingMask
 from rectilinear.models.series import steps_of
+from tests import conftest
 from tests.conftest import VOCABULARY, build_llama
 
 ROWS, LENGTH, BLOCKS = 24, 16, 4
@@ -81,7 +83,7 @@ def test_finds_its_way_back(fitted, ids):
     bench.model.set_submodule(path, copy.deepcopy(planted))
     bench, fits = Workbench(bench.model, find_blocks(bench.model), PaddingMask(), bench.batches), fits
     perturb(fits, 0.02)
-    record = heal(bench, fits, ids[:4], Healing(steps=300, learning_rate=1e-2))
+    record = heal(bench, fits, ids[:4], Fitting(heal_steps=300, heal_learning_rate=1e-2))
     assert record.mse_before > 1e-3
     assert record.mse_after < record.mse_before / 1000
     assert (record.steps, record.learning_rate, record.batch_size) == (300, 1e-2, 8)
@@ -94,7 +96,7 @@ def test_of_every_kind(case, fitted, ids):
     assert _Lesson.of(bench, fits).blocks == tuple(f"model.layers.{index}" for index in compared)
     perturb(fits)
     before = weights(fits)
-    record = heal(bench, fits, ids[:4], Healing(steps=30, learning_rate=1e-2))
+    record = heal(bench, fits, ids[:4], Fitting(heal_steps=30, heal_learning_rate=1e-2))
     assert record.mse_after < record.mse_before / 1.2
     assert not any(map(torch.equal, before, weights(fits)))
 
@@ -105,7 +107,7 @@ def test_leaves_everything_else_as_it_was(fitted, ids):
     before = {name: tensor.clone() for name, tensor in bench.model.state_dict().items()}
     modules = dict(bench.model.named_modules())
     states = random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state()
-    heal(bench, fits, ids[:4], Healing(steps=5, logits_weight=0.5))
+    heal(bench, fits, ids[:4], Fitting(heal_steps=5, heal_logits=0.5))
     assert all(torch.equal(tensor, before[name]) for name, tensor in bench.model.state_dict().items())
     assert dict(bench.model.named_modules()) == modules
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in modules.values())
@@ -127,7 +129,7 @@ def test_dropout_is_off(ids):
         training.append([what[0], any(module.training for module in model.modules())])
 
     bench = Workbench(model, find_blocks(model), PaddingMask(), [ids], progress=report)
-    heal(bench, fit_all(bench, BLOCK), ids, Healing(steps=2, learning_rate=1e-6))
+    heal(bench, fit_all(bench, BLOCK), ids, Fitting(heal_steps=2, heal_learning_rate=1e-6))
     assert training[-2:] == [["heal", False]] * 2
     assert all(module.training for module in model.modules())
 
@@ -187,7 +189,7 @@ def test_nothing_is_in_memory_twice(fitted, ids):
 def test_bfloat16_keeps_small_steps(fitted, ids):
     bench, fits = fitted(BLOCK, build_llama(blocks=BLOCKS).bfloat16())
     perturb(fits)
-    record = heal(bench, fits, ids[:4], Healing(steps=100, learning_rate=1e-3))
+    record = heal(bench, fits, ids[:4], Fitting(heal_steps=100, heal_learning_rate=1e-3))
     assert record.mse_after < record.mse_before / 1.2
     assert {p.dtype for p in weights(fits)} == {torch.bfloat16}
 
@@ -196,8 +198,8 @@ def test_logits_alone_lower_the_divergence(fitted, ids):
     bench, fits = fitted(BLOCK)
     perturb(fits)
     heavy = copy.deepcopy(fits)
-    light = heal(bench, fits, ids, Healing(steps=60, learning_rate=1e-2))
-    weighty = heal(bench, heavy, ids, Healing(steps=60, learning_rate=1e-2, logits_weight=10.0))
+    light = heal(bench, fits, ids, Fitting(heal_steps=60, heal_learning_rate=1e-2))
+    weighty = heal(bench, heavy, ids, Fitting(heal_steps=60, heal_learning_rate=1e-2, heal_logits=10.0))
     assert weighty.mse_after > light.mse_after  # it minds something else
 
     def divergence(of):
@@ -232,44 +234,42 @@ def with_progress(bench, progress):
 
 @pytest.mark.parametrize("stop", [7, 25, 29])  # epochs have 3 steps, checkpoints are every 3
 def test_goes_on_where_it_was_stopped(stop, fitted, ids, tmp_path):
-    healing = Healing(steps=30, learning_rate=1e-2, logits_weight=0.1, seed=3)
+    healing = Fitting(heal_steps=30, heal_learning_rate=1e-2, heal_logits=0.1)
     bench, fits = fitted(CASES["attention"][0])
     perturb(fits)
     whole, halves = copy.deepcopy(fits), copy.deepcopy(fits)
-    heal(bench, whole, ids[:4], healing)
-    checkpoints = Checkpoints(tmp_path / "heal", {"steps": 30})
+    heal(bench, whole, ids[:4], healing, 3)
+    folder = tmp_path / "heal"
     with pytest.raises(Stopped):
-        heal(with_progress(bench, stop_after(stop)), copy.deepcopy(fits), ids[:4], healing, checkpoints)
-    assert steps_of(checkpoints.last()) == stop // 3 * 3
+        heal(with_progress(bench, stop_after(stop)), copy.deepcopy(fits), ids[:4], healing, 3, folder)
+    assert steps_of(last_checkpoint(folder)) == stop // 3 * 3
     assert len(list((tmp_path / "heal").glob("checkpoint-*"))) == 1
     # One that was not written to its end does not count.
-    shutil.copytree(checkpoints.last(), tmp_path / "heal" / "checkpoint-30")
+    shutil.copytree(last_checkpoint(folder), tmp_path / "heal" / "checkpoint-30")
     (tmp_path / "heal" / "checkpoint-30" / "trainer_state.json").write_text("{")
     steps = []
-    heal(with_progress(bench, lambda *what: steps.append(what)), halves, ids[:4], healing, checkpoints)
+    heal(with_progress(bench, lambda *what: steps.append(what)), halves, ids[:4], healing, 3, folder)
     assert [done for stage, done, _ in steps if stage == "heal"] == [*range(stop // 3 * 3 + 1, 31)]
     assert same(weights(halves), weights(whole))
     # Stopped after the last step, too.
     again = copy.deepcopy(fits)
-    heal(bench, again, ids[:4], healing, checkpoints)
+    heal(bench, again, ids[:4], healing, 3, folder)
     assert same(weights(again), weights(whole))
 
 
 def test_checkpoints_hold_what_is_trained(fitted, ids, tmp_path):
     bench, fits = fitted(BLOCK)
-    checkpoints = Checkpoints(tmp_path / "heal", {})
-    heal(bench, fits, ids[:4], Healing(steps=2), checkpoints)
-    size = sum(file.stat().st_size for file in checkpoints.last().glob("*.safetensors"))
+    folder = tmp_path / "heal"
+    heal(bench, fits, ids[:4], Fitting(heal_steps=2), 0, folder)
+    size = sum(file.stat().st_size for file in last_checkpoint(folder).glob("*.safetensors"))
     trained = 4 * sum(p.numel() for p in weights(fits))
     assert trained <= size < trained + 2000
 
 
 def test_stopped_before_a_checkpoint_leaves_nothing(fitted, ids, tmp_path):
     bench, fits = fitted(BLOCK)
-    with pytest.raises(Stopped):
-        heal(
-            with_progress(bench, stop_after(1)), fits, ids, Healing(steps=20), Checkpoints(tmp_path / "heal", {"a": 1})
-        )
+    with pytest.raises(Stopped), healing_folder(tmp_path / "out", {"a": 1}, False) as folder:
+        heal(with_progress(bench, stop_after(1)), fits, ids, Fitting(heal_steps=20), 0, folder)
     assert not any(tmp_path.iterdir())
 
 
@@ -284,8 +284,11 @@ def test_a_checkpoint_that_cannot_be_written(error, fitted, ids, tmp_path, monke
 
     monkeypatch.setattr("transformers.Trainer.save_model", full)
     bench, fits = fitted(BLOCK)
-    with pytest.raises(JobError, match=r"cannot keep checkpoints in .*heal: No space left on device"):
-        heal(bench, fits, ids, Healing(steps=2), Checkpoints(tmp_path / "heal", {}))
+    with (
+        pytest.raises(JobError, match=r"cannot keep checkpoints in .*out.heal: No space left on device"),
+        healing_folder(tmp_path / "out", {}, False) as folder,
+    ):
+        heal(bench, fits, ids, Fitting(heal_steps=2), 0, folder)
     assert not any(tmp_path.iterdir())
 
 
@@ -296,7 +299,7 @@ def test_an_error_while_training_is_not_one_of_checkpoints(fitted, ids, tmp_path
 
     bench, fits = fitted(BLOCK)
     with pytest.raises(OSError, match="Input/output error"):
-        heal(with_progress(bench, unreadable), fits, ids, Healing(steps=2), Checkpoints(tmp_path / "heal", {}))
+        heal(with_progress(bench, unreadable), fits, ids, Fitting(heal_steps=2), 0, tmp_path / "heal")
 
 
 def test_other_seeds_order_rows_otherwise(fitted, ids):
@@ -304,7 +307,7 @@ def test_other_seeds_order_rows_otherwise(fitted, ids):
     ended = []
     for seed in (0, 0, 1):
         some = copy.deepcopy(fits)
-        heal(bench, some, ids, Healing(steps=4, learning_rate=1e-2, seed=seed))
+        heal(bench, some, ids, Fitting(heal_steps=4, heal_learning_rate=1e-2), seed)
         ended.append(weights(some))
     assert same(ended[0], ended[1])
     assert not same(ended[0], ended[2])
@@ -312,30 +315,24 @@ def test_other_seeds_order_rows_otherwise(fitted, ids):
 
 def test_a_loss_that_is_not_finite(fitted, ids):
     bench, fits = fitted(BLOCK)
-    with pytest.raises(JobError, match=r"got (nan|inf) at step 2; .*try a smaller --heal-learning-rate"):
-        heal(bench, fits, ids, Healing(steps=5, learning_rate=1e38))
+    with pytest.raises(JobError, match=r"got (nan|inf) at step 2; .*try a smaller `heal_learning_rate`"):
+        heal(bench, fits, ids, Fitting(heal_steps=5, heal_learning_rate=1e38))
     assert torch.get_default_dtype() is torch.float32
-
-
-def test_only_dropped(fitted, ids):
-    bench, fits = fitted([Replacement(blocks=(1,), kind="drop")])
-    with pytest.raises(RequestError, match="needs stand-ins to train, got only dropped blocks"):
-        heal(bench, fits, ids, Healing(steps=1))
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"heal_steps": -1}, "--heal-steps of at least 0, got -1"),
-        ({"heal_steps": 1, "heal_learning_rate": 0.0}, "--heal-learning-rate above 0, got 0.0"),
-        ({"heal_steps": 1, "heal_learning_rate": float("nan")}, "--heal-learning-rate above 0, got nan"),
-        ({"heal_steps": 1, "heal_logits": -0.5}, "--heal-logits of at least 0, got -0.5"),
-        ({"heal_steps": 1, "heal_batch_size": 0}, "heal_batch_size of at least 1, got 0"),
+        ({"heal_steps": -1}, "`heal_steps` to be greater than or equal to 0, got -1"),
+        ({"heal_steps": 1, "heal_learning_rate": 0.0}, "`heal_learning_rate` to be greater than 0, got 0.0"),
+        ({"heal_steps": 1, "heal_learning_rate": float("nan")}, "`heal_learning_rate` to be .*, got nan"),
+        ({"heal_steps": 1, "heal_logits": -0.5}, "`heal_logits` to be greater than or equal to 0, got -0.5"),
+        ({"heal_steps": 1, "heal_batch_size": 0}, "`heal_batch_size` to be greater than 0, got 0"),
     ],
 )
 def test_refused_before_any_work(options, says):
     with pytest.raises(RequestError, match=says):
-        rectilinear.linearize("no/such/model", "no such text", count=1, **options)
+        conftest.linearize("no/such/model", "no such text", count=1, **options)
 
 
 def test_refused_before_the_fit(tiny_checkpoint, text_file):
@@ -343,7 +340,7 @@ def test_refused_before_the_fit(tiny_checkpoint, text_file):
         raise AssertionError(what)
 
     with pytest.raises(RequestError, match="got only dropped blocks"):
-        rectilinear.linearize(tiny_checkpoint, text_file, kind="drop", count=1, heal_steps=1, progress=report, **SMALL)
+        conftest.linearize(tiny_checkpoint, text_file, kind="drop", count=1, heal_steps=1, progress=report, **SMALL)
 
 
 class TestLinearize:
@@ -351,38 +348,53 @@ class TestLinearize:
     def linearize(self, tiny_checkpoint, text_file):
         def run(**options):
             given = {**SMALL, "blocks": [1], "heal_steps": 4, "heal_batch_size": 4, **options}
-            return rectilinear.linearize(tiny_checkpoint, text_file, **given)
+            return conftest.linearize(tiny_checkpoint, text_file, **given)
 
         return run
 
-    def test_a_folder_of_another_recipe(self, linearize, tmp_path):
-        folder = tmp_path / "heal"
-        linearize(heal_folder=folder)
-        linearize(heal_folder=folder)
+    def test_checkpoints_of_another_request(self, linearize, tmp_path):
+        out, folder = tmp_path / "out", tmp_path / "out.heal"
+        with pytest.raises(Stopped):
+            linearize(out=out, progress=stop_after(3))
         for options, what in [
-            ({"heal_steps": 5}, "steps"),
-            ({"heal_learning_rate": 1e-2}, "learning_rate"),
+            ({"heal_steps": 5}, "heal_steps 4 -> 5"),
+            ({"heal_learning_rate": 1e-2}, "heal_learning_rate 0.001 -> 0.01"),
             ({"blocks": [2]}, "replacements"),
             ({"max_tokens": 960}, "text"),
-            ({"seed": 1, "heal_logits": 1.0}, "logits_weight, seed"),
+            ({"seed": 1, "heal_logits": 1.0}, "heal_logits 0.0 -> 1.0, seed 0 -> 1"),
         ]:
-            with pytest.raises(RequestError, match=rf"another recipe \(it differs in {what}\); remove it, or"):
-                linearize(heal_folder=folder, **options)
-        other = linearize(heal_folder=folder, heal_overwrite=True, heal_steps=5)
-        assert other.plan.heal.steps == 5
-        assert json.loads((folder / "heal.json").read_text())["steps"] == 5
+            with pytest.raises(RequestError, match=rf"the run in .*out.heal to resume it, got another \({what}"):
+                linearize(out=out, **options)
+        with pytest.raises(Stopped):
+            linearize(out=out, overwrite=True, heal_steps=5, progress=stop_after(3))
+        assert json.loads((folder / "heal.json").read_text())["heal_steps"] == 5
+        assert [path.name for path in tmp_path.iterdir()] == ["out.heal"]
 
     def test_a_folder_of_something_else(self, linearize, tmp_path):
-        (tmp_path / "note.txt").write_text("mine")
-        with pytest.raises(RequestError, match="got something else"):
-            linearize(heal_folder=tmp_path)
-        with pytest.raises(RequestError, match="expected a folder for checkpoints, got the file"):
-            linearize(heal_folder=tmp_path / "note.txt", heal_overwrite=True)
-        linearize(heal_folder=tmp_path, heal_overwrite=True)
-        assert (tmp_path / "note.txt").read_text() == "mine"
+        out, folder = tmp_path / "out", tmp_path / "out.heal"
+        folder.mkdir()
+        (folder / "note.txt").write_text("mine")
+        with pytest.raises(RequestError, match=r"out.heal is not empty; try another, or `overwrite`"):
+            linearize(out=out)
+        linearize(out=out, overwrite=True)
+        assert [path.name for path in folder.iterdir()] == ["note.txt"]
+        shutil.rmtree(folder)
+        folder.write_text("mine")
+        with pytest.raises(RequestError, match=r"expected a folder for `out`, got the file .*out.heal"):
+            linearize(out=out, overwrite=True)
+
+    def test_it_goes_on_and_leaves_nothing(self, linearize, tmp_path, reload_here):
+        out = tmp_path / "out"
+        with pytest.raises(Stopped):
+            linearize(out=out, progress=stop_after(3))
+        steps = []
+        again = linearize(out=out, progress=lambda stage, done, total: steps.append((stage, done)))
+        assert [done for stage, done in steps if stage == "heal"] == [3, 4]
+        assert same([*again.model.parameters()], [*linearize().model.parameters()])
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_healing_that_makes_it_worse_is_no_success(self, linearize):
-        with pytest.raises(JobError, match=r"healing made it worse.*try a smaller --heal-learning-rate"):
+        with pytest.raises(JobError, match=r"healing made it worse.*try a smaller `heal_learning_rate`"):
             linearize(heal_steps=10, heal_learning_rate=30.0)
 
     def test_the_checkpoint_loads(self, linearize, tmp_path):

@@ -1,51 +1,59 @@
 """The function as a whole: its requests, its results, and how good stand-ins of a real model are."""
 
 import math
+import os
 import re
-from unittest.mock import patch
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from huggingface_hub import ModelCard
 
 import rectilinear
 from rectilinear import RequestError
+from rectilinear.linearization.card import model_card
+from tests import conftest
 from tests.conftest import WIDTH
 from tests.families import build
 from tests.linearization.conftest import FITTED, loss_by_hand
 
 WRONG = {
-    "nothing": ({}, "expected one of --blocks, --count, --budget, --max-loss-increase, --plan, got none"),
-    "blocks as text": ({"blocks": "1"}, r"expected blocks=\[2, 3\] \(indices, counted from 0\), got '1'"),
-    "a number of blocks": ({"blocks": 1}, r"expected blocks=\[2, 3\] .*, got 1"),
-    "half a block": ({"blocks": [0.5]}, r"expected blocks=\[2, 3\] .*, got \[0.5\]"),
-    "count as text": ({"count": "2"}, "expected a whole number for count, got '2'"),
-    "half a count": ({"count": 1.5}, "expected a whole number for count, got 1.5"),
-    "budget as text": ({"budget": "20%"}, "expected a number for budget, got '20%'"),
-    "loss as text": ({"max_loss_increase": "0.1"}, "expected a number for max_loss_increase, got '0.1'"),
-    "rates as text": ({"blocks": [1], "rates": "1,0.8"}, "wrong rates: .*, got '1,0.8'"),
-    "one rate": ({"blocks": [1], "rates": 1.0}, "wrong rates: .*, got 1.0"),
-    "two": ({"blocks": [1], "count": 1}, "got --blocks and --count"),
-    "budgets": ({"budget": 0.1, "max_loss_increase": 0.1}, "got --budget and --max-loss-increase"),
+    "nothing": ({}, "expected one of `blocks`, `count`, `budget`, `max_loss_increase`, `plan`, got none"),
+    "blocks as a path": ({"blocks": "model.layers"}, r"expected `blocks=2-4,7` \(indices, counted from 0\), got 'mod"),
+    "a number of blocks": ({"blocks": 1}, "expected `blocks` to be a valid tuple, got 1"),
+    "half a block": ({"blocks": [0.5]}, "expected `blocks.0` to be a valid integer, .*, got 0.5"),
+    "count in words": ({"count": "two"}, "expected `count` to be a valid integer, .*, got 'two'"),
+    "half a count": ({"count": 1.5}, "expected `count` to be a valid integer, .*, got 1.5"),
+    "budget in words": ({"budget": "half"}, "expected `budget=25%`, got 'half'"),
+    "loss in words": (
+        {"max_loss_increase": "some"},
+        "`max_loss_increase` to be a valid number, .*, got 'some'",
+    ),
+    "rates in words": ({"blocks": [1], "rates": "fast"}, "expected `rates=1,0.9`, got 'fast'"),
+    "one rate": ({"blocks": [1], "rates": 1.0}, "expected `rates` to be a valid tuple, got 1.0"),
+    "two": ({"blocks": [1], "count": 1}, "got `blocks` and `count`"),
+    "budgets": ({"budget": 0.1, "max_loss_increase": 0.1}, "got `budget` and `max_loss_increase`"),
     "beyond": ({"blocks": [3]}, "blocks from 0 to 2, got 3"),
     "below": ({"blocks": [-1]}, "blocks from 0 to 2, got -1"),
     "twice": ({"blocks": [1, 1]}, "block 1 twice"),
     "twice, merged": ({"blocks": [1, 1], "merge": True}, "block 1 twice"),
-    "rank": ({"blocks": [1], "rank": 24}, "rank below the width of 24"),
+    "rank": ({"blocks": [1], "rank": 24}, "`rank` below the width of 24"),
     "rank 0": ({"blocks": [1], "rank": 0}, "rank"),
     "taps": ({"blocks": [1], "taps": -1}, "taps"),
     "many taps": ({"blocks": [1], "taps": 65}, "taps"),
-    "rate": ({"blocks": [1], "rates": [2.0]}, "rates above 0"),
+    "rate": ({"blocks": [1], "rates": [2.0]}, "`rates` above 0"),
     "kind": ({"blocks": [1], "kind": "magic"}, "kind"),
     "target": ({"blocks": [1], "target": "norm"}, "target"),
     "select": ({"count": 1, "select": "luck"}, "select"),
-    "folded first": ({"blocks": [0], "kind": "folded"}, "needs a block before it"),
+    "folded first": ({"blocks": [0], "kind": "folded"}, "a block before folded block 0 that stays"),
     "merged parts": ({"blocks": [0, 1], "target": "attention", "merge": True}, "only whole blocks merge"),
     "batch": ({"blocks": [1], "batch_size": 0}, "batch size"),
-    "folds": ({"blocks": [1], "folds": 0}, "fold"),
-    "count": ({"count": 4}, "--count from 1 to 3"),
-    "loss": ({"max_loss_increase": 0.0}, "--max-loss-increase above 0"),
-    "loss nan": ({"max_loss_increase": math.nan}, "--max-loss-increase above 0"),
+    "folds": ({"blocks": [1], "folds": 0}, "`folds` to be greater than 0"),
+    "count": ({"count": 4}, "`count` from 1 to 3"),
+    "loss": ({"max_loss_increase": 0.0}, "`max_loss_increase` to be greater than 0"),
+    "loss nan": ({"max_loss_increase": math.nan}, "`max_loss_increase` to be greater than 0, got nan"),
     "long rows": ({"blocks": [1], "seq_len": 65}, "context of 64 tokens"),
     "text": ({"blocks": [1], "text": "/none.txt"}, "no text at /none.txt"),
 }
@@ -54,7 +62,7 @@ WRONG = {
 @pytest.fixture
 def nothing_runs(monkeypatch):
     """Fail where a block is fitted or a loss is measured."""
-    for name in ("choose.fit_all", "wish.fit_all", "wish.measure_perplexity", "choose.measure_perplexity"):
+    for name in ("choose.fit_all", "choose.measure_perplexity"):
         monkeypatch.setattr(f"rectilinear.linearization.{name}", lambda *args, **options: pytest.fail("work was done"))
 
 
@@ -68,10 +76,10 @@ def test_wrong_requests_are_refused_before_any_work(name, linearize, nothing_run
 
 WITHOUT_WEIGHTS = {
     "beyond": ({"blocks": [3]}, "blocks from 0 to 2, got 3"),
-    "count": ({"count": 4}, "--count from 1 to 3"),
-    "rank": ({"blocks": [1], "rank": WIDTH}, f"rank below the width of {WIDTH}"),
-    "budget": ({"budget": 0.99}, "--budget above 0% and up to "),
-    "folded first": ({"blocks": [0], "kind": "folded"}, "needs a block before it"),
+    "count": ({"count": 4}, "`count` from 1 to 3"),
+    "rank": ({"blocks": [1], "rank": WIDTH}, f"`rank` below the width of {WIDTH}"),
+    "budget": ({"budget": 0.99}, "`budget` above 0% and up to "),
+    "folded first": ({"blocks": [0], "kind": "folded"}, "a block before folded block 0 that stays"),
     "stack": ({"blocks": [0], "stack": "model.nope"}, "model.layers"),
     "healing": ({"count": 1, "kind": "drop", "heal_steps": 1}, "got only dropped blocks"),
     "rows": ({"count": 1, "select": "loss", "max_tokens": 32}, "at least two rows to choose by loss"),
@@ -135,21 +143,44 @@ def test_running_twice_gives_the_same_bits(linearize):
         assert torch.equal(a, b)
 
 
-def test_the_model_card_says_how_to_load_it(linearized, exported):
-    for blocks, options, trusted in (((0,), {}, True), ((1,), {"kind": "drop"}, False)):
-        folder = exported("llama", blocks, **options)
-        card = (folder / "README.md").read_text()
-        code = re.search("```python\n(.*)```", card, re.DOTALL)[1].replace("path", repr(str(folder)))
-        with (
-            patch.object(AutoModelForCausalLM, "from_pretrained") as loads,
-            patch.object(AutoTokenizer, "from_pretrained") as reads,
-        ):
-            exec(code, {})
-        for called in (loads, reads):
-            called.assert_called_once_with(str(folder), **({"trust_remote_code": True} if trusted else {}))
-        assert card.startswith("---\n")
-        plan = linearized("llama", blocks, **options).plan
-        assert f"{plan.parameters.after:,}" in card
+@pytest.mark.parametrize("options", [{"blocks": (0,)}, {"blocks": (1,), "kind": "drop"}], ids=["filter", "drop"])
+def test_the_model_card_s_snippet_runs_when_pasted(options, linearized, exported, tmp_path):
+    folder = exported("llama", **options)
+    card = (folder / "README.md").read_text()
+    code = re.search("```python\n(.*)```", card, re.DOTALL)[1]
+    assert ("trust_remote_code=True" in code) == ("kind" not in options)
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Once upon a time")
+    assert f"{linearized('llama', **options).plan.parameters.after:,}" in card
+
+
+def test_the_model_card_has_what_the_hub_reads_and_no_paths(tiny_checkpoint, text_file, tmp_path):
+    source = tmp_path / "private" / "tiny"
+    shutil.copytree(tiny_checkpoint, source)
+    (source / "README.md").write_text("---\nlicense: other\nlicense_name: mine\n---\n# Tiny\n")
+    shutil.copy(text_file, tmp_path / "private" / "tales.txt")
+    plan = conftest.linearize(source, tmp_path / "private" / "tales.txt", blocks=[1], max_tokens=640, seq_len=32).plan
+    text = model_card(plan, True)
+    assert "private" not in text
+    data = ModelCard(text).data
+    assert (data.license, data.license_name, data.base_model, data.datasets) == ("other", "mine", None, None)
+    results = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert results["loss, nats per token"] == pytest.approx(plan.selection.loss_after)
+    assert results["loss of the original, nats per token"] == pytest.approx(plan.selection.loss_before)
+
+    hub = plan.model_copy(
+        update={
+            "model": plan.model.model_copy(update={"id": "someone/tiny"}),
+            "data": plan.data.model_copy(update={"source": "someone/tales"}),
+        }
+    )
+    data = ModelCard(model_card(hub, True)).data
+    assert (data.base_model, data.datasets) == ("someone/tiny", ["someone/tales"])
+    for unnamed in ("storyteller", plan.model.architecture, str(tmp_path)):
+        other = hub.model_copy(update={"model": plan.model.model_copy(update={"id": unnamed})})
+        assert ModelCard(model_card(other, False)).data.base_model is None
 
 
 @pytest.mark.slow
@@ -165,7 +196,7 @@ def test_the_model_card_says_how_to_load_it(linearized, exported):
 def test_how_good_stand_ins_of_a_real_model_are(options, most, shared, tmp_path, load):
     stories, model = shared / "data/tinystories", shared / "models/stories260K"
     size = {"seq_len": 256, "device": "cpu"}
-    made = rectilinear.linearize(model, stories / "train.txt", max_tokens=300_000, **options, **size)
+    made = conftest.linearize(model, stories / "train.txt", max_tokens=300_000, **options, **size)
     loaded = load(made.save(tmp_path / "saved"))
     scored = rectilinear.evaluate(
         loaded, stories / "valid.txt", tokenizer=made.tokenizer, max_tokens=100_000, speed=False, seq_len=256

@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from rectilinear import Plan, RequestError
-from rectilinear.linearization.plan import Replacement, check_replacements
+from rectilinear import Affine, Drop, Filter, Plan, RequestError
+from rectilinear.linearization.plan import Replacement
+from rectilinear.linearization.request import check_replacements
 from tests.families import BLOCKS, WIDTH, build
 
 
@@ -39,17 +40,11 @@ BAD = {
     "apart": ([{"blocks": (0, 2)}], "expected consecutive blocks"),
     "backwards": ([{"blocks": (1, 0)}], "expected consecutive blocks"),
     "merged attentions": ([{"blocks": (0, 1), "target": "attention"}], "only blocks merge"),
-    "filter of an MLP": ([{"blocks": (0,), "kind": "filter", "target": "mlp"}], "try --kind affine"),
-    "folded attention": ([{"blocks": (1,), "kind": "folded", "target": "attention"}], "try --target block"),
-    "folded MLP": ([{"blocks": (1,), "kind": "folded", "target": "mlp"}], "try --target block"),
-    "full rank": ([{"blocks": (0,), "rank": WIDTH}], f"rank below the width of {WIDTH}"),
-    "rank of nothing": ([{"blocks": (0,), "kind": "drop", "rank": 2}], "for affine or filter, got drop"),
-    "taps of a map": ([{"blocks": (0,), "taps": 2}], "with filters alone, got affine"),
-    "rates of a map": ([{"blocks": (0,), "rates": (1.0,)}], "with filters alone, got affine"),
-    "rate 0": ([{"blocks": (0,), "kind": "filter", "rates": (0.0,)}], "rates above 0 and up to 1"),
-    "rate 2": ([{"blocks": (0,), "kind": "filter", "rates": (1.0, 2.0)}], "rates above 0 and up to 1"),
-    "rate nan": ([{"blocks": (0,), "kind": "filter", "rates": (float("nan"),)}], "rates above 0 and up to 1"),
-    "folded first": ([{"blocks": (0,), "kind": "folded"}], "needs a block before it that stays, got none"),
+    "filter of an MLP": ([{"blocks": (0,), "kind": "filter", "target": "mlp"}], "try `kind=affine`"),
+    "folded attention": ([{"blocks": (1,), "kind": "folded", "target": "attention"}], "try `target=block`"),
+    "folded MLP": ([{"blocks": (1,), "kind": "folded", "target": "mlp"}], "try `target=block`"),
+    "full rank": ([{"blocks": (0,), "rank": WIDTH}], f"`rank` below the width of {WIDTH}"),
+    "folded first": ([{"blocks": (0,), "kind": "folded"}], "a block before folded block 0 that stays, got none"),
     "folded into nothing": (
         [{"blocks": (0,), "kind": "drop"}, {"blocks": (1,), "kind": "folded"}],
         "got block 0 replaced",
@@ -60,6 +55,30 @@ BAD = {
     ),
     "all dropped": ([{"blocks": (0, 1, 2), "kind": "drop"}], "at least one of 3 blocks to stay"),
 }
+
+
+UNREADABLE = {
+    "rank of nothing": ({"kind": "drop", "rank": 2}, "expected no `rank` with `kind=drop`"),
+    "taps of a map": ({"taps": 2}, "expected no `taps` with `kind=affine`"),
+    "rates of a map": ({"rates": (1.0,)}, "expected no `rates` with `kind=affine`"),
+    "rate 0": ({"kind": "filter", "rates": (0.0,)}, "`rates` above 0 and up to 1"),
+    "rate 2": ({"kind": "filter", "rates": (1.0, 2.0)}, "`rates` above 0 and up to 1"),
+    "rate nan": ({"kind": "filter", "rates": (float("nan"),)}, "`rates` above 0 and up to 1"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_options_that_a_kind_does_not_take_are_refused(name):
+    options, says = UNREADABLE[name]
+    with pytest.raises(ValueError, match=says):
+        plans({"blocks": (0,), **options})
+
+
+def test_options_of_other_kinds_may_say_that_there_are_none():
+    none = {"rank": None, "taps": 0, "rates": []}
+    [written] = plans({"blocks": (0,), **none})
+    assert written == Replacement(by=Affine(), blocks=(0,))
+    assert written.model_dump() == {"kind": "affine", "target": "block", "blocks": [0], **none, "fit": None}
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -102,9 +121,9 @@ def test_a_plan_that_was_edited_by_hand(linearize, tmp_path):
     recipe["replacements"].insert(0, {"kind": "drop", "target": "attention", "blocks": [0]})
     (tmp_path / "plan.json").write_text(json.dumps(recipe))
     again = linearize(build("llama"), plan=tmp_path / "plan.json")
-    assert [(r.kind, r.target, r.blocks, r.rank) for r in again.plan.replacements] == [
-        ("drop", "attention", (0,), None),
-        ("affine", "block", (2,), 7),
+    assert [(r.by, r.target, r.blocks) for r in again.plan.replacements] == [
+        (Drop(), "attention", (0,)),
+        (Affine(rank=7), "block", (2,)),
     ]
     expected = linearize(build("llama"), plan=Plan.model_validate(recipe))
     for one, other in zip(expected.model.parameters(), again.model.parameters(), strict=True):
@@ -118,7 +137,7 @@ def test_a_filter_that_names_no_taps_and_rates_is_the_usual_one(linearize, tmp_p
     (tmp_path / "plan.json").write_text(json.dumps(recipe))
     assert linearize(build("llama"), plan=tmp_path).plan.replacements == made.plan.replacements
     none = Replacement(kind="filter", blocks=(1,), taps=0, rates=())
-    assert (none.taps, none.rates) == (0, ())
+    assert none.by == Filter(taps=0, rates=())
 
 
 def test_a_plan_says_what_was_done_to_what(linearize):
@@ -131,7 +150,7 @@ def test_a_plan_says_what_was_done_to_what(linearize):
     block = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
     size = WIDTH * (1 + 1 + 2 + 2)  # x, r, two taps, two means
     for replacement in plan.replacements:
-        assert (replacement.rank, replacement.taps, replacement.rates) == (4, 2, (1.0, 0.8))
+        assert replacement.by == Filter(rank=4, taps=2, rates=(1.0, 0.8))
         assert replacement.fit.parameters_before == block
         assert replacement.fit.parameters_after == 4 * size + 4 * WIDTH + WIDTH
         assert replacement.fit.ridge is not None
@@ -161,8 +180,8 @@ def test_a_stand_in_that_is_larger_is_warned_of_and_the_rank_it_names_is_not(lin
     [grown] = plan.warnings
     before, after = plan.replacements[0].fit.parameters_before, plan.replacements[0].fit.parameters_after
     assert before < after == (3 * WIDTH + 1) * WIDTH
-    assert f"parameters {before:,} -> {after:,} (attention 0), {before:,} -> {after:,} (attention 1); --rank " in grown
-    rank = int(re.search(r"--rank (\d+) or less", grown)[1])
+    assert f"parameters {before:,} -> {after:,} (attention 0), {before:,} -> {after:,} (attention 1); `rank=" in grown
+    rank = int(re.search(r"`rank=(\d+)` or less", grown)[1])
     assert linearize(build("llama"), blocks=[0], rank=rank, **asked).plan.warnings == ()
     assert len(linearize(build("llama"), blocks=[0], rank=rank + 1, **asked).plan.warnings) == 1
 
@@ -174,7 +193,7 @@ def test_a_plan_for_another_model_is_refused(linearize):
         other.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
     with pytest.raises(RequestError, match="expected a plan for this model"):
         linearize(other, plan=plan)
-    with pytest.raises(RequestError, match="was it made with another --dtype"):
+    with pytest.raises(RequestError, match="was it made with another `dtype`"):
         linearize(build("llama", torch.bfloat16), plan=plan)
 
 
@@ -183,11 +202,15 @@ def test_a_plan_with_what_cannot_be_done_is_refused(linearize, tmp_path):
     text = (tmp_path / "plan.json").read_text()
     for change, says in (
         ({"blocks": [7]}, "blocks from 0 to 2, got 7"),
-        ({"blocks": []}, r"plan.json: .*replacements.0.blocks: .* at least 1 item .*, got \[\]"),
-        ({"kind": "magic"}, r"replacements.0.kind: .* 'drop', 'folded', 'affine' or 'filter', got 'magic'"),
-        ({"taps": -1}, "replacements.0.taps: .* greater than or equal to 0, got -1"),
-        ({"rank": "half"}, "replacements.0.rank: .* integer, .*, got 'half'"),
-        ({"colour": "red"}, "replacements.0: expected kind, target, blocks, rank, taps, rates, fit, got colour"),
+        ({"blocks": []}, r"plan.json: .*replacements.0.blocks` .* at least 1 item .*, got \[\]"),
+        ({"kind": "magic"}, r"replacement of \[1\]: expected `kind` to be one of affine, drop, .*, got 'magic'"),
+        (
+            {"kind": "filter", "taps": -1},
+            r"of \[1\]: expected `taps` .* greater than or equal to 0, got -1",
+        ),
+        ({"taps": -1}, r"replacement of \[1\]: expected no `taps` with `kind=affine`"),
+        ({"rank": "half"}, r"replacement of \[1\]: expected `rank` .* integer, .*, got 'half'"),
+        ({"colour": "red"}, r"replacement of \[1\]: expected no `colour` with `kind=affine`"),
     ):
         recipe = json.loads(text)
         recipe["replacements"][0].update(change)
@@ -196,7 +219,7 @@ def test_a_plan_with_what_cannot_be_done_is_refused(linearize, tmp_path):
             linearize(build("llama"), plan=tmp_path / "plan.json")
         assert "\n" not in str(raised.value)
     (tmp_path / "plan.json").write_text(text.replace('"kind"', '"sort"'))
-    with pytest.raises(RequestError, match=r"replacements.0: expected kind, .*, got sort\)$"):
+    with pytest.raises(RequestError, match=r"replacement of \[1\]: expected `kind` to be one of .*, got None\)$"):
         linearize(build("llama"), plan=tmp_path / "plan.json")
     for content in ("no JSON", "[]", "{}", '{"schema": "rectilinear.profile/1"}'):
         (tmp_path / "plan.json").write_text(content)

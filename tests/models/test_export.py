@@ -19,9 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 import rectilinear
 from rectilinear import JobError, RequestError
 from rectilinear.models import reload_check
+from rectilinear.models.capture import evaluating
 from rectilinear.models.export import check_reload
 from rectilinear.models.load import build_without_weights, load_config, load_model
-from rectilinear.models.own_code import MODULE
+from rectilinear.models.released_code import MODULE
+from tests import conftest
 from tests.conftest import build_llama
 from tests.families import BLOCKS, TINY, build, cached_difference, prompts, token_rows
 
@@ -204,7 +206,7 @@ def test_generation_config_and_tokenizer_come_along(text_file, tiny_tokenizer, t
     model = build("llama")
     model.generation_config.update(top_k=7, do_sample=True)
     for kind in ("filter", "drop"):
-        made = rectilinear.linearize(
+        made = conftest.linearize(
             model, text_file, kind=kind, blocks=[1], tokenizer=tiny_tokenizer, max_tokens=640, seq_len=32
         )
         folder = made.save(tmp_path / kind)
@@ -213,20 +215,14 @@ def test_generation_config_and_tokenizer_come_along(text_file, tiny_tokenizer, t
         assert tokenizer("The cat met a girl.")["input_ids"] == tiny_tokenizer("The cat met a girl.")["input_ids"]
 
 
-@pytest.mark.parametrize("saved_before", [False, True])
 @pytest.mark.parametrize("way", ["filter", "attention"])
-def test_saved_by_other_means_it_does_not_load_as_the_stock_architecture(
-    way, saved_before, text_file, tiny_tokenizer, tmp_path, load, monkeypatch
-):
-    size = {"max_tokens": 640, "seq_len": 32, "tokenizer": tiny_tokenizer}
-    made = rectilinear.linearize(build("llama"), text_file, **WAYS[way], **size)
-    if saved_before:
-        monkeypatch.setattr("rectilinear.models.export.check_reload", lambda *args: None)
-        made.save(tmp_path / "first")
-    made.model.save_pretrained(tmp_path / "second")
-    for trust in (True, False):
-        with pytest.raises((ValueError, OSError)):
-            load(tmp_path / "second", trust=trust)
+def test_saved_by_transformers_itself_it_is_the_same_checkpoint(way, linearized, tmp_path, load):
+    model = linearized("llama", **WAYS[way]).model
+    model.save_pretrained(tmp_path)
+    assert difference(load(tmp_path), model, token_rows(3)) < CLOSE
+    assert difference(load_model(tmp_path, device="cpu"), model, token_rows(3)) < CLOSE
+    with pytest.raises((ValueError, OSError)):
+        load(tmp_path, trust=False)
 
 
 def test_a_loaded_checkpoint_can_be_saved_again(exported, load, tmp_path, linearized):
@@ -239,7 +235,7 @@ def test_a_loaded_checkpoint_can_be_saved_again(exported, load, tmp_path, linear
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_an_empty_plan_changes_nothing(family, text_file, tiny_tokenizer, tmp_path, reload_here, load):
     model = build(family)
-    made = rectilinear.linearize(model, text_file, blocks=[], tokenizer=tiny_tokenizer, max_tokens=640, seq_len=32)
+    made = conftest.linearize(model, text_file, blocks=[], tokenizer=tiny_tokenizer, max_tokens=640, seq_len=32)
     assert made.plan.replacements == ()
     made.save(tmp_path / "empty")
     model.save_pretrained(tmp_path / "stock")
@@ -412,7 +408,7 @@ def test_a_model_with_stand_ins_takes_no_more(kind, linearized, exported, load, 
     options = {"tokenizer": tiny_tokenizer, "max_tokens": 640, "seq_len": 32}
     for model in (load(exported("llama", **WAYS["filter"])), linearized("llama", **WAYS["filter"]).model):
         with pytest.raises(RequestError, match="got a linearized one"):
-            rectilinear.linearize(model, text_file, kind=kind, blocks=[1], **options)
+            conftest.linearize(model, text_file, kind=kind, blocks=[1], **options)
 
 
 def test_a_model_with_code_of_its_own_takes_no_stand_ins(text_file, tiny_tokenizer):
@@ -423,8 +419,8 @@ def test_a_model_with_code_of_its_own_takes_no_stand_ins(text_file, tiny_tokeniz
     model = Ours(build("llama").config)
     for kind, target in (("filter", "block"), ("affine", "block"), ("drop", "attention")):
         with pytest.raises(RequestError, match="of transformers' own for stand-ins, got Ours"):
-            rectilinear.linearize(model, text_file, kind=kind, target=target, **options)
-    assert len(rectilinear.find_blocks(rectilinear.linearize(model, text_file, kind="drop", **options).model)) == 2
+            conftest.linearize(model, text_file, kind=kind, target=target, **options)
+    assert len(rectilinear.find_blocks(conftest.linearize(model, text_file, kind="drop", **options).model)) == 2
 
 
 def test_weights_that_transformers_renames_as_it_loads(text_file, tiny_tokenizer, tmp_path, load, reload_here):
@@ -432,7 +428,7 @@ def test_weights_that_transformers_renames_as_it_loads(text_file, tiny_tokenizer
     assert any("block_sparse_moe" in name for name in load_file(tmp_path / "mixtral" / "model.safetensors"))
     options = {"tokenizer": tiny_tokenizer, "max_tokens": 640, "seq_len": 32, "device": "cpu"}
     for way in ("filter", "drop"):
-        made = rectilinear.linearize(tmp_path / "mixtral", text_file, **WAYS[way], **options)
+        made = conftest.linearize(tmp_path / "mixtral", text_file, **WAYS[way], **options)
         loaded = load(made.save(tmp_path / f"mixtral-{way}"))
         assert difference(loaded, made.model, token_rows(3)) < CLOSE
 
@@ -443,3 +439,20 @@ def test_the_registry_of_transformers_is_left_alone(exported):
         AutoConfig.for_model("rectilinear_llama")
     model = AutoModelForCausalLM.from_config(build_llama().config)
     assert type(model).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("way", ["filter", "drop"])
+def test_outputs_that_a_configuration_asks_for_are_not_in_the_way(
+    way, text_file, tiny_tokenizer, tmp_path, reload_here
+):
+    model = build("mixtral", output_router_logits=True, output_hidden_states=True)
+    options = {"tokenizer": tiny_tokenizer, "max_tokens": 640, "seq_len": 32, "device": "cpu"}
+    folder = conftest.linearize(model, text_file, **WAYS[way], **options).save(tmp_path)
+    config = config_of(folder)
+    assert (config["output_router_logits"], config["output_hidden_states"]) == (True, True)
+    ids, mask = prompts()
+    with pytest.raises(RuntimeError):  # transformers' own
+        model.generate(ids, attention_mask=mask, max_new_tokens=3)
+    with evaluating(model):
+        model.generate(ids, attention_mask=mask, max_new_tokens=3)
+    assert (model.config.output_router_logits, model.config.output_hidden_states) == (True, True)

@@ -11,9 +11,6 @@ from rectilinear.models.settings import Loading
 from rectilinear.runs import stage
 from rectilinear.text.settings import Rows
 
-# Half of the built-in decoder's attentions, by filters that are smaller than they are.
-_REPLACED: dict[str, Any] = {"kind": "filter", "target": "attention", "count": 4, "rank": 24}
-
 _BEGINNING_WORDS, _NEW_TOKENS = 24, 100
 
 
@@ -61,7 +58,17 @@ def demo(
             progress=report,
         )
         dynamics = rectilinear.Dynamics.load(resolve(STORYTELLER))
-        linearized = rectilinear.linearize(STORYTELLER, "stories", **_REPLACED, max_tokens=50_000, seed=seed, **told)
+        # Half of the built-in decoder's attentions, by filters that are smaller than they are.
+        linearized = rectilinear.linearize(
+            STORYTELLER,
+            "stories",
+            rectilinear.Filter(rank=24),
+            rectilinear.Selection(target="attention", count=4),
+            rows=rectilinear.CalibrationRows(max_tokens=50_000, seed=seed),
+            loading=Loading(device=device, dtype=dtype.value),
+            batch_size=common["batch_size"],
+            progress=report,
+        )
         tokenizer = linearized.tokenizer
         linearized.model.name_or_path = f"{STORYTELLER}, linearized"
         other: dict[str, Any] = {"tokenizer": tokenizer, "against": STORYTELLER, "max_tokens": 50_000, "seed": seed + 1}

@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
+from cyclopts import Parameter
+from pydantic import Field, create_model
 
-from rectilinear.cli import options
-from rectilinear.cli.legacy import check_out, progress, stdout
-from rectilinear.cli.options import DTypeName, KindName, SelectName, TargetName, parse_batch_size
-from rectilinear.linearization.defaults import RATES, TAPS
+from rectilinear.cli.panels import TEXT as TEXT_PANEL
+from rectilinear.cli.panels import (
+    WORK,
+    BatchSizeOption,
+    LoadingOptions,
+    ModelArgument,
+    OutputOptions,
+    TextOption,
+)
+from rectilinear.errors import RequestError
+from rectilinear.linearization.kinds import DEFAULT_KIND, KINDS, make_kind
+from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
+from rectilinear.models.settings import Loading
+from rectilinear.runs import Output, claim
+from rectilinear.settings import Settings
 
-_USUAL_RATES = ",".join(f"{rate:g}" for rate in RATES)
+_HELP = "What stands in. " + " ".join(f"{name}: {(kind.__doc__ or '').splitlines()[0]}" for name, kind in KINDS.items())
+_OPTIONS = {name: field for kind in KINDS.values() for name, field in kind.model_fields.items()}
+
+if TYPE_CHECKING:
+    AnyKind = Settings
+else:  # the options of all kinds, and which of them is meant
+    AnyKind = create_model(
+        "AnyKind",
+        __base__=Settings,
+        kind=(Literal[tuple(KINDS)], Field(DEFAULT_KIND, description=_HELP)),
+        **{
+            name: (
+                Annotated[(field.annotation, *field.metadata, None)],
+                Field(field.default, description=field.description),
+            )
+            for name, field in _OPTIONS.items()
+        },
+    )
 
 
 def linearize(
-    context: typer.Context,
-    model: options.Model,
-    text: options.Text,
-    out: options.RequiredOut,
-    kind: options.Kind = KindName.filter,
-    target: options.Target = TargetName.block,
-    blocks: options.Indices = None,
-    count: options.Count = None,
-    budget: options.Budget = None,
-    max_loss_increase: options.MaxLossIncrease = None,
-    plan: options.Plan = None,
-    select: options.Select = SelectName.score,
-    rank: options.Rank = None,
-    taps: options.Taps = TAPS,
-    rates: options.Rates = _USUAL_RATES,
-    merge: options.Merge = False,
-    heal_steps: options.HealSteps = 0,
-    heal_learning_rate: options.HealLearningRate = 1e-3,
-    heal_logits: options.HealLogits = 0.0,
-    max_tokens: options.MaxTokens = 300_000,
-    seq_len: options.SeqLen = 256,
-    folds: options.Folds = 4,
-    stack: options.Stack = None,
-    column: options.Column = "text",
-    config: options.Config = None,
-    split: options.Split = "train",
-    overwrite: options.Overwrite = False,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    dtype: options.DType = DTypeName.auto,
-    batch_size: options.BatchSize = "auto",
-    revision: options.Revision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
+    model: ModelArgument,
+    /,
+    *,
+    text: TextOption,
+    kind: Annotated[AnyKind, Parameter("*", group=WORK)] = AnyKind(),
+    selection: Annotated[Selection, Parameter("*", group=WORK)] = Selection(),
+    fitting: Annotated[Fitting, Parameter("*", group=WORK)] = Fitting(),
+    rows: Annotated[CalibrationRows, Parameter("*", group=TEXT_PANEL)] = CalibrationRows(),
+    loading: LoadingOptions = Loading(),
+    batch_size: BatchSizeOption = "auto",
+    output: OutputOptions = Output(),
 ) -> None:
     """Replace blocks, attentions or MLPs by something linear, and write a checkpoint that works.
 
@@ -61,75 +65,27 @@ def linearize(
 
     Example: rectilinear linearize storyteller --text stories --kind filter --count 2 --out smaller
     """
-    options.refuse_idle(
-        context,
-        (plan is not None, "with --plan", ("kind", "target", "rank", "taps", "rates", "merge", "select")),
-        (blocks is not None, "with --blocks", ("select",)),
-        (kind is not KindName.filter, f"with --kind {kind.value}", ("taps", "rates")),
-        (not heal_steps, "without --heal-steps", ("heal_learning_rate", "heal_logits")),
-    )
-    out = out.resolve()
-    check_out(out, overwrite)
-    rows_at_once = parse_batch_size(batch_size)
-    indices = options.parse_indices(blocks)
-    share = options.parse_share(budget)
-    decays = options.parse_rates(rates)
-    checkpoints = out.with_name(f"{out.name}.heal") if heal_steps else None
+    if output.out is None:
+        raise RequestError("expected `out`, a folder for the checkpoint, got none")
+    given = kind.model_dump(include=kind.model_fields_set)
+    if selection.plan is not None:
+        kind.refuse_unused("with `plan`", *given)
+    made_of = make_kind(given.pop("kind", DEFAULT_KIND), given) if given else None
+    with claim(output.out, overwrite=output.overwrite) as folder:
+        import rectilinear
+        from rectilinear.report.terminal import show
 
-    import rectilinear
-    from rectilinear.linearization.checkpoints import discard_healing
-    from rectilinear.report.tables import print_plan
-
-    with _pointing_to(checkpoints), progress() as report:
         linearized = rectilinear.linearize(
             model,
             text,
-            kind=kind.value,
-            target=target.value,
-            blocks=indices,
-            count=count,
-            budget=share,
-            max_loss_increase=max_loss_increase,
-            plan=plan,
-            select=select.value,
-            rank=rank,
-            taps=taps,
-            rates=decays,
-            merge=merge,
-            stack=stack,
-            max_tokens=max_tokens,
-            seq_len=seq_len,
-            folds=folds,
-            heal_steps=heal_steps,
-            heal_learning_rate=heal_learning_rate,
-            heal_logits=heal_logits,
-            heal_folder=checkpoints,
-            heal_overwrite=overwrite,
-            batch_size=rows_at_once,
-            device=device,
-            dtype=dtype.value,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            column=column,
-            config=config,
-            split=split,
-            seed=seed,
-            out=out,
-            progress=report,
+            made_of,
+            selection,
+            rows=rows,
+            loading=loading,
+            fitting=fitting,
+            out=folder,
+            overwrite=output.overwrite,
+            batch_size=batch_size,
         )
-        linearized.save(out)
-        if checkpoints:
-            discard_healing(checkpoints)
-    print_plan(linearized.plan, stdout())
-    print(f"wrote the checkpoint, plan.json and README.md to {Path(out)}; loaded again in a fresh process, it agrees")
-
-
-@contextmanager
-def _pointing_to(checkpoints: Path | None) -> Iterator[None]:
-    """Tell whoever interrupts the command where it would go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if checkpoints and any(checkpoints.glob("checkpoint-*")):
-            print(f"rectilinear: {checkpoints} keeps what was healed, to go on with the same command", file=sys.stderr)
-        raise
+    show(linearized.plan)
+    print(f"wrote the checkpoint, plan.json and README.md to {folder}; loaded again in a fresh process, it agrees")

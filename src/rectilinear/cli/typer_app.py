@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import rectilinear
-from rectilinear.cli import demo, evaluate, judge, linearize, probe
+from rectilinear.cli import demo, evaluate, judge, probe
 
 app = typer.Typer(
     name="rectilinear",
@@ -17,7 +17,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("linearize")(linearize.linearize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("probe")(probe.probe)
 app.command("judge")(judge.judge)

@@ -1,11 +1,12 @@
-"""Fitting stand-ins in sequence: inputs from the model as edited so far, targets from the original."""
+"""Fitting replacements in sequence: inputs from the model as edited so far, targets from the original."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,18 @@ from rectilinear.linearization.plan import FitRecord, Replacement
 from rectilinear.measurement.collect import Batch, count_rows, mask_of, pieces_of
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import Passage, device_of, evaluating, run_until
-from rectilinear.models.linear_block import LinearBlock, PaddingMask, stand_in, watch_padding
-from rectilinear.models.load import count_parameters
-from rectilinear.models.surgery import Edits, adds_straight, find_projection, find_target, folded_projection, swapped
+from rectilinear.models.describe import count_parameters
+from rectilinear.models.modeling_rectilinear import LinearBlock, PaddingMask, stand_in, watch_padding
+from rectilinear.models.surgery import Edits, adds_straight, find_target, swapped
 from rectilinear.progress import Progress
+from rectilinear.settings import Target
 
 # Parts of a block in the order in which most of them run.
 _WITHIN = ("block", "attention", "mlp")
 
-_Result = tuple[FittedMap, int, Edits]
+#: Makes features ``[rows, seq_len, p]`` and targets ``[rows, seq_len, q]`` of what passed modules of the edited model
+#: and of the original in a batch.
+Pairs = Callable[[Sequence[Passage], Sequence[Passage], Batch], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Workbench:
         """Length of the tuple that a module returns, 0 for a bare tensor."""
         if path not in self._forms:
             module = self.model.get_submodule(path)
-            self._forms[path] = run_until(self.model, _one_row(self.batches[0]), [module])[0].form
+            self._forms[path] = run_until(self.model, one_row(self.batches[0]), [module])[0].form
         return self._forms[path]
 
 
@@ -84,10 +88,10 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
     Raises:
         JobError: activations that are not finite, or a module that does not run.
     """
-    kept = {fitted.replacement.model_copy(update={"fit": None}): fitted for fitted in known}
+    kept = {fitted.replacement.unfitted(): fitted for fitted in known}
     done: list[Fitted] = []
     for replacement in sorted(replacements, key=lambda one: (one.blocks, _WITHIN.index(one.target))):
-        replacement = replacement.model_copy(update={"fit": None})
+        replacement = replacement.unfitted()
         done.append(kept.get(replacement) or fit_replacement(bench, replacement, merge_edits(done)))
     return done
 
@@ -107,29 +111,18 @@ def fit_replacement(bench: Workbench, replacement: Replacement, edits: Edits) ->
     Raises:
         JobError: activations that are not finite, or a module that does not run.
     """
-    model, stack = bench.model, bench.stack
-    paths = [find_target(stack, index, replacement.target) for index in replacement.blocks]
-    before = count_parameters(model.get_submodule(path) for path in paths)
-    with evaluating(model), noting_padding(bench):
-        gone = {path: _drop(bench, replacement, i, path) for i, path in zip(replacement.blocks, paths, strict=True)}
-        if replacement.kind == "drop":
-            record = FitRecord(ridge=None, held_out=None, tokens=0, parameters_before=before, parameters_after=0)
-            return Fitted(replacement.model_copy(update={"fit": record}), gone)
-        if replacement.kind == "folded":
-            fit, tokens, new = _fit_folded(bench, replacement, paths, edits)
-            after = 0
-        else:
-            fit, tokens, new = _fit_stand_in(bench, replacement, paths, edits)
-            after = count_parameters(new.values())
+    site = Site(bench, replacement.target, replacement.blocks, edits)
+    with evaluating(bench.model), noting_padding(bench):
+        fit = replacement.by.fit(site)
     record = FitRecord(
-        ridge=fit.ridge,
-        held_out=fit.held_out,
-        features=len(fit.factors[0]),
-        tokens=tokens,
-        parameters_before=before,
-        parameters_after=after,
+        ridge=fit.map and fit.map.ridge,
+        held_out=fit.map and fit.map.held_out,
+        features=len(fit.map.factors[0]) if fit.map else 0,
+        tokens=fit.tokens,
+        parameters_before=count_parameters(site.modules),
+        parameters_after=count_parameters(fit.edits[path] for path in site.paths),
     )
-    return Fitted(replacement.model_copy(update={"fit": record}), {**gone, **new})
+    return Fitted(replacement.model_copy(update={"fit": record}), fit.edits)
 
 
 @contextmanager
@@ -143,128 +136,145 @@ def noting_padding(bench: Workbench) -> Iterator[None]:
         bench.padding.mask = None
 
 
-def stand_in_options(replacement: Replacement, width: int, index: int) -> dict[str, Any]:
-    """Options of the `LinearBlock` that carries out a replacement of the block at ``index``."""
-    return {
-        "width": width,
-        "kind": replacement.kind,
-        "residual": replacement.target == "block",
-        "cache_index": None if replacement.target == "mlp" else index,
-        "present": replacement.kind == "filter" and replacement.target == "block",
-        "taps": replacement.taps,
-        "rates": replacement.rates,
-        "rank": replacement.rank,
-    }
+class Fit(NamedTuple):
+    """The modules that carry out a kind, what was fitted (None for nothing), and the number of tokens."""
+
+    edits: Edits
+    map: FittedMap | None = None
+    tokens: int = 0
 
 
-def _drop(bench: Workbench, replacement: Replacement, index: int, path: str) -> LinearBlock:
-    dropped = replacement.model_copy(update={"kind": "drop", "rank": None, "taps": 0, "rates": ()})
-    options = stand_in_options(dropped, width=0, index=index)
-    return stand_in(bench.model.get_submodule(path), bench.padding, **options, outputs=bench.form(path))
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Where a replacement goes, and what it is fitted on.
 
-
-def _fit_stand_in(bench: Workbench, replacement: Replacement, paths: Sequence[str], edits: Edits) -> _Result:
-    model, index = bench.model, replacement.blocks[0]
-    first, last, block = model.get_submodule(paths[0]), model.get_submodule(paths[-1]), bench.stack.blocks[index]
-    row = _one_row(bench.batches[0])
-    width = run_until(model, row, [first])[0].x.shape[-1]
-    options = stand_in_options(replacement, width, index)
-    new = stand_in(first, bench.padding, **options, outputs=bench.form(paths[0]))
-    # The stream that the output is added to: before the MLP it is what the block gives without it.
-    through = replacement.target == "attention"
-    corrects = not new.residual and adds_straight(model, block, first, row, through=through)
-
-    def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
-        x = edited[0].x
-        mask = mask_of(batch)
-        rows = x.to(torch.promote_types(x.dtype, torch.float32)).view(-1, x.shape[-2], width)
-        stream = new.filter.stream(rows, None if mask is None else mask.to(x.device))
-        target = bench.exact(original[0].y)
-        if new.residual:
-            target = target - bench.exact(x)
-        elif corrects and replacement.target == "attention":
-            target = target + (bench.exact(original[1].x) - bench.exact(edited[1].x))
-        elif corrects:
-            target = bench.exact(original[1].y) - (bench.exact(edited[1].y) - bench.exact(edited[0].y))
-        return torch.cat([part for part, _ in stream], 1), target
-
-    context = [block] if corrects else []
-    fit, tokens = _regress(bench, index, edits, [first, *context], [last, *context], pairs, replacement.rank)
-    layers: Any = new.map
-    with torch.no_grad():
-        for layer, factor in zip(layers, fit.factors, strict=True):
-            layer.weight.copy_(factor.T)
-        layers[-1].bias.copy_(fit.bias)
-    return fit, tokens, {paths[0]: new}
-
-
-def _fit_folded(bench: Workbench, replacement: Replacement, paths: Sequence[str], edits: Edits) -> _Result:
-    before = replacement.blocks[0] - 1
-    path = find_projection(bench.model, bench.stack, before, _one_row(bench.batches[0]))
-    projection, block = bench.model.get_submodule(path), bench.stack.blocks[before]
-    last = bench.model.get_submodule(paths[-1])
-
-    def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
-        stream = bench.exact(edited[1].y)
-        folded = bench.exact(edited[0].y).view_as(stream)
-        return folded, bench.exact(original[0].y) - (stream - folded)
-
-    intercept = getattr(projection, "bias", None) is not None
-    index = replacement.blocks[0]
-    fit, tokens = _regress(bench, index, edits, [projection, block], [last], pairs, intercept=intercept)
-    return fit, tokens, {path: folded_projection(projection, fit.weight, fit.bias)}
-
-
-def _regress(
-    bench: Workbench,
-    index: int,
-    edits: Edits,
-    edited: Sequence[nn.Module],
-    original: Sequence[nn.Module],
-    pairs: Callable[[Sequence[Passage], Sequence[Passage], Batch], tuple[Tensor, Tensor]],
-    rank: int | None = None,
-    *,
-    intercept: bool = True,
-) -> tuple[FittedMap, int]:
-    """Least squares over all rows, and the number of tokens.
-
-    Args:
-        bench: the model and the rows.
-        index: of the block, for progress and errors.
+    Attributes:
+        bench: the original, and the rows.
+        target: what of a block is replaced.
+        blocks: indices of the block, or of consecutive ones that are replaced as one.
         edits: what was fitted before.
-        edited: modules whose passages in the model as edited so far are wanted.
-        original: the same for the original model.
-        pairs: makes features ``[rows, seq_len, p]`` and targets ``[rows, seq_len, q]`` of these.
-        rank, intercept: see `fit_map`.
     """
-    lengths = [count_rows(batch) for batch in bench.batches]
-    total, done = sum(lengths), 0
-    folds = min(bench.folds, total)
-    accumulators = [MomentsAccumulator(bench.precision) for _ in range(folds)]
-    for batch, rows in zip(bench.batches, lengths, strict=True):
-        if edits:
-            theirs = run_until(bench.model, batch, original)
-            with swapped(bench.model, edits):
-                ours = run_until(bench.model, batch, edited)
-        else:
-            passages = run_until(bench.model, batch, [*edited, *original])
-            ours, theirs = passages[: len(edited)], passages[len(edited) :]
-        features, targets = pairs(ours, theirs, batch)
-        if not (features.isfinite().all() and targets.isfinite().all()):
-            raise JobError(f"block {index}: activations are NaN or infinite; try --dtype float32")
-        for piece in pieces_of(done, rows, total, folds, mask_of(batch)):
-            accumulators[piece.fold].update(piece.of(features), piece.of(targets))
-        done += rows
-        if bench.progress:
-            bench.progress(f"block {index}", done, total)
-    moments = []
-    while accumulators:  # one by one, so that each is in memory once
-        accumulator = accumulators.pop(0)
-        moments += [accumulator.freeze()] if accumulator.count else []
-    return fit_map(moments, rank, intercept=intercept), sum(part.count for part in moments)
+
+    bench: Workbench
+    target: Target
+    blocks: tuple[int, ...]
+    edits: Edits
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Dotted paths of what is replaced."""
+        return [find_target(self.bench.stack, index, self.target) for index in self.blocks]
+
+    @cached_property
+    def modules(self) -> list[nn.Module]:
+        """What is replaced."""
+        return [self.bench.model.get_submodule(path) for path in self.paths]
+
+    def left_out(self) -> dict[str, nn.Module]:
+        """Modules that leave out all that is replaced."""
+        return {path: self._stand_in(number, width=0, kind="drop") for number, path in enumerate(self.paths)}
+
+    def stand_in(self, **options: Any) -> LinearBlock:
+        """A `LinearBlock` for all that is replaced, not fitted yet."""
+        width = run_until(self.bench.model, one_row(self.bench.batches[0]), self.modules[:1])[0].x.shape[-1]
+        return self._stand_in(0, width=width, **options)
+
+    def _stand_in(self, number: int, **options: Any) -> LinearBlock:
+        return stand_in(
+            self.modules[number],
+            self.bench.padding,
+            residual=self.target == "block",
+            cache_index=None if self.target == "mlp" else self.blocks[number],
+            outputs=self.bench.form(self.paths[number]),
+            **options,
+        )
+
+    def regress(
+        self, new: LinearBlock, rank: int | None = None, features: Callable[[Tensor], Tensor] | None = None
+    ) -> Fit:
+        """Fit what a `LinearBlock` gives to what it is to give; the fit is still to be written into it.
+
+        Args:
+            new: it takes the place of all that is replaced; see `fit_replacement` for its target.
+            rank: of the map of its features; None for full rank.
+            features: what inputs ``[rows, seq_len, width]`` are mapped from; those of its filter when not given.
+        """
+        bench, first, last = self.bench, self.modules[0], self.modules[-1]
+        block = bench.stack.blocks[self.blocks[0]]
+        # The stream that the output is added to: before the MLP it is what the block gives without it.
+        through = self.target == "attention"
+        row = one_row(bench.batches[0])
+        corrects = not new.residual and adds_straight(bench.model, block, first, row, through=through)
+
+        def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
+            x, mask = edited[0].x, mask_of(batch)
+            target = bench.exact(original[0].y)
+            if new.residual:
+                target = target - bench.exact(x)
+            elif corrects and through:
+                target = target + (bench.exact(original[1].x) - bench.exact(edited[1].x))
+            elif corrects:
+                target = bench.exact(original[1].y) - (bench.exact(edited[1].y) - bench.exact(edited[0].y))
+            rows = x.to(torch.promote_types(x.dtype, torch.float32)).view(-1, *x.shape[-2:])
+            if features:
+                return features(rows), target
+            stream = new.filter.stream(rows, None if mask is None else mask.to(x.device))
+            return torch.cat([part for part, _ in stream], 1), target
+
+        context = [block] if corrects else []
+        fitted, tokens = self.least_squares([first, *context], [last, *context], pairs, rank)
+        return Fit({**self.left_out(), self.paths[0]: new}, fitted, tokens)
+
+    def least_squares(
+        self,
+        edited: Sequence[nn.Module],
+        original: Sequence[nn.Module],
+        pairs: Pairs,
+        rank: int | None = None,
+        *,
+        intercept: bool = True,
+    ) -> tuple[FittedMap, int]:
+        """Least squares over all rows, and the number of tokens.
+
+        Args:
+            edited: modules whose passages in the model as edited so far are wanted.
+            original: the same for the original model.
+            pairs: makes features and targets of these.
+            rank, intercept: see `fit_map`.
+
+        Raises:
+            JobError: activations that are not finite.
+        """
+        bench, name = self.bench, f"block {self.blocks[0]}"
+        lengths = [count_rows(batch) for batch in bench.batches]
+        total, done = sum(lengths), 0
+        folds = min(bench.folds, total)
+        accumulators = [MomentsAccumulator(bench.precision) for _ in range(folds)]
+        for batch, rows in zip(bench.batches, lengths, strict=True):
+            if self.edits:
+                theirs = run_until(bench.model, batch, original)
+                with swapped(bench.model, self.edits):
+                    ours = run_until(bench.model, batch, edited)
+            else:
+                passages = run_until(bench.model, batch, [*edited, *original])
+                ours, theirs = passages[: len(edited)], passages[len(edited) :]
+            features, targets = pairs(ours, theirs, batch)
+            if not (features.isfinite().all() and targets.isfinite().all()):
+                raise JobError(f"{name}: activations are NaN or infinite; try `dtype=float32`")
+            for piece in pieces_of(done, rows, total, folds, mask_of(batch)):
+                accumulators[piece.fold].update(piece.of(features), piece.of(targets))
+            done += rows
+            if bench.progress:
+                bench.progress(name, done, total)
+        moments = []
+        while accumulators:  # one by one, so that each is in memory once
+            accumulator = accumulators.pop(0)
+            moments += [accumulator.freeze()] if accumulator.count else []
+        return fit_map(moments, rank, intercept=intercept), sum(part.count for part in moments)
 
 
-def _one_row(batch: Batch) -> Batch:
+def one_row(batch: Batch) -> Batch:
+    """The first row of a batch."""
     if isinstance(batch, Mapping):
         return {name: value[:1] if isinstance(value, Tensor) else value for name, value in batch.items()}
     return batch[:1]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy
@@ -20,31 +20,32 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from rectilinear.core.moments import holds_float64
 from rectilinear.errors import JobError
-from rectilinear.linearization.checkpoints import Checkpoints
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits, noting_padding
-from rectilinear.linearization.plan import Healing, HealRecord, check_trainable
+from rectilinear.linearization.plan import HealRecord
+from rectilinear.linearization.settings import Fitting
 from rectilinear.measurement.collect import Batch, count_rows, mask_of
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.capture import device_of, evaluating, states_after
 from rectilinear.models.series import steps_of
 from rectilinear.models.surgery import Edits, find_target, swapped
 from rectilinear.progress import Progress
-from rectilinear.training.trainer import GuardedTrainer, StepProgress
+from rectilinear.training.trainer import GuardedTrainer, StepProgress, last_checkpoint
 
 
 def heal(
     bench: Workbench,
     fits: Sequence[Fitted],
     held_out: Tensor,
-    healing: Healing,
-    checkpoints: Checkpoints | None = None,
+    fitting: Fitting,
+    seed: int = 0,
+    folder: Path | None = None,
 ) -> HealRecord:
     """Train the modules of some fits by distillation (arXiv 2405.12250), in place, with transformers' Trainer.
 
     The loss is the mean, over the replaced blocks, of the mean squared error of the hidden states
     after the block in the edited model to those at the same depth in the original, divided by the
     variance of the original's there (over all tokens to train on), so that blocks weigh alike; plus
-    ``logits_weight`` times the divergence KL(original || edited) of the next token's distribution,
+    ``heal_logits`` times the divergence KL(original || edited) of the next token's distribution,
     averaged over tokens. There are no labels, and padding does not count. Blocks dropped before the
     first stand-in are left out: nothing that is trained comes before them.
 
@@ -56,37 +57,28 @@ def heal(
         bench: the original, and the rows to train on.
         fits: all that is replaced.
         held_out: other rows, token ids ``[rows, seq_len]``, perhaps none, to measure on before and after.
-        healing: how.
-        checkpoints: where to keep the last of ten (trained weights and the optimizer's state), and
+        fitting: how.
+        seed: of the order of the rows.
+        folder: where to keep the last of ten checkpoints (trained weights and the optimizer's state), and
             to go on from the one that is there.
 
     Raises:
-        RequestError: only dropped blocks.
         JobError: a loss that is not finite, or hidden states more than twice as far from the original's as before.
     """
-    check_trainable(fitted.replacement for fitted in fits)
     lesson = _Lesson.of(bench, fits)
-    parts = torch.split(held_out, healing.batch_size) if len(held_out) else ()
+    parts = torch.split(held_out, fitting.heal_batch_size) if len(held_out) else ()
     parameters = [*bench.model.parameters(), *lesson.trained]
     with _frozen(parameters), evaluating(bench.model), noting_padding(bench), _own_randomness():
         variances = lesson.variances(bench.batches, bench.progress)
-        pupil = _Pupil(lesson, variances, healing.logits_weight)
+        pupil = _Pupil(lesson, variances, fitting.heal_logits)
 
         def measured() -> tuple[float | None, float | None]:
             with swapped(bench.model, lesson.edits):
-                loss = measure_perplexity(bench.model, held_out, healing.batch_size).loss if parts else None
+                loss = measure_perplexity(bench.model, held_out, fitting.heal_batch_size).loss if parts else None
             return pupil.distance(parts) if parts else None, loss
 
         mse_before, loss_before = measured()
-        with checkpoints.claimed() if checkpoints else tempfile.TemporaryDirectory() as folder:
-            last = checkpoints.last() if checkpoints else None
-            if last and steps_of(last) >= healing.steps:  # Trainer would take one step more
-                pupil.load_state_dict(load_file(last / SAFE_WEIGHTS_NAME))
-            else:
-                _train(pupil, bench, healing, str(folder), last, keep=checkpoints is not None)
-        with torch.no_grad():
-            for own, weight in zip(lesson.trained, pupil.weights, strict=True):
-                own.copy_(weight)
+        _train(pupil, bench, fitting, seed, folder)
         mse_after, loss_after = measured()
     if mse_before is not None and mse_after is not None and not mse_after <= 2 * mse_before:
         raise JobError(
@@ -94,7 +86,15 @@ def heal(
             "try a smaller `heal_learning_rate`"
         )
     return HealRecord(
-        **asdict(healing), mse_before=mse_before, mse_after=mse_after, loss_before=loss_before, loss_after=loss_after
+        steps=fitting.heal_steps,
+        learning_rate=fitting.heal_learning_rate,
+        batch_size=fitting.heal_batch_size,
+        logits_weight=fitting.heal_logits,
+        seed=seed,
+        mse_before=mse_before,
+        mse_after=mse_after,
+        loss_before=loss_before,
+        loss_after=loss_after,
     )
 
 
@@ -118,7 +118,7 @@ class _Lesson:
     def of(cls, bench: Workbench, fits: Sequence[Fitted]) -> _Lesson:
         """What to compare for some fits."""
         edits = merge_edits(fits)
-        first = min(fitted.replacement.blocks[0] for fitted in fits if fitted.replacement.kind != "drop")
+        first = min(fitted.replacement.blocks[0] for fitted in fits if fitted.replacement.by.trainable)
         last = {fitted.replacement.blocks[-1] for fitted in fits}
         blocks = tuple(find_target(bench.stack, index, "block") for index in sorted(last) if index >= first)
         trained = tuple(parameter for module in edits.values() for parameter in module.parameters())
@@ -173,8 +173,8 @@ class _Pupil(nn.Module):
         states, logits = self.lesson.edited(batch, [*self.weights], self.logits_weight > 0)
         loss = self._relative_error(states, wanted, batch)
         if logits is not None and predicted is not None:
-            said, meant = (log_softmax(_exact(_real(part, batch)), -1) for part in (logits, predicted))
-            loss = loss + self.logits_weight * kl_div(said, meant, reduction="batchmean", log_target=True)
+            ours, theirs = (log_softmax(_exact(_real(part, batch)), -1) for part in (logits, predicted))
+            loss = loss + self.logits_weight * kl_div(ours, theirs, reduction="batchmean", log_target=True)
         return loss.to(self.weights[0].device)
 
     def distance(self, batches: Sequence[Batch]) -> float:
@@ -206,29 +206,37 @@ class _Healer(GuardedTrainer):
         return loss
 
 
-def _train(pupil: _Pupil, bench: Workbench, healing: Healing, folder: str, checkpoint: Path | None, keep: bool) -> None:
-    """Train a pupil's weights, from a checkpoint on where there is one, and keep others in a folder."""
-    arguments = TrainingArguments(
-        output_dir=folder,
-        max_steps=healing.steps,
-        learning_rate=healing.learning_rate,
-        per_device_train_batch_size=healing.batch_size,
-        seed=healing.seed,
-        save_strategy="steps" if keep else "no",
-        save_steps=max(1, healing.steps // 10),
-        save_total_limit=1,
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        use_cpu=device_of(bench.model).type == "cpu",
-    )
-    # The model stays where it is: Trainer is not to spread the pupil over all GPUs there are.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
+def _train(pupil: _Pupil, bench: Workbench, fitting: Fitting, seed: int, folder: Path | None) -> None:
+    """Train a pupil's weights, from the last checkpoint in a folder on, and give them to what it learns for."""
+    last = last_checkpoint(folder) if folder else None
     callbacks = [StepProgress("heal", bench.progress)] if bench.progress else []
-    trainer = _Healer(pupil, arguments, train_dataset=_rows_of(bench.batches), callbacks=callbacks)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=str(folder or scratch),
+            max_steps=fitting.heal_steps,
+            learning_rate=fitting.heal_learning_rate,
+            per_device_train_batch_size=fitting.heal_batch_size,
+            seed=seed,
+            save_strategy="steps" if folder else "no",
+            save_steps=max(1, fitting.heal_steps // 10),
+            save_total_limit=1,
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            use_cpu=device_of(bench.model).type == "cpu",
+        )
+        # The model stays where it is: Trainer is not to spread the pupil over all GPUs there are.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        if last and steps_of(last) >= fitting.heal_steps:  # Trainer would take one step more
+            pupil.load_state_dict(load_file(last / SAFE_WEIGHTS_NAME))
+        else:
+            trainer = _Healer(pupil, arguments, train_dataset=_rows_of(bench.batches), callbacks=callbacks)
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with torch.no_grad():
+        for own, weight in zip(pupil.lesson.trained, pupil.weights, strict=True):
+            own.copy_(weight)
 
 
 def _rows_of(batches: Sequence[Batch]) -> list[dict[str, Tensor]]:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
-from rectilinear.errors import RequestError
-from rectilinear.linearization.defaults import RATES, TAPS
-from rectilinear.models.surgery import Target
+from rectilinear.linearization.kinds import KINDS, make_kind
+from rectilinear.linearization.kinds.base import Kind
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
-
-#: What stands in: nothing, a map in the projection before, an affine map, a causal linear filter.
-Kind = Literal["drop", "folded", "affine", "filter"]
+from rectilinear.settings import Target
+from rectilinear.tables import Column, Table
 
 # Below this a fit is worth a warning, as a score is.
 _TOKENS_A_FEATURE = 20
 
-#: Why a target cannot be replaced by a kind.
-_IMPOSSIBLE: dict[tuple[str, str], str] = {
-    ("folded", "attention"): "folding takes whole blocks out; try --target block",
-    ("folded", "mlp"): "folding takes whole blocks out; try --target block",
-    ("filter", "mlp"): "an MLP sees one token at a time, so that an affine map is all there is; try --kind affine",
-}
+#: Options that every replacement in a file has, as they are where its kind has no such option.
+WITHOUT: dict[str, Any] = {"rank": None, "taps": 0, "rates": []}
 
 
 class FitRecord(Record):
@@ -39,27 +30,51 @@ class FitRecord(Record):
     parameters_before: int
     parameters_after: int
 
+    @property
+    def parameters(self) -> str:
+        """Their number before and after."""
+        return f"{self.parameters_before:,} -> {self.parameters_after:,}"
+
 
 class Replacement(Record):
-    """One stand-in: what it takes the place of, and what it is."""
+    """What takes the place of a target in a block, or of consecutive blocks together.
 
-    kind: Kind
+    In a file the kind's options stand beside its name: ``{"kind": "filter", "blocks": [2], "rank": 24}``.
+    """
+
+    by: Kind
     target: Target = "block"
-    blocks: tuple[int, ...] = Field(min_length=1, description="a block, or consecutive ones that share a stand-in")
-    rank: int | None = Field(default=None, ge=1)
-    taps: int = Field(default=0, ge=0, le=64)
-    rates: tuple[float, ...] = ()
+    blocks: tuple[int, ...] = Field(min_length=1, description="a block, or consecutive ones that are replaced as one")
     fit: FitRecord | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _as_written(cls, given: Any) -> Any:
-        """Refuse what nobody would read; a filter has the usual taps and rates where it names none."""
-        if not isinstance(given, dict):
+    def _read(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or "by" in given:
             return given
-        if unknown := sorted(given.keys() - cls.model_fields.keys()):
-            raise ValueError(f"expected {', '.join(cls.model_fields)}, got {', '.join(unknown)}")
-        return {"taps": TAPS, "rates": RATES, **given} if given.get("kind") == "filter" else given
+        own = {name: given[name] for name in ("target", "blocks", "fit") if name in given}
+        name = given.get("kind")
+        known = next((kind.model_fields for each, kind in KINDS.items() if each == name), {})
+        options = {
+            key: value
+            for key, value in given.items()
+            if key not in {"kind", *own} and (key in known or key not in WITHOUT or value not in (WITHOUT[key], ()))
+        }
+        try:
+            return {"by": make_kind(name, options), **own}
+        except ValueError as error:
+            raise ValueError(f"replacement of {given.get('blocks')}: {error}") from None
+
+    @model_serializer(mode="plain")
+    def _write(self) -> dict[str, Any]:
+        fit = self.fit and self.fit.model_dump(mode="json")
+        where = {"kind": self.by.name, "target": self.target, "blocks": [*self.blocks]}
+        return {**where, **WITHOUT, **self.by.model_dump(mode="json"), "fit": fit}
+
+    @property
+    def kind(self) -> str:
+        """Name of its kind."""
+        return self.by.name
 
     @property
     def where(self) -> str:
@@ -71,7 +86,16 @@ class Replacement(Record):
         """Blocks that are gone for good, so that those after them move up."""
         if self.target != "block":
             return ()
-        return self.blocks if self.kind in ("drop", "folded") else self.blocks[1:]
+        return self.blocks if self.by.removes_blocks else self.blocks[1:]
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether the stock architecture knows all modules that it leaves."""
+        return self.by.removes_blocks and self.target == "block"
+
+    def unfitted(self) -> Replacement:
+        """The same without a record of a fit."""
+        return self.model_copy(update={"fit": None})
 
 
 class ParametersRecord(Record):
@@ -92,38 +116,6 @@ class SelectionRecord(Record):
     tokens: int = 0
 
 
-@dataclass(frozen=True)
-class Healing:
-    """How to train stand-ins.
-
-    Attributes:
-        steps: of AdamW, each on one batch; the learning rate falls linearly to zero.
-        learning_rate: at the first step.
-        batch_size: rows of a step.
-        logits_weight: of the divergence from the original's predictions; 0 leaves logits out.
-        seed: of the order of the rows.
-
-    Raises:
-        RequestError: a value out of range.
-    """
-
-    steps: int
-    learning_rate: float = 1e-3
-    batch_size: int = 8
-    logits_weight: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise RequestError(f"expected --heal-steps of at least 0, got {self.steps}")
-        if not 0 < self.learning_rate < math.inf:
-            raise RequestError(f"expected --heal-learning-rate above 0, got {self.learning_rate}")
-        if not 0 <= self.logits_weight < math.inf:
-            raise RequestError(f"expected --heal-logits of at least 0, got {self.logits_weight}")
-        if self.batch_size < 1:
-            raise RequestError(f"expected heal_batch_size of at least 1, got {self.batch_size}")
-
-
 class HealRecord(Record):
     """How the stand-ins were trained after they had been fitted, and what that was good for on held-out rows."""
 
@@ -138,11 +130,11 @@ class HealRecord(Record):
     loss_after: float | None
 
     def __str__(self) -> str:
-        said = f"Healed in {self.steps:,} step{'s' * (self.steps > 1)}"
+        text = f"Healed in {self.steps:,} step{'s' * (self.steps > 1)}"
         if self.mse_before is None or self.mse_after is None or self.loss_before is None or self.loss_after is None:
-            return said
+            return text
         return (
-            f"{said}: relative error of hidden states {self.mse_before:.4g} -> {self.mse_after:.4g}, loss "
+            f"{text}: relative error of hidden states {self.mse_before:.4g} -> {self.mse_after:.4g}, loss "
             f"{self.loss_before:.4f} -> {self.loss_after:.4f} nats per token on held-out rows"
         )
 
@@ -168,6 +160,28 @@ class Plan(ResultFile):
         """Blocks that are gone for good."""
         return tuple(sorted(index for replacement in self.replacements for index in replacement.removed))
 
+    def tables(self) -> tuple[Table, ...]:
+        """A line for each replacement: what it is, what it weighs, how much of its target it explains."""
+        columns = ("blocks", "target", "by", "parameters", Column("ridge", "g"), Column("held out", ".4f"))
+        rows = [
+            (one.where, one.target, str(one.by), *([fit.parameters, fit.ridge, fit.held_out] if fit else [None] * 3))
+            for one in self.replacements
+            for fit in [one.fit]
+        ]
+        lines = ["held out: share of the target's energy that maps of the other folds explain"]
+        if self.parameters:
+            before, after = self.parameters.before, self.parameters.after
+            lines.append(f"parameters {before:,} -> {after:,} ({after / before - 1:+.1%})")
+        chosen = self.selection
+        if chosen and chosen.loss_before is not None and chosen.loss_after is not None:
+            lines.append(
+                f"loss {chosen.loss_before:.4f} -> {chosen.loss_after:.4f} nats per token on {chosen.tokens:,} tokens "
+                "that nothing was fitted on"
+            )
+        lines += [str(self.heal)] * (self.heal is not None)
+        title = f"{self.model.id}: what was replaced, fitted on {self.data.source}"
+        return (Table.of(columns, rows, title=title, caption="\n".join(lines)),)
+
 
 def find_warnings(replacements: Sequence[Replacement], folds: int, width: int) -> list[str]:
     """What a reader of these fits must know, each with what to do about it.
@@ -185,79 +199,16 @@ def find_warnings(replacements: Sequence[Replacement], folds: int, width: int) -
         found.append(
             f"few tokens: {tokens:,} for up to {features:,} features ({names}), so that maps may hold less well "
             f"on other text; {_TOKENS_A_FEATURE} a feature would do: {_TOKENS_A_FEATURE * features:,} to fit on, "
-            "nine tenths of --max-tokens"
+            "nine tenths of `max_tokens`"
         )
     if fits and folds < 2:
         found.append(
             "a single fold: none is held out to choose a ridge by, so that there is none (plain least squares), and no "
-            "held-out share; try more --folds, of at least a row each"
+            "held-out share; try more `folds`, of at least a row each"
         )
     if grown := [(name, fit) for name, fit in fits if fit.parameters_after > fit.parameters_before]:
-        each = ", ".join(f"{fit.parameters_before:,} -> {fit.parameters_after:,} ({name})" for name, fit in grown)
+        each = ", ".join(f"{fit.parameters} ({name})" for name, fit in grown)
         rank = min((fit.parameters_before - width) // (fit.features + width) for _, fit in grown)
-        hint = f"--rank {rank} or less" if rank > 0 else "--kind affine"
+        hint = f"`rank={rank}` or less" if rank > 0 else "`kind=affine`"
         found.append(f"larger than what they replace: parameters {each}; {hint} would not be")
     return found
-
-
-def check_trainable(replacements: Iterable[Replacement]) -> None:
-    """Refuse to heal where there are no stand-ins.
-
-    Raises:
-        RequestError: blocks are dropped and nothing takes their places.
-    """
-    if all(replacement.kind == "drop" for replacement in replacements):
-        raise RequestError("--heal-steps needs stand-ins to train, got only dropped blocks")
-
-
-def needs_stand_in(replacement: Replacement) -> bool:
-    """Whether the edited model has a module that the stock architecture does not know."""
-    return replacement.kind in ("affine", "filter") or replacement.target != "block"
-
-
-def check_replacements(replacements: Sequence[Replacement], num_blocks: int, width: int) -> None:
-    """Refuse what cannot be done to a model of some blocks, before any work.
-
-    Raises:
-        RequestError: an index out of range or named twice, blocks that are not consecutive, a kind
-            that its target cannot take, a rank that saves nothing, folding without a block before.
-    """
-    taken: dict[tuple[int, str], Replacement] = {}
-    for replacement in replacements:
-        kind, target = replacement.kind, replacement.target
-        for index in replacement.blocks:
-            if not 0 <= index < num_blocks:
-                raise RequestError(f"expected blocks from 0 to {num_blocks - 1}, got {index}")
-            for part in ("attention", "mlp", "block") if target == "block" else (target, "block"):
-                if (index, part) in taken:
-                    raise RequestError(f"expected each block to be replaced once, got block {index} twice")
-        taken.update({(index, target): replacement for index in replacement.blocks})
-        if (kind, target) in _IMPOSSIBLE:
-            raise RequestError(f"expected another target than {target} for {kind}: {_IMPOSSIBLE[kind, target]}")
-        if len(replacement.blocks) > 1 and target != "block":
-            raise RequestError(f"expected one {target} a replacement, got {[*replacement.blocks]}; only blocks merge")
-        if any(after != before + 1 for before, after in pairwise(replacement.blocks)):
-            raise RequestError(f"expected consecutive blocks in one replacement, got {[*replacement.blocks]}")
-        if replacement.rank is not None and (kind not in ("affine", "filter") or replacement.rank >= width):
-            raise RequestError(
-                f"expected a rank below the width of {width} for affine or filter, got {kind}, rank {replacement.rank}"
-            )
-        if kind != "filter" and (replacement.taps or replacement.rates):
-            raise RequestError(
-                f"expected taps and rates with filters alone, got {kind} with some; in a plan set them to 0 and []"
-            )
-        if any(not 0 < rate <= 1 for rate in replacement.rates):
-            raise RequestError(f"expected rates above 0 and up to 1, got {[*replacement.rates]}")
-    if len(_gone(replacements)) == num_blocks:
-        raise RequestError(f"expected at least one of {num_blocks} blocks to stay, got all of them removed")
-    for replacement in replacements:
-        before = replacement.blocks[0] - 1
-        if replacement.kind == "folded" and (before < 0 or (before, "block") in taken or (before, "mlp") in taken):
-            raise RequestError(
-                f"folding block {replacement.blocks[0]} needs a block before it that stays, "
-                f"got {'none' if before < 0 else f'block {before} replaced'}; try --kind affine, or other blocks"
-            )
-
-
-def _gone(replacements: Sequence[Replacement]) -> set[int]:
-    return {index for replacement in replacements for index in replacement.removed}

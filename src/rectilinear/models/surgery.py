@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from rectilinear.errors import JobError, RequestError, first_line
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.capture import evaluating, first_value, run_until
-from rectilinear.models.linear_block import LinearBlock, linearized_model, watch_padding
+from rectilinear.models.modeling_rectilinear import LinearBlock, linearized_model, watch_padding
+from rectilinear.settings import Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-#: What of a block is replaced.
-Target = Literal["block", "attention", "mlp"]
 
 #: New modules by the dotted path of what they replace.
 Edits = Mapping[str, nn.Module]

@@ -1,0 +1,111 @@
+"""What every kind of replacement has, and what those share that are linear maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from pydantic import PositiveInt
+
+from rectilinear.errors import RequestError
+from rectilinear.settings import Settings, Target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rectilinear.linearization.fit import Fit, Site
+    from rectilinear.models.blocks import BlockStack
+
+
+class Kind(Settings):
+    """What takes the place of a block or of a part of one; its fields are its options.
+
+    The first line of a kind's docstring is its help. Importing a kind must not import torch.
+
+    Attributes:
+        name: in ``--kind`` and plan.json.
+        impossible: why it cannot take a target, and what to try.
+        removes_blocks: whether a block that it replaces is gone for good, so that the checkpoint is a stock one.
+        joins_blocks: whether consecutive blocks are always replaced as one.
+        needs_block_before: whether it is written into the block before, which then has to stay.
+        trainable: whether it has weights to heal.
+    """
+
+    name: ClassVar[str]
+    impossible: ClassVar[Mapping[Target, str]] = {}
+    removes_blocks: ClassVar[bool] = False
+    joins_blocks: ClassVar[bool] = False
+    needs_block_before: ClassVar[bool] = False
+    trainable: ClassVar[bool] = True
+
+    def check(self, width: int) -> None:
+        """Refuse options that make no sense for hidden states of a width.
+
+        Raises:
+            RequestError: they do not.
+        """
+
+    def check_model(self, model: nn.Module, stack: BlockStack, index: int) -> None:
+        """Refuse a model, with its weights, in which the block at ``index`` cannot be replaced.
+
+        Raises:
+            RequestError: it cannot.
+        """
+
+    def parameters(self, width: int, target: Target) -> int:
+        """How many parameters take the place of those that are replaced."""
+        return 0
+
+    def fit(self, site: Site) -> Fit:
+        """Fit it, and make the modules that carry it out.
+
+        Raises:
+            JobError: activations that are not finite, or a module that does not run.
+        """
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """Its name and options for a table."""
+        return self.name
+
+
+class LinearMap(Kind):
+    """Base of kinds that map features of the input to the output, or for a whole block to its update."""
+
+    rank: PositiveInt | None = None
+    """Rank of affine maps and filters; full when not given."""
+
+    def check(self, width: int) -> None:
+        """Refuse a rank that is none."""
+        if self.rank is not None and self.rank >= width:
+            raise RequestError(f"expected a `rank` below the width of {width}, got {self.rank}")
+
+    def module_options(self, target: Target) -> dict[str, Any]:
+        """Options of the `LinearBlock` that carries it out, but for those that its place decides."""
+        return {"kind": self.name, "rank": self.rank}
+
+    def parameters(self, width: int, target: Target) -> int:
+        """Those of the map and its bias."""
+        import torch
+
+        from rectilinear.models.describe import count_parameters
+        from rectilinear.models.modeling_rectilinear import LinearBlock
+
+        with torch.device("meta"):
+            return count_parameters([LinearBlock(width, residual=False, **self.module_options(target))])
+
+    def fit(self, site: Site) -> Fit:
+        """Least squares, with a ridge chosen by held-out folds."""
+        import torch
+
+        new = site.stand_in(**self.module_options(site.target))
+        fit, layers = site.regress(new, self.rank), cast(Any, new.map)
+        if fit.map:
+            with torch.no_grad():
+                for layer, factor in zip(layers, fit.map.factors, strict=True):
+                    layer.weight.copy_(factor.T)
+                layers[-1].bias.copy_(fit.map.bias)
+        return fit
+
+    def __str__(self) -> str:
+        return self.name if self.rank is None else f"{self.name}, rank {self.rank}"

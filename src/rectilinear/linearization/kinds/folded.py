@@ -1,0 +1,59 @@
+"""The kind `Folded`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rectilinear.linearization.kinds.base import Kind
+from rectilinear.settings import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from rectilinear.linearization.fit import Fit, Site
+    from rectilinear.models.blocks import BlockStack
+    from rectilinear.models.capture import Passage
+
+_WHOLE = "folding takes whole blocks out; try `target=block`"
+
+
+class Folded(Kind):
+    """A map that is multiplied into the last projection of the block before (ReplaceMe, arXiv 2505.02819)."""
+
+    name: ClassVar[str] = "folded"
+    impossible: ClassVar[Mapping[Target, str]] = {"attention": _WHOLE, "mlp": _WHOLE}
+    removes_blocks: ClassVar[bool] = True
+    joins_blocks: ClassVar[bool] = True
+    needs_block_before: ClassVar[bool] = True
+
+    def check_model(self, model: nn.Module, stack: BlockStack, index: int) -> None:
+        """The block before needs a projection that adds to the residual stream as it is."""
+        import torch
+
+        from rectilinear.models.surgery import find_projection
+
+        find_projection(model, stack, index - 1, torch.zeros(1, 4, dtype=torch.long))
+
+    def fit(self, site: Site) -> Fit:
+        """Least squares of the stream after the removed blocks on the projection's output."""
+        from rectilinear.linearization.fit import Fit, one_row
+        from rectilinear.models.surgery import find_projection, folded_projection
+
+        bench, before = site.bench, site.blocks[0] - 1
+        path = find_projection(bench.model, bench.stack, before, one_row(bench.batches[0]))
+        projection = bench.model.get_submodule(path)
+
+        def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Any) -> tuple[Tensor, Tensor]:
+            stream = bench.exact(edited[1].y)
+            folded = bench.exact(edited[0].y).view_as(stream)
+            return folded, bench.exact(original[0].y) - (stream - folded)
+
+        fitted, tokens = site.least_squares(
+            [projection, bench.stack.blocks[before]],
+            [site.modules[-1]],
+            pairs,
+            intercept=getattr(projection, "bias", None) is not None,
+        )
+        new = folded_projection(projection, fitted.weight, fitted.bias)
+        return Fit({**site.left_out(), path: new}, fitted, tokens)

@@ -1,0 +1,120 @@
+"""Which parts of a model are replaced, and how what replaces them is fitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from rectilinear.linearization.plan import Plan
+from rectilinear.settings import ONE_WORD, Indices, Settings, Target
+from rectilinear.text.settings import Rows
+
+if TYPE_CHECKING:
+    from typing import Self
+
+#: ``score``: most linear first (arXiv 2405.12250). ``influence``: least change of direction first
+#: (ShortGPT, 2403.03853). ``loss``: least loss first, measured anew after each (SLEB, 2402.09025).
+Select = Literal["score", "influence", "loss"]
+
+
+def _parse_share(value: Any) -> Any:
+    """``25%`` as a number; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
+    except ValueError:
+        raise ValueError(f"expected `budget=25%`, got {value!r}") from None
+    if share >= 1 and not value.endswith("%"):
+        raise ValueError(f"expected `budget=25%` or 0.25, got {value!r}; try `budget={value}%`")
+    return share
+
+
+def _read_plan(value: Any) -> Any:
+    return Plan.load(value) if isinstance(value, (str, Path)) else value
+
+
+class CalibrationRows(Rows):
+    """The rows that replacements are fitted on; the last tenth of them is not, and scores what was fitted."""
+
+    max_tokens: PositiveInt = Field(300_000, description=Rows.model_fields["max_tokens"].description)
+    seq_len: int = Field(256, ge=4, description=Rows.model_fields["seq_len"].description)
+
+
+class Selection(Settings):
+    """What is replaced: a part of some blocks, which are named, chosen in some order, or those of a plan."""
+
+    target: Target = "block"
+    """What of a block is replaced."""
+    blocks: Annotated[Indices | None, ONE_WORD] = None
+    """Blocks to replace, counted from 0, such as 2-4,7."""
+    count: int | None = None
+    """Number of blocks to replace."""
+    budget: Annotated[float | None, BeforeValidator(_parse_share), ONE_WORD] = None
+    """Share of the model's parameters to save at least, such as 25%."""
+    max_loss_increase: PositiveFloat | None = None
+    """Replace blocks until the loss on held-out rows would rise by more than this, in nats per token."""
+    plan: Annotated[Plan | None, BeforeValidator(_read_plan), ONE_WORD] = None
+    """A plan.json of this model, perhaps edited: replace what it says."""
+    select: Select = "score"
+    """Which blocks first: most linear, least change of direction, or least loss, measured each time."""
+    merge: bool = False
+    """Replace consecutive blocks by one stand-in."""
+    stack: str | None = None
+    """Dotted path of the block stack, such as model.layers; found by structure when not given."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        ways = ("blocks", "count", "budget", "max_loss_increase", "plan")
+        given = [f"`{way}`" for way in ways if getattr(self, way) is not None]
+        if len(given) > 1:
+            raise ValueError(f"expected one of {', '.join(f'`{way}`' for way in ways)}, got {' and '.join(given)}")
+        if self.plan is not None:
+            self.refuse_unused("with `plan`", "target", "select", "merge")
+        if self.blocks is not None:
+            self.refuse_unused("with `blocks`", "select")
+        if self.merge and self.target != "block":
+            raise ValueError(f"expected `target=block` with `merge`, got {self.target}: only whole blocks merge")
+        if self.select == "influence" and self.target != "block":
+            raise ValueError(
+                f"expected `select=score` or loss for `target={self.target}`: influence is how little a whole block "
+                "turns its input"
+            )
+        return self
+
+    @property
+    def by_loss(self) -> bool:
+        """Whether losses decide which blocks, or how many."""
+        return self.max_loss_increase is not None or self.select == "loss"
+
+    @property
+    def limit(self) -> str:
+        """When enough is replaced, in words."""
+        if self.count is not None:
+            return f"{self.count} block{'s' * (self.count != 1)}"
+        if self.budget is not None:
+            return f"{self.budget:.1%} of parameters"
+        return f"{self.max_loss_increase} nats per token"
+
+
+class Fitting(Settings):
+    """How replacements are fitted, and trained towards the original's hidden states after that."""
+
+    folds: PositiveInt = 4
+    """Contiguous folds of the rows, by which ridges are chosen; 1 for none."""
+    heal_steps: NonNegativeInt = 0
+    """Steps to train the stand-ins for after the fit, towards the original's hidden states."""
+    heal_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    """Learning rate of the first of these steps; it falls to 0."""
+    heal_batch_size: PositiveInt = 8
+    """Rows of each of these steps."""
+    heal_logits: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Weight of the divergence from the original's predictions in them."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.heal_steps:
+            self.refuse_unused("without `heal_steps`", "heal_learning_rate", "heal_batch_size", "heal_logits")
+        return self
