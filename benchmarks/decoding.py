@@ -23,8 +23,8 @@ from rectilinear.evaluation.speed import measure_speed
 from rectilinear.linearization.defaults import RATES, TAPS
 from rectilinear.linearization.fit import stand_in_options
 from rectilinear.linearization.plan import Replacement
-from rectilinear.models.linear_block import PaddingMask, stand_in
-from rectilinear.models.load import count_parameters
+from rectilinear.models.describe import count_parameters
+from rectilinear.models.modeling_rectilinear import PaddingMask, stand_in
 from rectilinear.models.surgery import commit, find_target
 
 WIDTH, BLOCKS, HEADS, RANK, NEW_TOKENS, ROUNDS = 1024, 12, 16, 256, 24, 1

@@ -31,7 +31,8 @@ import rectilinear
 from rectilinear.evaluation.speed import measure_speed
 from rectilinear.linearization.plan import Plan
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
-from rectilinear.models.load import count_parameters, resolve
+from rectilinear.models.describe import count_parameters
+from rectilinear.models.load import resolve
 from rectilinear.models.origin import Origin, Text
 from rectilinear.models.surgery import find_target
 

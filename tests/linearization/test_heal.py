@@ -18,7 +18,7 @@ from rectilinear.linearization.fit import Workbench, fit_all, merge_edits, notin
 from rectilinear.linearization.heal import _Lesson, _Pupil, heal
 from rectilinear.linearization.plan import Healing, Replacement
 from rectilinear.models.blocks import find_blocks
-from rectilinear.models.linear_block import PaddingMask
+from rectilinear.models.modeling_rectilinear import PaddingMask
 from rectilinear.models.series import steps_of
 from tests.conftest import VOCABULARY, build_llama
 

@@ -21,7 +21,7 @@ from rectilinear import JobError, RequestError
 from rectilinear.models import reload_check
 from rectilinear.models.export import check_reload
 from rectilinear.models.load import build_without_weights, load_config, load_model
-from rectilinear.models.own_code import MODULE
+from rectilinear.models.released_code import MODULE
 from tests.conftest import build_llama
 from tests.families import BLOCKS, TINY, build, cached_difference, prompts, token_rows
 
@@ -213,20 +213,14 @@ def test_generation_config_and_tokenizer_come_along(text_file, tiny_tokenizer, t
         assert tokenizer("The cat met a girl.")["input_ids"] == tiny_tokenizer("The cat met a girl.")["input_ids"]
 
 
-@pytest.mark.parametrize("saved_before", [False, True])
 @pytest.mark.parametrize("way", ["filter", "attention"])
-def test_saved_by_other_means_it_does_not_load_as_the_stock_architecture(
-    way, saved_before, text_file, tiny_tokenizer, tmp_path, load, monkeypatch
-):
-    size = {"max_tokens": 640, "seq_len": 32, "tokenizer": tiny_tokenizer}
-    made = rectilinear.linearize(build("llama"), text_file, **WAYS[way], **size)
-    if saved_before:
-        monkeypatch.setattr("rectilinear.models.export.check_reload", lambda *args: None)
-        made.save(tmp_path / "first")
-    made.model.save_pretrained(tmp_path / "second")
-    for trust in (True, False):
-        with pytest.raises((ValueError, OSError)):
-            load(tmp_path / "second", trust=trust)
+def test_saved_by_transformers_itself_it_is_the_same_checkpoint(way, linearized, tmp_path, load):
+    model = linearized("llama", **WAYS[way]).model
+    model.save_pretrained(tmp_path)
+    assert difference(load(tmp_path), model, token_rows(3)) < CLOSE
+    assert difference(load_model(tmp_path, device="cpu"), model, token_rows(3)) < CLOSE
+    with pytest.raises((ValueError, OSError)):
+        load(tmp_path, trust=False)
 
 
 def test_a_loaded_checkpoint_can_be_saved_again(exported, load, tmp_path, linearized):

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, StaticCache
 
 import rectilinear
-from rectilinear.models.linear_block import CausalFilter, FilterCache, LinearBlock, PaddingMask
 from rectilinear.models.logits import cache_bytes
+from rectilinear.models.modeling_rectilinear import CausalFilter, FilterCache, LinearBlock, PaddingMask
 from tests.families import BLOCKS, TINY, WIDTH, build, cached_difference, prompts, token_rows
 
 FULL = {"present": True, "taps": 3, "rates": (1.0, 0.5, 0.95)}

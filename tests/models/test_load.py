@@ -10,18 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.blocks import find_blocks
-from rectilinear.models.load import (
-    build_without_weights,
-    check_context,
-    check_rows,
-    describe,
-    load_config,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    resolve,
-    weights_sha256,
-)
+from rectilinear.models.describe import check_context, check_rows, describe, weights_sha256
+from rectilinear.models.load import build_without_weights, load_config, load_model, load_tokenizer, pick_device, resolve
 from tests.conftest import build_llama
 
 
@@ -66,7 +56,7 @@ def test_pick_device():
 def test_pick_device_refuses_what_is_not_here(name):
     message = refusal(pick_device, name)
     assert "is not to be had here" in message
-    assert "try --device cpu" in message
+    assert "try `device=cpu`" in message
     assert len(message) < 200
     assert repr(name) in message
 

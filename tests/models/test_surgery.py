@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Qwen2MoeConfig
 
 import rectilinear
 from rectilinear import RequestError, find_blocks
-from rectilinear.models.linear_block import LinearBlock, PaddingMask, stand_in
+from rectilinear.models.modeling_rectilinear import LinearBlock, PaddingMask, stand_in
 from rectilinear.models.surgery import edited_config, find_projection, find_target, folded_projection, swapped
 from tests.families import BLOCKS, TINY, WIDTH, build, token_rows
 

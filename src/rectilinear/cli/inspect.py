@@ -31,7 +31,8 @@ def inspect(
     """
     with claim(output.out, overwrite=output.overwrite) as out:
         from rectilinear.models.blocks import find_blocks
-        from rectilinear.models.load import build_without_weights, describe, load_config
+        from rectilinear.models.describe import describe
+        from rectilinear.models.load import build_without_weights, load_config
 
         config = load_config(model, revision=access.revision, trust_remote_code=access.trust_remote_code)
         built = build_without_weights(config, trust_remote_code=access.trust_remote_code)

@@ -34,7 +34,7 @@ class Gathered:
     probes: Mapping[Path, Probe] = field(default_factory=dict)
     stories: Mapping[Path, Stories] = field(default_factory=dict)
 
-    def of(self, sha256: str) -> tuple[dict[str, Probe], Stories | None]:
+    def of(self, sha256: str | None) -> tuple[dict[str, Probe], Stories | None]:
         """Probes, by task, and stories of the model with these weights."""
         probes = {probe.task: probe for probe in self.probes.values() if probe.model.sha256 == sha256}
         return probes, next((found for found in self.stories.values() if found.report.model.sha256 == sha256), None)
@@ -84,6 +84,6 @@ def _read_stories(file: Path) -> Stories:
 def _check_once(found: Mapping[Path, tuple[str, str | None]]) -> None:
     """Refuse two results that say the same thing of the same weights: which of them counts?"""
     for key, times in Counter(found.values()).items():
-        if times > 1:
+        if times > 1 and key[1] is not None:
             where = " and ".join(str(file.parent) for file in found if found[file] == key)
             raise RequestError(f"expected one {key[0]} of a model in --include, got several, in {where}")

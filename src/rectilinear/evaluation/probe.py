@@ -16,7 +16,8 @@ from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.probe_record import Probe, ProbePoint, best_of
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import find_blocks
-from rectilinear.models.load import DType, check_context
+from rectilinear.models.describe import check_context
+from rectilinear.models.load import DType
 from rectilinear.models.origin import Origin
 from rectilinear.models.pooled import Pooling, pool_states
 from rectilinear.models.records import record_environment, record_model

@@ -19,8 +19,8 @@ from rectilinear.linearization.plan import Replacement, SelectionRecord
 from rectilinear.measurement.collect import collect_moments, count_rows
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.blocks import BlockStack
-from rectilinear.models.linear_block import LinearBlock
-from rectilinear.models.load import count_parameters
+from rectilinear.models.describe import count_parameters
+from rectilinear.models.modeling_rectilinear import LinearBlock
 from rectilinear.models.surgery import find_target, swapped
 
 #: ``score``: most linear first (arXiv 2405.12250). ``influence``: least change of direction first

@@ -29,9 +29,10 @@ from rectilinear.linearization.plan import (
 from rectilinear.linearization.wish import Wish
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import find_blocks, text_config
+from rectilinear.models.describe import count_parameters
 from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
-from rectilinear.models.linear_block import PaddingMask
-from rectilinear.models.load import DType, count_parameters
+from rectilinear.models.load import DType
+from rectilinear.models.modeling_rectilinear import PaddingMask
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model
 from rectilinear.models.settings import Loading

@@ -19,7 +19,7 @@ from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks
 from rectilinear.models.capture import device_of
-from rectilinear.models.load import check_rows
+from rectilinear.models.describe import check_rows
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model
 from rectilinear.models.settings import Loading

@@ -20,14 +20,21 @@ from torch import Tensor
 from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.models import reload_check
 from rectilinear.models.capture import device_of, evaluating
-from rectilinear.models.own_code import MODULE, exported_code
+from rectilinear.models.released_code import FILES
 from rectilinear.runs import nearest_existing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: What a checkpoint consists of: none of an older one may stay beside a new one's.
-CHECKPOINT_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*", "modeling_*.py", "*config.json")
+CHECKPOINT_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*",
+    "*config.json",
+    "modeling_*.py",
+    *FILES,
+)
 
 # How far logits may move between two processes, relative to the largest: kernels and their order may differ.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -92,16 +99,8 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
         OSError: it could not be written.
         JobError: the checkpoint does not load in a fresh process, or computes something else there.
     """
-    stand_ins = hasattr(model.config, "rectilinear")
-    if stand_ins:
-        model.config.auto_map = {
-            "AutoConfig": f"{MODULE}.RectilinearConfig",
-            "AutoModelForCausalLM": f"{MODULE}.RectilinearForCausalLM",
-        }
     with writing():
-        model.save_pretrained(folder)
-        if stand_ins:
-            (folder / f"{MODULE}.py").write_text(exported_code(type(model)), encoding="utf-8")
+        model.save_pretrained(folder)  # stand-ins bring the files of their classes along
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     check_reload(model, folder, ids, has_own_code(model))

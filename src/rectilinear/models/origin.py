@@ -9,15 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from rectilinear.errors import RequestError
-from rectilinear.models.load import (
-    build_without_weights,
-    check_context,
-    check_rows,
-    load_config,
-    load_model,
-    load_tokenizer,
-    pick_device,
-)
+from rectilinear.models.adapters import has_adapters, merge_adapters
+from rectilinear.models.describe import check_context, check_rows
+from rectilinear.models.load import build_without_weights, load_config, load_model, load_tokenizer, pick_device
+from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.settings import Loading
 from rectilinear.text.rows import TokenRows, pack_rows
 from rectilinear.text.settings import Rows
@@ -33,11 +28,12 @@ class Origin:
     """A model by name, or one that is there already, and how to load it.
 
     Attributes:
-        model: Hub id, path, ``"storyteller"``, or a module, which is taken where and as it is.
+        model: Hub id or path of a model or an adapter, ``"storyteller"``, or a module, which is taken where and as it
+            is; but one with adapters of PEFT is a copy with these merged into its weights.
         loading: how it is loaded.
 
     Raises:
-        RequestError: no such device here.
+        RequestError: no such device here, or adapters that cannot be merged.
     """
 
     model: str | Path | nn.Module
@@ -46,6 +42,10 @@ class Origin:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             pick_device(self.loading.device)
+        elif has_adapters(self.model):
+            merged, line = merge_adapters(self.model)
+            merged.loading_warnings = [*loading_warnings(self.model), line]  # type: ignore[assignment]
+            object.__setattr__(self, "model", merged)
 
     @property
     def name(self) -> str:

@@ -10,7 +10,8 @@ from torch import nn
 import rectilinear
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import device_of
-from rectilinear.models.load import commit_of, count_parameters, weights_sha256
+from rectilinear.models.describe import count_parameters, weights_sha256
+from rectilinear.models.load import commit_of
 from rectilinear.models.origin import Origin
 from rectilinear.results import EnvironmentRecord, ModelRecord
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from rectilinear.errors import RequestError
 from rectilinear.models.blocks import find_blocks
-from rectilinear.models.load import STORYTELLER, build_without_weights, describe
+from rectilinear.models.describe import describe
+from rectilinear.models.load import STORYTELLER, build_without_weights
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 

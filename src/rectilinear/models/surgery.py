@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rectilinear.errors import JobError, RequestError, first_line
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.capture import evaluating, first_value, run_until
-from rectilinear.models.linear_block import LinearBlock, linearized_model, watch_padding
+from rectilinear.models.modeling_rectilinear import LinearBlock, linearized_model, watch_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

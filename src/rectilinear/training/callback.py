@@ -29,7 +29,7 @@ from rectilinear.measurement.profile import BlockRecord
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.blocks import find_blocks
-from rectilinear.models.load import check_rows, count_parameters
+from rectilinear.models.describe import check_rows, count_parameters
 from rectilinear.models.records import record_environment
 from rectilinear.models.wrapped import architecture_of, own_precision, own_randomness, trained_model
 from rectilinear.results import settings_record

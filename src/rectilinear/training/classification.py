@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.capture import device_of, evaluating
-from rectilinear.models.load import check_rows
+from rectilinear.models.describe import check_rows
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.tasks import Question, Task
 from rectilinear.training.finetuning.record import TaskDataRecord

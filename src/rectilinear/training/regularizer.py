@@ -14,7 +14,7 @@ from rectilinear.core.penalties import PenaltyKind, masked_mean, token_penalty
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.capture import capture_blocks
-from rectilinear.models.linear_block import PaddingMask, watch_padding
+from rectilinear.models.modeling_rectilinear import PaddingMask, watch_padding
 from rectilinear.models.task_loss import items_of_rows, task_loss
 
 #: Loss of a model's outputs and labels, as transformers' Trainer calls it: the sum over the items of

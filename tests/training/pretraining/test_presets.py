@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rectilinear import RequestError
-from rectilinear.models.load import count_parameters
+from rectilinear.models.describe import count_parameters
 from rectilinear.training.pretraining.presets import PRESETS, find_preset
 
 

@@ -41,7 +41,7 @@ class BlockLinearity(Record):
 class Linearities(Record):
     """How linear the blocks are at one time, and their means over blocks."""
 
-    sha256: str = Field(description="of the weights")
+    sha256: str | None = Field(description="of the weights")
     linearity: Scores
     update_linearity: Scores
     blocks: tuple[BlockLinearity, ...]

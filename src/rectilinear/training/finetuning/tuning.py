@@ -11,7 +11,8 @@ from rectilinear.core.penalties import PenaltyKind
 from rectilinear.errors import RequestError
 from rectilinear.measurement.measure import Inputs, read_inputs
 from rectilinear.models.blocks import find_blocks, text_config
-from rectilinear.models.load import DType, check_classifier, check_context
+from rectilinear.models.describe import check_context
+from rectilinear.models.load import DType, check_classifier
 from rectilinear.models.origin import Origin
 from rectilinear.text.rows import pack_rows
 from rectilinear.text.settings import Rows

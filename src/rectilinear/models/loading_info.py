@@ -1,0 +1,111 @@
+"""What a checkpoint holds that the model does not use, or lacks: refused or said, never passed over."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from rectilinear.errors import RequestError, broken_promise
+from rectilinear.models.blocks import find_blocks, text_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def loading_warnings(model: nn.Module) -> list[str]:
+    """What to know before trusting numbers of a model, as seen when it was loaded; nothing of others."""
+    return list(getattr(model, "loading_warnings", ()))
+
+
+@contextmanager
+def collecting_warnings() -> Iterator[list[str]]:
+    """While open, what transformers warns of is put into a list, a line each, and not printed."""
+    from transformers.utils import logging as library
+
+    found: list[str] = []
+    logger = library.get_logger("transformers")
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            # Its table of weights that were not used is what `check_loading_info` reads.
+            if record.funcName != "log_state_dict_report":
+                found.append(" ".join(record.getMessage().split()))
+
+    before = logger.level, logger.handlers, logger.propagate
+    logger.setLevel(logging.WARNING)
+    logger.handlers, logger.propagate = [Collector(logging.WARNING)], False
+    try:
+        yield found
+    finally:
+        logger.level, logger.handlers, logger.propagate = before
+        logger.setLevel(before[0])
+
+
+def check_loading_info(
+    model: str | Path, loaded: PreTrainedModel, info: Mapping[str, Collection[Any]], needed: str, within: str = ""
+) -> list[str]:
+    """Refuse a model that is not what its checkpoint holds.
+
+    Args:
+        model: name of the checkpoint.
+        loaded: what was loaded from it.
+        info: what transformers says of that (``output_loading_info``).
+        needed: how names of weights begin that must be there.
+        within: how names of weights in the checkpoint begin that are to be used.
+
+    Returns:
+        A line of other weights that are not used; none where all are.
+
+    Raises:
+        RequestError: weights are missing or of another shape, a quantisation is not carried out, or weights of
+            whole blocks are not used.
+    """
+    kind = type(loaded).__name__
+    if absent := {"missing_keys", "unexpected_keys", "mismatched_keys"} - info.keys():
+        raise broken_promise("transformers", f"tell what a checkpoint lacks and has left over (`{sorted(absent)[0]}`)")
+    for config in (loaded.config, text_config(loaded.config)):
+        quantisation = getattr(config, "quantization_config", None)
+        # Transformers puts an object in the place of what it carries out.
+        if isinstance(quantisation, dict) and getattr(loaded, "hf_quantizer", None) is None:
+            raise RequestError(
+                f"cannot load {str(model)!r}: its weights are quantised as {quantisation.get('quant_method')!r}, which "
+                "this version of transformers does not know; try the original model"
+            )
+    if wrong := sorted((key, tuple(found), tuple(wanted)) for key, found, wanted in info["mismatched_keys"]):
+        key, found, wanted = wrong[0]
+        raise RequestError(
+            f"cannot load {str(model)!r}: weights are not shaped as its configuration says ({len(wrong)}, {key} among "
+            f"them: expected {[*wanted]}, got {[*found]})"
+        )
+    if missing := sorted(key for key in info["missing_keys"] if key.startswith(needed)):
+        raise RequestError(
+            f"cannot load {str(model)!r}: weights of {kind} are not in the checkpoint ({len(missing)}, {missing[0]} "
+            "among them); is it a checkpoint of a causal language model?"
+        )
+    unused = sorted(key for key in info["unexpected_keys"] if key.startswith(within))
+    if not unused:
+        return []
+    listed = f"{len(unused)}, {unused[0]} among them"
+    if beyond := _blocks_beyond(loaded, unused):
+        raise RequestError(
+            f"cannot load {str(model)!r}: its configuration is of fewer blocks than its weights, which have a block "
+            f"{beyond[0]} ({listed}); is config.json that of another model?"
+        )
+    return [f"weights in {model} that {kind} does not use ({listed}) are left out"]
+
+
+def _blocks_beyond(loaded: PreTrainedModel, names: list[str]) -> list[int]:
+    """Indices of blocks that names of weights speak of and the model's block stack does not have."""
+    try:
+        stack = find_blocks(loaded)
+    except RequestError:
+        return []
+    place = re.compile(rf"(?:^|\.){re.escape(stack.path.rpartition('.')[2])}\.(\d+)\.")
+    indices = {int(match[1]) for match in map(place.search, names) if match}
+    return sorted(index for index in indices if index >= len(stack))

@@ -1,0 +1,126 @@
+"""The code that checkpoints with stand-ins bring along: which of it is this package's own and needs no trust.
+
+A checkpoint of any released version loads by the classes of this one, and nothing that it brings along is run. After
+a change of that code, ``python -m rectilinear.models.released_code`` adds the new hash to the table of releases.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rectilinear.errors import RequestError
+from rectilinear.models import modeling_rectilinear
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+#: The module whose classes a checkpoint with stand-ins names.
+MODULE = "modeling_rectilinear"
+
+#: What it brings along: that module, and the one that this imports.
+FILES = (f"{MODULE}.py", "causal_filter.py")
+
+# SHA-256 of the files' texts, one after the other, to the version that wrote them.
+_TABLE = Path(__file__).with_name("released_code.json")
+
+# What the first versions, which had one file, wrote into it for each architecture.
+_GENERATED = re.compile(
+    r"^from transformers\.[\w.]+ import \w+\n|^(?:RectilinearConfig, )?RectilinearForCausalLM = \w+\(\w+, \w+\)\n", re.M
+)
+
+
+def released_versions() -> dict[str, str]:
+    """SHA-256 of all code that was ever released, and its version."""
+    versions: dict[str, str] = json.loads(_TABLE.read_text(encoding="utf-8"))
+    return versions
+
+
+def hash_code(texts: list[str]) -> str:
+    """What the table of releases knows the texts of `FILES` by."""
+    return sha256("".join(texts).encode()).hexdigest()
+
+
+def current_code() -> list[str]:
+    """The texts of `FILES` of this version."""
+    return [Path(__file__).with_name(file).read_text(encoding="utf-8") for file in FILES]
+
+
+def own_model_class(model: str, revision: str | None = None) -> Any:
+    """This package's class of a checkpoint with stand-ins; None for other checkpoints.
+
+    Args:
+        model: Hub id or path.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        RequestError: the checkpoint brings along code that no version of this package has written.
+    """
+    from transformers import PretrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        config, _ = PretrainedConfig.get_config_dict(model, revision=revision)
+    except (OSError, ValueError):  # what is wrong shows where it is loaded
+        return None
+    before, _, kind = str(config.get("model_type") if isinstance(config, dict) else None).partition("rectilinear_")
+    if before or kind not in CONFIG_MAPPING:
+        return None
+    made = _linearized(CONFIG_MAPPING[kind])
+    brought = [_text_of(model, file, revision) for file in FILES]
+    if made is None or not _is_released(brought):
+        got = "none" if brought[0] is None else "other code, perhaps of a later version"
+        raise RequestError(
+            f"expected {FILES[0]} as a version of rectilinear wrote it in {model!r}, got {got}; if you trust what is "
+            "there, try `trust_remote_code`"
+        )
+    return made
+
+
+def own_class_of(config: PretrainedConfig) -> Any:
+    """The class of models with this configuration, if that is one of this package's own; else None."""
+    own = type(config).__module__ == modeling_rectilinear.__name__
+    return _linearized(type(config).__mro__[1]) if own else None
+
+
+def _linearized(stock_config: Any) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(stock_config, None)
+    return stock and modeling_rectilinear.linearized_model(stock, stock_config)
+
+
+def _is_released(brought: list[str | None]) -> bool:
+    texts = [text for text in brought if text is not None]
+    if brought[0] is None:
+        return False
+    first = _GENERATED.sub("", texts[0])
+    known = released_versions()
+    return hash_code(texts) in known or (len(texts) == 1 and hash_code([first]) in known)
+
+
+def _text_of(model: str, file: str, revision: str | None) -> str | None:
+    """A file that a checkpoint brings along; None where it cannot be had."""
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(model, file, revision=revision)
+        return None if path is None else Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+
+
+def main() -> None:
+    """Add the code of this version to the table, where it is not in there yet."""
+    from rectilinear import __version__
+
+    known = released_versions()
+    known.setdefault(hash_code(current_code()), __version__)
+    _TABLE.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
