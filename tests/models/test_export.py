@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 import rectilinear
 from rectilinear import JobError, RequestError
 from rectilinear.models import reload_check
+from rectilinear.models.capture import evaluating
 from rectilinear.models.export import check_reload
 from rectilinear.models.load import build_without_weights, load_config, load_model
 from rectilinear.models.released_code import MODULE
@@ -437,3 +438,20 @@ def test_the_registry_of_transformers_is_left_alone(exported):
         AutoConfig.for_model("rectilinear_llama")
     model = AutoModelForCausalLM.from_config(build_llama().config)
     assert type(model).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("way", ["filter", "drop"])
+def test_outputs_that_a_configuration_asks_for_are_not_in_the_way(
+    way, text_file, tiny_tokenizer, tmp_path, reload_here
+):
+    model = build("mixtral", output_router_logits=True, output_hidden_states=True)
+    options = {"tokenizer": tiny_tokenizer, "max_tokens": 640, "seq_len": 32, "device": "cpu"}
+    folder = rectilinear.linearize(model, text_file, **WAYS[way], **options).save(tmp_path)
+    config = config_of(folder)
+    assert (config["output_router_logits"], config["output_hidden_states"]) == (True, True)
+    ids, mask = prompts()
+    with pytest.raises(RuntimeError):  # transformers' own
+        model.generate(ids, attention_mask=mask, max_new_tokens=3)
+    with evaluating(model):
+        model.generate(ids, attention_mask=mask, max_new_tokens=3)
+    assert (model.config.output_router_logits, model.config.output_hidden_states) == (True, True)

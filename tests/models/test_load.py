@@ -1,17 +1,28 @@
 """Models come from where they should, are told apart by their weights, and wrong requests are refused."""
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.describe import check_context, check_rows, describe, weights_sha256
-from rectilinear.models.load import build_without_weights, load_config, load_model, load_tokenizer, pick_device, resolve
+from rectilinear.models.load import (
+    build_without_weights,
+    load_classifier,
+    load_config,
+    load_model,
+    load_tokenizer,
+    pick_device,
+    resolve,
+)
+from rectilinear.models.loading_info import loading_warnings
 from tests.conftest import build_llama
 
 
@@ -121,14 +132,94 @@ def test_broken_weights_are_refused_in_one_line(save_checkpoint):
     assert str(folder) in refusal(load_model, folder)
 
 
-def test_missing_weights_are_refused(save_checkpoint):
-    from safetensors.torch import load_file, save_file
+# What a checkpoint holds and what the model uses.
 
-    file = save_checkpoint(build_llama()) / "model.safetensors"
-    tensors = load_file(file)
-    del tensors["model.layers.1.mlp.down_proj.weight"]
-    save_file(tensors, file, metadata={"format": "pt"})
-    assert "model.layers.1.mlp.down_proj.weight" in refusal(load_model, file.parent)
+
+@pytest.fixture
+def edited(save_checkpoint):
+    """A function that edits the weights and configuration of a checkpoint and gives its folder."""
+
+    def edit(change=lambda tensors: None, **config):
+        folder = save_checkpoint(build_llama())
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        before = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**before, **config}))
+        return folder
+
+    return edit
+
+
+def test_missing_weights_are_refused(edited):
+    folder = edited(lambda tensors: tensors.pop("model.layers.1.mlp.down_proj.weight"))
+    assert "(1, model.layers.1.mlp.down_proj.weight among them)" in refusal(load_model, folder)
+
+
+def test_weights_of_another_shape_are_refused(edited):
+    message = refusal(load_model, edited(intermediate_size=40))
+    assert "(9, model.layers.0.mlp.down_proj.weight among them: expected [16, 40], got [16, 32])" in message
+
+
+@pytest.mark.parametrize("load", [load_model, lambda folder: load_classifier(folder, ["no", "yes"], 0)])
+def test_weights_of_blocks_that_are_not_used_are_refused(load, edited):
+    message = refusal(load, edited(num_hidden_layers=2))
+    assert "weights of block 2 and others are not used (9, model.layers.2." in message
+
+
+@pytest.mark.parametrize("quantisation", [{"quant_method": "modelopt", "quant_algo": "FP8"}, {"quant_method": "none"}])
+def test_a_quantisation_that_is_not_carried_out_is_refused(quantisation, edited):
+    def scale(tensors):
+        for name in [name for name in tensors if ".layers." in name and tensors[name].ndim == 2]:
+            size = tensors[name].abs().max() / 448
+            tensors[name], tensors[f"{name}_scale"] = (tensors[name] / size).to(torch.float8_e4m3fn), size
+
+    message = refusal(load_model, edited(scale, quantization_config=quantisation))
+    assert f"quantised as {quantisation['quant_method']!r}, which this version of transformers does not know" in message
+
+
+def test_other_weights_that_are_not_used_are_said(edited, capfd):
+    def more(tensors):
+        tensors["model.layers.1.self_attn.q_proj.weight_scale"] = torch.ones(1)
+        tensors["value_head.weight"] = torch.ones(3)
+
+    folder = edited(more)
+    model = load_model(folder, device="cpu")
+    named = "(2, model.layers.1.self_attn.q_proj.weight_scale among them)"
+    assert loading_warnings(model) == [f"some weights of {folder} are not used by LlamaForCausalLM {named}"]
+    # A classifier has no use for other heads, so that nothing is said of them.
+    (line,) = loading_warnings(load_classifier(folder, ["no", "yes"], 0))
+    assert "(1, model.layers.1.self_attn.q_proj.weight_scale among them)" in line
+    assert capfd.readouterr().err == ""
+
+
+def test_nothing_is_said_of_a_checkpoint_that_is_used_whole(tiny_checkpoint, tiny_llama):
+    assert loading_warnings(load_model(tiny_checkpoint, device="cpu")) == []
+    assert loading_warnings(load_model("storyteller", device="cpu")) == []
+    assert loading_warnings(load_classifier(tiny_checkpoint, ["no", "yes"], 0)) == []
+    assert loading_warnings(tiny_llama) == loading_warnings(nn.Linear(1, 1)) == []
+
+
+def test_what_transformers_warns_of_is_collected_not_silenced(tiny_checkpoint, monkeypatch, capfd):
+    from transformers import LlamaForCausalLM
+    from transformers.utils import logging
+
+    original = LlamaForCausalLM.from_pretrained.__func__
+
+    def warning(cls, *args, **options):
+        logging.get_logger("transformers.models.llama.modeling_llama").warning("these weights\n  are odd")
+        return original(cls, *args, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", classmethod(warning))
+    level, handlers = logging.get_verbosity(), list(logging.get_logger("transformers").handlers)
+    logging.set_verbosity_error()  # as commands do
+    try:
+        assert loading_warnings(load_model(tiny_checkpoint, device="cpu")) == ["these weights are odd"]
+        assert logging.get_verbosity() == logging.ERROR
+    finally:
+        logging.set_verbosity(level)
+    assert logging.get_logger("transformers").handlers == handlers
+    assert capfd.readouterr().err == ""
 
 
 class Parts(nn.Module):
@@ -177,6 +268,21 @@ def test_weights_sha256_changes_with_one_weight_alone(tiny_llama):
 
 def test_weights_sha256_survives_a_checkpoint(tiny_llama, tiny_checkpoint):
     assert weights_sha256(load_model(tiny_checkpoint, device="cpu")) == weights_sha256(tiny_llama)
+
+
+def test_weights_that_have_no_bytes_have_no_hash(tiny_llama):
+    class Packed(nn.Module):
+        def __init__(self, state):
+            super().__init__()
+            self.state = state
+
+        def get_extra_state(self):
+            return self.state
+
+    model = nn.Sequential(nn.Linear(2, 2), Packed((torch.ones(2), 8)))
+    assert weights_sha256(model) is None
+    assert weights_sha256(nn.Linear(2, 2, device="meta")) is None
+    assert weights_sha256(model[0]) is not None
 
 
 def test_structure_takes_no_memory(tiny_llama):

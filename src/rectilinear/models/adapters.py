@@ -77,7 +77,7 @@ def apply_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, str]:
         raise RequestError(f"cannot load the adapter {adapter.source}: {first_line(error).rstrip(' .')}") from error
     return _merge(
         adapted
-    ), f"the adapter in {adapter.source} ({adapter.kind}) was merged into the weights of {adapter.base}"
+    ), f"the adapter {adapter.source} ({adapter.kind}) was merged into the weights of {adapter.base}"
 
 
 def has_adapters(model: nn.Module) -> bool:
@@ -116,5 +116,6 @@ def _merge(model: Any) -> nn.Module:
             module.merge(safe_merge=True)  # type: ignore[attr-defined]
             model.set_submodule(path, module.get_base_layer())
     model._hf_peft_config_loaded = False
+    vars(model).pop("_weight_conversions", None)  # under which it was last looked for: those of the adapter
     whole: nn.Module = model
     return whole

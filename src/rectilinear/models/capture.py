@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rectilinear.errors import JobError
+from rectilinear.models.blocks import text_config
 
 #: Called with a block's index, its input and its output, as the block returned them.
 Consume = Callable[[int, Tensor, Tensor], None]
@@ -57,14 +58,29 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, every submodule's own mode restored at the end."""
+    """Evaluation mode, and no outputs beside what is asked for; every submodule's own mode is restored at the end.
+
+    Outputs that a configuration may ask for, as ``output_router_logits`` after fine-tuning, cost memory, and models may
+    not be able to generate from padded rows with them.
+    """
     training = [module for module in model.modules() if module.training]
+    config = getattr(model, "config", None)
+    configs = [part for part in (config, text_config(config)) if hasattr(part, "__dict__")]
+    outputs = {(id(part), name): part for part in configs for name in _outputs(part)}
     model.eval()
+    for (_, name), part in outputs.items():
+        setattr(part, name, False)
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for (_, name), part in outputs.items():
+            setattr(part, name, True)
+
+
+def _outputs(config: Any) -> list[str]:
+    return [name for name, value in vars(config).items() if name.startswith("output_") and value is True]
 
 
 @contextmanager

@@ -94,10 +94,10 @@ def check_loading_info(
     listed = f"{len(unused)}, {unused[0]} among them"
     if beyond := _blocks_beyond(loaded, unused):
         raise RequestError(
-            f"cannot load {str(model)!r}: its configuration is of fewer blocks than its weights, which have a block "
-            f"{beyond[0]} ({listed}); is config.json that of another model?"
+            f"cannot load {str(model)!r}: weights of block {beyond[0]} and others are not used ({listed}), since its "
+            "configuration is of fewer blocks; is config.json that of another model?"
         )
-    return [f"weights in {model} that {kind} does not use ({listed}) are left out"]
+    return [f"some weights of {model} are not used by {kind} ({listed})"]
 
 
 def _blocks_beyond(loaded: PreTrainedModel, names: list[str]) -> list[int]:

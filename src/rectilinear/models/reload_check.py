@@ -25,6 +25,10 @@ def main() -> None:
     tensors = load_file(expected)
     ids, wanted = tensors["ids"], tensors["logits"]
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=remote == "1", dtype="auto").eval()
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        for name, value in [*vars(config).items()]:
+            if name.startswith("output_") and value is True:  # of a router's logits, say, which padding may not go with
+                setattr(config, name, False)
     scale = wanted.abs().max()
     with torch.no_grad():
         logits = model(ids, use_cache=False).logits.float()

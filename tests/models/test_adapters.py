@@ -1,0 +1,150 @@
+"""Models with adapters of PEFT are what they compute: merged, in a copy, with a line that says so."""
+
+import builtins
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from rectilinear.errors import RequestError
+from rectilinear.models.load import load_classifier, load_config, load_model, load_tokenizer
+from rectilinear.models.loading_info import loading_warnings
+from rectilinear.models.origin import Origin
+from tests.conftest import build_llama
+from tests.families import token_rows
+
+peft = pytest.importorskip("peft")
+
+LORA = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False, "target_modules": ["q_proj", "down_proj"]}
+
+
+@pytest.fixture
+def adapted(tiny_checkpoint):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return peft.get_peft_model(load_model(tiny_checkpoint, device="cpu"), peft.LoraConfig(**LORA)).eval()
+
+
+@pytest.fixture
+def folder(adapted, tmp_path):
+    adapted.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(token_rows(3), use_cache=False).logits
+
+
+def assert_same(model, other):
+    expected = logits(other)
+    torch.testing.assert_close(logits(model), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def layers_of(model):
+    return [module for module in model.modules() if "lora" in type(module).__module__]
+
+
+def test_a_model_in_memory_is_merged_in_a_copy(adapted, tiny_checkpoint):
+    before, weights = logits(adapted), {name: value.clone() for name, value in adapted.state_dict().items()}
+    origin = Origin(adapted)
+    merged = origin.load()
+    assert (type(merged).__name__, layers_of(merged)) == ("LlamaForCausalLM", [])
+    assert_same(merged, adapted)
+    assert float((logits(merged) - logits(load_model(tiny_checkpoint, device="cpu"))).abs().max()) > 0.1
+    assert loading_warnings(merged) == ["the model's adapters were merged into a copy of its weights"]
+    assert origin.name == str(tiny_checkpoint)
+    assert Origin(merged).load() is merged
+    assert layers_of(adapted)
+    assert torch.equal(logits(adapted), before)
+    assert all(torch.equal(value, weights[name]) for name, value in adapted.state_dict().items())
+
+
+def test_adapters_that_transformers_put_in_are_merged_too(adapted, folder, tiny_checkpoint):
+    model = load_model(tiny_checkpoint, device="cpu")
+    model.load_adapter(str(folder))
+    merged = Origin(model).load()
+    assert not layers_of(merged)
+    assert layers_of(model)
+    assert_same(merged, adapted)
+    merged.save_pretrained(folder.parent / "merged")
+    assert_same(load_model(folder.parent / "merged", device="cpu"), adapted)
+
+
+def test_a_folder_is_loaded_and_merged(adapted, folder, tiny_checkpoint):
+    loaded = load_model(folder, device="cpu", head=True)
+    assert (type(loaded).__name__, layers_of(loaded), loaded.training) == ("LlamaForCausalLM", [], False)
+    assert_same(loaded, adapted)
+    (line,) = loading_warnings(loaded)
+    assert line == f"the adapter {folder} (LORA) was merged into the weights of {tiny_checkpoint}"
+    assert load_config(folder).to_dict() == load_config(tiny_checkpoint).to_dict()
+    assert load_tokenizer(folder)("The cat")["input_ids"] == load_tokenizer(tiny_checkpoint)("The cat")["input_ids"]
+    classifier = load_classifier(folder, ["no", "yes"], 0)
+    assert torch.equal(classifier.model.layers[0].mlp.down_proj.weight, loaded.model.layers[0].mlp.down_proj.weight)
+
+
+def test_an_adapter_s_own_tokenizer_comes_first(folder, tiny_tokenizer):
+    tiny_tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/none"}))
+    assert load_tokenizer(folder)("The cat")["input_ids"] == tiny_tokenizer("The cat")["input_ids"]
+
+
+def test_an_edited_copy_does_not_touch_what_was_given(adapted, text_file, tiny_tokenizer):
+    import rectilinear
+
+    options = {"tokenizer": tiny_tokenizer, "max_tokens": 640, "seq_len": 32}
+    before = logits(adapted)
+    made = rectilinear.linearize(adapted, text_file, kind="affine", blocks=[1], **options)
+    assert type(made.model).__name__ == "RectilinearLlamaForCausalLM"
+    assert torch.equal(logits(adapted), before)
+
+
+def test_adapters_that_are_no_change_of_weights_are_refused():
+    prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(RequestError, match="expected adapters that can be merged, got PeftModelForCausalLM"):
+        Origin(peft.get_peft_model(build_llama(), prompts))
+
+
+def change(**changes):
+    def edit(folder):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+
+    return edit
+
+
+BROKEN = {
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b""), "cannot load the adapter"),
+    "no base": (change(base_model_name_or_path=None), "expected base_model_name_or_path in adapter_config.json"),
+    "a base that is gone": (change(base_model_name_or_path="/none/at/all"), "no model at /none/at/all"),
+    "an unknown kind": (change(peft_type="MAGIC"), "cannot load the adapter"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_what_cannot_be_loaded_is_refused_in_a_line(how, folder):
+    edit, message = BROKEN[how]
+    edit(folder)
+    with pytest.raises(RequestError, match=message) as caught:
+        load_model(folder, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_peft_it_is_said_what_to_install(folder, monkeypatch):
+    original = builtins.__import__
+
+    def without(name, *args, **options):
+        if name.split(".")[0] == "peft":
+            raise ImportError(name)
+        return original(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(RequestError, match=r"expected peft for the adapter .*, got none; try pip install peft"):
+        load_model(folder, device="cpu")
+
+
+def test_other_modules_are_taken_as_they_are():
+    module = nn.Linear(2, 2)
+    assert Origin(module).load() is module
