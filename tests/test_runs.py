@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.runs import stage
+from rectilinear.runs import claim, stage
 
 
 def contents(folder):

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -467,3 +468,12 @@ def test_inputs_that_are_all_padding_are_named_as_such():
     rows = token_rows(2)
     with pytest.raises(JobError, match="is every token masked"):
         rectilinear.measure(build("llama"), [{"input_ids": rows, "attention_mask": torch.zeros_like(rows)}])
+
+
+def test_what_was_seen_as_the_model_was_loaded_is_in_the_profile(save_checkpoint, text_file):
+    folder = save_checkpoint(build("llama"))
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "value_head.weight": torch.ones(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    profile = rectilinear.measure(folder, text_file, rows=Rows(max_tokens=2048, seq_len=32))
+    assert "(1, value_head.weight among them)" in profile.warnings[0]
+    assert profile.warnings[0] in profile.all_warnings()

@@ -20,6 +20,7 @@ from rectilinear.models.batches import check_batch_size, reporting_exhausted_mem
 from rectilinear.models.blocks import BlockStack, find_blocks
 from rectilinear.models.capture import device_of
 from rectilinear.models.describe import check_rows
+from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model
 from rectilinear.models.settings import Loading
@@ -138,7 +139,7 @@ def profile_model(
             settings=settings_record(measurement, blocks=stack.path, batch_size=scored.batch_size) | {**inputs.reading},
             environment=record_environment(module),
             blocks=scored.blocks,
-            warnings=scored.warnings,
+            warnings=(*loading_warnings(module), *scored.warnings),
         )
 
     if not isinstance(inputs.data, Tensor):

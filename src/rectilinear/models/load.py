@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,14 +13,13 @@ from rectilinear.models.adapters import ADAPTER_CONFIG, Adapter, apply_adapter, 
 from rectilinear.models.blocks import text_config
 from rectilinear.models.loading_info import check_loading_info, collecting_warnings
 from rectilinear.models.released_code import own_class_of, own_model_class
+from rectilinear.settings import DType as DType
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 #: Name of the small decoder that comes with this package, trained on generated stories.
 STORYTELLER = "storyteller"
-
-DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def resolve(model: str | Path, contents: Sequence[str] = ("config.json",)) -> str:

@@ -68,7 +68,9 @@ def check_loading_info(
     """
     kind = type(loaded).__name__
     if absent := {"missing_keys", "unexpected_keys", "mismatched_keys"} - info.keys():
-        raise broken_promise("transformers", f"tell what a checkpoint lacks and has left over (`{sorted(absent)[0]}`)")
+        raise broken_promise(
+            "transformers", f"tell which weights a checkpoint lacks and which it has left over (`{sorted(absent)[0]}`)"
+        )
     for config in (loaded.config, text_config(loaded.config)):
         quantisation = getattr(config, "quantization_config", None)
         # Transformers puts an object in the place of what it carries out.
