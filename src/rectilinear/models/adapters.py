@@ -66,11 +66,13 @@ def apply_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, str]:
         RequestError: there is no PEFT here, or the adapter cannot be loaded or merged.
     """
     try:
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
     except ImportError:
         raise RequestError(f"expected peft for the adapter {adapter.source}, got none; try pip install peft") from None
     try:
-        adapted: nn.Module = PeftModel.from_pretrained(model, adapter.source, revision=adapter.revision)
+        config = PeftConfig.from_pretrained(adapter.source, revision=adapter.revision)
+        config.task_type = None  # whatever head the model has
+        adapted: nn.Module = PeftModel.from_pretrained(model, adapter.source, config=config, revision=adapter.revision)
     except MemoryError:
         raise
     except Exception as error:  # as of models: files, configurations and weights share no narrower class

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -84,6 +84,23 @@ def _outputs(config: Any) -> list[str]:
 
 
 @contextmanager
+def hooked(
+    modules: Iterable[nn.Module], after: Callable[..., Any], before: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """While open, ``before(module, args, kwargs)`` and ``after(module, args, kwargs, output)`` are called as one runs."""
+    handles = []
+    try:
+        for module in dict.fromkeys(modules):
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+            if before is not None:
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def capture_blocks(
     blocks: Sequence[nn.Module], consume: Consume, *, final: nn.Module | None = None, copy: bool = True
 ) -> Iterator[None]:
@@ -108,6 +125,7 @@ def capture_blocks(
     # A module that stands several times in the stack runs as each of its indices in turn.
     turns = {block: cycle([i for i, other in enumerate(blocks) if other is block]) for block in blocks}
     current: dict[nn.Module, int] = {}
+    last = len(blocks) - 1
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if block not in turns:
@@ -118,7 +136,10 @@ def capture_blocks(
         cloned = copy and (x.is_inference() or overwriting.get(index, True))
         waiting[index] = (x, x.clone() if cloned else x, _version(x))
 
-    def finish(index: int, output: Any) -> None:
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        index = last if module is final else current[module]
+        if final is not None and index == last and module is not final:
+            return
         if index not in waiting:
             raise JobError(f"block {index}: its output came without its input")
         original, x, version = waiting.pop(index)
@@ -133,21 +154,8 @@ def capture_blocks(
             raise JobError(f"block {index}: expected an output shaped like its input {[*x.shape]}, got {[*y.shape]}")
         consume(index, x, y)
 
-    def after(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if final is None or current[block] != len(blocks) - 1:
-            finish(current[block], output)
-
-    handles = []
-    try:
-        for block in turns:
-            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(block.register_forward_hook(after))
-        if final is not None:
-            handles.append(final.register_forward_hook(lambda module, args, output: finish(len(blocks) - 1, output)))
+    with hooked(blocks, after, before), hooked([] if final is None else [final], after):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _version(tensor: Tensor) -> int:
@@ -200,22 +208,15 @@ def run_until(model: nn.Module, inputs: Tensor | Mapping[str, Any], modules: Seq
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given.setdefault(module, _input_of(modules.index(module), args, kwargs).clone())
 
-    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         form = len(output) if isinstance(output, (tuple, list)) else 0
         if module not in seen:
             seen[module] = Passage(given[module], _output_of(modules.index(module), output).clone(), form)
         if len(seen) == len(set(modules)):
             raise _Enough
 
-    handles = [module.register_forward_pre_hook(before, with_kwargs=True) for module in set(modules)]
-    handles += [module.register_forward_hook(after) for module in set(modules)]
-    try:
+    with suppress(_Enough), hooked(modules, after, before):
         run(model, inputs)
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     if missing := [type(module).__name__ for module in modules if module not in seen]:
         raise JobError(f"expected every module to be replaced to run, but {missing[0]} did not")
     return [seen[module] for module in modules]
@@ -242,19 +243,13 @@ def states_after(
     seen: dict[nn.Module, Tensor] = {}
     output: Any = None
 
-    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         seen[module] = first_value(output).clone()  # what comes after may write over it
         if not logits and len(seen) == len(set(modules)):
             raise _Enough
 
     args, kwargs = _arguments(model, inputs)
     named = {name: weights[own] for name, own in runner.named_parameters() if own in weights} if weights else {}
-    handles = [module.register_forward_hook(note) for module in set(modules)]
-    try:
+    with suppress(_Enough), hooked(modules, note):
         output = functional_call(runner, named, args, kwargs)
-    except _Enough:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
     return [seen[module] for module in modules], output.logits if logits else None

@@ -25,17 +25,14 @@ class PaddingMask:
     """A forward pre-hook of the decoder that notes for its stand-ins which tokens are real and which of a document."""
 
     def __init__(self) -> None:
-        self.mask: Any = None
-        self.positions: Any = None
-        self.lengths: Any = None
+        self.mask = self.positions = self.lengths = None  # type: Any
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the attention mask, positions and lengths of documents of this forward pass."""
-        named = kwargs
         if len(args) > 1:
-            named = {**kwargs, **inspect.signature(module.forward).bind_partial(*args).arguments}
-        self.mask, self.positions = named.get("attention_mask"), named.get("position_ids")
-        self.lengths = named.get("cu_seq_lens_q")
+            kwargs = {**kwargs, **inspect.signature(module.forward).bind_partial(*args).arguments}
+        names = ("attention_mask", "position_ids", "cu_seq_lens_q")
+        self.mask, self.positions, self.lengths = (kwargs.get(name) for name in names)
 
     def of_last(self, tokens: int) -> Tensor | None:
         """``[rows, tokens]`` bool, true where one of the last tokens is real; None where all are."""
@@ -126,17 +123,9 @@ class LinearBlock(nn.Module):
 
     def options(self) -> dict[str, Any]:
         """The arguments that make another one like this, for a config."""
-        return {
-            "width": self.filter.width,
-            "kind": self.kind,
-            "residual": self.residual,
-            "outputs": self.outputs,
-            "cache_index": self.layer_idx,
-            "present": self.filter.present,
-            "taps": self.filter.taps,
-            "rates": list(self.filter.rates),
-            "rank": self.rank,
-        }
+        own = {name: getattr(self, name) for name in ("kind", "residual", "outputs", "rank")}
+        features = {name: getattr(self.filter, name) for name in ("width", "present", "taps")}
+        return {**features, **own, "cache_index": self.layer_idx, "rates": list(self.filter.rates)}
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """``[rows, tokens, width]`` to the same shape, in the form that the replaced module returned it.
@@ -163,13 +152,11 @@ class LinearBlock(nn.Module):
         return (output, *[None] * (self.outputs - 1)) if self.outputs else output
 
     def _cache_layer(self, arguments: list[Any]) -> FilterCache | None:
-        kept = next((value for value in arguments if isinstance(value, Cache)), None)
-        if kept is None and self.filter.remembers:
-            others = [value for value in arguments if hasattr(value, "update") and not isinstance(value, Mapping)]
-            if others:  # of continuous batching, say
-                raise RuntimeError(
-                    f"expected a Cache of transformers for a filter's state, got {type(others[0]).__name__}"
-                )
+        caches = [value for value in arguments if hasattr(value, "update") and not isinstance(value, Mapping)]
+        kept = next((value for value in caches if isinstance(value, Cache)), None)
+        if kept is None and caches and self.filter.remembers:  # of continuous batching, say
+            name = type(caches[0]).__name__
+            raise RuntimeError(f"expected a Cache of transformers for a filter's state, got {name}")
         if kept is None or self.layer_idx is None:
             return None
         while len(kept.layers) <= self.layer_idx:

@@ -35,8 +35,7 @@ _GENERATED = re.compile(
 
 def released_versions() -> dict[str, str]:
     """SHA-256 of all code that was ever released, and its version."""
-    versions: dict[str, str] = json.loads(_TABLE.read_text(encoding="utf-8"))
-    return versions
+    return dict(json.loads(_TABLE.read_text(encoding="utf-8")))
 
 
 def hash_code(texts: list[str]) -> str:
@@ -70,9 +69,10 @@ def own_model_class(model: str, revision: str | None = None) -> Any:
     if before or kind not in CONFIG_MAPPING:
         return None
     made = _linearized(CONFIG_MAPPING[kind])
-    brought = [_text_of(model, file, revision) for file in FILES]
-    if made is None or not _is_released(brought):
-        got = "none" if brought[0] is None else "other code, perhaps of a later version"
+    texts = [text for file in FILES if (text := _text_of(model, file, revision)) is not None]
+    first = [_GENERATED.sub("", text) for text in texts] if len(texts) == 1 else texts
+    if made is None or not {hash_code(texts), hash_code(first)} & released_versions().keys():
+        got = "other code, perhaps of a later version" if texts else "none"
         raise RequestError(
             f"expected {FILES[0]} as a version of rectilinear wrote it in {model!r}, got {got}; if you trust what is "
             "there, try `trust_remote_code`"
@@ -93,22 +93,12 @@ def _linearized(stock_config: Any) -> Any:
     return stock and modeling_rectilinear.linearized_model(stock, stock_config)
 
 
-def _is_released(brought: list[str | None]) -> bool:
-    texts = [text for text in brought if text is not None]
-    if brought[0] is None:
-        return False
-    first = _GENERATED.sub("", texts[0])
-    known = released_versions()
-    return hash_code(texts) in known or (len(texts) == 1 and hash_code([first]) in known)
-
-
 def _text_of(model: str, file: str, revision: str | None) -> str | None:
     """A file that a checkpoint brings along; None where it cannot be had."""
     from transformers.utils import cached_file
 
     try:
-        path = cached_file(model, file, revision=revision)
-        return None if path is None else Path(path).read_text(encoding="utf-8")
+        return Path(str(cached_file(model, file, revision=revision))).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None
 

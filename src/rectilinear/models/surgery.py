@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from rectilinear.errors import JobError, RequestError, first_line
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.capture import evaluating, first_value, run_until
+from rectilinear.models.capture import evaluating, first_value, hooked, run_until
 from rectilinear.models.modeling_rectilinear import LinearBlock, linearized_model, watch_padding
-from rectilinear.settings import Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+#: What of a block is replaced.
+Target = Literal["block", "attention", "mlp"]
 
 #: New modules by the dotted path of what they replace.
 Edits = Mapping[str, nn.Module]
@@ -86,7 +88,7 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any
         ran.append((module, output.shape[-1]))
 
     projections = {module: name for name, module in block.named_modules() if _is_projection(module)}
-    with evaluating(model), _noting(list(projections), note):
+    with evaluating(model), hooked(projections, note):
         whole = run_until(model, inputs, [block])[0]
     if not whole.y.isfinite().all():
         raise JobError(f"block {index}: activations are NaN or infinite; try --dtype float32")
@@ -113,36 +115,22 @@ def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: A
         ]
         given.append(tensors[0].clone() if tensors else torch.empty(0))
 
-    def shifted(module: nn.Module, args: Any, output: Any) -> Any:
+    def shifted(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         moved = first_value(output) + shift.view_as(first_value(output))
         return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
     watched = [child for child in block.children() if child is not part] if through else []
     with evaluating(model):  # dropout would change the output too
-        with _noting(watched, note):
+        with hooked(watched, note):
             own, whole = run_until(model, inputs, [part, block])
         before, shift = list(given), whole.y.roll(1, -1)
         given.clear()
-        handle = part.register_forward_hook(shifted)
-        try:
-            with _noting(watched, note):
-                moved = run_until(model, inputs, [block])[0]
-        finally:
-            handle.remove()
+        with hooked([part], shifted), hooked(watched, note):
+            moved = run_until(model, inputs, [block])[0]
     # What goes into the next part as it is, a norm say, is not yet added to anything.
     alike = [pair for pair in zip(before, given, strict=True) if pair[0].numel() == shift.numel()]
     reached = [(old, new) for old, new in alike if not torch.equal(old.flatten(), own.y.flatten())]
     return any(_close((new - old).view_as(shift), shift) for old, new in [(whole.y, moved.y), *reached])
-
-
-@contextmanager
-def _noting(modules: Sequence[nn.Module], note: Callable[..., None]) -> Iterator[None]:
-    handles = [module.register_forward_hook(note, with_kwargs=True) for module in modules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _close(one: Tensor, two: Tensor) -> bool:
