@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import model_validator
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.settings import Settings
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment, unused-ignore]
 
 # Folders that this process has claimed.
 _claimed: set[Path] = set()
@@ -60,6 +65,9 @@ def claim(
     kept: Callable[[Path], str | None] = lambda out: None,
 ) -> Iterator[Path | None]:
     """Hold an output folder while open, so that no other run writes into it; a process that dies lets go of it.
+
+    Runs are kept apart by a lock beside the folder, where the system has such locks (`fcntl.flock`: Unix, and most file
+    systems of networks); elsewhere it is up to the user that no two runs have one folder.
 
     Args:
         out: the folder, which need not be there; None for a run that writes nothing.
@@ -112,27 +120,52 @@ def _check_folder(
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the lock beside a folder, and clean up after runs that are gone."""
-    file = nearest_existing(folder.parent) / f".{folder.name}.lock"
-    with file.open("a+", encoding="utf-8") as held:
+    made = [parent for parent in folder.parents if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)  # where the lock is must not depend on what else there is
+    file = folder.with_name(f".{folder.name}.lock")
+    try:
+        with ExitStack() as stack:
+            if fcntl:
+                stack.enter_context(_acquire(file, folder))
+                stack.callback(file.unlink, missing_ok=True)  # while it is held: see _acquire
+            _claimed.add(folder)
+            stack.callback(_claimed.discard, folder)
+            left = re.compile(rf"\.{re.escape(folder.name)}\.staging-\w{{8}}")
+            for path in filter(lambda path: left.fullmatch(path.name), folder.parent.iterdir()):
+                shutil.rmtree(path, ignore_errors=True)
+            yield
+    finally:
+        with suppress(OSError):  # one that is not empty, and those around it
+            for parent in made:
+                parent.rmdir()
+
+
+def _acquire(file: Path, folder: Path) -> IO[str]:
+    """A lock file, open and locked.
+
+    Raises:
+        RequestError: another run has it.
+    """
+    while True:
+        held = file.open("a+", encoding="utf-8")
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            held.seek(0)
+            with held:
+                held.seek(0)
+                holder = held.read().strip() or "of an unknown process"
             raise RequestError(
-                f"another run ({held.read().strip() or 'of an unknown process'}) is writing to {folder}; "
-                "wait for it, or try another `out`"
+                f"another run ({holder}) is writing to {folder}; wait for it, or try another `out`"
             ) from None
-        held.truncate(0)
-        held.write(f"process {os.getpid()}")
-        held.flush()
-        _claimed.add(folder)
-        try:
-            for left in file.parent.glob(f".{folder.name}-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            yield
-        finally:
-            _claimed.discard(folder)
-            file.unlink(missing_ok=True)
+        except OSError:  # a file system without locks
+            return held
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(held.fileno()), file.stat()):
+                held.truncate(0)
+                held.write(f"process {os.getpid()}")
+                held.flush()
+                return held
+        held.close()  # its holder removed the file after we had opened it: whoever comes next makes another
 
 
 @contextmanager
@@ -147,7 +180,7 @@ def stage(out: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
     """
     out = out.absolute()
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=nearest_existing(out.parent)) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=nearest_existing(out.parent)) as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             new.mkdir()
             old.mkdir()
