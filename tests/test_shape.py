@@ -6,8 +6,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 import rectilinear
 from rectilinear.cli.main import COMMANDS
 
