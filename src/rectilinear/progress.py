@@ -34,7 +34,11 @@ def reporting(progress: bool | Progress) -> Iterator[Progress]:
 @contextmanager
 def _libraries_without_bars() -> Iterator[None]:
     """No bars of transformers, huggingface_hub and datasets; afterwards they are as they were."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
     from transformers.utils import logging
 
     switches: list[tuple[Callable[[], bool], Callable[[], Any], Callable[[], Any]]] = [
