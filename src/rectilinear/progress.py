@@ -1,29 +1,63 @@
-"""Progress of a job: a bar of the present stage with an estimate of the time left."""
+"""Progress of a job: one bar of the present stage with an estimate of the time left, instead of those of libraries."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-#: Called with what is being done (perhaps news of it after a colon), how much of it is done, and how much there is.
+#: Called with what is being done (perhaps news of it after a colon), how much of it is done, and how much there is;
+#: 0 where nobody knows how much.
 Progress = Callable[[str, int, int], None]
 
 
 @contextmanager
 def reporting(progress: bool | Progress) -> Iterator[Progress]:
-    """What a job is to report its progress to.
+    """What a job is to report its progress to; the bars of libraries are off meanwhile.
 
     Args:
         progress: a function of one's own, True for a bar on standard error where that is a terminal (or in a
             notebook), False for none.
     """
-    if callable(progress):
-        yield progress
-    elif not progress:
-        yield lambda stage, done, total: None
-    else:
-        with _bar() as report:
-            yield report
+    with _libraries_without_bars():
+        if callable(progress):
+            yield progress
+        elif progress:
+            with _bar() as report:
+                yield report
+        else:
+            yield lambda stage, done, total: None
+
+
+@contextmanager
+def _libraries_without_bars() -> Iterator[None]:
+    """No bars of transformers, huggingface_hub and datasets; afterwards they are as they were."""
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+    from transformers.utils import logging
+
+    switches: list[tuple[Callable[[], bool], Callable[[], Any], Callable[[], Any]]] = [
+        (logging.is_progress_bar_enabled, logging.disable_progress_bar, logging.enable_progress_bar),
+        # After those of transformers, which turns these off and on with its own.
+        (lambda: not are_progress_bars_disabled(), disable_progress_bars, enable_progress_bars),
+    ]
+    if data := sys.modules.get("datasets"):
+        switches.append((data.is_progress_bar_enabled, data.disable_progress_bars, data.enable_progress_bars))
+    before = [is_on() for is_on, _, _ in switches]
+    for _, disable, _ in switches:
+        disable()
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the environment has the last word
+            for was_on, (_, disable, enable) in zip(before, switches, strict=True):
+                (enable if was_on else disable)()
 
 
 @contextmanager
@@ -42,12 +76,14 @@ def _bar() -> Iterator[Progress]:
     shown = console.is_terminal or console.is_jupyter
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not shown) as bar:
-        task = bar.add_task("starting", total=None)  # a sign of life while libraries are imported and models loaded
+        task = bar.add_task("starting", total=None)  # a sign of life while libraries are imported
 
         def report(stage: str, done: int, total: int) -> None:
+            nonlocal task
             name, before = (text.partition(":")[0] for text in (stage, bar.tasks[0].description))
             if name != before or done < bar.tasks[0].completed:  # another stage, or the same one again
-                bar.reset(task, total=total)
-            bar.update(task, description=stage, completed=done, total=total)
+                bar.remove_task(task)
+                task = bar.add_task(stage, total=total or None)
+            bar.update(task, description=stage, completed=done, total=total or None)
 
         yield report

@@ -199,7 +199,7 @@ def test_what_does_not_go_together_is_refused_before_weights(name, says, bad, ru
         ({"checkpoints": []}, "at least one checkpoint"),
         ({"checkpoints": "storyteller@main"}, "expected a Hub id with a revision, got storyteller"),
         ({"text": "none.txt"}, "no text at none.txt"),
-        ({"text": token_rows(2, 8)}, "got one batch"),
+        ({"text": {"input_ids": token_rows(2, 8)}}, "got one batch"),
         ({"text": [token_rows(2, 8) + 100]}, "vocabulary of 128"),
     ],
 )

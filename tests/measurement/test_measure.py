@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -338,7 +339,7 @@ def test_no_rows_and_no_tensors():
         with pytest.raises(RequestError, match="at least one row"):
             rectilinear.measure(build("llama"), batches)
     with pytest.raises(RequestError, match="batches of tensors"):
-        rectilinear.measure(build("llama"), [{"input_ids": [1, 2]}])
+        rectilinear.measure(build("llama"), [{"features": 3}])
 
 
 def test_a_profile_survives_its_file(tmp_path):
@@ -386,10 +387,10 @@ def test_data_that_proves_float32_products_wrong_are_measured_again_in_float64()
     batches = features.split(500)
     rough = rectilinear.measure(model, batches, measurement=Measurement(blocks="layers", products="float32"))
     assert rough.blocks[0].solve.condition < 100
-    assert "try --products float64" in " ".join(rough.warnings)
+    assert "try `products=float64`" in " ".join(rough.warnings)
     profile = rectilinear.measure(model, batches, measurement=Measurement(blocks="layers"))
     assert {block.solve.products for block in profile.blocks} == {"float64"}
-    assert "try --products float64" not in " ".join(profile.warnings)
+    assert "try `products=float64`" not in " ".join(profile.warnings)
     y = model.layers[0](features).detach()
     expected = oracle.held_out(features, y, np.arange(4000) * 4 // 4000)[:, 1].mean()
     assert profile.blocks[0].update_linearity.held_out == pytest.approx(expected, abs=1e-6)
@@ -459,9 +460,49 @@ def test_batches_that_the_model_cannot_take(batch, message):
 
 
 def test_one_batch_that_is_not_in_a_list_is_refused():
-    for batch in (token_rows(2), {"input_ids": token_rows(2)}):
-        with pytest.raises(RequestError, match="expected a list of batches"):
+    for batch in (torch.randn(2, 3, 20), {"input_ids": token_rows(2)}):
+        with pytest.raises(RequestError, match="a list of batches, got one batch"):
             rectilinear.measure(build("llama"), batch)
+
+
+def test_tokens_in_all_their_forms_are_the_same_rows(tiny_llama, tiny_tokenizer, documents):
+    """Text, its ids, a tokenised dataset and a loader: the same scores to the bit, and the same rows by their hash."""
+    from torch.utils.data import DataLoader, TensorDataset
+
+    size = Rows(max_tokens=2048, seq_len=32)
+    texts = rectilinear.measure(tiny_llama, documents, rows=size, tokenizer=tiny_tokenizer, batch_size=16)
+    assert texts.data.source == "list in memory"
+    ids = [i for text in documents for i in tiny_tokenizer(text)["input_ids"]]
+    rows = torch.tensor(ids[:2048]).view(64, 32)
+    found = rectilinear.measure(tiny_llama, rows, batch_size=16)
+    assert (found.data.source, found.data.fingerprint) == ("rows", texts.data.fingerprint)
+    assert (found.blocks, found.warnings) == (texts.blocks, texts.warnings)
+    dataset = Dataset.from_dict({"input_ids": rows.tolist(), "attention_mask": torch.ones_like(rows).tolist()})
+    assert rectilinear.measure(tiny_llama, dataset, batch_size=16) == found
+    loader = DataLoader(TensorDataset(rows), batch_size=16)
+    batches = rectilinear.measure(tiny_llama, loader)
+    assert (batches.data.source, batches.blocks) == ("batches", texts.blocks)
+
+
+def test_a_text_that_is_no_path_is_said_to_be_one(tiny_llama, tiny_tokenizer, documents):
+    with pytest.raises(RequestError, match=r"got a text \('.*'\.\.\.\); try \[text\]"):
+        rectilinear.measure(tiny_llama, documents[0], tokenizer=tiny_tokenizer)
+
+
+def test_the_advice_about_few_tokens_is_right():
+    """Where tokens are few, adjusted scores are near those of many, and held-out scores are too low."""
+    model, rows = build("llama"), token_rows(600, 20)
+    truth = rectilinear.measure(model, [rows])
+    few = rectilinear.measure(model, [rows[:8]])
+    assert truth.warnings == ()
+    [warning, *_] = few.warnings
+    assert "held-out scores down; read adjusted, or measure 480 tokens" in warning
+    assert [column.name for column in few.tables()[0].columns].count("adjusted") == 2
+    assert [column.name for column in truth.tables()[0].columns].count("adjusted") == 0
+    for block, there in zip(few.blocks, truth.blocks, strict=True):
+        score, true = block.update_linearity, there.update_linearity.in_sample
+        assert score.held_out < true - 0.02
+        assert abs(score.adjusted - true) < min(abs(score.held_out - true), abs(score.in_sample - true))
 
 
 def test_inputs_that_are_all_padding_are_named_as_such():

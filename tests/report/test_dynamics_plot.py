@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rectilinear.measurement.dynamics import Dynamics
-from rectilinear.report.dynamics_plot import plot_dynamics, save_dynamics_figure
+from rectilinear.report.dynamics_plot import plot_dynamics
+from rectilinear.report.write import write_result
 from tests.report.conftest import block
 
 DOUBLING = [0, *(2**power for power in range(10)), 1000, 3000, 143000]
@@ -138,9 +139,9 @@ def test_blocks_without_scores_are_hatched(tmp_path):
     assert np.ma.getmaskarray(above.collections[0].get_array()).tolist() == [[False] * 2, [False] * 2, [False, True]]
     assert "hatched: no score" in above.get_title(loc="left")
     assert "hatched" not in axes_of(whole)[0].get_title(loc="left")
-    save_dynamics_figure(dynamics, tmp_path)
+    write_result(dynamics, tmp_path)
     empty = second.model_copy(update={"blocks": ()})
-    save_dynamics_figure(whole.model_copy(update={"points": (empty,)}), tmp_path)
+    write_result(whole.model_copy(update={"points": (empty,)}), tmp_path)
 
 
 def test_in_sample_scores_are_not_called_held_out():
@@ -155,7 +156,7 @@ def test_files_can_be_printed_searched_and_are_the_same_each_time(tmp_path):
     found = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        save_dynamics_figure(dynamics, tmp_path / name)
+        write_result(dynamics, tmp_path / name)
         found.append((tmp_path / name / "dynamics.svg").read_bytes())
     assert found[0] == found[1]
     content = (tmp_path / "one" / "dynamics.png").read_bytes()
@@ -171,3 +172,32 @@ def test_plotting_leaves_the_style_of_others_alone():
     before = dict(matplotlib.rcParams)
     plot_dynamics(make([0, 10], 2))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_several_trainings_share_their_steps():
+    one = make([0, 10, 500], 2, lambda step, index: 0.4 + step / 1000, name="runs/one")
+    two = make([0, 250, 500], 2, lambda step, index: 0.6 - step / 1000, name="runs/two")
+    [axes] = plot_dynamics(one, two).axes
+    found = {}
+    for container in axes.containers:
+        line = container.lines[0]
+        found[container.get_label()] = [*map(round, line.get_xdata())], [*line.get_ydata()]
+    assert found == {
+        "one": ([0, 1, 3], pytest.approx([0.4, 0.41, 0.9])),
+        "two": ([0, 2, 3], pytest.approx([0.6, 0.35, 0.1])),
+    }
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "10", "250", "500"]
+    assert axes.get_ylabel() == "update linearity, held out"
+
+
+def test_axes_of_ones_own():
+    from matplotlib.figure import Figure
+
+    mine = Figure()
+    above, below = mine.subplots(2, 1)
+    dynamics = make([0, 10], 2)
+    assert plot_dynamics(dynamics, ax=(above, below)) is mine
+    assert (len(above.collections), len(below.containers)) == (1, 2)
+    [alone] = (another := Figure()).subplots(1, 1, squeeze=False).flat
+    assert plot_dynamics(dynamics, ax=alone) is another
+    assert (alone.get_ylabel(), len(another.axes)) == ("linearity, held out", 1)

@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from rectilinear.report.plots import plot_profile, save_profile_figure
+from rectilinear.report.plots import plot_profile
+from rectilinear.report.write import write_result
 from tests.report.conftest import block
 
 USUAL = ((0.9, 0.8, 0.01), (0.6, 0.5, 0.02))
@@ -72,7 +73,7 @@ def test_the_title_names_model_and_text(profile):
 
 def test_names_with_dollar_signs(make_profile, tmp_path):
     profile = make_profile(block(0, *USUAL), name=r"a$\b$")
-    save_profile_figure(profile, tmp_path)
+    write_result(profile, tmp_path)
     assert r"a$\b$" in (tmp_path / "profile.svg").read_text()
 
 
@@ -99,7 +100,7 @@ def test_missing_values_leave_gaps(make_profile):
 
 
 def test_png_is_wide_enough_to_print(profile, tmp_path):
-    save_profile_figure(profile, tmp_path)
+    write_result(profile, tmp_path)
     content = (tmp_path / "profile.png").read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", content[16:24])
@@ -108,7 +109,7 @@ def test_png_is_wide_enough_to_print(profile, tmp_path):
 
 
 def test_svg_is_xml_with_text_that_can_be_searched(profile, tmp_path):
-    save_profile_figure(profile, tmp_path)
+    write_result(profile, tmp_path)
     root = ElementTree.parse(tmp_path / "profile.svg").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
@@ -119,7 +120,7 @@ def test_svg_is_the_same_bytes_each_time(profile, tmp_path):
     found = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        save_profile_figure(profile, tmp_path / name)
+        write_result(profile, tmp_path / name)
         found.append((tmp_path / name / "profile.svg").read_bytes())
     assert found[0] == found[1]
 
@@ -128,14 +129,14 @@ def test_plotting_leaves_the_style_of_others_alone(profile, tmp_path):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    save_profile_figure(profile, tmp_path)
+    write_result(profile, tmp_path)
     assert dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.filterwarnings("error")
 def test_odd_profiles_have_figures(odd_profile, tmp_path):
-    save_profile_figure(odd_profile, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["profile.png", "profile.svg"]
+    write_result(odd_profile, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["profile.json", "profile.png", "profile.svg"]
 
 
 def check_ticks(profile):
@@ -152,3 +153,36 @@ def test_blocks_are_marked_at_whole_numbers(profile, make_profile):
 
 def test_a_single_block_is_marked_at_a_whole_number(make_profile):
     check_ticks(make_profile(block(0, *USUAL)))
+
+
+def other(make_profile, name="org/other"):
+    return make_profile(block(0, (0.7, 0.6, 0.01), (0.4, 0.3, 0.02)), block(1, (0.7,), (0.35,)), name=name)
+
+
+def test_several_profiles_are_told_apart_by_their_models(profile, make_profile):
+    left, right = plot_profile(profile, other(make_profile)).axes
+    assert lines_of(left) == {"tiny-model": ([0, 1, 2], [0.81, 0.82, 0.83]), "other": ([0, 1], [0.6, 0.7])}
+    assert lines_of(right) == {"tiny-model": ([0, 1, 2], [0.51, 0.52, -0.12]), "other": ([0, 1], [0.3, 0.35])}
+    assert right.get_xlim()[1] > 2
+    [legend] = plot_profile(profile, other(make_profile)).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["tiny-model", "other"]
+
+
+def test_one_model_on_several_texts_is_told_apart_by_these(make_profile):
+    profiles = [make_profile(block(0, *USUAL), source=source) for source in ("a/one.txt", "a/two.txt")]
+    assert [*lines_of(plot_profile(*profiles).axes[0])] == ["tiny-model, one.txt", "tiny-model, two.txt"]
+
+
+def test_axes_of_ones_own(profile, make_profile):
+    from matplotlib.figure import Figure
+
+    mine = Figure()
+    first, second, third = mine.subplots(1, 3)
+    assert plot_profile(profile, ax=first) is mine
+    assert lines_of(first) == lines_of(plot_profile(profile).axes[1])
+    assert first.get_legend() is not None
+    assert plot_profile(profile, other(make_profile), ax=(second, third)) is mine
+    assert "output" in second.get_title(loc="left")
+    assert "update" in third.get_title(loc="left")
+    assert len(mine.axes) == 3
+    assert mine.get_suptitle() == ""

@@ -9,7 +9,6 @@ from cyclopts import Parameter
 from rectilinear.cli.panels import (
     MODEL,
     BatchSizeOption,
-    LoadingOptions,
     MeasurementOptions,
     OutputOptions,
     RowsOptions,
@@ -23,6 +22,13 @@ from rectilinear.runs import Output, claim
 from rectilinear.text.settings import Rows
 
 
+class Series(Loading):
+    """How the checkpoints of a series are loaded."""
+
+    revisions: str | None = None
+    """Branches, tags or commits of one Hub id, one a step: a,b,c."""
+
+
 def dynamics(
     checkpoint: Annotated[
         list[str],
@@ -33,13 +39,10 @@ def dynamics(
     /,
     *,
     text: TextOption,
-    revisions: Annotated[
-        str | None, Parameter(help="Branches, tags or commits of one Hub id, one a step: a,b,c.", group=MODEL)
-    ] = None,
     tokenizer: TokenizerOption = None,
     rows: RowsOptions = Rows(),
     measurement: MeasurementOptions = Measurement(),
-    loading: LoadingOptions = Loading(),
+    loading: Annotated[Series, Parameter("*", group=MODEL)] = Series(),
     batch_size: BatchSizeOption = "auto",
     output: OutputOptions = Output(),
 ) -> None:
@@ -52,7 +55,7 @@ def dynamics(
 
     Example: rectilinear dynamics EleutherAI/pythia-70m --revisions step1,step1000,step143000 --text stories
     """
-    series = checkpoint if revisions is None else _at_revisions(checkpoint, revisions)
+    series = checkpoint if loading.revisions is None else _at_revisions(checkpoint, loading.revisions)
     with claim(output.out, overwrite=output.overwrite) as folder:
         import rectilinear
         from rectilinear.cli.console import conclude

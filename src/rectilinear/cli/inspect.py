@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from rectilinear.cli.panels import WORK, AccessOptions, ModelArgument, OutputOptions
-from rectilinear.models.settings import Access
+from rectilinear.cli.panels import AccessOptions, ModelArgument, OutputOptions, StackOptions
+from rectilinear.models.settings import Access, Stack
 from rectilinear.runs import Output, claim, stage
 
 
@@ -16,10 +13,7 @@ def inspect(
     model: ModelArgument,
     /,
     *,
-    blocks: Annotated[
-        str | None,
-        Parameter(help="Dotted path of the block stack, such as model.layers; found when not given.", group=WORK),
-    ] = None,
+    stack: StackOptions = Stack(),
     access: AccessOptions = Access(),
     output: OutputOptions = Output(),
 ) -> None:
@@ -36,13 +30,14 @@ def inspect(
 
         config = load_config(model, revision=access.revision, trust_remote_code=access.trust_remote_code)
         built = build_without_weights(config, trust_remote_code=access.trust_remote_code)
-        described = {"id": model, "revision": access.revision, **describe(built, find_blocks(built, blocks))}
+        described = {"id": model, "revision": access.revision, **describe(built, find_blocks(built, stack.blocks))}
+        if out:
+            with stage(out) as folder:
+                text = json.dumps({"schema": "rectilinear.inspect/1", **described}, indent=2) + "\n"
+                (folder / "inspect.json").write_text(text, encoding="utf-8")
         for name, value in described.items():
             if value is not None:
                 shown = f"{value:,}" if isinstance(value, int) else value
                 print(f"{name.replace('_', ' '):<18} {shown}")
         if out:
-            with stage(out) as folder:
-                text = json.dumps({"schema": "rectilinear.inspect/1", **described}, indent=2) + "\n"
-                (folder / "inspect.json").write_text(text, encoding="utf-8")
             print(f"wrote inspect.json to {out}")

@@ -29,7 +29,9 @@ def main() -> None:
     An interrupted command exits 130 (Ctrl-C) or 143 (SIGTERM), as shells expect.
     """
     signal.signal(signal.SIGTERM, _terminate)
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; read when tqdm is first imported
+    # Read when libraries are first imported: no bars beside ours, no warnings about what a command does on purpose.
+    for name, value in (("TQDM_DISABLE", "1"), ("TRANSFORMERS_VERBOSITY", "error")):
+        os.environ.setdefault(name, value)
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()  # here, where a reader that is gone is known what to do about

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Group, Parameter
 
 from rectilinear.measurement.settings import Measurement
-from rectilinear.models.settings import Access, Loading
+from rectilinear.models.settings import Access, Loading, Stack
 from rectilinear.runs import Output, ResumableOutput
 from rectilinear.settings import BatchSize
 from rectilinear.text.settings import Rows, Source
@@ -29,6 +29,7 @@ AccessOptions = Annotated[Access, Parameter("*", group=MODEL)]
 LoadingOptions = Annotated[Loading, Parameter("*", group=MODEL)]
 SourceOptions = Annotated[Source, Parameter("*", group=TEXT)]
 RowsOptions = Annotated[Rows, Parameter("*", group=TEXT)]
+StackOptions = Annotated[Stack, Parameter("*", group=WORK)]
 MeasurementOptions = Annotated[Measurement, Parameter("*", group=WORK)]
 OutputOptions = Annotated[Output, Parameter("*", group=RUNTIME)]
 ResumableOutputOptions = Annotated[ResumableOutput, Parameter("*", group=RUNTIME)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rectilinear.linearization.plan import Plan
+from rectilinear.models.settings import Stack
 from rectilinear.settings import ONE_WORD, Indices, Settings, Target
 from rectilinear.text.settings import Rows
 
@@ -62,8 +63,7 @@ class Selection(Settings):
     """Which blocks first: most linear, least change of direction, or least loss, measured each time."""
     merge: bool = False
     """Replace consecutive blocks by one stand-in."""
-    stack: str | None = None
-    """Dotted path of the block stack, such as model.layers; found by structure when not given."""
+    stack: str | None = Field(None, description=Stack.model_fields["blocks"].description)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

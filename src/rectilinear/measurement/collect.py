@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,7 @@ from rectilinear.measurement.settings import Measurement
 from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import capture_blocks, evaluating, run, runnable
 from rectilinear.progress import Progress
-
-#: Inputs of one forward pass: a tensor ``[rows, ...]``, or keyword arguments, among them an
-#: ``attention_mask`` ``[rows, seq_len]`` where there is padding.
-Batch = Tensor | Mapping[str, Any]
+from rectilinear.text.batches import Batch as Batch
 
 
 def collect_moments(
@@ -55,7 +51,7 @@ def collect_moments(
             try:
                 accumulators[index].update(piece.of(x), piece.of(y), piece.fold)
             except NonFiniteError as error:
-                hint = "; try --dtype float32" if x.dtype.itemsize < 4 else ""
+                hint = "; try `dtype=float32`" if x.dtype.itemsize < 4 else ""
                 failures.append(JobError(f"block {first + index}: {error}{hint}"))
             except ValueError as error:
                 failures.append(JobError(f"block {first + index}: {error}"))

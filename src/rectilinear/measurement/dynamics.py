@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import Batch
 from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
 from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile
 from rectilinear.measurement.settings import Measurement
@@ -24,6 +22,7 @@ from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, EnvironmentRecord, Record, ResultFile
 from rectilinear.settings import BatchSize
 from rectilinear.tables import Cell, Column, Estimate, Table
+from rectilinear.text.batches import as_batches
 from rectilinear.text.settings import Rows
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ def merge_points(older: Iterable[Point], newer: Iterable[Point]) -> tuple[Point,
 @reporting_exhausted_memory
 def dynamics(
     checkpoints: str | Path | Sequence[str | Path],
-    text: str | Path | Iterable[Batch],
+    text: Any,
     measurement: Measurement = Measurement(),
     *,
     rows: Rows = Rows(),
@@ -202,12 +201,12 @@ def dynamics(
         JobError: as for `measure`.
     """
     check_batch_size(batch_size)
-    series, warnings = find_checkpoints(checkpoints, loading)
-    anatomy = check_alike(series, measurement.blocks)
-    given = text if isinstance(text, (str, Path, Mapping, Tensor)) else list(text)
-    inputs = _same_inputs(series, given, rows, tokenizer)
-    profiles = []
     with reporting(progress) as report:
+        report("reading the text", 0, 0)
+        series, warnings = find_checkpoints(checkpoints, loading)
+        anatomy = check_alike(series, measurement.blocks)
+        inputs = _same_inputs(series, text, rows, tokenizer)
+        profiles = []
         for done, checkpoint in enumerate(series):
             report("checkpoints", done, len(series))
             try:
@@ -216,37 +215,34 @@ def dynamics(
                 raise JobError(f"{checkpoint.source}: {error}") from error
         report("checkpoints", len(series), len(series))
     last = profiles[-1]
-    precisions = {profile.environment.dtype: profile.model.id for profile in profiles}
-    if len(precisions) > 1:
-        found = ", ".join(f"{dtype} ({name})" for dtype, name in precisions.items())
-        warnings.append(f"checkpoints are in different precisions: {found}; try `dtype=float32` to compare them")
     return Dynamics(
-        model=TrainedModelRecord(
-            id=_name(checkpoints),
-            architecture=anatomy.architecture,
-            num_blocks=anatomy.num_blocks,
-            width=last.model.width,
-            parameters=anatomy.parameters,
-        ),
+        model=TrainedModelRecord(**vars(anatomy) | {"id": _name(checkpoints), "width": last.model.width}),
         data=last.data,
         settings=last.settings,
         environment=last.environment,
         points=tuple(map(_point, series, profiles)),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_about_precisions(profiles)),
     )
 
 
+def _about_precisions(profiles: Sequence[Profile]) -> list[str]:
+    precisions = {profile.environment.dtype: profile.model.id for profile in profiles}
+    if len(precisions) < 2:
+        return []
+    found = ", ".join(f"{dtype} ({name})" for dtype, name in precisions.items())
+    return [f"checkpoints are in different precisions: {found}; try `dtype=float32` to compare them"]
+
+
 def _same_inputs(
-    series: Sequence[Checkpoint],
-    text: str | Path | Iterable[Batch],
-    rows: Rows,
-    tokenizer: PreTrainedTokenizerBase | None,
+    series: Sequence[Checkpoint], text: Any, rows: Rows, tokenizer: PreTrainedTokenizerBase | None
 ) -> Inputs:
     """The inputs that every checkpoint takes, and makes of the text with its own tokenizer."""
+    tokens = as_batches(text)  # once: it may be an iterator
+    given = text if tokens is None else tokens
     first, *others = series
-    inputs = read_inputs(first.origin, text, rows, tokenizer)
+    inputs = read_inputs(first.origin, given, rows, tokenizer)
     for other in others:
-        if read_inputs(other.origin, text, rows, tokenizer).fingerprint != inputs.fingerprint:
+        if read_inputs(other.origin, given, rows, tokenizer).fingerprint != inputs.fingerprint:
             raise RequestError(
                 f"expected tokenizers that make the same rows of the text, got different rows of {first.source} and "
                 f"{other.source}; try `tokenizer` with the one they were trained with"

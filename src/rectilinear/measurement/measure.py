@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rectilinear.core.moments import holds_float64
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import Batch, collect_moments, count_rows, tensors_of
+from rectilinear.measurement.collect import collect_moments, count_rows, tensors_of
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record, find_warnings
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
@@ -27,8 +27,10 @@ from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, settings_record
 from rectilinear.settings import BatchSize
+from rectilinear.text.batches import Batch, as_batches
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.settings import Rows
+from rectilinear.text.sources import name_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 @reporting_exhausted_memory
 def measure(
     model: str | Path | nn.Module,
-    text: str | Path | Iterable[Batch],
+    text: Any,
     measurement: Measurement = Measurement(),
     *,
     rows: Rows = Rows(),
@@ -51,9 +53,10 @@ def measure(
     Args:
         model: Hub id, path, ``"storyteller"``, or any module. A module is measured where it is,
             as it is; its mode, hooks and weights are left as they were.
-        text: a text source (see `rectilinear.text.sources.open_text`), or batches: tensors
-            ``[rows, seq_len]`` or mappings of keyword arguments, where ``attention_mask`` marks
-            padding, which never enters.
+        text: a text source (a path, a Hub dataset id, ``"stories"``, a list of strings; see
+            `rectilinear.text.sources.open_text`), or tokens (ids ``[rows, seq_len]``, a tokenised
+            dataset, a `DataLoader`, a list of batches; see `rectilinear.text.batches.as_batches`),
+            where ``attention_mask`` marks padding, which never enters.
         measurement: how to measure.
         rows: how text becomes rows of tokens.
         loading: how the model is loaded.
@@ -71,6 +74,7 @@ def measure(
     with reporting(progress) as report:
         origin = Origin(model, loading)
         # Before the weights, which may take long: everything that can be refused without them.
+        report("reading the text", 0, 0)
         inputs = read_inputs(origin, text, rows, tokenizer)
         return profile_model(origin, inputs, measurement, batch_size, report)
 
@@ -95,44 +99,49 @@ class Inputs:
 
 
 def read_inputs(
-    origin: Origin, text: str | Path | Iterable[Batch], rows: Rows, tokenizer: PreTrainedTokenizerBase | None = None
+    origin: Origin, text: Any, rows: Rows = Rows(), tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Inputs:
-    """Rows of a text for a model, or batches that it can take; needs no weights.
+    """What a model is run on: rows of a text, or tokens as they are; needs no weights.
 
     Raises:
         RequestError: no such text, or nothing that the model can take.
     """
-    if isinstance(text, (str, Path)):
-        packed = origin.rows(text, rows, tokenizer)
-        return Inputs(packed.ids, str(text), packed.fingerprint, rows.seq_len, rows.model_dump(exclude={"seq_len"}))
-    return batch_inputs(text, origin.config())
+    tokens = as_batches(text)
+    if tokens is not None:
+        return token_inputs(tokens, origin.config())
+    packed = origin.rows(text, rows, tokenizer)
+    reading = rows.model_dump(exclude={"seq_len"})
+    return Inputs(packed.ids, name_source(text), packed.fingerprint, rows.seq_len, reading)
 
 
-def batch_inputs(given: Iterable[Batch], config: Any = None) -> Inputs:
-    """Batches that a model of some configuration can take.
+def token_inputs(tokens: Tensor | Sequence[Batch], config: Any, source: str | None = None) -> Inputs:
+    """Rows ``[rows, seq_len]`` or batches that a model of some configuration can take.
 
     Raises:
-        RequestError: one batch instead of several, or ids that it cannot take.
+        RequestError: ids that it cannot take.
     """
-    if isinstance(given, (Mapping, Tensor)):
-        raise RequestError("expected a list of batches, got one batch; try [batch]")
-    batches = list(given)
-    for batch in batches:
+    if isinstance(tokens, Tensor):
+        ids = tokens.detach().cpu()
+        check_rows(config, ids)
+        return Inputs(ids, source or "rows", fingerprint([ids]), ids.shape[1], {})
+    for batch in tokens:
         for ids in tensors_of(batch)[:1]:
             check_rows(config, ids)
-    parts = [part for batch in batches for tensor in tensors_of(batch) for part in (f"{[*tensor.shape]}", tensor)]
-    return Inputs(batches, "batches", fingerprint(parts), None, {})
+    parts = [part for batch in tokens for tensor in tensors_of(batch) for part in (f"{[*tensor.shape]}", tensor)]
+    return Inputs(tokens, "batches", fingerprint(parts), None, {})
 
 
 def profile_model(
     origin: Origin, inputs: Inputs, measurement: Measurement, batch_size: BatchSize, progress: Progress
 ) -> Profile:
     """Load a model and profile it on inputs that were read for it; see `measure`."""
+    progress("loading the model", 0, 0)
     module = origin.load()
     stack = find_blocks(module, measurement.blocks)
 
     def profile(batches: Sequence[Batch]) -> Profile:
         scored = score_model(module, stack, batches, inputs, measurement, progress)
+        progress("hashing the weights", 0, 0)
         return Profile(
             model=record_model(module, origin, stack, scored.width),
             data=scored.data,

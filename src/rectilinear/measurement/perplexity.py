@@ -91,7 +91,7 @@ def measure_perplexity(
         JobError: a loss that is not finite.
     """
     if ids.ndim != 2 or not len(ids) or ids.shape[1] < 2:
-        raise RequestError(f"expected rows of at least 2 tokens, got {[*ids.shape]}; try a longer --seq-len")
+        raise RequestError(f"expected rows of at least 2 tokens, got {[*ids.shape]}; try a larger `seq_len`")
     sums: list[Tensor] = []
     done = 0
     with evaluating(model), torch.no_grad():
@@ -140,7 +140,7 @@ def _check_finite(sums: Tensor, first: int, dtype: torch.dtype) -> None:
     """Refuse ``[rows]`` losses that are not finite; ``first`` is the number of the first row."""
     for row, loss in enumerate(sums.tolist(), first):
         if not math.isfinite(loss):
-            hint = "; try --dtype float32" if dtype.itemsize < 4 else ""
+            hint = "; try `dtype=float32`" if dtype.itemsize < 4 else ""
             raise JobError(f"expected a finite loss, got {loss} at row {row} of the text{hint}")
 
 

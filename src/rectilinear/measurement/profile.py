@@ -13,6 +13,9 @@ from rectilinear.tables import Cell, Column, Estimate, Table
 #: How close scores are to come to those of a float64 decomposition of stored activations.
 ACCURACY = 1e-6
 
+#: Tokens for each dimension of the hidden states below which scores are warned about.
+TOKENS_A_FEATURE = 20
+
 
 class LinearityRecord(Record):
     """See `rectilinear.core.scores.Linearity`; null where the data cannot give a value."""
@@ -79,33 +82,30 @@ class Profile(ResultFile):
     def tables(self) -> tuple[Table, ...]:
         """One line a block: scores in sample and held out, and the levels to read them against."""
         sinks = any(block.without_sinks.sinks for block in self.blocks)
-        scores = (Column("linearity", ".4f"), Column("held out", ".4f"), Column("identity", ".4f"))
-        updates = (Column("update\nlinearity", ".4f"), Column("held out", ".4f"), Column("null", ".4f"))
+        few = self.data.tokens < TOKENS_A_FEATURE * (self.model.width or 0)
+        adjusted = (Column("adjusted", ".4f"),) * few
+        scores = (Column("linearity", ".4f"), *adjusted, Column("held out", ".4f"), Column("identity", ".4f"))
+        updates = (Column("update\nlinearity", ".4f"), *adjusted, Column("held out", ".4f"), Column("null", ".4f"))
         others = (Column("|d|/|y|", ".3f"), Column("cosine", ".3f"))
         without = (Column("sinks"), Column("update lin.\nwithout them", ".4f")) if sinks else ()
         blocks = f"{self.model.num_blocks} block{'s' * (self.model.num_blocks != 1)} of width {self.model.width}"
         table = Table.of(
             [Column("block"), *scores, *updates, *others, *without],
-            [_cells(block, sinks) for block in self.blocks],
+            [_cells(block, few, sinks) for block in self.blocks],
             title=f"{self.model.id}: {blocks}, {self.data.tokens:,} tokens of {self.data.source}",
             caption="held out: mean over folds, ± standard error; null: what independent data would score in sample",
         )
         return (table,)
 
 
-def _cells(block: BlockRecord, sinks: bool) -> list[Cell]:
-    without = block.without_sinks
+def _cells(block: BlockRecord, few: bool, sinks: bool) -> list[Cell]:
+    output, update, without = block.linearity, block.update_linearity, block.without_sinks
     share = "-" if without.sink_energy is None else f"{without.sink_energy:.1%}"
     return [
         block.index,
-        block.linearity.in_sample,
-        block.linearity.estimate,
-        block.identity,
-        block.update_linearity.in_sample,
-        block.update_linearity.estimate,
-        block.null,
-        block.update_ratio,
-        block.cosine,
+        *(output.in_sample, *[output.adjusted] * few, output.estimate, block.identity),
+        *(update.in_sample, *[update.adjusted] * few, update.estimate, block.null),
+        *(block.update_ratio, block.cosine),
         *([f"{without.sinks} ({share})", without.update_linearity.in_sample] if sinks else []),
     ]
 
@@ -143,18 +143,18 @@ def block_record(index: int, scores: BlockScores) -> BlockRecord:
 
 def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wanted_folds: int) -> list[str]:
     """What a reader of these scores must know, each with what to do about it."""
-    folds = min(wanted_folds, data.rows)
-    tokens = data.tokens
+    folds, tokens, enough = min(wanted_folds, data.rows), data.tokens, TOKENS_A_FEATURE * width
     found = []
     if tokens <= width + 1:
         found.append(
             f"{tokens} tokens for width {width}: every in-sample score is 1 by construction; "
-            f"measure at least {20 * width} tokens"
+            f"measure at least {enough} tokens"
         )
-    elif tokens < 20 * width:
+    elif tokens < enough:
         found.append(
-            f"{tokens} tokens are fewer than 20 x width {width}: in-sample scores are biased up (independent data "
-            f"would score {blocks[0].null:.3f}); read held_out or adjusted, or measure {20 * width} tokens"
+            f"{tokens} tokens are fewer than {TOKENS_A_FEATURE} x width {width}: in-sample scores are biased up "
+            f"(independent data would score {blocks[0].null:.3f}), held-out scores down; read adjusted, or measure "
+            f"{enough} tokens"
         )
     if folds < wanted_folds:
         found.append(
@@ -174,7 +174,7 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
     found += _about_blocks(
         [b for b in blocks if b.solve.error > ACCURACY],
         lambda b: f"{b.solve.error:.0e}",
-        "float32 products resolve these activations poorly, try --products float64: scores may be off by",
+        "float32 products resolve these activations poorly, try `products=float64`: scores may be off by",
     )
     found += _about_blocks(
         [b for b in blocks if folds > 1 and _lacks_held_out(b)],

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
-from rectilinear.settings import Settings
+from rectilinear.models.settings import Stack
 
 
-class Measurement(Settings):
+class Measurement(Stack):
     """How linearity is measured; definitions in docs/method.md."""
 
     folds: PositiveInt = 4
@@ -20,5 +20,3 @@ class Measurement(Settings):
     """A token is an attention sink if |x| exceeds this many times the median norm of the first 256 tokens."""
     products: Literal["auto", "float32", "float64"] = "auto"
     """Precision of products of activations; 'auto' is float64 where float32 would not do."""
-    blocks: str | None = None
-    """Dotted path of the block stack, such as model.layers; found by structure when not given."""

@@ -1,8 +1,15 @@
-"""How a model is loaded."""
+"""How a model is loaded, and where its blocks are."""
 
 from __future__ import annotations
 
 from rectilinear.settings import DType, Settings
+
+
+class Stack(Settings):
+    """Where a model's blocks are."""
+
+    blocks: str | None = None
+    """Dotted path of the block stack, such as model.layers; found by structure when not given."""
 
 
 class Access(Settings):

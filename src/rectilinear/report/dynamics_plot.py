@@ -2,58 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from math import ceil, floor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rectilinear.measurement.dynamics import Dynamics, Mean, best_value, mean_curve
-from rectilinear.report.style import BLUE, ORANGE, STYLE, save_figure, say_what
+from rectilinear.report.style import (
+    BLUE,
+    FLOOR,
+    ORANGE,
+    SERIES,
+    draw_scores,
+    drawing,
+    finish_scores,
+    mark_whole_numbers,
+    name_all,
+    numbers,
+    say_what,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Scores below this are off the scale: a map that is so much worse than none is no more informative than this.
-_FLOOR = -0.3
-
 # Letters that fit below the figure, and how many there are between two labels at least.
 _ROOM, _GAP = 84, 3
 
 
-def plot_dynamics(dynamics: Dynamics) -> Figure:
+def plot_dynamics(dynamics: Dynamics, *others: Dynamics, ax: Axes | Sequence[Axes] | None = None) -> Figure:
     """How linear blocks are at each step of training.
 
     Above, the update linearity of every block (held out where there is such a score); cells without a score
     are hatched. Below, the means over blocks of update linearity and linearity: error bars are two standard
     errors over parts of the text, bands reach from the least to the most linear block. Every point has a column
     of the same width, whatever the steps between them, so that early and late steps can both be read.
+    Of several trainings the means of update linearity alone, a colour each.
+
+    Args:
+        dynamics: what to show.
+        others: what to show beside it.
+        ax: axes to draw into: two, one above the other, or one for the means alone; default: those of a new figure.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(STYLE):
-        count = len(dynamics.points)
-        figure = Figure(figsize=(7.2, 5.0), layout="constrained")
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.25, 1])
-        _draw_blocks(above, dynamics)
-        shift = min(0.006 * count, 0.15)  # so that error bars of the two do not hide each other
-        _draw_mean(below, mean_curve(dynamics, "linearity"), BLUE, "o", "output, $y = x + d$", -shift)
-        _draw_mean(below, mean_curve(dynamics, "update_linearity"), ORANGE, "s", "update, $d$", shift)
-        _finish(below, dynamics)
-        above.set_xlim(-0.5, count - 0.5)
-        say_what(figure, dynamics.model.id, dynamics.data)
+    series = (dynamics, *others)
+    steps = sorted({point.step for each in series for point in each.points})
+    two = {"size": (7.2, 5.0), "rows": 2, "sharex": True, "height_ratios": [1.25, 1]}
+    with drawing(ax, **({"size": (7.2, 3.1)} if others else two)) as (figure, axes):
+        if len(axes) > 1 and not others:
+            _draw_blocks(axes[0], dynamics)
+        means = axes[-1]
+        shift = min(0.006 * len(steps), 0.15)  # so that error bars do not hide each other
+        if others:
+            for place, (each, label) in enumerate(zip(series, name_all(series), strict=True)):
+                color, marker = SERIES[place % len(SERIES)]
+                off = shift * (2 * place / (len(series) - 1) - 1)
+                _draw_mean(means, mean_curve(each), steps, off, color=color, marker=marker, label=label)
+        else:
+            curve = mean_curve(dynamics, "linearity")
+            _draw_mean(means, curve, steps, -shift, color=BLUE, marker="o", label="output, $y = x + d$")
+            _draw_mean(means, mean_curve(dynamics), steps, shift, color=ORANGE, marker="s", label="update, $d$")
+        _finish(means, steps, series)
+        axes[0].set_xlim(-0.5, len(steps) - 0.5)
+        if ax is None and not others:
+            say_what(figure, dynamics.model.id, dynamics.data)
     return figure
-
-
-def save_dynamics_figure(dynamics: Dynamics, folder: str | Path) -> None:
-    """Write ``dynamics.png`` (300 dpi) and ``dynamics.svg`` into a folder."""
-    save_figure(plot_dynamics(dynamics), folder, "dynamics")
 
 
 def _draw_blocks(axes: Axes, dynamics: Dynamics) -> None:
     import numpy
-    from matplotlib.ticker import MaxNLocator
 
     blocks, nan = dynamics.model.num_blocks, float("nan")
     values = numpy.full((blocks, len(dynamics.points)), nan)
@@ -76,19 +92,19 @@ def _draw_blocks(axes: Axes, dynamics: Dynamics) -> None:
         rasterized=True,
     )
     bar = axes.figure.colorbar(mesh, ax=axes, extend="min" if below else "neither", pad=0.015)
-    bar.set_label(f"update linearity{_held_out(dynamics)}")
+    bar.set_label(f"update linearity{_held_out([dynamics])}")
     bar.outline.set_visible(False)
     hatched = " (hatched: no score)" if numpy.isnan(values).any() else ""
     axes.set_title(f"Linearity of each block's update, $d${hatched}")
     axes.set_ylabel("block")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    mark_whole_numbers(axes.yaxis, 10)
     axes.tick_params(bottom=False)
     for side in axes.spines.values():
         side.set_visible(False)
 
 
-def _held_out(dynamics: Dynamics) -> str:
-    blocks = [block for point in dynamics.points for block in point.blocks]
+def _held_out(series: Sequence[Dynamics]) -> str:
+    blocks = [block for each in series for point in each.points for block in point.blocks]
     return ", held out" if blocks and all(block.update_linearity.held_out is not None for block in blocks) else ""
 
 
@@ -96,7 +112,7 @@ def _range(values: list[float]) -> tuple[float, float, bool]:
     """Ends of the colour scale on multiples of 0.05, at least 0.2 apart; whether a value is below them."""
     if not values:
         return 0.0, 1.0, False
-    low = max(_FLOOR, floor(min(values) * 20) / 20)
+    low = max(FLOOR, floor(min(values) * 20) / 20)
     high = max(low, min(1.0, ceil(max(values) * 20) / 20))
     if high - low < 0.2:
         high = min(1.0, low + 0.2)
@@ -104,37 +120,22 @@ def _range(values: list[float]) -> tuple[float, float, bool]:
     return low, high, min(values) < low - 1e-9
 
 
-def _draw_mean(axes: Axes, curve: list[Mean], color: str, marker: str, label: str, shift: float) -> None:
-    nan = float("nan")
-    places = [place + shift for place in range(len(curve))]
-    lowest = [nan if mean.lowest is None else mean.lowest for mean in curve]
-    highest = [nan if mean.highest is None else mean.highest for mean in curve]
+def _draw_mean(axes: Axes, curve: list[Mean], steps: list[int], shift: float, *, color: str, **style: str) -> None:
+    places = [steps.index(mean.step) + shift for mean in curve]
+    lowest, highest = numbers(mean.lowest for mean in curve), numbers(mean.highest for mean in curve)
     if len(curve) > 1:
         axes.fill_between(places, lowest, highest, color=color, alpha=0.15, linewidth=0)
     else:
         axes.vlines(places, lowest, highest, color=color, alpha=0.15, linewidth=8)
-    axes.errorbar(
-        places,
-        [nan if mean.mean is None else mean.mean for mean in curve],
-        yerr=[0.0 if mean.stderr is None else 2 * mean.stderr for mean in curve],
-        color=color,
-        marker=marker,
-        markersize=3.5 if len(curve) <= 30 else 2,
-        markerfacecolor="white",
-        linewidth=1.2,
-        capsize=2 if len(curve) <= 30 else 0,
-        label=label,
-    )
+    size = {"markersize": 3.5, "capsize": 2} if len(steps) <= 30 else {"markersize": 2, "capsize": 0}
+    draw_scores(axes, places, [m.mean for m in curve], [m.stderr for m in curve], color=color, **size, **style)
 
 
-def _finish(axes: Axes, dynamics: Dynamics) -> None:
-    steps = [point.step for point in dynamics.points]
-    low, _ = axes.get_ylim()
-    axes.set_ylim(max(min(0.0, low), _FLOOR), 1.02)
-    axes.set_title("Mean over blocks ± 2 s.e., and from the least to the most linear block")
-    axes.set_ylabel(f"linearity{_held_out(dynamics)}")
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
+def _finish(axes: Axes, steps: list[int], series: Sequence[Dynamics]) -> None:
+    finish_scores(axes)
+    of = " of the updates" if len(series) > 1 else ""
+    axes.set_title(f"Mean over blocks{of} ± 2 s.e., and from the least to the most linear block")
+    axes.set_ylabel(f"{'update ' if of else ''}linearity{_held_out(series)}")
     axes.legend(loc="best", ncols=2, fontsize=8)
     labels = [f"{step:,}" for step in steps]
     places = _labelled(labels)

@@ -2,68 +2,77 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rectilinear.evaluation.probe_record import Probe
-from rectilinear.report.style import BLUE, GREY, ORANGE, STYLE, save_figure
+from rectilinear.report.style import (
+    BLUE,
+    GREY,
+    ORANGE,
+    SERIES,
+    draw_grid,
+    draw_scores,
+    drawing,
+    last_part,
+    mark_whole_numbers,
+    name_all,
+)
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def plot_probe(probe: Probe) -> Figure:
+def plot_probe(probe: Probe, *others: Probe, ax: Axes | None = None) -> Figure:
     """What probes get right, by depth.
 
     The first metric of the task on the validation part with two standard errors, beside cross-validation on the
-    training part, over the level of the commonest answer.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    training part, over the level of the commonest answer. Of several probes the validation part alone, a colour each.
 
+    Args:
+        probe: what to show.
+        others: what to show beside it, of the same task.
+        ax: axes to draw into; default: those of a new figure.
+    """
+    probes = (probe, *others)
     name, *_ = probe.points[0].metrics
-    found = [point.metrics[name] for point in probe.points]
-    depths = [point.depth for point in probe.points]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-        axes = figure.subplots()
-        axes.axhline(found[0].baseline, color=GREY, linestyle=":", linewidth=1.2, label="commonest answer")
-        axes.plot(
-            depths,
-            [point.cross_validated for point in probe.points],
-            color=ORANGE,
-            marker="s",
-            markersize=3,
-            linewidth=1,
-            linestyle="--",
-            label="cross-validation, training part",
-        )
-        axes.errorbar(
-            depths,
-            [metric.value for metric in found],
-            yerr=[2 * (metric.stderr or 0.0) for metric in found],
-            color=BLUE,
-            marker="o",
-            markersize=4,
-            markerfacecolor="white",
-            linewidth=1.4,
-            capsize=2 if len(depths) <= 40 else 0,
-            label="validation part ± 2 s.e.",
-        )
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=14, min_n_ticks=1))
+    with drawing(ax, (6.4, 3.4)) as (figure, [axes]):
+        baseline = probe.points[0].metrics[name].baseline
+        axes.axhline(baseline, color=GREY, linestyle=":", linewidth=1.2, label="commonest answer")
+        if not others:
+            axes.plot(
+                [point.depth for point in probe.points],
+                [point.cross_validated for point in probe.points],
+                color=ORANGE,
+                marker="s",
+                markersize=3,
+                linewidth=1,
+                linestyle="--",
+                label="cross-validation, training part",
+            )
+        labels = name_all(probes) if others else ["validation part ± 2 s.e."]
+        for place, (each, label) in enumerate(zip(probes, labels, strict=True)):
+            found = [point.metrics[name] for point in each.points]
+            color, marker = SERIES[place % len(SERIES)] if others else (BLUE, "o")
+            draw_scores(
+                axes,
+                [point.depth for point in each.points],
+                [metric.value for metric in found],
+                [metric.stderr for metric in found],
+                color=color,
+                marker=marker,
+                markersize=4,
+                linewidth=1.4,
+                capsize=2 if len(found) <= 40 else 0,
+                label=label,
+            )
+        mark_whole_numbers(axes.xaxis, 14)
         axes.set_xlabel("depth (0: into the first block, k: out of block k - 1)")
         axes.set_ylabel(name.replace("_", " "))
         low, high = axes.get_ylim()
         axes.set_ylim(max(0.0, low), min(1.02, high + 0.15 * (high - low)))  # room for the legend
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
+        draw_grid(axes)
         axes.legend(loc="upper center", ncols=3, fontsize=8)
-        model = Path(probe.model.id).name or probe.model.id
-        axes.set_title(f"Linear probes of {probe.task}, {model}, {probe.data.validation:,} questions", parse_math=False)
+        model = "" if others else f" {last_part(probe.model.id)},"
+        axes.set_title(f"Linear probes of {probe.task},{model} {probe.data.validation:,} questions", parse_math=False)
     return figure
-
-
-def save_probe_figure(probe: Probe, folder: str | Path) -> None:
-    """Write ``probe.png`` (300 dpi) and ``probe.svg`` into a folder."""
-    save_figure(plot_probe(probe), folder, "probe")

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import Batch, count_rows
+from rectilinear.measurement.collect import count_rows
 from rectilinear.measurement.dynamics import (
     Dynamics,
     Point,
@@ -24,16 +24,16 @@ from rectilinear.measurement.dynamics import (
     mean_of,
     merge_points,
 )
-from rectilinear.measurement.measure import Inputs, Scored, batch_inputs, score_model
+from rectilinear.measurement.measure import Scored, score_model, token_inputs
 from rectilinear.measurement.profile import BlockRecord
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.blocks import find_blocks
-from rectilinear.models.describe import check_rows, count_parameters
+from rectilinear.models.describe import count_parameters
 from rectilinear.models.records import record_environment
 from rectilinear.models.wrapped import architecture_of, own_precision, own_randomness, trained_model
 from rectilinear.results import settings_record
-from rectilinear.text.fingerprint import fingerprint
+from rectilinear.text.batches import as_batches
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -65,7 +65,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def __init__(
         self,
         trainer: Trainer,
-        rows: Tensor | Iterable[Batch],
+        rows: Any,
         every: int = 100,
         *,
         measurement: Measurement = Measurement(),
@@ -76,13 +76,13 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Check what can be checked before training.
 
         Args:
-            trainer: whose model is measured, and whose ``log`` is told.
-            rows: token ids ``[rows, seq_len]``, the same at each point, or batches as for `measure`.
-                Not of the text that is trained on; 20 times the width in tokens, or more.
+            trainer: whose model is measured, and whose ``log`` gets the scores.
+            rows: tokens as for `measure` (ids ``[rows, seq_len]``, a tokenised dataset, batches), the same at each
+                point. Not of the text that is trained on; 20 times the width in tokens, or more.
             every: optimizer steps from point to point.
             measurement: how to measure.
             batch_size: rows of token ids in a forward pass.
-            source: where rows of token ids come from, as ``dynamics.json`` is to say it.
+            source: where rows of token ids come from, for ``dynamics.json``.
             out: folder for ``dynamics.json``; default: the trainer's ``output_dir``.
 
         Raises:
@@ -96,9 +96,11 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._measurement = measurement
         _, model = trained_model(trainer)
         config = getattr(model, "config", None)
-        self._inputs = _read_rows(rows, config, source)
-        given = self._inputs.data
-        self._batches = list(torch.split(given, batch_size)) if isinstance(given, Tensor) else list(given)
+        tokens = as_batches(rows)
+        if tokens is None:
+            raise RequestError(f"expected token ids [rows, seq_len] or batches, got {type(rows).__name__}")
+        self._inputs = token_inputs(tokens, config, source)
+        self._batches = [*torch.split(tokens, batch_size)] if isinstance(tokens, Tensor) else tokens
         if not sum(map(count_rows, self._batches)):
             raise RequestError("expected at least one row to measure, got none")
         stack = find_blocks(model, measurement.blocks)
@@ -162,10 +164,10 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         )
         self.dynamics = self._dynamics(scored, merge_points(self.dynamics.points if self.dynamics else (), [point]))
         self._save(state)
-        # Logging counts as an answer to the flow's own wish to log, which would lose its loss.
-        asked = control.should_log
+        # Logging counts as an answer to the trainer's own request to log, which would lose its loss.
+        wanted = control.should_log
         self._trainer.log({**_scalars(step, scored.blocks), "linearity/probe_seconds": seconds})
-        control.should_log = self._trainer.control.should_log = asked
+        control.should_log = self._trainer.control.should_log = wanted
 
     @reporting_exhausted_memory
     def _measure(self) -> Scored:
@@ -178,13 +180,13 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         return Dynamics(
             model=TrainedModelRecord(**self._model, width=scored.width),
             data=scored.data,
-            settings=self._told_settings() | {"batch_size": scored.batch_size, "every": self._every},
+            settings=self._recorded() | {"batch_size": scored.batch_size, "every": self._every},
             environment=record_environment(trained_model(self._trainer)[1]),
             points=points,
             warnings=self._skipped,
         )
 
-    def _told_settings(self) -> dict[str, Any]:
+    def _recorded(self) -> dict[str, Any]:
         """All that scores depend on beside the model and the rows."""
         return settings_record(self._measurement, blocks=self._path)
 
@@ -207,12 +209,12 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         file = self._out / Dynamics.file_name
         found = Dynamics.load(file)
         model = {name: getattr(found.model, name) for name in self._model if name != "id"}
-        settings = {name: found.settings.get(name) for name in self._told_settings()}
+        settings = {name: found.settings.get(name) for name in self._recorded()}
         theirs = {"rows": found.data.fingerprint, "model": model, "settings": settings}
         ours = {
             "rows": self._inputs.fingerprint,
             "model": {name: self._model[name] for name in model},
-            "settings": self._told_settings(),
+            "settings": self._recorded(),
         }
         if other := [what for what in ours if theirs[what] != ours[what]]:
             raise RequestError(
@@ -225,27 +227,14 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self.dynamics = found.model_copy(update={"points": kept, "warnings": self._skipped})
 
 
-def _read_rows(rows: Tensor | Iterable[Batch], config: Any, source: str) -> Inputs:
-    """Rows or batches to measure; rows of the text that `measure` reads have the fingerprint that they have there."""
-    if not isinstance(rows, Tensor):
-        return batch_inputs(rows, config)
-    if rows.ndim != 2 or rows.is_floating_point():
-        raise RequestError(
-            f"expected token ids [rows, seq_len], got {[*rows.shape]} {rows.dtype}; try a list of batches"
-        )
-    ids = rows.detach().cpu().long()
-    check_rows(config, ids)
-    return Inputs(ids, source, fingerprint([ids]), ids.shape[1], {})
-
-
 def _scalars(step: int, blocks: Iterable[BlockRecord]) -> dict[str, float]:
     """What to log, by name; scores that are not there are left out."""
-    told: dict[str, float | None] = {}
+    found: dict[str, float | None] = {}
     scores: tuple[Score, ...] = ("linearity", "update_linearity")
     for score in scores:
-        told[f"{score}/mean"] = mean_of(step, blocks, score).mean
-        told |= {f"{score}/block_{block.index:02d}": best_value(getattr(block, score)) for block in blocks}
-    return {name: value for name, value in told.items() if value is not None}
+        found[f"{score}/mean"] = mean_of(step, blocks, score).mean
+        found |= {f"{score}/block_{block.index:02d}": best_value(getattr(block, score)) for block in blocks}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _step_of(warning: str) -> int:
