@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 import rectilinear
 from rectilinear import RequestError
@@ -204,3 +205,11 @@ def test_how_good_stand_ins_of_a_real_model_are(options, most, shared, tmp_path,
     assert scored.perplexity <= most
     dense = rectilinear.evaluate(model, stories / "valid.txt", max_tokens=100_000, speed=False, **size)
     assert dense.perplexity == pytest.approx(6.0, abs=0.05)
+
+
+def test_what_was_seen_as_the_model_was_loaded_is_in_the_plan(save_checkpoint, text_file):
+    folder = save_checkpoint(build("llama"))
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "value_head.weight": torch.ones(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    made = conftest.linearize(folder, text_file, kind="drop", blocks=[1], max_tokens=640, seq_len=32, device="cpu")
+    assert "(1, value_head.weight among them)" in made.plan.warnings[0]

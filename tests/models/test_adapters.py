@@ -11,6 +11,7 @@ from rectilinear.errors import RequestError
 from rectilinear.models.load import load_classifier, load_config, load_model, load_tokenizer
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
+from tests import conftest
 from tests.conftest import build_llama
 from tests.families import token_rows
 
@@ -92,11 +93,9 @@ def test_an_adapter_s_own_tokenizer_comes_first(folder, tiny_tokenizer):
 
 
 def test_an_edited_copy_does_not_touch_what_was_given(adapted, text_file, tiny_tokenizer):
-    import rectilinear
-
     options = {"tokenizer": tiny_tokenizer, "max_tokens": 640, "seq_len": 32}
     before = logits(adapted)
-    made = rectilinear.linearize(adapted, text_file, kind="affine", blocks=[1], **options)
+    made = conftest.linearize(adapted, text_file, kind="affine", blocks=[1], **options)
     assert type(made.model).__name__ == "RectilinearLlamaForCausalLM"
     assert torch.equal(logits(adapted), before)
 

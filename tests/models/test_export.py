@@ -23,6 +23,7 @@ from rectilinear.models.capture import evaluating
 from rectilinear.models.export import check_reload
 from rectilinear.models.load import build_without_weights, load_config, load_model
 from rectilinear.models.released_code import MODULE
+from tests import conftest
 from tests.conftest import build_llama
 from tests.families import BLOCKS, TINY, build, cached_difference, prompts, token_rows
 
@@ -205,7 +206,7 @@ def test_generation_config_and_tokenizer_come_along(text_file, tiny_tokenizer, t
     model = build("llama")
     model.generation_config.update(top_k=7, do_sample=True)
     for kind in ("filter", "drop"):
-        made = rectilinear.linearize(
+        made = conftest.linearize(
             model, text_file, kind=kind, blocks=[1], tokenizer=tiny_tokenizer, max_tokens=640, seq_len=32
         )
         folder = made.save(tmp_path / kind)
@@ -234,7 +235,7 @@ def test_a_loaded_checkpoint_can_be_saved_again(exported, load, tmp_path, linear
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_an_empty_plan_changes_nothing(family, text_file, tiny_tokenizer, tmp_path, reload_here, load):
     model = build(family)
-    made = rectilinear.linearize(model, text_file, blocks=[], tokenizer=tiny_tokenizer, max_tokens=640, seq_len=32)
+    made = conftest.linearize(model, text_file, blocks=[], tokenizer=tiny_tokenizer, max_tokens=640, seq_len=32)
     assert made.plan.replacements == ()
     made.save(tmp_path / "empty")
     model.save_pretrained(tmp_path / "stock")
@@ -407,7 +408,7 @@ def test_a_model_with_stand_ins_takes_no_more(kind, linearized, exported, load, 
     options = {"tokenizer": tiny_tokenizer, "max_tokens": 640, "seq_len": 32}
     for model in (load(exported("llama", **WAYS["filter"])), linearized("llama", **WAYS["filter"]).model):
         with pytest.raises(RequestError, match="got a linearized one"):
-            rectilinear.linearize(model, text_file, kind=kind, blocks=[1], **options)
+            conftest.linearize(model, text_file, kind=kind, blocks=[1], **options)
 
 
 def test_a_model_with_code_of_its_own_takes_no_stand_ins(text_file, tiny_tokenizer):
@@ -418,8 +419,8 @@ def test_a_model_with_code_of_its_own_takes_no_stand_ins(text_file, tiny_tokeniz
     model = Ours(build("llama").config)
     for kind, target in (("filter", "block"), ("affine", "block"), ("drop", "attention")):
         with pytest.raises(RequestError, match="of transformers' own for stand-ins, got Ours"):
-            rectilinear.linearize(model, text_file, kind=kind, target=target, **options)
-    assert len(rectilinear.find_blocks(rectilinear.linearize(model, text_file, kind="drop", **options).model)) == 2
+            conftest.linearize(model, text_file, kind=kind, target=target, **options)
+    assert len(rectilinear.find_blocks(conftest.linearize(model, text_file, kind="drop", **options).model)) == 2
 
 
 def test_weights_that_transformers_renames_as_it_loads(text_file, tiny_tokenizer, tmp_path, load, reload_here):
@@ -427,7 +428,7 @@ def test_weights_that_transformers_renames_as_it_loads(text_file, tiny_tokenizer
     assert any("block_sparse_moe" in name for name in load_file(tmp_path / "mixtral" / "model.safetensors"))
     options = {"tokenizer": tiny_tokenizer, "max_tokens": 640, "seq_len": 32, "device": "cpu"}
     for way in ("filter", "drop"):
-        made = rectilinear.linearize(tmp_path / "mixtral", text_file, **WAYS[way], **options)
+        made = conftest.linearize(tmp_path / "mixtral", text_file, **WAYS[way], **options)
         loaded = load(made.save(tmp_path / f"mixtral-{way}"))
         assert difference(loaded, made.model, token_rows(3)) < CLOSE
 
@@ -446,7 +447,7 @@ def test_outputs_that_a_configuration_asks_for_are_not_in_the_way(
 ):
     model = build("mixtral", output_router_logits=True, output_hidden_states=True)
     options = {"tokenizer": tiny_tokenizer, "max_tokens": 640, "seq_len": 32, "device": "cpu"}
-    folder = rectilinear.linearize(model, text_file, **WAYS[way], **options).save(tmp_path)
+    folder = conftest.linearize(model, text_file, **WAYS[way], **options).save(tmp_path)
     config = config_of(folder)
     assert (config["output_router_logits"], config["output_hidden_states"]) == (True, True)
     ids, mask = prompts()

@@ -24,6 +24,7 @@ from rectilinear.models.load import (
 )
 from rectilinear.models.loading_info import loading_warnings
 from tests.conftest import build_llama
+from tests.families import build
 
 
 def refusal(function, *args, **options):
@@ -193,10 +194,12 @@ def test_other_weights_that_are_not_used_are_said(edited, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_nothing_is_said_of_a_checkpoint_that_is_used_whole(tiny_checkpoint, tiny_llama):
+def test_nothing_is_said_of_a_checkpoint_that_is_used_whole(tiny_checkpoint, tiny_llama, save_checkpoint):
     assert loading_warnings(load_model(tiny_checkpoint, device="cpu")) == []
     assert loading_warnings(load_model("storyteller", device="cpu")) == []
     assert loading_warnings(load_classifier(tiny_checkpoint, ["no", "yes"], 0)) == []
+    for family in ("gpt2", "mixtral", "gemma3"):  # weights that are tied, and names that are translated
+        assert loading_warnings(load_model(save_checkpoint(build(family)), device="cpu")) == []
     assert loading_warnings(tiny_llama) == loading_warnings(nn.Linear(1, 1)) == []
 
 

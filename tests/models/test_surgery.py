@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2MoeConfig
 
-import rectilinear
 from rectilinear import RequestError, find_blocks
 from rectilinear.models.modeling_rectilinear import LinearBlock, PaddingMask, stand_in
 from rectilinear.models.surgery import edited_config, find_projection, find_target, folded_projection, swapped
+from tests import conftest
 from tests.families import BLOCKS, TINY, WIDTH, build, token_rows
 
 FILTER = {"taps": 3, "rates": (1.0,)}
@@ -34,7 +34,7 @@ def silence(block):
 def linearize(text_file, tiny_tokenizer):
     def run(model, **options):
         size = {"max_tokens": 4096, "seq_len": 32, **options}
-        return rectilinear.linearize(model, text_file, tokenizer=tiny_tokenizer, **size)
+        return conftest.linearize(model, text_file, tokenizer=tiny_tokenizer, **size)
 
     return run
 

@@ -24,6 +24,7 @@ from rectilinear.models.batches import check_batch_size, reporting_exhausted_mem
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
+from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.modeling_rectilinear import PaddingMask
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model
@@ -236,7 +237,8 @@ class _Job:
         too_large = larger(self.model, self.stack, self.request, self.width)
         bench, fits, selection = with_batch_size(attempt, batch_size, self.model, ids.shape[1])
         replacements = tuple(fitted.replacement for fitted in fits)
-        warnings = find_warnings(replacements, min(fitting.folds, fitted_rows), self.width)
+        warnings = loading_warnings(self.model)
+        warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), self.width)
         if too_large:
             warnings.append(f"blocks {too_large} were not considered: their replacements would be larger than they are")
         placed = {"folds": fitting.folds, "stack": self.stack.path, "fitted_rows": fitted_rows}

@@ -87,7 +87,10 @@ def _outputs(config: Any) -> list[str]:
 def hooked(
     modules: Iterable[nn.Module], after: Callable[..., Any], before: Callable[..., Any] | None = None
 ) -> Iterator[None]:
-    """While open, ``before(module, args, kwargs)`` and ``after(module, args, kwargs, output)`` are called as one runs."""
+    """While open, ``before(module, args, kwargs)`` and ``after(module, args, kwargs, output)`` are called as one runs.
+
+    A module that is there twice calls them once.
+    """
     handles = []
     try:
         for module in dict.fromkeys(modules):
