@@ -76,7 +76,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Check what can be checked before training.
 
         Args:
-            trainer: whose model is measured, and whose ``log`` is told.
+            trainer: whose model is measured, and who logs the scores.
             rows: token ids ``[rows, seq_len]``, the same at each point, or batches as for `measure`.
                 Not of the text that is trained on; 20 times the width in tokens, or more.
             every: optimizer steps from point to point.
@@ -162,10 +162,10 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         )
         self.dynamics = self._dynamics(scored, merge_points(self.dynamics.points if self.dynamics else (), [point]))
         self._save(state)
-        # Logging counts as an answer to the flow's own wish to log, which would lose its loss.
-        asked = control.should_log
+        # Logging takes back what is due to be logged at this step, which would lose its loss.
+        due = control.should_log
         self._trainer.log({**_scalars(step, scored.blocks), "linearity/probe_seconds": seconds})
-        control.should_log = self._trainer.control.should_log = asked
+        control.should_log = self._trainer.control.should_log = due
 
     @reporting_exhausted_memory
     def _measure(self) -> Scored:
@@ -178,14 +178,14 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         return Dynamics(
             model=TrainedModelRecord(**self._model, width=scored.width),
             data=scored.data,
-            settings=self._told_settings() | {"batch_size": scored.batch_size, "every": self._every},
+            settings=self._score_settings() | {"batch_size": scored.batch_size, "every": self._every},
             environment=record_environment(trained_model(self._trainer)[1]),
             points=points,
             warnings=self._skipped,
         )
 
-    def _told_settings(self) -> dict[str, Any]:
-        """All that scores depend on beside the model and the rows."""
+    def _score_settings(self) -> dict[str, Any]:
+        """All that scores depend on but the model and the rows."""
         return settings_record(self._measurement, blocks=self._path)
 
     def _save(self, state: Any) -> None:
@@ -207,12 +207,12 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         file = self._out / Dynamics.file_name
         found = Dynamics.load(file)
         model = {name: getattr(found.model, name) for name in self._model if name != "id"}
-        settings = {name: found.settings.get(name) for name in self._told_settings()}
+        settings = {name: found.settings.get(name) for name in self._score_settings()}
         theirs = {"rows": found.data.fingerprint, "model": model, "settings": settings}
         ours = {
             "rows": self._inputs.fingerprint,
             "model": {name: self._model[name] for name in model},
-            "settings": self._told_settings(),
+            "settings": self._score_settings(),
         }
         if other := [what for what in ours if theirs[what] != ours[what]]:
             raise RequestError(
@@ -240,12 +240,12 @@ def _read_rows(rows: Tensor | Iterable[Batch], config: Any, source: str) -> Inpu
 
 def _scalars(step: int, blocks: Iterable[BlockRecord]) -> dict[str, float]:
     """What to log, by name; scores that are not there are left out."""
-    told: dict[str, float | None] = {}
+    scalars: dict[str, float | None] = {}
     scores: tuple[Score, ...] = ("linearity", "update_linearity")
     for score in scores:
-        told[f"{score}/mean"] = mean_of(step, blocks, score).mean
-        told |= {f"{score}/block_{block.index:02d}": best_value(getattr(block, score)) for block in blocks}
-    return {name: value for name, value in told.items() if value is not None}
+        scalars[f"{score}/mean"] = mean_of(step, blocks, score).mean
+        scalars |= {f"{score}/block_{block.index:02d}": best_value(getattr(block, score)) for block in blocks}
+    return {name: value for name, value in scalars.items() if value is not None}
 
 
 def _step_of(warning: str) -> int:
