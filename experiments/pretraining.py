@@ -19,8 +19,7 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from rectilinear import Dynamics
-from rectilinear.training.pretraining.record import Training
+from rectilinear import Dynamics, Training
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "pretraining.json"

@@ -151,13 +151,13 @@ WRONG = {
     "no text": (LINE + " --seq-len 32 --text {here}/none.txt", "no text at {here}/none.txt"),
     "short text": (LINE + " --max-examples 1 --seq-len 64", "at least one row of 64 tokens, got "),
     "no seeds": (LINE + " --seeds 0", "--seeds"),
-    "no rate": (LINE + " --learning-rate 0", "expected --learning-rate to be greater than 0, got 0.0"),
+    "no rate": (LINE + " --learning-rate 0", "expected --learning-rate to be greater than 0, got "),
     "no such penalty": (LINE + " --regularizer l2", "'l2'"),
     "idle strength": (LINE + " --strength 2", "expected no --strength without --regularizer"),
     "idle epochs": (LINE + " --max-steps 3 --epochs 1", "expected no --epochs with --max-steps"),
     "no such strength": (
         LINE + " --regularizer mse --strength -1",
-        "expected --strength to be greater than or equal to 0, got -1.0",
+        "expected --strength to be greater than or equal to 0, got ",
     ),
     "no such blocks": (LINE + " --seq-len 32 --blocks model.nope", "model.layers (3 x LlamaDecoderLayer)"),
 }

@@ -7,10 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import Tensor
-from torch.utils.data import Dataset
-from transformers import default_data_collator, set_seed
+from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from rectilinear.errors import RequestError
@@ -182,9 +182,9 @@ def _make_trainer(folder: Path, plan: Plan, packed: PackedText, monitoring: Moni
         model,
         arguments,
         regularizer=None if recipe.regularizer == "none" else Regularizer.of(model, recipe),
-        train_dataset=_Rows(packed.train),
-        eval_dataset=_Rows(packed.held_out),
-        data_collator=default_data_collator,  # rows are full: a tokenizer without padding will do
+        train_dataset=packed.train,
+        eval_dataset=packed.held_out,
+        data_collator=_collate,
         processing_class=packed.tokenizer,
     )
     trainer.remedy += " and `overwrite`"
@@ -282,15 +282,7 @@ nats per token, perplexity {held_out.perplexity:.2f}.
 """
 
 
-class _Rows(Dataset[dict[str, Tensor]]):
-    """Rows as inputs and labels."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = self.rows[index].long()
-        return {"input_ids": row, "labels": row}
+def _collate(rows: list[Tensor]) -> dict[str, Tensor]:
+    """Rows as inputs and labels; they are full, so that a tokenizer without padding will do."""
+    ids = torch.stack(rows).long()
+    return {"input_ids": ids, "labels": ids}

@@ -184,7 +184,7 @@ class SaveAtSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While open, transformers says nothing but errors; of a checkpoint with tied weights it says that they are missing."""
+    """While open, transformers reports errors alone: it calls tied weights in a checkpoint missing."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
