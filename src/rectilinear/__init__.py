@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from rectilinear.comparison import Comparison, compare
     from rectilinear.core.block_moments import BlockAccumulator, BlockMoments
     from rectilinear.core.moments import Moments, MomentsAccumulator
     from rectilinear.core.penalties import layer_penalty
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
     from rectilinear.core.solve import solve
     from rectilinear.errors import JobError, RequestError
     from rectilinear.evaluation.evaluate import evaluate, evaluate_all
-    from rectilinear.evaluation.judge import StoryRecipe, judge
-    from rectilinear.evaluation.judge_client import JudgeEndpoint
+    from rectilinear.evaluation.judge import judge
     from rectilinear.evaluation.judge_record import JudgeReport
     from rectilinear.evaluation.probe import probe
     from rectilinear.evaluation.probe_record import Probe
     from rectilinear.evaluation.record import Evaluation
+    from rectilinear.evaluation.settings import Evaluating, Judging, Probing, Stories
     from rectilinear.linearization.linearize import Linearized, linearize
     from rectilinear.linearization.plan import Plan
     from rectilinear.measurement.dynamics import Dynamics, dynamics
@@ -45,25 +46,29 @@ if TYPE_CHECKING:
 _HOMES = {
     "BlockAccumulator": "core.block_moments",
     "BlockMoments": "core.block_moments",
+    "Comparison": "comparison",
     "Dynamics": "measurement.dynamics",
+    "Evaluating": "evaluation.settings",
     "Evaluation": "evaluation.record",
     "Finetuning": "training.finetuning.record",
     "JobError": "errors",
-    "JudgeEndpoint": "evaluation.judge_client",
     "JudgeReport": "evaluation.judge_record",
+    "Judging": "evaluation.settings",
     "LinearityCallback": "training.callback",
     "Linearized": "linearization.linearize",
     "Moments": "core.moments",
     "MomentsAccumulator": "core.moments",
     "Plan": "linearization.plan",
     "Probe": "evaluation.probe_record",
+    "Probing": "evaluation.settings",
     "Profile": "measurement.profile",
     "Recipe": "training.pretraining.recipe",
     "Regularizer": "training.regularizer",
     "RequestError": "errors",
-    "StoryRecipe": "evaluation.judge",
+    "Stories": "evaluation.settings",
     "Training": "training.pretraining.record",
     "Upkeep": "training.pretraining.pretrain",
+    "compare": "comparison",
     "dynamics": "measurement.dynamics",
     "evaluate": "evaluation.evaluate",
     "evaluate_all": "evaluation.evaluate",
@@ -86,25 +91,29 @@ _HOMES = {
 __all__ = [
     "BlockAccumulator",
     "BlockMoments",
+    "Comparison",
     "Dynamics",
+    "Evaluating",
     "Evaluation",
     "Finetuning",
     "JobError",
-    "JudgeEndpoint",
     "JudgeReport",
+    "Judging",
     "LinearityCallback",
     "Linearized",
     "Moments",
     "MomentsAccumulator",
     "Plan",
     "Probe",
+    "Probing",
     "Profile",
     "Recipe",
     "Regularizer",
     "RequestError",
-    "StoryRecipe",
+    "Stories",
     "Training",
     "Upkeep",
+    "compare",
     "dynamics",
     "evaluate",
     "evaluate_all",

@@ -28,6 +28,13 @@ class Output(Settings):
     """Write into a folder that is not empty."""
 
 
+class ResumableOutput(Output):
+    """Where the results of a run go that may be gone on with."""
+
+    resume: bool = False
+    """Go on with the run of the same request in the folder; what it has is not made again."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A run that was interrupted, with what there is to go on from."""
 

@@ -38,11 +38,11 @@ class Settings(BaseModel):
         """Refuse fields that were given and would change nothing.
 
         Raises:
-            ValueError: one of them was given.
+            RequestError: one of them was given.
         """
         for name in names:
             if name in self.model_fields_set:
-                raise ValueError(f"expected no `{name}` {when}, where it changes nothing; try without it")
+                raise RequestError(f"expected no `{name}` {when}, where it changes nothing; try without it")
 
 
 def first_reason(error: ValidationError, option: str = "") -> str:
@@ -90,6 +90,17 @@ def _parse_indices(value: Any) -> Any:
 def _one_word(parameter_type: Any, tokens: Any) -> str:
     return str(tokens[0].value)
 
+
+def _parse_names(value: Any) -> Any:
+    """``a,b`` as names, in a text or in a list of such texts; anything else as it is."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        return value
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+
+
+#: Names: a list of them, or a text such as ``a,b``.
+Names = Annotated[tuple[str, ...], BeforeValidator(_parse_names)]
 
 #: Indices of blocks, counted from 0: numbers, or a text such as ``2-4,7``.
 Indices = Annotated[tuple[int, ...], BeforeValidator(_parse_indices), Parameter(converter=_one_word, n_tokens=1)]

@@ -20,7 +20,7 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.runs import Interrupted
 
 # In the order in which help shows them; each is a function of that name in a module of that name.
-COMMANDS = ("inspect", "measure", "dynamics")
+COMMANDS = ("inspect", "measure", "dynamics", "evaluate", "compare", "probe", "judge", "demo")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import rectilinear
-from rectilinear.cli import demo, evaluate, finetune, judge, linearize, pretrain, probe
+from rectilinear.cli import finetune, linearize, pretrain
 
 app = typer.Typer(
     name="rectilinear",
@@ -18,12 +18,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("linearize")(linearize.linearize)
-app.command("evaluate")(evaluate.evaluate)
-app.command("probe")(probe.probe)
-app.command("judge")(judge.judge)
 app.command("pretrain")(pretrain.pretrain)
 app.command("finetune")(finetune.finetune)
-app.command("demo")(demo.demo)
 
 
 def _version(asked: bool) -> None:
