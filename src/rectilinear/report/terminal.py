@@ -70,7 +70,10 @@ def _render(table: Table, *, compact: bool) -> RichTable:
         heading = column.name.replace("linearity", "lin.") if compact else column.name
         # The texts that say what a row is may be long.
         wraps = compact and text and place < table.keys
-        rendered.add_column(escape(heading), justify="left" if text else "right", no_wrap=not wraps)
+        justify = "left" if text else "right"
+        rendered.add_column(
+            escape(heading), justify=justify, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis"
+        )
     for number, row in enumerate(table.texts(fewer_digits=int(compact))):
         if number in table.sections:
             rendered.add_section()
