@@ -7,6 +7,8 @@ from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from rectilinear.evaluation.judge_client import TRIAL
+
 MARKS = {"grammar": 7, "creativity": 5, "consistency": 6, "plot": 4}
 
 
@@ -25,7 +27,11 @@ def marks(**changes):
 
 
 class Server(ThreadingHTTPServer):
-    """Answers with ``script(place, times)``: a body, or (status, headers, body) for the request of that place."""
+    """Answers with ``script(place, times)``: a body, or (status, headers, body) for the request of that place.
+
+    Requests that only try whether there is a judge are counted apart: refused as that of the first place would be,
+    else answered with marks.
+    """
 
     daemon_threads = True
 
@@ -33,7 +39,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script, self.delay = script, delay
         self.asked, self.answered = Counter(), Counter()
-        self.keys, self.bodies = [], []
+        self.keys, self.bodies, self.trials = [], [], 0
         self.lock, self.running, self.most = threading.Lock(), 0, 0
 
     @property
@@ -48,6 +54,11 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         story = body["messages"][-1]["content"]
         server = self.server
+        if TRIAL.beginning in story:
+            server.trials += 1
+            answer = server.script(0, 1)
+            self.answer(*(answer if isinstance(answer, tuple) else (200, {}, marks())))
+            return
         with server.lock:
             server.asked[story] += 1
             place, times = list(server.asked).index(story), server.asked[story]
@@ -61,6 +72,9 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.running -= 1
             server.answered[story] += status == 200
+        self.answer(status, headers, content)
+
+    def answer(self, status, headers, content):
         try:
             payload = json.dumps(content).encode()
             self.send_response(status)

@@ -1,5 +1,7 @@
 """The public names and where they live: read by editors and type checkers, and by ``__init__.py``."""
 
+from rectilinear.comparison import Comparison as Comparison
+from rectilinear.comparison import compare as compare
 from rectilinear.core.block_moments import BlockAccumulator as BlockAccumulator
 from rectilinear.core.block_moments import BlockMoments as BlockMoments
 from rectilinear.core.moments import Moments as Moments
@@ -10,18 +12,20 @@ from rectilinear.core.solve import solve as solve
 from rectilinear.errors import JobError as JobError
 from rectilinear.errors import RequestError as RequestError
 from rectilinear.evaluation.evaluate import evaluate as evaluate
-from rectilinear.evaluation.evaluate import evaluate_all as evaluate_all
-from rectilinear.evaluation.judge import StoryRecipe as StoryRecipe
 from rectilinear.evaluation.judge import judge as judge
-from rectilinear.evaluation.judge_client import JudgeEndpoint as JudgeEndpoint
 from rectilinear.evaluation.judge_record import JudgeReport as JudgeReport
 from rectilinear.evaluation.probe import probe as probe
 from rectilinear.evaluation.probe_record import Probe as Probe
 from rectilinear.evaluation.record import Evaluation as Evaluation
+from rectilinear.evaluation.settings import Evaluating as Evaluating
+from rectilinear.evaluation.settings import Judging as Judging
+from rectilinear.evaluation.settings import Probing as Probing
+from rectilinear.evaluation.settings import Stories as Stories
 from rectilinear.linearization.kinds.affine import Affine as Affine
 from rectilinear.linearization.kinds.drop import Drop as Drop
 from rectilinear.linearization.kinds.filter import Filter as Filter
 from rectilinear.linearization.kinds.folded import Folded as Folded
+from rectilinear.linearization.kinds.mean import Mean as Mean
 from rectilinear.linearization.linearize import Linearized as Linearized
 from rectilinear.linearization.linearize import linearize as linearize
 from rectilinear.linearization.plan import Plan as Plan

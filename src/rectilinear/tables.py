@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,10 +13,20 @@ if TYPE_CHECKING:
 
 
 class Estimate(NamedTuple):
-    """A number with its standard error, which may be unknown."""
+    """A number as a table has it.
+
+    Attributes:
+        value: the number.
+        stderr: its standard error; None where it is unknown.
+        format: of its own, where the numbers of a column differ in kind: as a column's, or with text around it, as in
+            ``x {:.3f}``; "" for the column's.
+        mark: what stands after it, such as a star.
+    """
 
     value: float
     stderr: float | None = None
+    format: str = ""
+    mark: str = ""
 
 
 #: What a cell holds; None where there is nothing to tell.
@@ -40,14 +51,13 @@ class Column:
             return "-"
         if isinstance(cell, str):
             return cell
-        spec = self.format
-        before, point, digits = spec.partition(".")
-        if point and digits[:-1].isdecimal():
-            spec = f"{before}.{max(1, int(digits[:-1]) - fewer_digits)}{digits[-1]}"
-        if not isinstance(cell, Estimate):
-            return format(cell, spec)
-        error = "" if cell.stderr is None else format(cell.stderr, spec.lstrip("+"))
-        return format(cell.value, spec) + (("±" if fewer_digits else " ± ") + error if error else "")
+        number = cell if isinstance(cell, Estimate) else Estimate(cell)
+        spec = number.format or self.format
+        if fewer_digits:
+            spec = re.sub(r"\.([2-9])", lambda digits: f".{max(1, int(digits[1]) - fewer_digits)}", spec)
+        error = "" if number.stderr is None else format(number.stderr, spec.lstrip("+"))
+        value = spec.format(number.value) if "{" in spec else format(number.value, spec)
+        return value + (("±" if fewer_digits else " ± ") + error if error else "") + number.mark
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,8 @@ class Table:
         title: what the table is about.
         caption: how it is to be read.
         sections: numbers of rows before which a new section begins.
+        keys: how many of the first columns say what a row is; a table that is too wide is split, each part with these.
+            0 for a table that is never split.
     """
 
     columns: tuple[Column, ...]
@@ -67,12 +79,19 @@ class Table:
     title: str = ""
     caption: str = ""
     sections: tuple[int, ...] = ()
+    keys: int = 0
 
     @classmethod
     def of(cls, columns: Iterable[Column | str], rows: Iterable[Iterable[Cell]], **texts: Any) -> Table:
         """A table of some columns and rows; ``texts`` are the other attributes."""
         named = tuple(Column(column) if isinstance(column, str) else column for column in columns)
         return cls(named, tuple(tuple(row) for row in rows), **texts)
+
+    def part(self, first: int, last: int) -> Table:
+        """The table with its keys and the columns from ``first`` up to ``last``."""
+        places = [*range(self.keys), *range(first, last)]
+        columns = tuple(self.columns[place] for place in places)
+        return replace(self, columns=columns, rows=tuple(tuple(row[place] for place in places) for row in self.rows))
 
     def texts(self, fewer_digits: int = 0) -> Iterator[tuple[str, ...]]:
         """The rows as text."""

@@ -2,21 +2,30 @@
 
 import json
 import re
+import shutil
 from itertools import pairwise
 
 import pytest
 import torch
 
 import rectilinear
+from rectilinear import Evaluating
+from rectilinear.models.settings import Loading
+from rectilinear.text.settings import Rows
 from tests.conftest import build_llama
 from tests.superglue import write_superglue
 
 SIZE = ("--max-tokens", 1024, "--seq-len", 32, "--device", "cpu", "--batch-size", 8)
 
 
-def evaluate_as_a_function(checkpoint, text, **options):
+def evaluate_as_a_function(checkpoint, text, against=None, speed=True, rows={}, loading={}):
     return rectilinear.evaluate(
-        str(checkpoint), str(text), max_tokens=1024, seq_len=32, device="cpu", batch_size=8, **options
+        str(checkpoint),
+        str(text),
+        Evaluating(batch_size=8, speed=speed),
+        against=against,
+        rows=Rows(max_tokens=1024, seq_len=32, **rows),
+        loading=Loading(device="cpu", **loading),
     )
 
 
@@ -90,7 +99,9 @@ def test_every_option_reaches_the_function(command, tiny_checkpoint, documents, 
     settings = {key: written["settings"].get(key) for key in options if key not in ("dtype", "revision")}
     assert settings == {key: options[key] for key in settings}
     assert (written["environment"]["dtype"], written["model"]["revision"]) == ("bfloat16", "main")
-    assert written == json.loads(evaluate_as_a_function(tiny_checkpoint, source, speed=False, **options).to_json())
+    loading = {name: options.pop(name) for name in ("dtype", "revision")}
+    found = evaluate_as_a_function(tiny_checkpoint, source, speed=False, rows=options, loading=loading)
+    assert written == json.loads(found.to_json())
 
 
 def test_without_against_and_speed_the_table_is_short(command, tiny_checkpoint, text_file, tmp_path, monkeypatch):
@@ -121,11 +132,8 @@ def test_tasks_of_two_models(process, tiny_checkpoint, other_checkpoint, tmp_pat
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert written["data"] is None
     assert [written["settings"][name] for name in ("limit", "num_fewshot")] == [8, 1]
-    shown = {
-        line[1:].split("│")[0].strip(): [cell.strip() for cell in line.strip("│").split("│")]
-        for line in ran.out.splitlines()
-        if line[:1] == "│"
-    }
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in ran.out.splitlines() if line[:1] == "│"]
+    shown = {cells[0]: cells for cells in lines}
     for task in ("wsc", "boolq", "copa"):
         ours, theirs = (part["tasks"][task]["metrics"]["acc"] for part in (written, written["against"]))
         between = written["differences"]["tasks"][task]["acc"]
@@ -197,3 +205,56 @@ def test_what_is_done_is_kept_where_a_later_model_fails(command, tiny_checkpoint
     assert [folder.name for folder in (tmp_path / "out").iterdir()] == [tiny_checkpoint.name]
     assert "loss (nats a token)" in ran.out
     assert f"wrote evaluation.json to {tmp_path / 'out' / tiny_checkpoint.name}\n" in ran.out
+
+
+def test_the_same_command_goes_on_with_the_models_that_are_missing(
+    command, tiny_checkpoint, other_checkpoint, text_file, tmp_path
+):
+    out = tmp_path / "out"
+    asked = ("evaluate", tiny_checkpoint, other_checkpoint, "--text", text_file, *SIZE, "--no-speed", "--out", out)
+    assert command(*asked).code == 0
+    first, second = (out / model.name / "evaluation.json" for model in (tiny_checkpoint, other_checkpoint))
+    before = [file.read_bytes() for file in (first, second)]
+    kept = first.stat().st_mtime_ns
+    shutil.rmtree(second.parent)
+    ran = command(*asked)
+    assert (ran.code, ran.err) == (0, "")
+    assert first.stat().st_mtime_ns == kept  # not run again
+    assert [file.read_bytes() for file in (first, second)] == before
+    assert ran.out.count("loss (nats a token)") == 1
+    ran = command(*asked, "--limit", 3)
+    assert ran.code == 2
+    ran = command(*asked[:-3], "--speed", "--out", out)
+    assert ran.code == 2
+    assert f"expected the request of the run in {first.parent} to resume it, got another" in ran.err
+    assert "speed False -> True" in ran.err
+    build_llama(seed=5).save_pretrained(other_checkpoint)
+    ran = command(*asked)
+    build_llama(blocks=2, seed=1).save_pretrained(other_checkpoint)
+    assert ran.code == 2
+    assert f"{second.parent} is of other weights than {other_checkpoint} has now" in ran.err
+    (out / "notes.txt").write_text("mine")
+    ran = command(*asked)
+    assert (ran.code, (out / "notes.txt").read_text()) == (2, "mine")
+    assert "is not empty" in ran.err
+
+
+def test_an_interrupt_says_how_to_go_on(command, tiny_checkpoint, other_checkpoint, text_file, tmp_path, monkeypatch):
+    from rectilinear.evaluation import run
+
+    evaluated = []
+
+    def stop_at_the_second(*arguments):
+        if evaluated:
+            raise KeyboardInterrupt
+        evaluated.append(arguments)
+        return run_model(*arguments)
+
+    run_model = run.run_model
+    monkeypatch.setattr(run, "run_model", stop_at_the_second)
+    models = (tiny_checkpoint, other_checkpoint)
+    ran = command("evaluate", *models, "--text", text_file, *SIZE, "--no-speed", "--out", tmp_path / "out")
+    assert ran.code == 130
+    says = f"{tmp_path / 'out'} keeps the models that are done; to go on, run the same command again\n"
+    assert ran.err == f"rectilinear: interrupted, {says}"
+    assert "loss (nats a token)" in ran.out

@@ -5,11 +5,16 @@ from math import comb, sqrt
 import numpy
 import pytest
 
-from rectilinear.evaluation.bootstrap import bootstrap_stderr, paired_difference
+from rectilinear.evaluation import bootstrap
+from rectilinear.evaluation.bootstrap import bootstrap_stderr, observe
 
 
 def mean(values):
     return sum(values) / len(values)
+
+
+def paired_difference(aggregate, ours, theirs):
+    return bootstrap.paired_difference(observe(aggregate, ours), observe(aggregate, theirs))
 
 
 def test_right_and_wrong_are_compared_by_a_sign_test():

@@ -13,11 +13,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
 
 import rectilinear
-from rectilinear import JobError, RequestError
+from rectilinear import Evaluating, JobError, RequestError
 from rectilinear.measurement.perplexity import measure_perplexity
+from rectilinear.models.settings import Loading
+from rectilinear.text.settings import Rows
 from tests.conftest import VOCABULARY, build_llama
 
-SIZE = {"max_tokens": 1024, "seq_len": 32, "device": "cpu", "batch_size": 8}
+ROWS, CPU, EIGHT = Rows(max_tokens=1024, seq_len=32), Loading(device="cpu"), Evaluating(batch_size=8)
+SIZE = {"evaluating": EIGHT, "rows": ROWS, "loading": CPU}
+QUICK = {**SIZE, "evaluating": Evaluating(batch_size=8, speed=False)}
 SPEEDS = ("prefill", "decode")
 
 
@@ -77,7 +81,7 @@ def test_speed_and_cache(alone):
 
 def test_without_speed_nothing_is_timed(tiny_checkpoint, text_file, alone, monkeypatch):
     monkeypatch.setattr("rectilinear.evaluation.run.measure_speed", None)
-    found = rectilinear.evaluate(tiny_checkpoint, text_file, speed=False, **SIZE)
+    found = rectilinear.evaluate(tiny_checkpoint, text_file, **QUICK)
     assert found.loss == alone.loss
     assert (found.tokens_per_second.prefill, found.tokens_per_second.decode, found.cache_bytes) == (None, None, None)
     assert found.settings["speed"] is False
@@ -86,7 +90,9 @@ def test_without_speed_nothing_is_timed(tiny_checkpoint, text_file, alone, monke
 
 @pytest.mark.parametrize("batch_size", [1, 7, "auto"])
 def test_the_batch_size_changes_nothing(batch_size, tiny_checkpoint, text_file, alone):
-    found = rectilinear.evaluate(tiny_checkpoint, text_file, speed=False, **{**SIZE, "batch_size": batch_size})
+    found = rectilinear.evaluate(
+        tiny_checkpoint, text_file, Evaluating(speed=False, batch_size=batch_size), rows=ROWS, loading=CPU
+    )
     assert found.loss == pytest.approx(alone.loss, rel=1e-6)
     assert found.settings["batch_size"] == (32 if batch_size == "auto" else batch_size)
 
@@ -124,9 +130,9 @@ def test_text_that_a_checkpoint_was_fitted_on_is_warned_of(exported, load, tiny_
     copied.write_text(text_file.read_text())
     other.write_text("\n".join(text_file.read_text().split("\n")[2:]))
 
-    def warned(model, text=text_file, **options):
-        options = {"max_tokens": 2048, "seq_len": 32, "device": "cpu", "speed": False, **options}
-        return rectilinear.evaluate(model, text, **options).warnings
+    def warned(model, text=text_file, max_tokens=2048, **options):
+        rows = Rows(max_tokens=max_tokens, seq_len=32)
+        return rectilinear.evaluate(model, text, Evaluating(speed=False), rows=rows, loading=CPU, **options).warnings
 
     rows = f"{fitted} was fitted on these very rows ({text_file}), which flatters it; evaluate it on other text"
     assert warned(fitted) == warned(fitted, copied) == warned(load(fitted, False)) == (rows,)
@@ -142,8 +148,9 @@ def test_other_generated_stories_are_other_text(exported, tmp_path):
     shutil.copytree(exported("llama", (1,), kind="drop"), tmp_path / "saved")
     (tmp_path / "saved" / "plan.json").write_text(json.dumps(plan))
     for seed, warnings in ((0, 1), (1, 0)):
-        size = {"max_tokens": 320, "seq_len": 32, "device": "cpu", "speed": False}
-        assert len(rectilinear.evaluate(tmp_path / "saved", "stories", seed=seed, **size).warnings) == warnings
+        rows = Rows(max_tokens=320, seq_len=32, seed=seed)
+        found = rectilinear.evaluate(tmp_path / "saved", "stories", Evaluating(speed=False), rows=rows, loading=CPU)
+        assert len(found.warnings) == warnings
 
 
 def test_modules_are_evaluated_as_they_are(tiny_llama, tiny_tokenizer, text_file, pair):
@@ -202,7 +209,7 @@ def test_different_tokenizers_are_refused(tiny_checkpoint, tiny_tokenizer, text_
 def test_a_checkpoint_without_a_head_is_refused(tiny_llama, tiny_tokenizer, text_file, tmp_path):
     tiny_llama.model.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    rectilinear.measure(tmp_path, text_file, **SIZE)
+    rectilinear.measure(tmp_path, text_file, rows=ROWS, loading=CPU)
     with pytest.raises(RequestError, match=r"lm_head\.weight among them"):
         rectilinear.evaluate(tmp_path, text_file, **SIZE)
 
@@ -212,8 +219,9 @@ def test_requests_that_cannot_be_met(tiny_checkpoint, tiny_llama, tiny_tokenizer
         with pytest.raises(RequestError, match=match):
             rectilinear.evaluate(model, text_file, **{**SIZE, **options})
 
-    refused("rows of at least 2 tokens, of which 1 is predicted, got --seq-len 1", seq_len=1)
-    refused("batch size of at least 1", batch_size=0)
+    refused("rows of at least 2 tokens, of which 1 is predicted, got `seq_len=1`", rows=Rows(seq_len=1))
+    with pytest.raises(RequestError, match="expected `batch_size`"):
+        Evaluating(batch_size=0)
     refused("no model at", against="./none")
     refused("expected tokenizer=", against=tiny_llama.model.__class__(tiny_llama.config))
     small = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=4, n_positions=16)
@@ -265,8 +273,8 @@ def test_several_models_are_evaluated_as_if_alone(tiny_checkpoint, other_checkpo
 def test_models_come_one_by_one_and_the_other_one_runs_once(tiny_checkpoint, other_checkpoint, text_file):
     said = []
     running = rectilinear.evaluate_all(
-        [other_checkpoint, tiny_checkpoint], text_file, against=tiny_checkpoint, **SIZE,
-        speed=False, progress=lambda stage, done, total: said.append(stage),
+        [other_checkpoint, tiny_checkpoint], text_file, against=tiny_checkpoint, **QUICK,
+        progress=lambda stage, done, total: said.append(stage),
     )  # fmt: skip
     next(running)
     assert list(dict.fromkeys(said)) == ["rows (against)", "rows (1 of 2)"]

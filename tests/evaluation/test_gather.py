@@ -10,17 +10,21 @@ from scipy.stats import binomtest, ttest_1samp
 from scipy.stats import t as student
 
 import rectilinear
-from rectilinear import Evaluation, JudgeEndpoint, RequestError
-from rectilinear.evaluation.differences import _probe_difference, are_comparable
+from rectilinear import Evaluating, Evaluation, Judging, Probing, RequestError, Stories
+from rectilinear.evaluation.differences import are_comparable, probe_difference
 from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.judge_client import read_judgements
 from rectilinear.evaluation.judge_record import JudgeReport, Marks
 from rectilinear.evaluation.probe_record import Probe
+from rectilinear.models.settings import Loading
+from rectilinear.text.settings import Rows
+from rectilinear.text.tasks import read_task
 from rectilinear.text.tasks import read_task
 from tests.conftest import build_llama
 from tests.judges import marks, reply, serving
 from tests.superglue import write_superglue
 
+CPU = Loading(device="cpu")
 STORIES = {"count": 8, "beginning_words": 6, "max_new_tokens": 12}
 
 
@@ -41,10 +45,16 @@ def results(models, superglue, text_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     for place, (name, model) in enumerate(models.items()):
         for task in ("cb", "multirc"):
-            probe = rectilinear.probe(model, task, superglue, seq_len=64, device="cpu")
+            probe = probed(model, task, superglue)
             probe.save(folder / f"{name}-{task}")
         write_stories(folder / f"{name}-judged", model, text_file, shift=place)
     return folder
+
+
+def probed(model, task, data, dtype="auto", **options):
+    return rectilinear.probe(
+        model, Probing(task=task, data=data, **{"seq_len": 64, **options}), loading=Loading(device="cpu", dtype=dtype)
+    )
 
 
 def write_stories(out, model, text_file, shift=0, judge="wise", **changes):
@@ -54,18 +64,22 @@ def write_stories(out, model, text_file, shift=0, judge="wise", **changes):
         other = (place + shift) % 5
         return reply(refusal="No.") if (place + shift) % 3 == 0 else marks(plot=1 + other, grammar=9 - other)
 
-    recipe = rectilinear.StoryRecipe(str(model), str(text_file), **{**STORIES, **changes})
+    stories = Stories(text=str(text_file), **{**STORIES, **changes})
     with serving(answer) as server:
-        judged = JudgeEndpoint(judge, server.url, key="none", concurrency=1)
-        rectilinear.judge(recipe, out, judged)
+        judging = Judging(judge_model=judge, judge_url=server.url, key="none", concurrency=1)
+        rectilinear.judge(str(model), out, stories, judging)
     # Servers have ports of their own; these are one judge.
     for file in (out / "judge.json", out / "request.json"):
         file.write_text(file.read_text().replace(server.url, "http://judge/v1"))
 
 
+def evaluated(model, include, against=None):
+    return rectilinear.evaluate(model, None, Evaluating(include=include), against=against, loading=CPU)
+
+
 @pytest.fixture(scope="module")
 def pair(models, results):
-    return rectilinear.evaluate(models["deep"], include=[results], against=models["shallow"], device="cpu")
+    return evaluated(models["deep"], [results], models["shallow"])
 
 
 def test_results_come_to_the_model_they_are_of(pair, results):
@@ -135,17 +149,19 @@ def test_marks_are_compared_over_stories_that_both_have_marks_of(pair, results):
 
 
 def test_a_single_model_needs_no_comparison(models, results):
-    found = rectilinear.evaluate(models["shallow"], include=str(results / "shallow-cb"), device="cpu")
+    found = evaluated(models["shallow"], [results / "shallow-cb"])
     assert (found.probes.keys(), found.stories, found.differences) == ({"cb"}, None, None)
     assert not any("nothing was included" in warning for warning in found.warnings)
 
 
 def test_other_weights_are_another_model(models, results, text_file):
-    options = {"include": [results], "dtype": "bfloat16", "device": "cpu"}
-    with pytest.raises(RequestError, match="expected results of these models in --include, got those of"):
-        rectilinear.evaluate(models["deep"], **options)
-    size = {"max_tokens": 256, "seq_len": 32, "speed": False}
-    found = rectilinear.evaluate(models["deep"], text_file, **options, **size)
+    loading = Loading(dtype="bfloat16", device="cpu")
+    with pytest.raises(RequestError, match="expected results of these models in `include`, got those of"):
+        rectilinear.evaluate(models["deep"], None, Evaluating(include=[results]), loading=loading)
+    asked = Evaluating(include=[results], speed=False)
+    found = rectilinear.evaluate(
+        models["deep"], text_file, asked, rows=Rows(max_tokens=256, seq_len=32), loading=loading
+    )
     assert (found.probes, found.stories) == ({}, None)
     for name in ("deep-cb/probe.json", "deep-judged/judge.json", "shallow-multirc/probe.json"):
         [said] = [warning for warning in found.warnings if name in warning]
@@ -153,10 +169,10 @@ def test_other_weights_are_another_model(models, results, text_file):
 
 
 def test_each_result_that_is_left_out_is_named_once_all_models_are_done(models, results, superglue, tmp_path):
-    coarse = rectilinear.probe(models["deep"], "copa", superglue, dtype="bfloat16", seq_len=64, device="cpu")
+    coarse = probed(models["deep"], "copa", superglue, dtype="bfloat16")
     coarse.save(tmp_path / "coarse")
     included = [results / "deep-cb", results / "shallow-cb", tmp_path / "coarse"]
-    first, second = rectilinear.evaluate_all([*models.values()], include=included, device="cpu")
+    first, second = rectilinear.evaluate_all([*models.values()], None, Evaluating(include=included), loading=CPU)
     assert not any("not included" in warning for warning in first.warnings)
     [said] = [warning for warning in second.warnings if "not included" in warning]
     assert str(tmp_path / "coarse" / "probe.json") in said
@@ -165,25 +181,23 @@ def test_each_result_that_is_left_out_is_named_once_all_models_are_done(models, 
 def test_the_same_weights_under_another_name_are_warned_of(models, results, tmp_path):
     """Their configuration may be another."""
     shutil.copytree(models["deep"], tmp_path / "twin")
-    found = rectilinear.evaluate(tmp_path / "twin", include=[results / "deep-cb"], device="cpu")
+    found = evaluated(tmp_path / "twin", [results / "deep-cb"])
     assert found.probes.keys() == {"cb"}
     asks = f"which has the weights of {tmp_path / 'twin'}: are they the same model?"
     assert asks in found.warnings[-1]
     for order in ((models["deep"], tmp_path / "twin"), (tmp_path / "twin", models["deep"])):
         both = {
             each.model.id: each.warnings
-            for each in rectilinear.evaluate_all(order, include=[results / "deep-cb"], device="cpu")
+            for each in rectilinear.evaluate_all(order, None, Evaluating(include=[results / "deep-cb"]), loading=CPU)
         }
         assert any(asks in warning for warning in both[str(tmp_path / "twin")])
         assert not any("same model?" in warning for warning in both[str(models["deep"])])
-    against = rectilinear.evaluate(
-        models["deep"], include=[results / "deep-cb"], against=tmp_path / "twin", device="cpu"
-    )
+    against = evaluated(models["deep"], [results / "deep-cb"], tmp_path / "twin")
     assert any(asks in warning for warning in against.warnings)
 
 
 def test_what_cannot_be_compared_is_said_and_not_compared(models, results, superglue, text_file, tmp_path):
-    fewer = rectilinear.probe(models["shallow"], "cb", superglue, max_examples=29, seq_len=64, device="cpu")
+    fewer = probed(models["shallow"], "cb", superglue, max_examples=29)
     fewer.save(tmp_path / "fewer")
     write_stories(tmp_path / "other-judge", models["shallow"], text_file, judge="stern")
     write_stories(tmp_path / "longer", models["shallow"], text_file, beginning_words=5)
@@ -191,7 +205,7 @@ def test_what_cannot_be_compared_is_said_and_not_compared(models, results, super
 
     def compared(*folders):
         included = [*ours, *(tmp_path / folder for folder in folders)]
-        return rectilinear.evaluate(models["deep"], include=included, against=models["shallow"], device="cpu")
+        return evaluated(models["deep"], included, models["shallow"])
 
     found = compared("fewer", "other-judge")
     assert (found.differences.probes, found.differences.stories) == ({}, {})
@@ -207,29 +221,29 @@ def test_what_cannot_be_compared_is_said_and_not_compared(models, results, super
 
 def test_stories_without_a_judge_have_no_marks_to_compare(models, results, text_file, tmp_path):
     for name, model in models.items():
-        rectilinear.judge(rectilinear.StoryRecipe(str(model), str(text_file), **STORIES), tmp_path / name)
-    found = rectilinear.evaluate(models["deep"], include=[tmp_path], against=models["shallow"], device="cpu")
+        rectilinear.judge(str(model), tmp_path / name, Stories(text=str(text_file), **STORIES))
+    found = evaluated(models["deep"], [tmp_path], models["shallow"])
     assert found.stories.completions.texts == 8
     assert found.differences.stories == {}
     assert not any("compared" in warning for warning in found.warnings)
 
 
 def test_models_are_compared_with_the_first_that_has_the_same_kind_of_result(models, results, superglue, tmp_path):
-    last = rectilinear.probe(models["shallow"], "cb", superglue, pooling="last", seq_len=64, device="cpu")
+    last = probed(models["shallow"], "cb", superglue, pooling="last")
     last.save(tmp_path / "last")
     third = tmp_path / "third"
     build_llama(blocks=1, seed=4).save_pretrained(third)
     for file in models["deep"].glob("tokenizer*"):
         shutil.copy(file, third)
     included = [results / "deep-cb", tmp_path / "last"]
-    found = [*rectilinear.evaluate_all([third, *models.values()], include=included, device="cpu")]
+    found = [*rectilinear.evaluate_all([third, *models.values()], None, Evaluating(include=included), loading=CPU)]
     assert [any("probes of cb cannot be compared" in said for said in each.warnings) for each in found] == [0, 0, 1]
 
 
 def planted(pair, ours, theirs):
     """The difference of two probes with these right and wrong answers."""
     probes = (pair.probes["cb"].model_copy(update={"right": right}) for right in (ours, theirs))
-    return _probe_difference(*probes)
+    return probe_difference(*probes)
 
 
 def test_right_answers_that_are_planted(pair):
@@ -247,18 +261,17 @@ def test_right_answers_that_are_planted(pair):
 
 
 def test_probes_that_were_taught_or_asked_otherwise_are_not_alike(models, superglue, tmp_path):
-    def probed(folder=superglue, **options):
-        options = {"seq_len": 64, "max_examples": 38, "device": "cpu", **options}
-        return rectilinear.probe(models["shallow"], "multirc", folder, **options)
+    def again(folder=superglue, **options):
+        return probed(models["shallow"], "multirc", folder, **{"max_examples": 38, **options})
 
-    plain = probed()
-    assert are_comparable(plain, probed())
-    assert not any(are_comparable(plain, probed(**other)) for other in ({"folds": 3}, {"seq_len": 60}))
+    plain = again()
+    assert are_comparable(plain, again())
+    assert not any(are_comparable(plain, again(**other)) for other in ({"folds": 3}, {"seq_len": 60}))
     assert not are_comparable(plain, plain.model_copy(update={"questions": None, "right": None}))  # an older file
     other = shutil.copytree(superglue, tmp_path / "other")
     train = (other / "MultiRC" / "train.jsonl").read_text().splitlines()
     (other / "MultiRC" / "train.jsonl").write_text("\n".join(train[::-1]) + "\n")
-    assert not are_comparable(plain, probed(other))
+    assert not are_comparable(plain, again(other))
 
 
 def test_questions_that_are_grouped_otherwise_are_other_questions(models, superglue, tmp_path):
@@ -271,10 +284,7 @@ def test_questions_that_are_grouped_otherwise_are_other_questions(models, superg
         for question in line["passage"]["questions"]
     ]
     (other / "MultiRC" / "val.jsonl").write_text("".join(json.dumps(line) + "\n" for line in apart))
-    one, two = (
-        rectilinear.probe(models["shallow"], "multirc", folder, seq_len=64, device="cpu")
-        for folder in (superglue, other)
-    )
+    one, two = (probed(models["shallow"], "multirc", folder) for folder in (superglue, other))
     assert one.right.replace(" ", "") == two.right.replace(" ", "")
     assert not are_comparable(one, two)
 
@@ -294,8 +304,10 @@ def test_stories_that_are_not_judged_to_the_end(results, tmp_path):
 
 def test_results_of_other_models_alone_are_refused_before_anything_comes_of_it(models, results):
     """Though several models are asked for, one after the other."""
-    running = rectilinear.evaluate_all([models["shallow"], "storyteller"], include=[results / "deep-cb"], device="cpu")
-    with pytest.raises(RequestError, match="expected results of these models in --include"):
+    running = rectilinear.evaluate_all(
+        [models["shallow"], "storyteller"], None, Evaluating(include=[results / "deep-cb"]), loading=CPU
+    )
+    with pytest.raises(RequestError, match="expected results of these models in `include`"):
         next(running)
 
 
@@ -304,19 +316,19 @@ def test_folders_that_are_no_results(results, tmp_path):
         with pytest.raises(RequestError, match=match):
             gather_results(folders)
 
-    refused("expected a folder for --include, got .*none", tmp_path / "none")
-    refused(r"expected probe\.json or judge\.json in --include .*, got none", tmp_path)
+    refused("expected a folder of results, got .*none", tmp_path / "none")
+    refused(r"expected probe\.json or judge\.json in .*, got none", tmp_path)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "probe.json").write_text("{}")
     refused(r"broken/probe\.json: expected a rectilinear probe", tmp_path)
     Probe.load(results / "deep-cb").save(tmp_path / "again")
-    refused(r"expected one probe of cb of a model in --include, got several, in .*deep-cb and .*again", results,
+    refused(r"expected one probe of cb of a model, got several, in .*deep-cb and .*again", results,
             tmp_path / "again")  # fmt: skip
     assert len(gather_results([results, results / "deep-cb"]).probes) == 4  # the same file twice is one
 
 
 def test_without_anything_to_do(models):
-    with pytest.raises(RequestError, match="expected --text, --tasks, --include"):
+    with pytest.raises(RequestError, match="expected `text`, `tasks`, `include`"):
         rectilinear.evaluate(models["deep"])
     with pytest.raises(RequestError, match="expected at least one model, got none"):
         rectilinear.evaluate_all([], "stories")

@@ -18,7 +18,7 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rectilinear
-from rectilinear import JobError, RequestError
+from rectilinear import Evaluating, JobError, RequestError
 from rectilinear.evaluation.decoder import HarnessDecoder
 from rectilinear.evaluation.harness import _log_perplexity, run_tasks
 from rectilinear.evaluation.task_set import SUPERGLUE, load_tasks
@@ -245,7 +245,8 @@ def test_chats_that_begin_by_themselves_lose_no_token(model, tiny_tokenizer):
 
 def test_a_tokenizer_without_a_chat_template(model, beginning, data):
     with pytest.raises(RequestError, match="expected a tokenizer with a chat template"):
-        rectilinear.evaluate(model, tasks=["copa"], data=data, tokenizer=beginning, apply_chat_template=True)
+        asked = Evaluating(tasks=["copa"], data=data, apply_chat_template=True)
+        rectilinear.evaluate(model, None, asked, tokenizer=beginning)
 
 
 def test_examples_come_from_the_training_file(model, beginning, data):
@@ -328,7 +329,9 @@ def test_the_papers_columns_and_what_is_missing(model, beginning, data):
     assert group.missing == asked.missing
     cells = [[found.tasks[name].metrics[metric].value for metric in SUPERGLUE[name]] for name in group.tasks]
     assert group.metrics["mean"].value == pytest.approx(sum(sum(row) / len(row) for row in cells) / 6)
-    evaluation = rectilinear.evaluate(model, tasks=["superglue"], data=data, tokenizer=beginning, limit=3)
+    evaluation = rectilinear.evaluate(
+        model, None, Evaluating(tasks=["superglue"], data=data, limit=3), tokenizer=beginning
+    )
     assert evaluation.loss is evaluation.data is None
     assert "no data of record, xstorycloze_en" in evaluation.warnings[0]
 
@@ -548,7 +551,9 @@ def test_a_group_of_the_harness(model, beginning, data, monkeypatch):
     assert group.metrics["acc"].value == pytest.approx(sum(values) / 11)
     assert found.tasks["xstorycloze_en"].source == "juletxara/xstory_cloze/en"
     other = build_llama(seed=1)
-    compared = rectilinear.evaluate(model, tasks=["xstorycloze"], tokenizer=beginning, against=other).differences
+    compared = rectilinear.evaluate(
+        model, None, Evaluating(tasks="xstorycloze"), tokenizer=beginning, against=other
+    ).differences
     found, theirs = compared.groups["xstorycloze"]["acc"], run_tasks(other, beginning, load_tasks(["xstorycloze"]), 8)
     assert found.value == pytest.approx(group.metrics["acc"].value - theirs.groups["xstorycloze"].metrics["acc"].value)
     assert found.value != 0
@@ -560,7 +565,11 @@ def test_a_group_of_the_harness(model, beginning, data, monkeypatch):
 
 def test_one_document_has_no_error(model, beginning, data):
     evaluation = rectilinear.evaluate(
-        model, tasks=["superglue"], data=data, tokenizer=beginning, limit=1, against=copy.deepcopy(model)
+        model,
+        None,
+        Evaluating(tasks=["superglue"], data=data, limit=1),
+        tokenizer=beginning,
+        against=copy.deepcopy(model),
     )
     assert evaluation.groups["superglue"].metrics["mean"].stderr is None
     assert evaluation.differences.groups["superglue"]["mean"].stderr is None
@@ -610,7 +619,9 @@ def test_perplexities_are_compared_as_ratios(model, beginning, tmp_path):
     write_lines(tmp_path / "words.jsonl", words)
     other = build_llama(seed=4)
     other.config.max_position_embeddings = 512
-    found = rectilinear.evaluate(model, tasks=["words"], data=tmp_path, tokenizer=beginning, against=other)
+    found = rectilinear.evaluate(
+        model, None, Evaluating(tasks=["words"], data=tmp_path), tokenizer=beginning, against=other
+    )
     ours, theirs = (part.tasks["words"].metrics["perplexity"].value for part in (found, found.against))
     assert found.differences.tasks["words"]["perplexity"].value == pytest.approx(numpy.log(ours / theirs))
     assert found.differences.tasks["words"]["acc"].value == 0

@@ -3,14 +3,18 @@
 import json
 import math
 import time
+from typing import NamedTuple
 
 import pytest
 import torch
 
 import rectilinear
-from rectilinear import JobError, RequestError
-from rectilinear.evaluation.judge_client import JudgeEndpoint, ask
+from rectilinear import JobError, Judging, RequestError, Stories
+from rectilinear.evaluation.judge import prepare_stories
+from rectilinear.evaluation.judge_client import ask as ask_with_progress
+from rectilinear.evaluation.judge_client import estimate_tokens, read_marks
 from rectilinear.evaluation.judge_record import JudgeReport, Story
+from rectilinear.models.settings import Loading
 from tests.conftest import build_llama
 from tests.judges import MARKS, marks, reply, serving
 
@@ -24,15 +28,32 @@ def key(monkeypatch):
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
 
 
+class Recipe(NamedTuple):
+    """A model and its stories."""
+
+    model: str
+    stories: Stories
+
+    def judge(self, out, judging=Judging(), **options):
+        return rectilinear.judge(self.model, out, self.stories, judging, **options)
+
+    def but(self, **changes):
+        return Recipe(self.model, Stories(**{**self.stories.model_dump(), **changes}))
+
+
 @pytest.fixture(scope="module")
 def recipe(tiny_checkpoint, text_file):
-    return rectilinear.StoryRecipe(str(tiny_checkpoint), str(text_file), **SIZE)
+    return Recipe(str(tiny_checkpoint), Stories(text=str(text_file), **SIZE))
+
+
+def ask(judging, stories, path):
+    return ask_with_progress(judging, stories, path, lambda *progress: None)
 
 
 @pytest.fixture(scope="module")
 def alone(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "out"
-    return rectilinear.judge(recipe, out), out
+    return recipe.judge(out), out
 
 
 def stories_of(out):
@@ -40,7 +61,7 @@ def stories_of(out):
 
 
 def endpoint(server, **options):
-    return JudgeEndpoint("wise", server.url, **{"concurrency": 2, "retries": 2, **options})
+    return Judging(**{"judge_model": "wise", "judge_url": server.url, "concurrency": 2, "retries": 2, **options})
 
 
 def make_stories(count):
@@ -62,10 +83,10 @@ def test_stories_begin_as_the_text_does(alone, documents):
 
 
 def test_the_same_recipe_writes_the_same_stories(alone, recipe, tmp_path):
-    rectilinear.judge(recipe, tmp_path / "again")
+    recipe.judge(tmp_path / "again")
     assert stories_of(tmp_path / "again") == stories_of(alone[1])
-    other = rectilinear.StoryRecipe(recipe.model, recipe.text, **SIZE, seed=1)
-    rectilinear.judge(other, tmp_path / "other")
+    other = recipe.but(seed=1)
+    other.judge(tmp_path / "other")
     assert stories_of(tmp_path / "other") != stories_of(alone[1])
 
 
@@ -80,7 +101,7 @@ def test_marks_are_means_over_scored_stories(recipe, tmp_path):
         reply(None, finish_reason="content_filter"),
     ]
     with serving(lambda place, times: answers[place]) as server:
-        report = rectilinear.judge(recipe, tmp_path / "out", endpoint(server))
+        report = recipe.judge(tmp_path / "out", endpoint(server))
     judged = report.judged
     assert judged.outcomes == {"scored": 3, "refused": 2, "malformed": 2}
     assert judged.marks["plot"].mean == pytest.approx((4 + 8 + 4) / 3)
@@ -102,7 +123,7 @@ def test_anything_but_four_whole_numbers_is_malformed(changes, tmp_path):
 
 def test_what_is_asked(recipe, tmp_path):
     with serving() as server:
-        rectilinear.judge(recipe, tmp_path / "out", endpoint(server))
+        recipe.judge(tmp_path / "out", endpoint(server))
         body = server.bodies[0]
     assert set(server.keys) == {"Bearer sesame"}
     assert (body["path"], body["model"], body["temperature"]) == ("/v1/chat/completions", "wise", 0.0)
@@ -147,18 +168,18 @@ def test_a_run_that_broke_off_goes_on(recipe, tmp_path):
         return marks() if place < 4 else (429, {}, {"error": {"message": "no more"}})
 
     with serving(script) as server:
-        with pytest.raises(JobError, match=r"keeps turning a request away .* --resume"):
-            rectilinear.judge(recipe, out, endpoint(server))
+        with pytest.raises(JobError, match=r"keeps turning a request away .* `resume`"):
+            recipe.judge(out, endpoint(server))
         first = server.answered
     assert first.total() == 4
     assert not (out / "judge.json").exists()
     with serving() as server:
-        for other in (JudgeEndpoint("foolish", server.url), endpoint(server)):  # another name, another port
-            with pytest.raises(RequestError, match=f"holds answers of wise at http.*, got {other.model} at"):
-                rectilinear.judge(recipe, out, other, resume=True)
+        for other in (endpoint(server, judge_model="foolish"), endpoint(server)):  # another name, another port
+            with pytest.raises(RequestError, match=f"holds answers of wise at http.*, got {other.judge_model} at"):
+                recipe.judge(out, other, resume=True)
         kept = json.loads((out / "request.json").read_text())
         (out / "request.json").write_text(json.dumps({**kept, "judge": {"model": "wise", "url": server.url}}))
-        report = rectilinear.judge(recipe, out, endpoint(server), resume=True)
+        report = recipe.judge(out, endpoint(server), resume=True)
         assert not {*first} & {*server.asked} - {story for story, count in first.items() if not count}
         assert server.asked.total() == 3
     assert report.judged.asked == 7
@@ -167,26 +188,26 @@ def test_a_run_that_broke_off_goes_on(recipe, tmp_path):
 def test_stories_come_first_and_a_judge_later(recipe, tmp_path):
     """And the marks stay where stories are only measured again."""
     out = tmp_path / "out"
-    assert rectilinear.judge(recipe, out).judged is None
+    assert recipe.judge(out).judged is None
     with serving(lambda place, times: marks() if place < 3 else (500, {}, {})) as server:
         asked = endpoint(server, retries=0)
         with pytest.raises(JobError):
-            rectilinear.judge(recipe, out, asked, resume=True)
+            recipe.judge(out, asked, resume=True)
         server.script = lambda place, times: marks()
-        judged = rectilinear.judge(recipe, out, asked, resume=True).judged
+        judged = recipe.judge(out, asked, resume=True).judged
     assert judged.asked == 7
     assert max(server.answered.values()) == 1
-    assert rectilinear.judge(recipe, out, resume=True).judged == judged
+    assert recipe.judge(out, resume=True).judged == judged
 
 
 def test_texts_with_other_ends_of_lines(recipe, tmp_path):
     texts = [f"One\u2028two\x85 three four\x0c five six seven {i} eight nine ten eleven twelve." for i in range(3)]
     (tmp_path / "odd.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    odd = rectilinear.StoryRecipe(recipe.model, str(tmp_path / "odd.jsonl"), **{**SIZE, "count": 3})
+    odd = recipe.but(text=str(tmp_path / "odd.jsonl"), count=3)
     with serving() as server:
-        report = rectilinear.judge(odd, tmp_path / "out", endpoint(server))
+        report = odd.judge(tmp_path / "out", endpoint(server))
         assert report.judged.asked == 3
-        assert rectilinear.judge(odd, tmp_path / "out", endpoint(server), resume=True) == report
+        assert odd.judge(tmp_path / "out", endpoint(server), resume=True) == report
     assert server.asked.total() == 3
 
 
@@ -207,7 +228,7 @@ def test_endpoints_leave_out_what_they_like(tmp_path):
 
 @pytest.mark.parametrize("answer", [{"error": {"message": "overloaded"}}, ["no"], "hello", None])
 def test_what_is_no_chat_completion_is_not_kept(answer, tmp_path):
-    with serving(lambda place, times: answer) as server, pytest.raises(JobError, match=r"judge at http.*--resume"):
+    with serving(lambda place, times: answer) as server, pytest.raises(JobError, match=r"judge at http.*`resume`"):
         ask(endpoint(server), make_stories(2), tmp_path / "j.jsonl")
     assert (tmp_path / "j.jsonl").read_text() == ""
 
@@ -215,7 +236,7 @@ def test_what_is_no_chat_completion_is_not_kept(answer, tmp_path):
 def test_a_reference_that_is_not_there_costs_nothing(recipe, tmp_path):
     with serving() as server:
         with pytest.raises(RequestError, match="no model at"):
-            rectilinear.judge(recipe, tmp_path / "out", endpoint(server), reference=str(tmp_path / "none"))
+            recipe.judge(tmp_path / "out", endpoint(server, reference=str(tmp_path / "none")))
         assert not server.asked
 
 
@@ -234,7 +255,7 @@ def test_a_line_that_was_cut_off_is_asked_again(tmp_path):
 def test_answers_that_are_none_are_refused(tmp_path):
     (tmp_path / "j.jsonl").write_text("nonsense\n")
     with pytest.raises(RequestError, match="line 1: expected an answer of a judge"):
-        ask(JudgeEndpoint("wise", "http://127.0.0.1:9/v1"), make_stories(1), tmp_path / "j.jsonl")
+        ask(Judging(judge_model="wise", judge_url="http://127.0.0.1:9/v1"), make_stories(1), tmp_path / "j.jsonl")
 
 
 def test_a_wrong_key_costs_one_request(tmp_path):
@@ -261,24 +282,24 @@ def test_an_endpoint_that_is_down(tmp_path):
 def test_requests_that_cannot_be_met(recipe, tmp_path, monkeypatch, alone):
     out = alone[1]
     for url in ("localhost", "http://[::1/v1", "ftp://here"):
-        with pytest.raises(RequestError, match=r"expected --judge-url http://HOST:PORT/v1, got "):
-            rectilinear.judge(recipe, tmp_path / "a", JudgeEndpoint("wise", url))
-    with pytest.raises(RequestError, match="is not empty; try --resume"):
-        rectilinear.judge(recipe, out)
-    many = rectilinear.StoryRecipe(recipe.model, recipe.text, **{**SIZE, "count": 1000})
+        with pytest.raises(RequestError, match=r"expected `judge_url=http://HOST:PORT/v1`, got "):
+            recipe.judge(tmp_path / "a", Judging(judge_model="wise", judge_url=url))
+    with pytest.raises(RequestError, match="holds stories already; try `resume`"):
+        recipe.judge(out)
+    many = recipe.but(count=1000)
     with pytest.raises(RequestError, match=r"expected 1000 documents of at least 12 words in .*, got 1\d\d;"):
-        rectilinear.judge(many, tmp_path / "b")
-    with pytest.raises(RequestError, match="holds a run with count 7, got 1000"):
-        rectilinear.judge(many, out, resume=True)
+        many.judge(tmp_path / "b")
+    with pytest.raises(RequestError, match=r"another \(count 7 -> 1000\)"):
+        many.judge(out, resume=True)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "file").write_text("")
     with pytest.raises(RequestError, match="holds no run to resume"):
-        rectilinear.judge(recipe, tmp_path / "else", resume=True)
-    with pytest.raises(RequestError, match="a temperature of at least 0, got -1"):
-        rectilinear.StoryRecipe("x", temperature=-1)
+        recipe.judge(tmp_path / "else", resume=True)
+    with pytest.raises(RequestError, match="expected `temperature` to be greater than or equal to 0, got -1"):
+        Stories(temperature=-1)
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(RequestError, match="expected OPENAI_API_KEY to be set"):
-        rectilinear.judge(recipe, tmp_path / "c", JudgeEndpoint("wise"))
+        recipe.judge(tmp_path / "c", Judging(judge_model="wise"))
     assert not any((tmp_path / name).exists() for name in "abc")
 
 
@@ -286,7 +307,7 @@ def test_judges_that_reason_are_asked_otherwise(tmp_path):
     """As OpenAI's: they refuse a temperature and the older name of the limit, and name what they refuse."""
     told = {"message": "Unsupported parameter", "type": "invalid_request_error", "param": "max_tokens"}
     with serving(lambda place, times: (400, {}, {"error": told})) as server:
-        with pytest.raises(RequestError, match=r"Unsupported parameter.*try --reasoning"):
+        with pytest.raises(RequestError, match=r"Unsupported parameter.*try `reasoning`"):
             ask(endpoint(server), make_stories(1), tmp_path / "refused")
         with pytest.raises(RequestError, match="try --free-form"):
             ask(endpoint(server, reasoning=True), make_stories(1), tmp_path / "refused")
@@ -300,52 +321,54 @@ def test_judges_that_reason_are_asked_otherwise(tmp_path):
 
 @pytest.mark.parametrize("prices", [(math.nan, 1.0), (1.0, -2.0), (math.inf, 1.0)])
 def test_prices_that_are_none(prices):
-    with pytest.raises(RequestError, match="expected --prices of at least 0"):
-        JudgeEndpoint("wise", prices=prices)
+    with pytest.raises(RequestError, match="expected `prices` of at least 0"):
+        Judging(judge_model="wise", prices=prices)
 
 
 def test_stories_that_the_judge_has_not_read_are_said(recipe, tmp_path):
     with serving() as server:
-        rectilinear.judge(recipe, tmp_path / "out", endpoint(server))
+        recipe.judge(tmp_path / "out", endpoint(server))
     answers = (tmp_path / "out" / "judgements.jsonl").read_text().splitlines()
     (tmp_path / "out" / "judgements.jsonl").write_text("\n".join(answers[:3]) + "\n")
-    report = rectilinear.judge(recipe, tmp_path / "out", resume=True)
+    report = recipe.judge(tmp_path / "out", resume=True)
     assert report.judged.asked == 3
     assert "the judge answered for 3 of 7 stories; for the others try --resume with it" in report.warnings
 
 
+def prepared(recipe, out, judging):
+    """A run whose stories are written, before the judge is asked."""
+    return prepare_stories(
+        recipe.model, out, recipe.stories, judging, loading=Loading(), resume=False, progress=lambda *progress: None
+    )
+
+
 def test_what_it_costs(recipe, tmp_path):
-    told = []
     with serving() as server:
-        judge = endpoint(server, prices=(2.5, 10.0))
-        report = rectilinear.judge(recipe, tmp_path / "out", judge, announce=lambda *numbers: told.append(numbers))
-        again = rectilinear.judge(recipe, tmp_path / "out", endpoint(server), resume=True)
-    [(_, prompt_tokens, answer_tokens)] = told
-    assert judge.cost(prompt_tokens, answer_tokens) == pytest.approx(prompt_tokens * 2.5e-6 + 700 * 10e-6)
+        judging = endpoint(server, prices=(2.5, 10.0))
+        run = prepared(recipe, tmp_path / "out", judging)
+        report = recipe.judge(tmp_path / "out", judging, resume=True)
+        again = recipe.judge(tmp_path / "out", endpoint(server), resume=True)
+    prompt_tokens, answer_tokens = estimate_tokens(judging, run.left)
+    assert judging.cost(prompt_tokens, answer_tokens) == pytest.approx(prompt_tokens * 2.5e-6 + 700 * 10e-6)
+    assert f"at most about {judging.cost(prompt_tokens, answer_tokens):.2g} by --prices" in run.announcement
     assert report.judged.cost == pytest.approx(700 * 2.5e-6 + 70 * 10e-6)  # as the endpoint counted
     assert again.judged.cost is None
 
 
-def test_whatever_the_announcement_raises_ends_it_before_anything_is_paid_for(recipe, tmp_path):
-    told = []
-
-    def announce(*numbers):
-        told.append(numbers)
-        raise KeyboardInterrupt
-
+def test_what_is_announced_before_anything_is_paid_for(recipe, tmp_path):
     with serving() as server:
-        with pytest.raises(KeyboardInterrupt):
-            rectilinear.judge(recipe, tmp_path / "out", endpoint(server), announce=announce)
+        run = prepared(recipe, tmp_path / "out", endpoint(server))
         assert not server.asked
-    [(stories, prompt_tokens, answer_tokens)] = told
-    assert (stories, answer_tokens) == (7, 700)
+    prompt_tokens, answer_tokens = estimate_tokens(run.judging, run.left)
+    assert (len(run.left), answer_tokens) == (7, 700)
     assert 7 * 100 < prompt_tokens < 7 * 400
+    assert run.announcement.startswith(f"wise is asked about 7 stories: about {prompt_tokens:,} tokens of requests")
 
 
 def test_the_loss_under_a_reference(recipe, tmp_path, save_checkpoint, tiny_tokenizer):
     """By hand: the tokens after the beginning, one story at a time."""
     other = build_llama(seed=5)
-    report = rectilinear.judge(recipe, tmp_path / "out", reference=str(save_checkpoint(other, "reference")))
+    report = recipe.judge(tmp_path / "out", Judging(reference=str(save_checkpoint(other, "reference"))))
     sums = []
     for story in stories_of(tmp_path / "out"):
         first = tiny_tokenizer(story["beginning"])["input_ids"][:-1]  # without the end of text
@@ -359,3 +382,94 @@ def test_the_loss_under_a_reference(recipe, tmp_path, save_checkpoint, tiny_toke
     assert report.reference.completions == pytest.approx(sum(loss for loss, _ in sums) / total, rel=1e-4)
     assert report.reference.completions_stderr > 0
     assert report.reference.endings > 0
+
+
+SHAPES = {
+    "thoughts": lambda given: '<think>\nSimple words, {a thin} plot: {"grammar": 2}.\n</think>\n\n' + given,
+    "a sentence and a fence": lambda given: f"Here are the marks:\n```json\n{given}\n```\nGlad to help {{again}}.",
+    "a number with a point": lambda given: given.replace("7", "7.0"),
+    "an object around it": lambda given: json.dumps({"marks": json.loads(given)}),
+    "parts": lambda given: [{"type": "text", "text": given[:20]}, {"type": "text", "text": given[20:]}],
+    "half a letter beside it": lambda given: f"\ud83d {given}",
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_marks_are_found_whatever_stands_around_them(shape, tmp_path):
+    """The last object with a mark in it counts, not what a judge thought before."""
+    with serving(lambda place, times: reply(SHAPES[shape](json.dumps(MARKS)))) as server:
+        answers = ask(endpoint(server), make_stories(2), tmp_path / "j.jsonl")
+        assert ask(endpoint(server), make_stories(2), tmp_path / "j.jsonl") == answers  # asked once, and kept
+        assert server.asked.total() == 2
+    assert [(answer.outcome, answer.marks.model_dump()) for answer in answers.values()] == [("scored", MARKS)] * 2
+
+
+def test_the_last_marks_count_and_are_not_replaced_by_others_before_them():
+    first, last = json.dumps({**MARKS, "plot": 2}), json.dumps(MARKS)
+    assert read_marks(f"First {first}, but then {last}").plot == MARKS["plot"]
+    assert read_marks(f"First {first}, but then {json.dumps({**MARKS, 'plot': 11})}") is None
+    assert read_marks('{"a": ' * 50_000) is read_marks("[" * 100_000) is None
+
+
+def test_malformed_answers_are_asked_again_and_what_was_asked_is_counted(recipe, tmp_path):
+    out = tmp_path / "out"
+    with serving(lambda place, times: reply("no idea") if place % 2 else marks()) as server:
+        first = recipe.judge(out, endpoint(server, concurrency=1))
+        assert first.judged.outcomes == {"scored": 4, "refused": 0, "malformed": 3}
+        asked = server.asked.total()
+        server.script = lambda place, times: marks()
+        again = recipe.judge(out, endpoint(server), resume=True)
+        assert server.asked.total() - asked == 3
+    assert again.judged.outcomes == {"scored": 7, "refused": 0, "malformed": 0}
+    assert (again.judged.asked, again.judged.prompt_tokens) == (7, 1000)  # ten requests
+    kept = [json.loads(line)["answer"] for line in (out / "judgements.jsonl").read_text().splitlines()]
+    assert kept.count("no idea") == 3  # no answer is lost
+
+
+ODD = {
+    "half a letter": lambda body: body["choices"][0]["message"].update(content='{"why": "\ud83d"}'),
+    "counts that are none": lambda body: body.update(usage={"prompt_tokens": "abc", "completion_tokens": 1.5}),
+    "a choice that is none": lambda body: body.update(choices=[None]),
+    "nested without end": lambda body: body["choices"][0]["message"].update(content="[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_answers_are_kept_and_the_others_too(odd, tmp_path):
+    def script(place, times):
+        body = marks()
+        if place == 0:
+            ODD[odd](body)
+        return body
+
+    with serving(script) as server:
+        answers = ask(endpoint(server, concurrency=1), make_stories(3), tmp_path / "j.jsonl")
+    expected = "scored" if odd == "counts that are none" else "malformed"
+    assert [answers[index].outcome for index in range(3)] == [expected, "scored", "scored"]
+    assert len((tmp_path / "j.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+
+REFUSED = [
+    ((401, {}, {"error": {"message": "who are you"}}), RequestError, "expected a key that http"),
+    ((404, {}, {"error": {"message": "no wise here"}}), RequestError, "try another `judge_url` or `judge_model`"),
+    ((503, {}, {"error": {"message": "busy"}}), JobError, "keeps turning a request away"),
+    (None, JobError, r"cannot reach the judge at http.*\(Connection error"),
+]
+
+
+@pytest.mark.parametrize(("answer", "kind", "says"), REFUSED, ids=["key", "model", "busy", "dead"])
+def test_a_judge_that_would_not_answer_is_found_before_stories_are_written(
+    answer, kind, says, recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("rectilinear.evaluation.judge.write_stories", None)
+    with serving(lambda place, times: answer) as server:
+        gone = endpoint(server)
+        if answer:
+            with pytest.raises(kind, match=says):
+                recipe.judge(tmp_path / "out", gone)
+            assert not server.asked
+    if not answer:
+        with pytest.raises(kind, match=says) as failed:
+            recipe.judge(tmp_path / "out", gone)
+        assert "kept" not in str(failed.value)
+    assert not (tmp_path / "out").exists()

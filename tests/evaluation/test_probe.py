@@ -9,15 +9,20 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import rectilinear
-from rectilinear import RequestError
+from rectilinear import Probing, RequestError
 from rectilinear.evaluation.probe_record import Probe
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.pooled import pool_states
+from rectilinear.models.settings import Loading
 from tests.conftest import build_llama
 from tests.superglue import write_lines, write_superglue
 
-SIZE = {"device": "cpu", "seq_len": 64, "batch_size": 32}
 TRAIN, VALIDATION = 500, 300
+
+
+def probe(model, task, data, tokenizer, **options):
+    probing = Probing(**{"task": task, "data": data, "seq_len": 64, **options})
+    return rectilinear.probe(model, probing, tokenizer=tokenizer, loading=Loading(device="cpu"), batch_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +89,7 @@ def accuracies(found):
 @pytest.mark.parametrize("depth", [1, 3])
 def test_a_planted_function_of_one_depth_is_found_there(depth, model, tiny_tokenizer, passages, states, tmp_path):
     data = write_boolq(tmp_path, passages, planted(states, depth))
-    found = rectilinear.probe(model, "boolq", data, tokenizer=tiny_tokenizer, **SIZE)
+    found = probe(model, "boolq", data, tiny_tokenizer)
     right = accuracies(found)
     assert found.best.depth == depth
     assert right[depth] > 0.95
@@ -94,7 +99,7 @@ def test_a_planted_function_of_one_depth_is_found_there(depth, model, tiny_token
 def test_shuffled_answers_are_chance(model, tiny_tokenizer, passages, tmp_path):
     labels = [place % 2 for place in range(len(passages))]
     random.Random(1).shuffle(labels)
-    found = rectilinear.probe(model, "boolq", write_boolq(tmp_path, passages, labels), tokenizer=tiny_tokenizer, **SIZE)
+    found = probe(model, "boolq", write_boolq(tmp_path, passages, labels), tiny_tokenizer)
     for point in found.points:
         metric = point.metrics["accuracy"]
         assert abs(metric.value - 0.5) < 4 * metric.stderr
@@ -104,7 +109,7 @@ def test_shuffled_answers_are_chance(model, tiny_tokenizer, passages, tmp_path):
 def test_a_probe_is_a_logistic_regression(model, tiny_tokenizer, passages, states, tmp_path):
     """By hand at one depth, with the penalty that was chosen."""
     labels = np.array(planted(states, 2))
-    found = rectilinear.probe(model, "boolq", write_boolq(tmp_path, passages, labels), tokenizer=tiny_tokenizer, **SIZE)
+    found = probe(model, "boolq", write_boolq(tmp_path, passages, labels), tiny_tokenizer)
     features = states[:, 1].numpy()
     features = (features - features[:TRAIN].mean(0)) / features[:TRAIN].std(0)
     fitted = LogisticRegression(C=found.points[1].c, max_iter=5000).fit(features[:TRAIN], labels[:TRAIN])
@@ -117,9 +122,8 @@ def test_a_probe_is_a_logistic_regression(model, tiny_tokenizer, passages, state
 @pytest.mark.parametrize("task", ["cb", "copa", "multirc", "rte", "wic", "wsc", "reward"])
 def test_every_task_is_probed(task, model, tiny_tokenizer, tmp_path):
     folder = write_superglue(tmp_path, train=20, validation=10)
-    found = rectilinear.probe(
-        model, task, folder / "pairs.jsonl" if task == "reward" else folder, tokenizer=tiny_tokenizer, folds=2, **SIZE
-    )
+    data = folder / "pairs.jsonl" if task == "reward" else folder
+    found = probe(model, task, data, tiny_tokenizer, folds=2)
     assert [point.depth for point in found.points] == [0, 1, 2, 3, 4]
     assert all(0 <= metric.value <= 1 for point in found.points for metric in point.metrics.values())
     if task in ("copa", "reward"):  # the cat gives the right choice away
@@ -128,17 +132,14 @@ def test_every_task_is_probed(task, model, tiny_tokenizer, tmp_path):
 
 def test_the_last_token_is_another_feature(model, tiny_tokenizer, tmp_path):
     folder = write_superglue(tmp_path, train=40, validation=20)
-    mean, last = (
-        rectilinear.probe(model, "cb", folder, tokenizer=tiny_tokenizer, pooling=pooling, **SIZE)
-        for pooling in ("mean", "last")
-    )
+    mean, last = (probe(model, "cb", folder, tiny_tokenizer, pooling=pooling) for pooling in ("mean", "last"))
     assert [point.cross_validated for point in mean.points] != [point.cross_validated for point in last.points]
     assert last.settings["pooling"] == "last"
 
 
 def test_it_comes_back_as_it_was(model, tiny_tokenizer, tmp_path):
     folder = write_superglue(tmp_path / "data", train=20, validation=10)
-    found = rectilinear.probe(model, "rte", folder, tokenizer=tiny_tokenizer, max_examples=12, **SIZE)
+    found = probe(model, "rte", folder, tiny_tokenizer, max_examples=12)
     found.save(tmp_path)
     assert Probe.load(tmp_path) == found
     written = json.loads((tmp_path / "probe.json").read_text())
@@ -147,10 +148,10 @@ def test_it_comes_back_as_it_was(model, tiny_tokenizer, tmp_path):
 
 
 REFUSALS = [
-    ({"pooling": "max"}, "expected pooling mean or last, got 'max'"),
-    ({"folds": 1}, "at least 2 folds, got 1"),
+    ({"pooling": "max"}, "expected `pooling` to be 'mean' or 'last', got 'max'"),
+    ({"folds": 1}, "expected `folds` to be greater than or equal to 2, got 1"),
     ({"folds": 11}, "expected each answer for at least 11 questions .*, got entailment for 10"),
-    ({"folds": 5, "max_examples": 6}, "try more --max-examples or fewer --folds"),
+    ({"folds": 5, "max_examples": 6}, "try more `max_examples` or fewer `folds`"),
     ({"task": "boolqq"}, "try boolq"),
     ({"seq_len": 65}, "context of 64 tokens"),
     ({"data": "nowhere/at/all/"}, "nowhere/at/all"),
@@ -161,10 +162,10 @@ REFUSALS = [
 def test_requests_that_cannot_be_met(options, says, model, tiny_tokenizer, tmp_path):
     data = write_superglue(tmp_path, train=20, validation=10)
     with pytest.raises(RequestError, match=says):
-        rectilinear.probe(model, **{"task": "rte", "data": data, "tokenizer": tiny_tokenizer, **SIZE, **options})
+        probe(model, **{"task": "rte", "data": data, "tokenizer": tiny_tokenizer, **options})
 
 
 def test_one_answer_only(model, tiny_tokenizer, passages, tmp_path):
     data = write_boolq(tmp_path, passages, [True] * len(passages))
     with pytest.raises(RequestError, match="with different answers, got one answer"):
-        rectilinear.probe(model, "boolq", data, tokenizer=tiny_tokenizer, **SIZE)
+        probe(model, "boolq", data, tiny_tokenizer)

@@ -1,15 +1,14 @@
 """The file has the keys that other programs read, and comes back as it was."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 import rectilinear
-from rectilinear import Evaluation, RequestError
-from rectilinear.evaluation.differences import compare
-from rectilinear.evaluation.record import Differences, Measurements, SpeedRecord
-from rectilinear.evaluation.run import Run
+from rectilinear import Evaluating, Evaluation, RequestError
+from rectilinear.evaluation.differences import find_differences
+from rectilinear.evaluation.record import Differences, Items, SpeedRecord
+from rectilinear.text.settings import Rows
 from tests.conftest import build_llama
 
 MEASURED = {
@@ -27,23 +26,26 @@ MEASURED = {
     "cache_bytes",
     "tasks",
 }
-SIZE = {"max_tokens": 256, "seq_len": 16, "batch_size": 4}
+ROWS = Rows(max_tokens=256, seq_len=16)
 
 
 @pytest.fixture(scope="module")
 def alone(tiny_llama, tiny_tokenizer, text_file):
-    return rectilinear.evaluate(tiny_llama, text_file, tokenizer=tiny_tokenizer, speed=False, **SIZE)
+    return rectilinear.evaluate(
+        tiny_llama, text_file, Evaluating(batch_size=4, speed=False), tokenizer=tiny_tokenizer, rows=ROWS
+    )
 
 
 @pytest.fixture(scope="module")
 def pair(tiny_llama, tiny_tokenizer, text_file):
     other = build_llama(seed=1)
-    return rectilinear.evaluate(tiny_llama, text_file, tokenizer=tiny_tokenizer, against=other, **SIZE)
+    asked = Evaluating(batch_size=4)
+    return rectilinear.evaluate(tiny_llama, text_file, asked, tokenizer=tiny_tokenizer, against=other, rows=ROWS)
 
 
 def test_keys_of_one_model(alone):
     written = json.loads(alone.to_json())
-    assert written.keys() == {"schema", "data", "settings", "warnings", *MEASURED}
+    assert written.keys() == {"schema", "data", "settings", "warnings", "items", *MEASURED}
     assert next(iter(written)) == "schema"
     assert written["schema"] == "rectilinear.evaluation/1"
     assert written["tokens_per_second"] == {"prefill": None, "decode": None}
@@ -62,7 +64,7 @@ def test_keys_of_one_model(alone):
 
 def test_keys_of_two_models(pair):
     written = json.loads(pair.to_json())
-    assert written.keys() == {"schema", "data", "settings", "against", "differences", "warnings", *MEASURED}
+    assert written.keys() == {"schema", "data", "settings", "against", "differences", "warnings", "items", *MEASURED}
     assert written["against"].keys() == MEASURED
     ratios = {"perplexity_ratio", "tokens_per_second", "cache_bytes"}
     others = {"loss", "loss_stderr", "parameters", "tasks", "groups", "probes", "stories"}
@@ -88,16 +90,30 @@ def test_what_is_not_an_evaluation(tmp_path, alone):
         rectilinear.Profile.load(tmp_path / "evaluation.json")
 
 
-def run(alone, prefill, decode, cache_bytes, loss):
-    """What came of a model, whose loss minus any other's is given."""
+def test_losses_of_rows_are_kept_with_their_mean(alone):
+    written = json.loads(alone.to_json())
+    assert len(written["items"]["rows"]) == written["data"]["rows"] == 16
+    assert sum(written["items"]["rows"]) / written["tokens"] == pytest.approx(written["loss"], rel=1e-12)
+
+
+def test_files_of_older_versions_have_no_items(alone, tmp_path):
+    written = json.loads(alone.to_json())
+    del written["items"]
+    (tmp_path / "evaluation.json").write_text(json.dumps(written))
+    assert Evaluation.load(tmp_path) == alone.model_copy(update={"items": Items()})
+
+
+def run(alone, prefill, decode, cache_bytes, rows):
+    """What came of a model, with these losses a token of two rows."""
+    tokens = alone.data.seq_len - 1
     changes = {"tokens_per_second": SpeedRecord(prefill=prefill, decode=decode), "cache_bytes": cache_bytes}
-    measured = Measurements(**{**{name: getattr(alone, name) for name in Measurements.model_fields}, **changes})
-    return Run(measured, SimpleNamespace(minus=lambda other: loss), None, None, {})
+    items = Items(rows=[loss * tokens for loss in rows])
+    return alone.model_copy(update={**changes, "items": items, "tokens": 2 * tokens})
 
 
 def test_ratios_are_of_the_model_to_the_other(alone):
-    one, other = run(alone, 30.0, 8.0, 100, (0.0, 0.5)), run(alone, 60.0, 2.0, 400, None)
-    assert compare(one, other) == Differences(
+    one, other = run(alone, 30.0, 8.0, 100, (1.5, 0.5)), run(alone, 60.0, 2.0, 400, (1.0, 1.0))
+    assert find_differences(one, other) == Differences(
         loss=0.0,
         loss_stderr=0.5,
         perplexity_ratio=1.0,
@@ -108,8 +124,17 @@ def test_ratios_are_of_the_model_to_the_other(alone):
 
 
 def test_no_ratio_to_what_is_not_there_or_nothing(alone):
-    one, other = run(alone, 30.0, None, 100, (1000.0, None)), run(alone, None, 2.0, 0, (0.0, None))
-    found = compare(one, other)
+    one, other = run(alone, 30.0, None, 100, (1000.0, 1000.0)), run(alone, None, 2.0, 0, (0.0, 0.0))
+    found = find_differences(one, other)
     assert (found.tokens_per_second.prefill, found.tokens_per_second.decode, found.cache_bytes) == (None, None, None)
     assert found.perplexity_ratio is None  # beyond float64
-    assert compare(other, one).cache_bytes == 0.0
+    assert find_differences(other, one).cache_bytes == 0.0
+
+
+def test_what_was_not_measured_alike_has_no_difference(alone):
+    one, other = run(alone, 30.0, 8.0, 100, (1.0, 1.0)), run(alone, 60.0, 2.0, 400, (1.0, 1.0))
+    longer = other.model_copy(update={"settings": {**other.settings, "prompt_tokens": 8}})
+    found = find_differences(one, longer)
+    assert (found.tokens_per_second, found.cache_bytes) == (SpeedRecord(), None)
+    elsewhere = other.model_copy(update={"data": other.data.model_copy(update={"fingerprint": "0" * 64})})
+    assert find_differences(one, elsewhere).loss is None

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
 
-from rectilinear.cli import options
-from rectilinear.cli.legacy import check_out, progress, stdout
-from rectilinear.cli.options import DTypeName, parse_batch_size
-from rectilinear.models.settings import Loading
-from rectilinear.runs import stage
-from rectilinear.text.settings import Rows
+from cyclopts import Parameter
 
-_BEGINNING_WORDS, _NEW_TOKENS = 24, 100
+from rectilinear.cli.panels import RUNTIME, BatchSizeOption, OutputOptions
+from rectilinear.models.settings import Loading, Placement
+from rectilinear.runs import Output, claim, stage
+from rectilinear.text.settings import Rows, Seeded
+
+_BEGINNING_WORDS, _NEW_TOKENS, _TOKENS = 24, 100, 50_000
 
 
 def demo(
-    out: options.Out = None,
-    overwrite: options.Overwrite = False,
-    seed: options.Seed = 0,
-    device: options.Device = "auto",
-    dtype: options.DType = DTypeName.auto,
-    batch_size: options.BatchSize = "auto",
+    *,
+    seeded: Annotated[Seeded, Parameter("*", group=RUNTIME)] = Seeded(),
+    placement: Annotated[Placement, Parameter("*", group=RUNTIME)] = Placement(),
+    batch_size: BatchSizeOption = "auto",
+    output: OutputOptions = Output(),
 ) -> None:
     """Take the built-in decoder through all of it and say in plain words what the numbers mean.
 
@@ -30,71 +29,67 @@ def demo(
 
     Example: rectilinear demo
     """
-    check_out(out, overwrite)
-    common: dict[str, Any] = {"device": device, "dtype": dtype.value, "batch_size": parse_batch_size(batch_size)}
+    with claim(output.out, overwrite=output.overwrite) as out:
+        import rectilinear
+        from rectilinear.evaluation.settings import Evaluating
+        from rectilinear.models.completion import complete
+        from rectilinear.models.load import STORYTELLER, load_model, resolve
+        from rectilinear.progress import reporting
+        from rectilinear.report.explain import explain_dynamics, explain_linearization, explain_profile
+        from rectilinear.report.terminal import show, stdout
+        from rectilinear.report.write import write_result
 
-    import rectilinear
-    from rectilinear.models.completion import complete
-    from rectilinear.models.load import STORYTELLER, load_model, resolve
-    from rectilinear.report.evaluation_table import print_evaluation
-    from rectilinear.report.explain import explain_dynamics, explain_linearization, explain_profile
-    from rectilinear.report.terminal import show
-    from rectilinear.report.write import write_result
+        console, seed, loading = stdout(), seeded.seed, Loading(**placement.model_dump())
 
-    console = stdout()
+        def say(*paragraphs: str) -> None:
+            for paragraph in paragraphs:
+                console.print(f"\n{paragraph}", markup=False, highlight=False)
 
-    def say(paragraphs: list[str]) -> None:
-        for paragraph in paragraphs:
-            console.print(f"\n{paragraph}", markup=False, highlight=False)
-
-    with progress() as report:
-        told = {**common, "progress": report}
-        profile = rectilinear.measure(
-            STORYTELLER,
-            "stories",
-            rows=Rows(seed=seed),
-            loading=Loading(device=device, dtype=dtype.value),
-            batch_size=common["batch_size"],
-            progress=report,
-        )
-        dynamics = rectilinear.Dynamics.load(resolve(STORYTELLER))
-        # Half of the built-in decoder's attentions, by filters that are smaller than they are.
-        linearized = rectilinear.linearize(
-            STORYTELLER,
-            "stories",
-            rectilinear.Filter(rank=24),
-            rectilinear.Selection(target="attention", count=4),
-            rows=rectilinear.CalibrationRows(max_tokens=50_000, seed=seed),
-            loading=Loading(device=device, dtype=dtype.value),
-            batch_size=common["batch_size"],
-            progress=report,
-        )
-        tokenizer = linearized.tokenizer
-        linearized.model.name_or_path = f"{STORYTELLER}, linearized"
-        other: dict[str, Any] = {"tokenizer": tokenizer, "against": STORYTELLER, "max_tokens": 50_000, "seed": seed + 1}
-        evaluation = rectilinear.evaluate(linearized.model, "stories", **other, **told)
-        story = next(rectilinear.generate_stories(seed + 1)).split()
-        beginning = " ".join(story[:_BEGINNING_WORDS])
-        original = load_model(STORYTELLER, device=device, dtype=dtype.value, head=True)
-        stories = [
-            complete(model, tokenizer, [beginning], max_new_tokens=_NEW_TOKENS)[0]
-            for model in (original, linearized.model)
-        ]
+        with reporting(True) as report:
+            profile = rectilinear.measure(
+                STORYTELLER, "stories", rows=Rows(seed=seed), loading=loading, batch_size=batch_size, progress=report
+            )
+            dynamics = rectilinear.Dynamics.load(resolve(STORYTELLER))
+            # Half of the built-in decoder's attentions, by filters that are smaller than they are.
+            linearized = rectilinear.linearize(
+                STORYTELLER,
+                "stories",
+                rectilinear.Filter(rank=24),
+                rectilinear.Selection(target="attention", count=4),
+                rows=rectilinear.CalibrationRows(max_tokens=_TOKENS, seed=seed),
+                loading=loading,
+                batch_size=batch_size,
+                progress=report,
+            )
+            tokenizer = linearized.tokenizer
+            linearized.model.name_or_path = f"{STORYTELLER}, linearized"
+            evaluation = rectilinear.evaluate(
+                linearized.model,
+                "stories",
+                Evaluating(batch_size=batch_size),
+                against=STORYTELLER,
+                rows=Rows(max_tokens=_TOKENS, seed=seed + 1),
+                loading=loading,
+                tokenizer=tokenizer,
+                progress=report,
+            )
+            beginning = " ".join(next(rectilinear.generate_stories(seed + 1)).split()[:_BEGINNING_WORDS])
+            models = (load_model(STORYTELLER, **placement.model_dump(), head=True), linearized.model)
+            stories = [complete(model, tokenizer, [beginning], max_new_tokens=_NEW_TOKENS)[0] for model in models]
         if out:
             with stage(out) as folder:
-                write_result(profile, folder)
-                write_result(dynamics, folder)
-                evaluation.save(folder)
+                for result in (profile, dynamics, evaluation):
+                    write_result(result, folder)
                 linearized.save(folder / "linearized")
-    show(profile, console)
-    say(explain_profile(profile))
-    console.print()
-    show(dynamics, console)
-    say(explain_dynamics(dynamics))
-    console.print()
-    print_evaluation(evaluation, console)
-    say(explain_linearization(linearized.plan, evaluation))
-    say([f"A story that begins: {beginning}"])
-    say([f"The original goes on:{stories[0]}", f"The linearized one goes on:{stories[1]}"])
-    if out:
-        print(f"\nwrote profile, dynamics and evaluation, and the folder linearized, to {out}")
+        show(profile, console)
+        say(*explain_profile(profile))
+        console.print()
+        show(dynamics, console)
+        say(*explain_dynamics(dynamics))
+        console.print()
+        show(evaluation, console)
+        say(*explain_linearization(linearized.plan, evaluation))
+        say(f"A story that begins: {beginning}")
+        say(f"The original goes on:{stories[0]}", f"The linearized one goes on:{stories[1]}")
+        if out:
+            print(f"\nwrote profile, dynamics and evaluation, and the folder linearized, to {out}")

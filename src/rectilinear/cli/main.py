@@ -11,7 +11,6 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-import typer
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.argument import ArgumentCollection
 
@@ -20,7 +19,19 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.runs import Interrupted
 
 # In the order in which help shows them; each is a function of that name in a module of that name.
-COMMANDS = ("inspect", "measure", "dynamics", "linearize", "pretrain", "finetune")
+COMMANDS = (
+    "inspect",
+    "measure",
+    "dynamics",
+    "linearize",
+    "evaluate",
+    "compare",
+    "probe",
+    "judge",
+    "pretrain",
+    "finetune",
+    "demo",
+)
 
 
 def main() -> None:
@@ -39,12 +50,12 @@ def main() -> None:
         from rectilinear.cli.refusals import reason
 
         code = _fail(reason(error, COMMANDS), 2)
-    except (RequestError, typer.TyperException) as error:
-        code = _fail(error.format_message() if isinstance(error, typer.TyperException) else str(error), 2)
+    except RequestError as error:
+        code = _fail(str(error), 2)
     except JobError as error:
         code = _fail(str(error), 1)
-    except (KeyboardInterrupt, typer.Abort) as interrupt:
-        kept = str(interrupt) if isinstance(interrupt, (Interrupted, typer.Abort)) else ""
+    except KeyboardInterrupt as interrupt:
+        kept = str(interrupt) if isinstance(interrupt, Interrupted) else ""
         print(f"rectilinear: interrupted, {_in_flags(kept) or 'nothing was written'}", file=sys.stderr)
         code = getattr(interrupt, "code", 130)
     except BrokenPipeError:
@@ -84,12 +95,8 @@ def build(names: Iterable[str] = COMMANDS) -> Program:
 
 
 def _run(arguments: list[str]) -> int:
-    name, *_ = arguments or ["--help"]
-    if not name.startswith("-") and name not in COMMANDS:
-        from rectilinear.cli.typer_app import app as old
-
-        return int(old(arguments, standalone_mode=False) or 0)
-    build([name] if name in COMMANDS else COMMANDS)(arguments or ["--help"])
+    asked = [name for name in arguments[:1] if name in COMMANDS]
+    build(asked or COMMANDS)(arguments or ["--help"])
     return 0 if arguments else 2
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy
+
+from rectilinear.evaluation.record import DifferenceRecord, Observed
 
 #: How often documents are drawn anew for scores that are no means.
 RESAMPLES = 400
@@ -17,67 +18,66 @@ RESAMPLES = 400
 Aggregate = Callable[[Sequence[Any]], float]
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """A score of one model minus that of another on the same documents.
+def mean(values: Sequence[float]) -> float:
+    """What most scores are of their items."""
+    return sum(values) / len(values)
 
-    Attributes:
-        value: the difference.
-        stderr: its standard error; None for a single document.
-        p_value: two-sided, of no difference; None where it cannot be told.
+
+def observe(aggregate: Aggregate, items: Sequence[Any]) -> Observed | None:
+    """A score, and what it takes to compare it: its documents' values, or the score of resampled documents.
+
+    Args:
+        aggregate: makes the score.
+        items: what it is made from, document by document.
+
+    Returns:
+        None for a score that is not finite, which cannot be compared.
     """
-
-    value: float
-    stderr: float | None
-    p_value: float | None
+    score, n = float(aggregate(items)), len(items)
+    if all(isinstance(item, (bool, int, float)) for item in items):
+        for sign in (1.0, -1.0):  # a mean, or minus that, as the logarithm of a perplexity is
+            if all(math.isclose(sign * aggregate(part), mean(part), abs_tol=1e-9) for part in (items, items[n // 2 :])):
+                return Observed(score=score, n=n, values=[sign * item for item in items])
+    resampled = _resample(aggregate, items)
+    return Observed(score=score, n=n, resampled=resampled) if numpy.isfinite([score, *resampled]).all() else None
 
 
 def bootstrap_stderr(aggregate: Aggregate, items: Sequence[Any]) -> float | None:
     """Standard deviation of a score over resampled documents; None for fewer than two."""
     if len(items) < 2:
         return None
-    return float(_resampled(aggregate, items).std(ddof=1))
+    return float(numpy.std(_resample(aggregate, items), ddof=1))
 
 
-def paired_difference(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequence[Any]) -> PairedDifference:
+def paired_difference(ours: Observed, theirs: Observed) -> DifferenceRecord:
     """Compare two models on the same documents.
 
-    Where the score is the mean of numbers, or minus that, the error is that of the mean difference; where these are 0
-    and 1 the test is McNemar's exact one (a sign test over documents that only one model has right), else Student's
-    paired one. Other scores are computed on the same resampled documents for both: p is twice the share of resampled
-    differences that are not on the side of most, at least ``2 / RESAMPLES`` and what a sign test could give.
-
-    Args:
-        aggregate: makes a score.
-        ours, theirs: what it is made from, document by document.
+    Of means the error is that of the mean difference; where values are 0 and 1 the test is McNemar's exact one (a sign
+    test over documents that only one model has right), else Student's paired one. Of other scores, which are those of
+    the same resampled documents for both, p is twice the share of differences that are not on the side of most, at
+    least ``2 / RESAMPLES`` and what a sign test could give.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "F-score is ill-defined")  # where a label is never there
-        warnings.filterwarnings("ignore", "Precision loss")  # where all differences are the same
-        return _paired_difference(aggregate, ours, theirs)
-
-
-def _paired_difference(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequence[Any]) -> PairedDifference:
-    value = float(aggregate(ours)) - float(aggregate(theirs))
-    n = len(ours)
+    value, n = ours.score - theirs.score, ours.n
     if n < 2:
-        return PairedDifference(value, None, None)
-    numbers = all(isinstance(item, (bool, int, float)) for item in (*ours, *theirs))
-    if numbers and all(math.isclose(abs(aggregate(of)), abs(sum(of) / n), abs_tol=1e-9) for of in (ours, theirs)):
+        return DifferenceRecord(value=value, stderr=None, n=n)
+    if ours.values and theirs.values:
         from scipy.stats import ttest_1samp
 
-        pairs = numpy.asarray([ours, theirs], float)
+        pairs = numpy.asarray([ours.values, theirs.values])
         changes = pairs[0] - pairs[1]
         changes[abs(changes) <= 1e-12 * abs(pairs).max()] = 0.0  # rounding
         stderr = float(changes.std(ddof=1) / math.sqrt(n))
-        binary = {*ours, *theirs} <= {0, 1}
-        p_value = sign_test(changes) if binary or no_spread(value, stderr) else ttest_1samp(changes, 0).pvalue
-        return PairedDifference(value, stderr, float(p_value))
-    changes = _resampled(aggregate, ours) - _resampled(aggregate, theirs)
+        binary = {*ours.values, *theirs.values} <= {0, 1}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Precision loss")  # where all differences are the same
+            p_value = sign_test(changes) if binary or no_spread(value, stderr) else ttest_1samp(changes, 0).pvalue
+        return DifferenceRecord(value=value, stderr=stderr, p_value=float(p_value), n=n)
+    scores = numpy.array([of.resampled or _resample(mean, of.values or ()) for of in (ours, theirs)])
+    changes = scores[0] - scores[1]
     beyond = min((changes <= 0).mean(), (changes >= 0).mean())
     # No surer than resamples, or a sign test of so few documents, could be.
     p_value = min(1.0, 2 * max(float(beyond), 1 / RESAMPLES, 0.5**n))
-    return PairedDifference(value, float(changes.std(ddof=1)), p_value)
+    return DifferenceRecord(value=value, stderr=float(changes.std(ddof=1)), p_value=p_value, n=n)
 
 
 def sign_test(changes: numpy.ndarray) -> float:
@@ -96,9 +96,9 @@ def no_spread(value: float, stderr: float) -> bool:
     return stderr <= 1e-9 * abs(value)
 
 
-def _resampled(aggregate: Aggregate, items: Sequence[Any]) -> numpy.ndarray:
+def _resample(aggregate: Aggregate, items: Sequence[Any]) -> list[float]:
     """A score over documents that are drawn anew, `RESAMPLES` times, the same ones whatever is noted of them."""
     places = numpy.random.default_rng(0).integers(len(items), size=(RESAMPLES, len(items)))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "F-score is ill-defined")  # where a label was never drawn
-        return numpy.array([float(aggregate([items[place] for place in drawn])) for drawn in places])
+        warnings.filterwarnings("ignore", "F-score is ill-defined")  # where a label is never there, or never drawn
+        return [float(aggregate([items[place] for place in drawn])) for drawn in places]

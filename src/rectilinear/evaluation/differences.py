@@ -3,48 +3,120 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy
+import torch
 
-from rectilinear.evaluation.bootstrap import Aggregate, no_spread, paired_difference, sign_test
-from rectilinear.evaluation.gather import Stories
-from rectilinear.evaluation.harness import TaskScores, combine, mean, mean_of_columns
-from rectilinear.evaluation.judge_record import Marks
+from rectilinear.evaluation.bootstrap import mean, no_spread, paired_difference, sign_test
+from rectilinear.evaluation.harness import combine, mean_of_columns
+from rectilinear.evaluation.judge_record import JudgeReport, Marks
 from rectilinear.evaluation.probe_record import Probe
-from rectilinear.evaluation.record import DifferenceRecord, Differences, SpeedRecord, finite
-from rectilinear.evaluation.run import Run
-from rectilinear.evaluation.task_set import SUPERGLUE, SUPERGLUE_GROUP, TaskSet
-from rectilinear.measurement.perplexity import exponential
+from rectilinear.evaluation.record import (
+    DifferenceRecord,
+    Differences,
+    Evaluation,
+    GroupRecord,
+    Observed,
+    SpeedRecord,
+    finite,
+)
+from rectilinear.evaluation.task_set import SUPERGLUE, SUPERGLUE_GROUP
+from rectilinear.measurement.perplexity import Perplexity, exponential
+
+_Task = Mapping[str, DifferenceRecord]
 
 
-def compare(ours: Run, theirs: Run, asked: TaskSet | None = None) -> Differences:
-    """Put one model beside another, paired by rows of text, documents, questions and stories."""
-    one, other = ours.measured, theirs.measured
+def find_differences(ours: Evaluation, theirs: Evaluation) -> Differences:
+    """Put one model beside another, paired by rows of text, documents, questions and stories.
+
+    What the two were not asked in the same way has no difference; see `find_unlike`.
+    """
     loss, stderr = (None, None)
-    if ours.perplexity and theirs.perplexity:
-        loss, stderr = ours.perplexity.minus(theirs.perplexity)
-    tasks = _task_differences(ours.scores, theirs.scores) if ours.scores and theirs.scores else {}
+    if _same_rows(ours, theirs):
+        loss, stderr = _perplexity(ours).minus(_perplexity(theirs))
+    timed = _alike(ours.settings, theirs.settings, ("prompt_tokens", "new_tokens"))
+    tasks = dict(_task_differences(ours, theirs))
     return Differences(
         loss=loss,
         loss_stderr=stderr,
         perplexity_ratio=None if loss is None else finite(exponential(loss)),
-        parameters=one.parameters - other.parameters,
+        parameters=ours.parameters - theirs.parameters,
         tokens_per_second=SpeedRecord(
-            prefill=_ratio(one.tokens_per_second.prefill, other.tokens_per_second.prefill),
-            decode=_ratio(one.tokens_per_second.decode, other.tokens_per_second.decode),
+            prefill=_ratio(ours.tokens_per_second.prefill, theirs.tokens_per_second.prefill) if timed else None,
+            decode=_ratio(ours.tokens_per_second.decode, theirs.tokens_per_second.decode) if timed else None,
         ),
-        cache_bytes=_ratio(one.cache_bytes, other.cache_bytes),
+        cache_bytes=_ratio(ours.cache_bytes, theirs.cache_bytes) if timed else None,
         tasks=tasks,
-        groups=_group_differences(ours.scores, asked, tasks) if ours.scores and asked else {},
+        groups=dict(_group_differences(ours, theirs, tasks)),
         probes={
-            task: _probe_difference(probe, other.probes[task])
-            for task, probe in one.probes.items()
-            if task in other.probes and are_comparable(probe, other.probes[task])
+            task: probe_difference(probe, theirs.probes[task])
+            for task, probe in ours.probes.items()
+            if task in theirs.probes and are_comparable(probe, theirs.probes[task])
         },
-        stories=_mark_differences(ours.stories, theirs.stories),
+        stories=_mark_differences(ours, theirs),
+    )
+
+
+def find_unlike(ours: Evaluation, others: Sequence[Evaluation]) -> Iterator[str]:
+    """What a model and the first of some others that has the same both have, but cannot be compared by."""
+    other = next((found for found in others if found.data), None)
+    if other and ours.data and not _same_rows(ours, other):
+        why = "have no rows in their files" if _same_text(ours, other) else "are of different texts"
+        yield f"losses of {_names(ours, other)} cannot be compared: they {why}; evaluate both on one text"
+    for task in ours.tasks:
+        other = next((found for found in others if task in found.tasks), None)
+        if other and not _same_documents(task, ours, other):
+            yield (
+                f"scores of {task} cannot be compared: {_names(ours, other)} were asked other documents, or in another "
+                "way, or their items were not kept"
+            )
+    for task, probe in ours.probes.items():
+        other = next((found for found in others if task in found.probes), None)
+        if other and not are_comparable(probe, other.probes[task]):
+            yield (
+                f"probes of {task} cannot be compared: {_names(ours, other)} were taught or asked other questions, or "
+                "in another way"
+            )
+    stories = ours.stories
+    other = next((found for found in others if found.stories), None)
+    if stories and other and other.stories and not begin_alike(stories, other.stories):
+        yield f"stories cannot be compared: those of {_names(ours, other)} begin or were drawn differently"
+    other = next((found for found in others if found.items.marks), None)
+    if stories and ours.items.marks and other and other.stories and not were_judged_alike(stories, other.stories):
+        yield f"marks cannot be compared: stories of {_names(ours, other)} had different judges"
+
+
+def _names(one: Evaluation, other: Evaluation) -> str:
+    return f"{one.model.id} and {other.model.id}"
+
+
+def _same_text(one: Evaluation, other: Evaluation) -> bool:
+    if not (one.data and other.data):
+        return False
+    return (one.data.fingerprint, one.data.seq_len) == (other.data.fingerprint, other.data.seq_len)
+
+
+def _same_rows(one: Evaluation, other: Evaluation) -> bool:
+    return _same_text(one, other) and bool(one.items.rows and other.items.rows)
+
+
+def _perplexity(found: Evaluation) -> Perplexity:
+    rows = torch.tensor(found.items.rows, dtype=torch.float64)
+    return Perplexity(rows, found.tokens // len(rows))
+
+
+def _same_documents(task: str, one: Evaluation, other: Evaluation) -> bool:
+    """Whether two models were asked the same documents of a task, with the same examples and in the same words."""
+    records = [found.tasks[task] for found in (one, other)]
+    same = ("num_fewshot", "version", "fingerprint")
+    asked = ("apply_chat_template", "system_instruction", *(["seed"] if records[0].num_fewshot else []))
+    return (
+        all(task in found.items.tasks for found in (one, other))
+        and records[0].fingerprint is not None
+        and _alike(vars(records[0]), vars(records[1]), same)
+        and _alike(one.settings, other.settings, asked)
     )
 
 
@@ -54,52 +126,65 @@ def are_comparable(one: Probe, other: Probe) -> bool:
     return one.questions is not None and one.questions == other.questions and _alike(one.settings, other.settings, same)
 
 
-def begin_alike(one: Stories, other: Stories) -> bool:
+def begin_alike(one: JudgeReport, other: JudgeReport) -> bool:
     """Whether two models' stories have the same beginnings and were drawn in the same way."""
     same = ("beginning_words", "max_new_tokens", "temperature")
-    return one.report.data.fingerprint == other.report.data.fingerprint and _alike(
-        one.report.settings, other.report.settings, same
-    )
+    return one.data.fingerprint == other.data.fingerprint and _alike(one.settings, other.settings, same)
 
 
-def were_judged_alike(one: Stories, other: Stories) -> bool:
-    """Whether one judge marked two models' stories, told the same."""
-    ours, theirs = one.report, other.report
-    if not (ours.judged and theirs.judged):
+def were_judged_alike(one: JudgeReport, other: JudgeReport) -> bool:
+    """Whether one judge marked two models' stories, by the same instructions."""
+    if not (one.judged and other.judged):
         return False
-    asked = (ours.judged.model, ours.judged.url) == (theirs.judged.model, theirs.judged.url)
-    return asked and _alike(ours.settings, theirs.settings, ("instructions",))
+    same = (one.judged.model, one.judged.url) == (other.judged.model, other.judged.url)
+    return same and _alike(one.settings, other.settings, ("instructions",))
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any], names: Sequence[str]) -> bool:
     return all(one.get(name) == other.get(name) for name in names)
 
 
-def _task_differences(ours: TaskScores, theirs: TaskScores) -> dict[str, dict[str, DifferenceRecord]]:
-    return {
-        task: {
-            metric: _paired(ours.aggregations[task][metric], ours.items[task][metric], theirs.items[task][metric])
-            for metric in record.metrics
-        }
-        for task, record in ours.tasks.items()
-    }
+def _task_differences(ours: Evaluation, theirs: Evaluation) -> Iterator[tuple[str, dict[str, DifferenceRecord]]]:
+    for task in ours.tasks:
+        if task in theirs.tasks and _same_documents(task, ours, theirs):
+            mine, other = ours.items.tasks[task], theirs.items.tasks[task]
+            shared = (metric for metric in mine if metric in other)
+            yield task, {metric: paired_difference(mine[metric], other[metric]) for metric in shared}
 
 
 def _group_differences(
-    scores: TaskScores, asked: TaskSet, tasks: Mapping[str, Mapping[str, DifferenceRecord]]
-) -> dict[str, dict[str, DifferenceRecord]]:
+    ours: Evaluation, theirs: Evaluation, tasks: Mapping[str, _Task]
+) -> Iterator[tuple[str, dict[str, DifferenceRecord]]]:
     """Differences of tasks taken together as their scores are; the test is a normal approximation."""
-    found = combine(asked.groups, tasks, {task: record.n for task, record in scores.tasks.items()})
-    if asked.columns:
-        columns = [[tasks[task][metric] for metric in SUPERGLUE[task]] for task in asked.columns]
-        found[SUPERGLUE_GROUP] = {"mean": mean_of_columns(columns)}
-    return {
-        group: {
-            metric: DifferenceRecord(value=value, stderr=stderr, p_value=_normal_p_value(value, stderr))
-            for metric, (value, stderr) in metrics.items()
-        }
-        for group, metrics in found.items()
-    }
+    for name, group in ours.groups.items():
+        if name not in theirs.groups or theirs.groups[name].tasks != group.tasks or {*group.tasks} - tasks.keys():
+            continue
+        if name == SUPERGLUE_GROUP:
+            columns = [[tasks[task][metric] for metric in SUPERGLUE[task]] for task in group.tasks]
+            found = {"mean": mean_of_columns(columns)}
+        else:
+            found = dict(_combined(group, ours, tasks))
+        yield (
+            name,
+            {
+                metric: DifferenceRecord(value=value, stderr=stderr, p_value=_normal_p_value(value, stderr))
+                for metric, (value, stderr) in found.items()
+            },
+        )
+
+
+def _combined(
+    group: GroupRecord, ours: Evaluation, tasks: Mapping[str, _Task]
+) -> Iterator[tuple[str, tuple[float, float | None]]]:
+    """By metric, where the group's score is that of its tasks as `combine` has it."""
+    for metric, score in group.metrics.items():
+        weighted = group.weight_by_size.get(metric.partition(",")[0], True)
+        members = [task for task in group.tasks if metric in tasks[task]]
+        sizes = [ours.tasks[task].n for task in members]
+        if members and math.isclose(
+            combine([ours.tasks[task].metrics[metric] for task in members], sizes, weighted)[0], score.value
+        ):
+            yield metric, combine([tasks[task][metric] for task in members], sizes, weighted)
 
 
 def _normal_p_value(value: float, stderr: float | None) -> float | None:
@@ -108,12 +193,12 @@ def _normal_p_value(value: float, stderr: float | None) -> float | None:
     return math.erfc(abs(value) / stderr / math.sqrt(2))
 
 
-def _probe_difference(ours: Probe, theirs: Probe) -> DifferenceRecord:
+def probe_difference(ours: Probe, theirs: Probe) -> DifferenceRecord:
     """Of accuracies; with questions that depend on one another, the error and the test are over their groups."""
     right = [[[int(digit) for digit in group] for group in (probe.right or "").split()] for probe in (ours, theirs)]
     sizes = numpy.array([len(group) for group in right[0]])
     if sizes.max() == 1:
-        return _paired(mean, *([digit for [digit] in groups] for groups in right))
+        return _paired(*([digit for [digit] in groups] for groups in right))
     changes = numpy.array([sum(mine) - sum(other) for mine, other in zip(*right, strict=True)])
     value, n = float(changes.sum() / sizes.sum()), len(sizes)
     if n < 2:
@@ -125,18 +210,20 @@ def _probe_difference(ours: Probe, theirs: Probe) -> DifferenceRecord:
     return DifferenceRecord(value=value, stderr=stderr, p_value=p_value, n=int(sizes.sum()))
 
 
-def _mark_differences(ours: Stories | None, theirs: Stories | None) -> dict[str, DifferenceRecord]:
-    if not (ours and theirs and begin_alike(ours, theirs) and were_judged_alike(ours, theirs)):
+def _mark_differences(ours: Evaluation, theirs: Evaluation) -> dict[str, DifferenceRecord]:
+    if not (ours.stories and theirs.stories and begin_alike(ours.stories, theirs.stories)):
         return {}
-    both = sorted(ours.marks.keys() & theirs.marks.keys())
+    both = sorted(ours.items.marks.keys() & theirs.items.marks.keys())
+    if not both or not were_judged_alike(ours.stories, theirs.stories):
+        return {}
     return {
-        mark: _paired(mean, *([getattr(found.marks[index], mark) for index in both] for found in (ours, theirs)))
-        for mark in (Marks.model_fields if both else ())
+        mark: _paired(*([getattr(found.items.marks[index], mark) for index in both] for found in (ours, theirs)))
+        for mark in Marks.model_fields
     }
 
 
-def _paired(aggregate: Aggregate, ours: Sequence[Any], theirs: Sequence[Any]) -> DifferenceRecord:
-    return DifferenceRecord(**asdict(paired_difference(aggregate, ours, theirs)), n=len(ours))
+def _paired(ours: Sequence[float], theirs: Sequence[float]) -> DifferenceRecord:
+    return paired_difference(*(Observed(score=mean(of), n=len(of), values=of) for of in (ours, theirs)))
 
 
 def _ratio(one: float | None, other: float | None) -> float | None:

@@ -35,7 +35,9 @@ class Gathered:
     stories: Mapping[Path, Stories] = field(default_factory=dict)
 
     def of(self, sha256: str | None) -> tuple[dict[str, Probe], Stories | None]:
-        """Probes, by task, and stories of the model with these weights."""
+        """Probes, by task, and stories of the model with these weights; none of one whose weights have no hash."""
+        if sha256 is None:
+            return {}, None
         probes = {probe.task: probe for probe in self.probes.values() if probe.model.sha256 == sha256}
         return probes, next((found for found in self.stories.values() if found.report.model.sha256 == sha256), None)
 
@@ -58,13 +60,13 @@ def gather_results(folders: Sequence[str | Path]) -> Gathered:
     stories: dict[Path, Stories] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise RequestError(f"expected a folder for --include, got {folder}")
+            raise RequestError(f"expected a folder of results, got {folder}")
         found = {file.resolve() for file in folder.rglob(Probe.file_name)}
         probes |= {file: Probe.load(file) for file in sorted(found)}
         judged = {file.resolve() for file in folder.rglob(JudgeReport.file_name)}
         stories |= {file: _read_stories(file) for file in sorted(judged)}
         if not (found or judged):
-            raise RequestError(f"expected {Probe.file_name} or {JudgeReport.file_name} in --include {folder}, got none")
+            raise RequestError(f"expected {Probe.file_name} or {JudgeReport.file_name} in {folder}, got none")
     _check_once({file: (f"probe of {probe.task}", probe.model.sha256) for file, probe in probes.items()})
     _check_once({file: ("set of stories", found.report.model.sha256) for file, found in stories.items()})
     return Gathered(probes, stories)
@@ -86,4 +88,4 @@ def _check_once(found: Mapping[Path, tuple[str, str | None]]) -> None:
     for key, times in Counter(found.values()).items():
         if times > 1 and key[1] is not None:
             where = " and ".join(str(file.parent) for file in found if found[file] == key)
-            raise RequestError(f"expected one {key[0]} of a model in --include, got several, in {where}")
+            raise RequestError(f"expected one {key[0]} of a model, got several, in {where}")

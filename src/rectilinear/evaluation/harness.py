@@ -7,6 +7,7 @@ constant answer would score.
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random
 from collections import Counter
@@ -19,17 +20,17 @@ import torch
 from torch import nn
 
 from rectilinear.errors import JobError, RequestError, broken_promise
-from rectilinear.evaluation.bootstrap import RESAMPLES, Aggregate, bootstrap_stderr
+from rectilinear.evaluation.bootstrap import RESAMPLES, bootstrap_stderr, mean, observe
 from rectilinear.evaluation.quiet import is_ours, quiet, said
-from rectilinear.evaluation.record import DifferenceRecord, GroupRecord, MetricRecord, TaskRecord
+from rectilinear.evaluation.record import DifferenceRecord, GroupRecord, MetricRecord, Observed, TaskRecord
 from rectilinear.evaluation.task_set import SUPERGLUE, SUPERGLUE_GROUP, TaskSet, check_chat_template
 from rectilinear.models.capture import evaluating
 from rectilinear.models.completion import ends_texts
 from rectilinear.models.wrapped import own_randomness
 from rectilinear.progress import Progress
+from rectilinear.text.fingerprint import fingerprint
 
 if TYPE_CHECKING:
-    from lm_eval.api.group import Group
     from lm_eval.api.task import Task
     from transformers import PreTrainedTokenizerBase
 
@@ -43,15 +44,13 @@ class TaskScores:
 
     Attributes:
         tasks, groups: by name.
-        items: by task and metric, what it is aggregated from, document by document.
-        aggregations: by task and metric, what of it is compared; of perplexities, the logarithm.
+        items: by task and metric, what it takes to compare it.
         warnings: prompts that were cut, numbers of examples that the harness does not change.
     """
 
     tasks: Mapping[str, TaskRecord]
     groups: Mapping[str, GroupRecord]
-    items: Mapping[str, Mapping[str, Sequence[Any]]]
-    aggregations: Mapping[str, Mapping[str, Aggregate]]
+    items: Mapping[str, Mapping[str, Observed]]
     warnings: tuple[str, ...]
 
 
@@ -125,30 +124,11 @@ def _seed(asked: TaskSet, seed: int) -> None:
 def _scores(results: Any, asked: TaskSet, cut: Mapping[str, int]) -> TaskScores:
     """The harness's results as records."""
     tasks: dict[str, TaskRecord] = {}
-    items: dict[str, dict[str, Sequence[Any]]] = {}
-    aggregations: dict[str, dict[str, Aggregate]] = {}
+    items: dict[str, dict[str, Observed]] = {}
     for name, task in asked.tasks.items():
-        found, samples = results["results"][name], results["samples"][name]
-        metrics: dict[str, MetricRecord] = {}
-        items[name], aggregations[name] = {}, {}
-        constants = _constant_answers(task, samples)
-        for label, value, error in _values(found):
-            metric, _, kept = label.partition(",")
-            parts = [s[metric] for s in samples if s["filter"] == (kept or "none") and metric in s]
-            if not parts:
-                raise broken_promise("lm_eval", f"have samples with the items of {name}'s {label}")
-            aggregate = task.aggregation().get(metric, mean)
-            metrics[label] = MetricRecord(
-                value=float(value),
-                stderr=bootstrap_stderr(aggregate, parts) if _number(error) is None else error,
-                constant=constants.get(metric),
-                higher_is_better=results["higher_is_better"][name].get(metric),
-            )
-            items[name][label], aggregations[name][label] = parts, aggregate
-            if is_perplexity(label):
-                aggregations[name][label] = _log_perplexity
-        if not metrics:
-            raise broken_promise("lm_eval", f"have metrics of {name}, such as 'acc,none', in its results")
+        samples = results["samples"][name]
+        metrics, items[name] = _metrics(name, task, results, samples)
+        documents = [json.dumps([s["doc"], s["target"]], sort_keys=True, default=str) for s in samples]
         tasks[name] = TaskRecord(
             n=results["n-samples"][name]["effective"],
             num_fewshot=results["n-shot"][name],
@@ -156,19 +136,46 @@ def _scores(results: Any, asked: TaskSet, cut: Mapping[str, int]) -> TaskScores:
             source=asked.sources[name],
             cut=cut.get(name, 0),
             metrics=metrics,
+            fingerprint=fingerprint(documents),
         )
-    cuts = [
-        f"{name}: {record.cut:,} requests were longer than the context and lost their beginnings, so that scores say "
-        "little of what these said"
-        for name, record in tasks.items()
-        if record.cut
-    ]
-    fixed = [
-        f"{name}: the harness asks it with {record.num_fewshot} examples, whatever --num-fewshot says"
-        for name, record in tasks.items()
-        if asked.num_fewshot not in (None, record.num_fewshot)
-    ]
-    return TaskScores(tasks, _groups(results, asked, tasks), items, aggregations, (*cuts, *fixed))
+    return TaskScores(tasks, _groups(results, asked, tasks), items, tuple(_warnings(tasks, asked)))
+
+
+def _metrics(
+    name: str, task: Task, results: Any, samples: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, MetricRecord], dict[str, Observed]]:
+    metrics: dict[str, MetricRecord] = {}
+    items: dict[str, Observed] = {}
+    constants = _constant_answers(task, samples)
+    for label, value, error in _values(results["results"][name]):
+        metric, _, kept = label.partition(",")
+        parts = [s[metric] for s in samples if s["filter"] == (kept or "none") and metric in s]
+        if not parts:
+            raise broken_promise("lm_eval", f"have samples with the items of {name}'s {label}")
+        aggregate = task.aggregation().get(metric, mean)
+        metrics[label] = MetricRecord(
+            value=float(value),
+            stderr=bootstrap_stderr(aggregate, parts) if _number(error) is None else error,
+            constant=constants.get(metric),
+            higher_is_better=results["higher_is_better"][name].get(metric),
+        )
+        if observed := observe(_log_perplexity if is_perplexity(label) else aggregate, parts):
+            items[label] = observed
+    if not metrics:
+        raise broken_promise("lm_eval", f"have metrics of {name}, such as 'acc,none', in its results")
+    return metrics, items
+
+
+def _warnings(tasks: Mapping[str, TaskRecord], asked: TaskSet) -> Iterator[str]:
+    for name, record in tasks.items():
+        if record.cut:
+            yield (
+                f"{name}: {record.cut:,} requests were longer than the context and lost their beginnings, so that "
+                "scores say little of what these said"
+            )
+    for name, record in tasks.items():
+        if asked.num_fewshot not in (None, record.num_fewshot):
+            yield f"{name}: the harness asks it with {record.num_fewshot} examples, whatever --num-fewshot says"
 
 
 def _groups(results: Any, asked: TaskSet, tasks: Mapping[str, TaskRecord]) -> dict[str, GroupRecord]:
@@ -176,11 +183,12 @@ def _groups(results: Any, asked: TaskSet, tasks: Mapping[str, TaskRecord]) -> di
     records = {}
     aggregated = any(group.has_aggregation for group in asked.groups.values())
     for name, found in (results["groups"] if aggregated else {}).items():
-        metrics = {
-            label: MetricRecord(value=float(value), stderr=_number(stderr)) for label, value, stderr in _values(found)
-        }
-        children = tuple(task.task_name for task in asked.groups[name].get_all_tasks())
-        records[name] = GroupRecord(tasks=children, metrics=metrics)
+        group = asked.groups[name]
+        records[name] = GroupRecord(
+            tasks=tuple(task.task_name for task in group.get_all_tasks()),
+            metrics={label: MetricRecord(value=value, stderr=_number(error)) for label, value, error in _values(found)},
+            weight_by_size={part.metric: part.weight_by_size for part in group.aggregate_metric_list or ()},
+        )
     if asked.columns:
         records[SUPERGLUE_GROUP] = GroupRecord(
             tasks=asked.columns, missing=asked.missing, metrics={"mean": _mean_column(asked.columns, tasks)}
@@ -189,32 +197,26 @@ def _groups(results: Any, asked: TaskSet, tasks: Mapping[str, TaskRecord]) -> di
 
 
 def combine(
-    groups: Mapping[str, Group], tasks: Mapping[str, Mapping[str, DifferenceRecord]], sizes: Mapping[str, int]
-) -> dict[str, dict[str, tuple[float, float | None]]]:
-    """Differences of the harness's groups and their standard errors, by group and metric, as it combines scores.
+    cells: Sequence[MetricRecord | DifferenceRecord], sizes: Sequence[int], weighted: bool
+) -> tuple[float, float | None]:
+    """Scores of tasks, or differences of them, as one of the harness's group, and its standard error.
 
     Args:
-        groups: by name.
-        tasks: differences by task and metric.
-        sizes: documents of each task.
+        cells: of the tasks that have the metric.
+        sizes: their documents.
+        weighted: whether tasks of more documents count for more; else the error is that of a mean of independent tasks.
     """
-    told = {
-        task: {"sample_len": sizes[task]}
-        | {key: value for name, cell in metrics.items() for key, value in _as_result(name, cell)}
-        for task, metrics in tasks.items()
-    }
-    return {
-        name: {metric: (value, _number(error)) for metric, value, error in _values(group.aggregate(told))}
-        for name, group in groups.items()
-        if group.has_aggregation
-    }
-
-
-def _as_result(name: str, cell: DifferenceRecord) -> Iterator[tuple[str, Any]]:
-    """As the harness has metrics in its results."""
-    metric, _, kept = name.partition(",")
-    yield f"{metric},{kept or 'none'}", cell.value
-    yield f"{metric}_stderr,{kept or 'none'}", "N/A" if cell.stderr is None else cell.stderr
+    weights = sizes if weighted else [1] * len(cells)
+    value = sum(cell.value * weight for cell, weight in zip(cells, weights, strict=True)) / sum(weights)
+    errors = [cell.stderr for cell in cells if cell.stderr is not None]
+    if len(errors) < len(cells):
+        return value, None
+    if not weighted:
+        return value, math.sqrt(sum(error**2 for error in errors)) / len(errors)
+    if sum(sizes) == len(sizes):  # a document each
+        return value, None
+    pooled = sum((size - 1) * size * error**2 for size, error in zip(sizes, errors, strict=True))
+    return value, math.sqrt(pooled / (sum(sizes) - len(sizes)) / sum(sizes))
 
 
 def _mean_column(columns: Sequence[str], tasks: Mapping[str, TaskRecord]) -> MetricRecord:
@@ -280,8 +282,3 @@ def _log_perplexity(items: Sequence[Any]) -> float:
     """Of log-likelihoods, or of pairs of those and their weights; the logarithm of what the harness makes of them."""
     pairs = [item if isinstance(item, (tuple, list)) else (item, 1) for item in items]
     return float(-sum(likelihood for likelihood, _ in pairs) / sum(weight for _, weight in pairs))
-
-
-def mean(values: Sequence[float]) -> float:
-    """What most scores are of their items."""
-    return sum(values) / len(values)

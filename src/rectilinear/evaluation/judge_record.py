@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from rectilinear.evaluation.text_measures import TextMeasures
+from rectilinear.evaluation.text_measures import DIVERSITY, TextMeasures
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.tables import Cell, Column, Estimate, Table
 
 #: How a request ended.
 Outcome = Literal["scored", "refused", "malformed"]
+
+
+def _whole(value: Any) -> Any:
+    """7 for 7.0, which is an integer in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Mark = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=10)]
+
+#: A text as it came, but for halves of letters, which no file can hold.
+Answer = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "replace").decode())]
 
 
 class Marks(BaseModel):
@@ -18,10 +30,10 @@ class Marks(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    grammar: int = Field(ge=1, le=10)
-    creativity: int = Field(ge=1, le=10)
-    consistency: int = Field(ge=1, le=10)
-    plot: int = Field(ge=1, le=10)
+    grammar: Mark
+    creativity: Mark
+    consistency: Mark
+    plot: Mark
 
 
 class Story(Record):
@@ -38,9 +50,11 @@ class Judgement(Record):
 
     index: int = Field(description="of the story")
     outcome: Outcome
-    answer: str = Field(description="as it came")
+    answer: Answer = Field(description="as it came")
     marks: Marks | None = None
-    prompt_tokens: int = Field(default=0, description="as the endpoint counts; 0 where it does not say")
+    prompt_tokens: int = Field(
+        default=0, description="as the endpoint counts; 0 where it does not say; of all requests for this story"
+    )
     completion_tokens: int = 0
 
 
@@ -90,3 +104,31 @@ class JudgeReport(ResultFile):
     reference: ReferenceLoss | None = None
     judged: Judged | None = None
     warnings: tuple[str, ...] = ()
+
+    def tables(self) -> tuple[Table, ...]:
+        """What was counted in completions beside the texts' own endings, and the marks."""
+        both = (self.completions, self.endings)
+        rows: list[list[Cell]] = [["words of a text", *(Estimate(part.words, None, ".1f") for part in both)]]
+        rows += [[name.replace("_", "-"), *(getattr(part, name) for part in both)] for name in DIVERSITY]
+        if found := self.reference:
+            loss = Estimate(found.completions, found.completions_stderr)
+            rows.append([f"loss under {found.model}", loss, found.endings])
+        counted = Table.of(
+            ["", Column("completions", ".4f"), Column("texts' own", ".4f")],
+            rows,
+            title=f"{self.model.id}: {self.completions.texts:,} stories that begin as in {self.data.source}",
+            caption="distinct-n: different runs of n words over all; repetition: runs of four that the text had before",
+        )
+        return (counted, _marks_table(self.judged)) if self.judged else (counted,)
+
+
+def _marks_table(judged: Judged) -> Table:
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in judged.outcomes.items())
+    used = f"{judged.prompt_tokens:,} tokens of requests, {judged.completion_tokens:,} of answers"
+    used += "" if judged.cost is None else f", for {judged.cost:.2g}"
+    return Table.of(
+        [Column(name, ".2f") for name in judged.marks],
+        [[Estimate(mark.mean, mark.stderr) for mark in judged.marks.values()]] if judged.marks else [],
+        title=f"{judged.model}: {outcomes}; {used}",
+        caption="from 1 to 10, over scored stories; ±: standard error" if judged.marks else "",
+    )

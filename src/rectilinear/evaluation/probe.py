@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.probe_record import Probe, ProbePoint, best_of
+from rectilinear.evaluation.settings import Probing
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.describe import check_context
-from rectilinear.models.load import DType
 from rectilinear.models.origin import Origin
-from rectilinear.models.pooled import Pooling, pool_states
+from rectilinear.models.pooled import pool_states
 from rectilinear.models.records import record_environment, record_model
 from rectilinear.models.settings import Loading
-from rectilinear.progress import Progress
+from rectilinear.progress import Progress, reporting
 from rectilinear.settings import BatchSize
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.tasks import Task, find_task, read_task
@@ -42,104 +42,86 @@ _TOLERANCE, _ITERATIONS = 1e-8, 20_000
 @reporting_exhausted_memory
 def probe(
     model: str | Path | nn.Module,
-    task: str,
-    data: str | Path | None = None,
+    probing: Probing,
     *,
-    pooling: Pooling = "mean",
-    folds: int = 5,
-    max_examples: int | None = None,
-    seq_len: int = 256,
+    loading: Loading = Loading(),
     tokenizer: PreTrainedTokenizerBase | None = None,
-    blocks: str | None = None,
     batch_size: BatchSize = "auto",
-    device: str = "auto",
-    dtype: DType = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    progress: Progress | None = None,
+    progress: bool | Progress = True,
 ) -> Probe:
     """Fit a logistic regression to the hidden states of texts at every depth, and see what it gets right.
 
     Features are the states of a text pooled over its tokens, each brought to zero mean and unit deviation over the
     training part; the penalty is chosen there by cross-validation with questions of one passage kept together. The
-    metrics are those of the validation part, which nothing was fitted to or chosen on.
+    metrics are those of the validation part, which nothing was fitted to or chosen on. Of choices, a probe tells right
+    ones from wrong ones, and the question goes to the one it is surest of.
 
     Args:
         model: Hub id, path, ``"storyteller"``, or a module that takes ids.
-        task: ``boolq``, ``cb``, ``copa``, ``multirc``, ``rte``, ``wic``, ``wsc`` or ``reward``. Of choices, a
-            probe tells right ones from wrong ones, and the question goes to the one it is surest of.
-        data: see `rectilinear.text.tasks.read_task`.
-        pooling: ``mean`` over the tokens of a text, or its ``last`` token.
-        folds: of the cross-validation.
-        max_examples: lines of each file to read at most.
-        seq_len: tokens of a text at most; its beginning is left out.
+        probing: the task, and how probes are fitted.
+        loading: how the model is loaded.
         tokenizer: default: the model's own.
-        blocks: dotted path of the block stack; default: found by structure.
         batch_size: texts in a forward pass; ``"auto"`` halves it when memory runs out.
-        device, dtype, revision, trust_remote_code: for loading; see `rectilinear.models.load`.
-        progress: called with (stage, done, total).
+        progress: see `rectilinear.progress.reporting`.
 
     Raises:
-        RequestError: the request cannot be met: no such model or task, data as in `read_task`, one answer only, fewer
-            questions than folds, scikit-learn is not installed.
+        RequestError: the request cannot be met: no such model or task, data that cannot be read, one answer only,
+            fewer questions than folds, scikit-learn is not installed.
         JobError: activations that are not finite, memory that does not suffice.
     """
     require("sklearn", "eval")
     check_batch_size(batch_size)
-    if pooling not in ("mean", "last"):
-        raise RequestError(f"expected pooling mean or last, got {pooling!r}")
-    if folds < 2:
-        raise RequestError(f"expected at least 2 folds, got {folds}")
-    origin = Origin(model, Loading(revision=revision, trust_remote_code=trust_remote_code, device=device, dtype=dtype))
-    kind, questions = find_task(task), read_task(task, data, max_examples)
-    config = origin.config()
-    find_blocks(origin.skeleton(), blocks)
-    check_context(config, seq_len)
-    tokenizer = tokenizer or origin.tokenizer()
-    train, validation = (encode(part, tokenizer, seq_len) for part in (questions.train, questions.validation))
-    check_ids(config, (train, validation))
-    _check_questions(kind, train, folds)
-    module = origin.load()
-    stack = find_blocks(module, blocks)
-    texts = [ids for part in (train, validation) for of_question in part.ids for ids in of_question]
+    with reporting(progress) as report:
+        origin = Origin(model, loading)
+        kind, questions = find_task(probing.task), read_task(probing.task, probing.data, probing.max_examples)
+        config = origin.config()
+        find_blocks(origin.skeleton(), probing.blocks)
+        check_context(config, probing.seq_len)
+        own = tokenizer or origin.tokenizer()
+        train, asked = (encode(part, own, probing.seq_len) for part in (questions.train, questions.validation))
+        check_ids(config, (train, asked))
+        _check_questions(kind, train, probing.folds)
+        module = origin.load()
+        stack = find_blocks(module, probing.blocks)
+        texts = [ids for part in (train, asked) for of_question in part.ids for ids in of_question]
 
-    def attempt(size: int) -> tuple[Tensor, int]:
-        return pool_states(module, stack, texts, size, pooling, progress), size
+        def attempt(size: int) -> tuple[Tensor, int]:
+            return pool_states(module, stack, texts, size, probing.pooling, report), size
 
-    states, size = with_batch_size(attempt, batch_size, module, seq_len)
+        states, size = with_batch_size(attempt, batch_size, module, probing.seq_len)
+        points, predictions, said = _probe_depths(kind, train, asked, states, probing.folds, report)
+        used = {"strengths": list(STRENGTHS), "blocks": stack.path, "batch_size": size}
+        return Probe(
+            model=record_model(module, origin, stack, states.shape[-1]),
+            task=probing.task,
+            data=describe_questions(questions.source, train, asked),
+            settings=probing.model_dump(mode="json", exclude={"task", "data"}) | used,
+            environment=record_environment(module),
+            points=tuple(points),
+            questions=_fingerprint(train, asked),
+            right=_right(asked, predictions[points.index(best_of(points))]),
+            warnings=(*warn_of_cuts(train, asked, probing.seq_len), *said),
+        )
+
+
+def _probe_depths(
+    task: Task, train: Encoded, asked: Encoded, states: Tensor, folds: int, progress: Progress
+) -> tuple[list[ProbePoint], list[Sequence[int]], list[str]]:
+    """What probes made of states ``[texts, depths, width]``: points and answers by depth, and warnings."""
+    points, predictions, said = [], [], []
     first = sum(map(len, train.ids))
-    points, predictions, said = [], [], warn_of_cuts(train, validation, seq_len)
     for depth in range(states.shape[1]):
         of_depth = states[:, depth].double().numpy()
-        parts = (train, of_depth[:first]), (validation, of_depth[first:])
-        point, answers, converged = _probe_depth(depth, kind, *parts, folds)
+        parts = (train, of_depth[:first]), (asked, of_depth[first:])
+        point, answers, converged = _probe_depth(depth, task, *parts, folds)
         points.append(point)
         predictions.append(answers)
         if not converged:
             said.append(
                 f"the probe of depth {depth} did not converge in {_ITERATIONS:,} steps; try more --max-examples"
             )
-        if progress:
-            progress("probes", depth + 1, states.shape[1])
-    return Probe(
-        model=record_model(module, origin, stack, states.shape[-1]),
-        task=task,
-        data=describe_questions(questions.source, train, validation),
-        settings={
-            "pooling": pooling,
-            "folds": folds,
-            "strengths": list(STRENGTHS),
-            "max_examples": max_examples,
-            "seq_len": seq_len,
-            "blocks": stack.path,
-            "batch_size": size,
-        },
-        environment=record_environment(module),
-        points=tuple(points),
-        questions=_fingerprint(train, validation),
-        right=_right(validation, predictions[points.index(best_of(points))]),
-        warnings=tuple(said),
-    )
+        progress("probes", depth + 1, states.shape[1])
+    return points, predictions, said
 
 
 def _fingerprint(train: Encoded, asked: Encoded) -> str:
@@ -168,13 +150,13 @@ def _check_questions(task: Task, train: Encoded, folds: int) -> None:
     for label, group in zip(labels, groups, strict=True):
         where.setdefault(label, set()).add(group)
     if len(where) == 1:
-        raise RequestError("expected questions to train on with different answers, got one answer; try other --data")
+        raise RequestError("expected questions to train on with different answers, got one answer; try other `data`")
     rarest = min(where, key=lambda label: len(where[label]))
     if len(where[rarest]) < folds:
         name = ("wrong", "right")[rarest] if task.choices else task.labels[rarest]
         raise RequestError(
             f"expected each answer for at least {folds} questions or passages to train on, got {name} for "
-            f"{len(where[rarest])}; try more --max-examples or fewer --folds"
+            f"{len(where[rarest])}; try more `max_examples` or fewer `folds`"
         )
 
 

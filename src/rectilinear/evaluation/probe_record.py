@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.results import EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.tables import Cell, Column, Estimate, Table
 from rectilinear.training.metrics import MetricRecord
 from rectilinear.training.results import TaskDataRecord
 
@@ -48,6 +49,33 @@ class Probe(ResultFile):
     def best(self) -> ProbePoint:
         """The depth that cross-validation on the training part prefers; of equal ones the first."""
         return best_of(self.points)
+
+    def tables(self) -> tuple[Table, ...]:
+        """One line a depth: what cross-validation made of the training part, and the metrics of the other one."""
+        names, best = [*self.points[0].metrics], self.best
+        rows: list[list[Cell]] = [
+            [
+                f"{point.depth} {'*' if point is best else ' '}",
+                f"{1 / point.c:g}",
+                point.cross_validated,
+                *(Estimate(point.metrics[name].value, point.metrics[name].stderr) for name in names),
+            ]
+            for point in self.points
+        ]
+        rows.append(["constant  ", "", "", *(self.points[0].metrics[name].baseline for name in names)])
+        counted = f"{self.data.train:,} questions of {self.data.source}, {self.data.validation:,} asked"
+        # Formats, so that these columns stand on the right.
+        columns = [Column(name, ".4f") for name in ("depth", "penalty 1/C", "cross-validated")]
+        table = Table.of(
+            [*columns, *(Column(name.replace("_", " "), ".4f") for name in names)],
+            rows,
+            title=f"{self.model.id}, {self.task}: {counted}",
+            caption="depth 0: what goes into the first block, k: what comes out of block k - 1; ±: standard error over "
+            "questions, or the passages they are about; *: the best in cross-validation; constant: the training part's "
+            "commonest answer",
+            sections=(len(self.points),),
+        )
+        return (table,)
 
 
 def best_of(points: Sequence[ProbePoint]) -> ProbePoint:

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rectilinear.evaluation.judge_record import JudgeReport
+from rectilinear.evaluation.judge_record import JudgeReport, Marks
 from rectilinear.evaluation.probe_record import Probe
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.tables import Table
 
 
 class SpeedRecord(Record):
@@ -38,6 +39,9 @@ class TaskRecord(Record):
     source: str = Field(description="of its data")
     cut: int = Field(description="requests that were longer than the context and lost their beginnings")
     metrics: dict[str, MetricRecord] = Field(description="by the harness's names")
+    fingerprint: str | None = Field(
+        default=None, description="SHA-256 of documents and targets, in their order; null in older files"
+    )
 
 
 class GroupRecord(Record):
@@ -46,6 +50,9 @@ class GroupRecord(Record):
     tasks: tuple[str, ...]
     missing: tuple[str, ...] = Field(default=(), description="others of the group, which had no data")
     metrics: dict[str, MetricRecord]
+    weight_by_size: dict[str, bool] = Field(
+        default_factory=dict, description="by the harness's metric, whether tasks of more documents count for more"
+    )
 
 
 class DifferenceRecord(Record):
@@ -97,24 +104,58 @@ class Differences(Record):
     )
 
 
+class Observed(Record):
+    """A score, and what it takes to compare it with another model's on the same documents."""
+
+    score: float = Field(description="of perplexities the logarithm")
+    n: int = Field(description="documents")
+    values: tuple[float, ...] | None = Field(default=None, description="by document, where the score is their mean")
+    resampled: tuple[float, ...] | None = Field(
+        default=None,
+        description="the score over documents that are drawn anew, the same ones for every model; null where there are "
+        "values",
+    )
+
+
+class Items(Record):
+    """What scores came from, piece by piece, so that files of two models are enough to compare these."""
+
+    rows: tuple[float, ...] = Field(default=(), description="summed loss of each row's predicted tokens, in nats")
+    tasks: dict[str, dict[str, Observed]] = Field(default_factory=dict, description="by task and metric")
+    marks: dict[int, Marks] = Field(default_factory=dict, description="of a judge, by the index of the story")
+
+
 class Evaluation(Measurements, ResultFile):
     """How good and how fast a model is, and the same of the one it was compared to."""
 
     file_name: ClassVar[str] = "evaluation.json"
 
     schema_: Literal["rectilinear.evaluation/1"] = Field(default="rectilinear.evaluation/1", alias="schema")
-    data: DataRecord | None = Field(description="the text; null where there was none")
+    data: DataRecord | None = Field(default=None, description="the text; null where there was none")
     settings: dict[str, Any]
     against: Measurements | None = None
     differences: Differences | None = None
     warnings: tuple[str, ...] = ()
+    items: Items = Items()
+
+    def measurements(self) -> Measurements:
+        """What was measured, alone."""
+        return Measurements(**{name: getattr(self, name) for name in Measurements.model_fields})
+
+    def tables(self) -> tuple[Table, ...]:
+        """Text and speed, and scores; beside those of the other model where there is one."""
+        from rectilinear.evaluation.tables import evaluation_tables
+
+        return evaluation_tables([self])
 
     def to_json(self) -> str:
         """The text of ``evaluation.json``; without ``against`` and ``differences`` where there are none."""
         alone = {"against", "differences"} if self.against is None else set()
         dumped = self.model_dump(mode="json", by_alias=True, exclude=alone)
+        items = json.dumps(dumped.pop("items"), separators=(",", ":"), allow_nan=False)  # numbers to read by program
         first = {key: dumped.pop(key) for key in ("schema", "model", "data", "settings", "environment")}
-        return json.dumps({**first, **dumped}, indent=2, allow_nan=False) + "\n"
+        text = json.dumps({**first, **dumped}, indent=2, allow_nan=False)
+        return f'{text.removesuffix("}").rstrip()},\n  "items": {items}\n}}\n'
 
 
 def finite(value: float) -> float | None:

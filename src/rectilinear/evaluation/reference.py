@@ -29,7 +29,7 @@ def measure_reference(
     module: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     stories: Sequence[Story],
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> ReferenceLoss:
     """Loss of completions, and of the texts' own endings, after the beginnings, under another model.
 
@@ -49,8 +49,7 @@ def measure_reference(
         for done, story in enumerate(stories, 1):
             written.append(_loss_after(module, tokenizer, story.beginning, story.completion))
             own.append(_loss_after(module, tokenizer, story.beginning, story.ending))
-            if progress:
-                progress("reference", done, len(stories))
+            progress("reference", done, len(stories))
     (loss, stderr), (theirs, _) = _mean(written), _mean(own)
     return ReferenceLoss(
         model=name,

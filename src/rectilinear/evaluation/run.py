@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
-from rectilinear.evaluation.gather import Gathered, Stories
+from rectilinear.evaluation.differences import find_differences, find_unlike
+from rectilinear.evaluation.gather import Gathered
 from rectilinear.evaluation.harness import TaskScores, run_tasks
-from rectilinear.evaluation.record import Measurements, SpeedRecord, finite
-from rectilinear.evaluation.speed import measure_speed
+from rectilinear.evaluation.record import Evaluation, Items, SpeedRecord, finite
+from rectilinear.evaluation.settings import Evaluating
+from rectilinear.evaluation.speed import REPEATS, measure_speed
 from rectilinear.evaluation.task_set import TaskSet
+from rectilinear.evaluation.warnings import find_warnings, not_included
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
+from rectilinear.models.describe import weights_sha256
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model
-from rectilinear.progress import Progress
+from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord
-from rectilinear.settings import BatchSize
+from rectilinear.runs import check_same
 from rectilinear.text.rows import TokenRows
 from rectilinear.text.settings import Rows
 
@@ -38,106 +44,208 @@ class Work:
     """What is asked of every model.
 
     Attributes:
+        evaluating: the request.
         text: to be predicted; None for none.
-        rows: of it; None for no text.
+        rows: how it is read.
+        packed: its rows; None for no text.
         lengths: of the prompt and of what is decoded from it; None for no timing.
         tasks: of the harness; None for none.
         gathered: results that there are already.
-        tokenizer: for tasks; None for each model's own.
-        seed: of the choice of examples.
-        batch_size: rows, or requests, in a forward pass.
+        tokenizer: for all models; None for each model's own.
     """
 
-    text: tuple[str | Path, Rows] | None
-    rows: TokenRows | None
+    evaluating: Evaluating
+    text: str | Path | None
+    rows: Rows
+    packed: TokenRows | None
     lengths: tuple[int, int] | None
     tasks: TaskSet | None
     gathered: Gathered
     tokenizer: PreTrainedTokenizerBase | None
-    seed: int
-    batch_size: BatchSize
 
     @property
     def data(self) -> DataRecord | None:
         """Which rows they are, for a result file."""
-        if not (self.text and self.rows):
+        if self.packed is None:
             return None
         return DataRecord(
-            source=str(self.text[0]),
-            fingerprint=self.rows.fingerprint,
-            tokens=self.rows.ids.numel(),
-            rows=len(self.rows.ids),
-            seq_len=self.text[1].seq_len,
+            source=str(self.text),
+            fingerprint=self.packed.fingerprint,
+            tokens=self.packed.ids.numel(),
+            rows=len(self.packed.ids),
+            seq_len=self.rows.seq_len,
         )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked and how, for a result file."""
+        asked = self.evaluating.model_dump(mode="json")
+        settings: dict[str, Any] = {"seed": self.rows.seed}
+        if self.packed:
+            settings |= self.rows.model_dump(exclude={"seq_len"}) | {"speed": self.lengths is not None}
+        if self.lengths:
+            settings |= dict(zip(("prompt_tokens", "new_tokens", "repeats"), (*self.lengths, REPEATS), strict=True))
+        if self.tasks:
+            names = ("limit", "num_fewshot", "apply_chat_template", "system_instruction")
+            settings |= {name: asked[name] for name in names}
+            settings |= {"lm_eval": version("lm_eval"), "task_data": asked["data"]}
+        return settings | ({"include": asked["include"]} if asked["include"] else {})
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """What came of a model.
+class Job:
+    """Models to evaluate.
 
     Attributes:
-        measured: the record.
-        perplexity: losses of rows; None for no text.
-        scores: of tasks, with those of documents; None for no tasks.
-        stories: with the marks of each; None where there are none.
-        sizes: settings that say how many rows and requests were taken at once.
+        origins: of the models.
+        against: the model that they are compared with; None for none.
+        work: what is asked of each.
     """
 
-    measured: Measurements
-    perplexity: Perplexity | None
-    scores: TaskScores | None
-    stories: Stories | None
-    sizes: Mapping[str, int]
+    origins: tuple[Origin, ...]
+    against: Origin | None
+    work: Work
+
+    def run(self, progress: bool | Progress = True, done: Mapping[int, Path] | None = None) -> Iterator[Evaluation]:
+        """Evaluate the models one by one, after the one that they are compared with.
+
+        Args:
+            progress: see `rectilinear.progress.reporting`.
+            done: folders of earlier evaluations, by the place of the model; their models are not run again.
+
+        Raises:
+            RequestError: an earlier evaluation is of other weights or another request.
+        """
+        done = done or {}
+        with reporting(progress) as report:
+            several = len(self.origins) > 1
+            theirs: Evaluation | None = None
+            if self.against and len(done) < len(self.origins):
+                theirs = run_model(self.against, self.work, _named(report, "against"))
+            ran = (
+                self._earlier(place, done[place])
+                if place in done
+                else run_model(origin, self.work, _named(report, f"{place + 1} of {len(self.origins)}" * several))
+                for place, origin in enumerate(self.origins)
+            )
+            before = [theirs] if theirs else []
+            if not (self.work.packed or self.work.tasks):  # nothing takes long, and nothing may be there
+                found = [*ran]
+                self._check_any([*before, *found])
+                ran = (each for each in found)
+            for place, ours in enumerate(ran):
+                evaluation = ours if place in done else self._compared(place, ours, theirs, before)
+                before.append(evaluation)
+                yield evaluation
+
+    def _compared(
+        self, place: int, ours: Evaluation, theirs: Evaluation | None, before: Sequence[Evaluation]
+    ) -> Evaluation:
+        """An evaluation with what it takes to read it: the other model, the differences, the warnings."""
+        pair = [(self.origins[place], ours)] + ([(self.against, theirs)] if self.against and theirs else [])
+        several = len(self.origins) > 1 or theirs is not None
+        warnings = [*find_warnings(pair, self.work, several=several), *find_unlike(ours, before)]
+        if place == len(self.origins) - 1:
+            warnings += not_included(self.work.gathered, [*before, ours])
+        changes: dict[str, Any] = {"warnings": tuple(dict.fromkeys(warnings))}
+        if theirs:
+            sizes = {f"against_{name}": size for name, size in _sizes_of(theirs.settings).items()}
+            changes |= {"against": theirs.measurements(), "differences": find_differences(ours, theirs)}
+            changes |= {"settings": ours.settings | sizes}
+        return ours.model_copy(update=changes)
+
+    def _check_any(self, ran: Sequence[Evaluation]) -> None:
+        """Refuse results to include that are all of other models."""
+        if not any(found.probes or found.stories for found in ran):
+            theirs = ", ".join(sorted({model.id for model in self.work.gathered.models.values()}))
+            raise RequestError(
+                f"expected results of these models in `include`, got those of {theirs} with other weights; try the "
+                "same `dtype` and `revision` for all commands"
+            )
+
+    def _earlier(self, place: int, folder: Path) -> Evaluation:
+        """An evaluation that is there already, if it is what would come of this one."""
+        origin, found = self.origins[place], Evaluation.load(folder)
+
+        def request(model: str, data: Any, against: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+            kept = {name: value for name, value in settings.items() if not name.endswith("batch_size")}
+            return {
+                "model": model,
+                "text": data and data.fingerprint,
+                "against": against,
+                **json.loads(json.dumps(kept)),
+            }
+
+        check_same(
+            folder,
+            request(found.model.id, found.data, found.against.model.id if found.against else None, found.settings),
+            request(origin.name, self.work.data, self.against.name if self.against else None, self.work.settings),
+        )
+        if weights_sha256(origin.load(head=True)) != found.model.sha256:
+            raise RequestError(
+                f"{folder} is of other weights than {origin.name} has now; try another `out`, or `overwrite`"
+            )
+        return found
 
 
 @reporting_exhausted_memory
-def run_model(origin: Origin, work: Work, progress: Progress | None = None) -> Run:
-    """Load a model and do all the work with it.
-
-    Args:
-        origin: of the model.
-        work: what to do.
-        progress: called with (stage, done, total).
-    """
-    module = origin.load(head=True)
+def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
+    """Load a model and do all the work with it; the warnings are those of its tasks."""
+    module, size = origin.load(head=True), work.evaluating.batch_size
     sizes: dict[str, int] = {}
-    told: dict[str, Any] = {}
-    perplexity = scores = None
-    if work.rows:
-        ids = work.rows.ids
-
-        def predict(size: int) -> tuple[Perplexity, int]:
-            return measure_perplexity(module, ids, size, progress), size
-
-        perplexity, size = with_batch_size(predict, work.batch_size, module, ids.shape[1])
-        sizes["batch_size"] = min(size, len(ids))
-        told |= {"perplexity": finite(perplexity.perplexity), "loss": perplexity.loss}
-        told |= {"stderr": perplexity.stderr, "tokens": perplexity.tokens}
-        if work.lengths:
-            prompt_tokens, new_tokens = work.lengths
-            ran = measure_speed(module, ids[:1, :prompt_tokens], new_tokens, progress=progress)
-            told |= {"tokens_per_second": SpeedRecord(prefill=ran.prefill, decode=ran.decode)}
-            told["cache_bytes"] = ran.cache_bytes
+    found: dict[str, Any] = {}
+    rows: Tensor | None = None
+    scores: TaskScores | None = None
+    if work.packed:
+        rows, sizes["batch_size"], found = _read_text(module, work, work.packed.ids, progress)
     if work.tasks:
         asked, own = work.tasks, work.tokenizer or origin.tokenizer()
 
         def answer(size: int) -> tuple[TaskScores, int]:
-            return run_tasks(module, own, asked, size, seed=work.seed, progress=progress), size
+            return run_tasks(module, own, asked, size, seed=work.rows.seed, progress=progress), size
 
-        scores, sizes["tasks_batch_size"] = with_batch_size(answer, work.batch_size, module, _REQUEST_TOKENS)
-        told |= {"tasks": scores.tasks, "groups": scores.groups}
+        scores, sizes["tasks_batch_size"] = with_batch_size(answer, size, module, _REQUEST_TOKENS)
+        found |= {"tasks": scores.tasks, "groups": scores.groups, "warnings": scores.warnings}
     width = getattr(text_config(getattr(module, "config", None)), "hidden_size", None)
     described = record_model(module, origin, _find_blocks(module), width)
-    probes, stories = work.gathered.of(described.sha256 or "")
-    measured = Measurements(
+    probes, stories = work.gathered.of(described.sha256)
+    return Evaluation(
         model=described,
+        data=work.data,
+        settings=work.settings | sizes,
         environment=record_environment(module),
         parameters=described.parameters,
         probes=probes,
         stories=stories and stories.report,
-        **told,
+        items=Items(
+            rows=() if rows is None else rows.tolist(),
+            tasks=scores.items if scores else {},
+            marks=stories.marks if stories else {},
+        ),
+        **found,
     )
-    return Run(measured, perplexity, scores, stories, sizes)
+
+
+def _read_text(module: nn.Module, work: Work, ids: Tensor, progress: Progress) -> tuple[Tensor, int, dict[str, Any]]:
+    """``[rows]`` losses, how many rows at once, and what was measured on the text."""
+
+    def predict(size: int) -> tuple[Perplexity, int]:
+        return measure_perplexity(module, ids, size, progress), size
+
+    perplexity, size = with_batch_size(predict, work.evaluating.batch_size, module, ids.shape[1])
+    found: dict[str, Any] = {"perplexity": finite(perplexity.perplexity), "loss": perplexity.loss}
+    found |= {"stderr": perplexity.stderr, "tokens": perplexity.tokens}
+    if work.lengths:
+        prompt_tokens, new_tokens = work.lengths
+        ran = measure_speed(module, ids[:1, :prompt_tokens], new_tokens, progress=progress)
+        found |= {"tokens_per_second": SpeedRecord(prefill=ran.prefill, decode=ran.decode)}
+        found |= {"cache_bytes": ran.cache_bytes}
+    return perplexity.row_losses, min(size, len(ids)), found
+
+
+def _sizes_of(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Those settings of an evaluation that say how many rows and requests were taken at once."""
+    return {name: size for name, size in settings.items() if name in ("batch_size", "tasks_batch_size")}
 
 
 def _find_blocks(module: nn.Module) -> BlockStack | None:
@@ -146,3 +254,10 @@ def _find_blocks(module: nn.Module) -> BlockStack | None:
         return find_blocks(module)
     except RequestError:
         return None
+
+
+def _named(progress: Progress, which: str) -> Progress:
+    """Progress whose stages say which model they are of."""
+    if not which:
+        return progress
+    return lambda stage, done, total: progress(f"{stage} ({which})", done, total)

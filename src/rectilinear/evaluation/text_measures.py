@@ -11,6 +11,9 @@ from pydantic import Field
 
 from rectilinear.results import Record
 
+#: What is counted in texts beside their words.
+DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "repetition")
+
 # Words of the runs that are looked for again in a text.
 _REPEATED = 4
 

@@ -21,10 +21,14 @@ class Access(Settings):
     """Run modelling code that comes with the checkpoint."""
 
 
-class Loading(Access):
-    """How a model is loaded; see `rectilinear.models.load`."""
+class Placement(Settings):
+    """Where a model runs, and in which precision."""
 
     device: str = "auto"
     """Device to run on: auto, cpu, cuda:0, mps."""
     dtype: DType = "auto"
     """Precision of the weights; 'auto' is the checkpoint's own."""
+
+
+class Loading(Placement, Access):
+    """How a model is loaded; see `rectilinear.models.load`."""

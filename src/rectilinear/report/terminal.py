@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich.box import HEAVY_HEAD, SIMPLE_HEAD
 from rich.console import Console
@@ -29,16 +29,32 @@ def show(result: ResultFile, console: Console | None = None) -> None:
 
 
 def show_table(table: Table, console: Console) -> None:
-    """Print a table; where it is wider than the console, with fewer digits and without rules."""
-    rendered = _render(table, compact=False)
-    if Measurement.get(console, console.options.update(max_width=9999), rendered).maximum > console.width:
-        rendered = _render(table, compact=True)
+    """Print a table; where it is wider than the console, in parts or with fewer digits and without rules."""
     # Title and caption beside the table, not in it: as narrow as it may be, it would break their lines.
     if table.title:
         console.print(table.title, style="italic", markup=False, highlight=False)
-    console.print(rendered)
+    for part in _parts(table, console):
+        console.print(_render(part, compact=not _fits(part, console)))
     if table.caption:
         console.print(table.caption, style="dim italic", markup=False, highlight=False)
+
+
+def _fits(table: Table, console: Console) -> bool:
+    options = console.options.update(max_width=9999)
+    return Measurement.get(console, options, _render(table, compact=False)).maximum <= console.width
+
+
+def _parts(table: Table, console: Console) -> Iterator[Table]:
+    """The table, or as few parts of it as fit, each with the columns that say what its rows are."""
+    first, total = table.keys, len(table.columns)
+    if not 0 < first < total:
+        yield table
+        return
+    while first < total:
+        sizes = range(total - first, 0, -1)
+        size = next((size for size in sizes if _fits(table.part(first, first + size), console)), 1)
+        yield table.part(first, first + size)
+        first += size
 
 
 def show_warnings(warnings: Iterable[str], console: Console) -> None:
@@ -52,7 +68,14 @@ def _render(table: Table, *, compact: bool) -> RichTable:
     for place, column in enumerate(table.columns):
         text = any(isinstance(row[place], str) for row in table.rows) and not column.format
         heading = column.name.replace("linearity", "lin.") if compact else column.name
-        rendered.add_column(escape(heading), justify="left" if text else "right", no_wrap=True)
+        # The texts that say what a row is may be long.
+        wraps = compact and text and place < table.keys
+        rendered.add_column(
+            escape(heading),
+            justify="left" if text else "right",
+            no_wrap=not wraps,
+            overflow="fold" if wraps else "ellipsis",
+        )
     for number, row in enumerate(table.texts(fewer_digits=int(compact))):
         if number in table.sections:
             rendered.add_section()

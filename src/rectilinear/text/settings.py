@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import NonNegativeInt, PositiveInt
 
 from rectilinear.settings import Settings
 
 
-class Source(Settings):
+class Seeded(Settings):
+    """What everything that is drawn begins with."""
+
+    seed: NonNegativeInt = 0
+    """Seed of everything that is drawn: generated stories, weights, orders and samples."""
+
+
+class Source(Seeded):
     """How a text source is read; see `rectilinear.text.sources.open_text`."""
 
     column: str = "text"
@@ -16,8 +25,6 @@ class Source(Settings):
     """Configuration of a Hub dataset."""
     split: str = "train"
     """Split of a Hub dataset."""
-    seed: NonNegativeInt = 0
-    """Seed of everything that is drawn: generated stories, weights, orders and samples."""
 
 
 class Rows(Source):
@@ -27,3 +34,17 @@ class Rows(Source):
     """Tokens of the text to take, at most."""
     seq_len: PositiveInt = 256
     """Tokens in a row."""
+
+
+class Questions(Settings):
+    """Which questions of a task are read, and how much of each."""
+
+    task: str
+    """A task of SuperGLUE (boolq, cb, copa, multirc, rte, wic, wsc), or reward for preferences."""
+    data: str | Path | None = None
+    """Folder with TASK/train.jsonl and TASK/val.jsonl, or a Hub id; SuperGLUE's on the Hub when not given. For reward
+    a .jsonl of chosen, rejected and perhaps prompt, or a folder with train.jsonl and val.jsonl."""
+    max_examples: PositiveInt | None = None
+    """Lines of each data file to read, at most, from the first."""
+    seq_len: PositiveInt = 256
+    """Tokens of a text, which loses its beginning where it is longer."""

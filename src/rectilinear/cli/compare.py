@@ -1,0 +1,38 @@
+"""``rectilinear compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from rectilinear.cli.panels import WORK, OutputOptions
+from rectilinear.runs import Output, claim
+
+
+def compare(
+    results: Annotated[
+        list[Path],
+        Parameter(
+            help="Results of a model each, first those of the model to compare with: folders or files of rectilinear "
+            "evaluate, or folders of rectilinear probe and judge.",
+            group=WORK,
+        ),
+    ],
+    /,
+    *,
+    output: OutputOptions = Output(),
+) -> None:
+    """Compare models with a first one by the files of their results, piece by piece.
+
+    Losses row by row, tasks document by document, probes question by question, marks story by story, each difference
+    with its standard error and a test. Nothing is loaded or run. With --out also writes comparison.json.
+
+    Example: rectilinear compare evaluated/dense evaluated/smaller evaluated/smallest --out compared
+    """
+    with claim(output.out, overwrite=output.overwrite) as folder:
+        from rectilinear.cli.console import conclude
+        from rectilinear.comparison import compare
+
+        conclude(compare(*results), folder)
