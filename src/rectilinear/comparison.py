@@ -92,7 +92,7 @@ def read_results(place: str | Path | Evaluation) -> Evaluation:
     path = Path(place).expanduser()
     if not path.is_dir() or (path / Evaluation.file_name).exists():
         return Evaluation.load(path)
-    if not any(path.rglob(name) for name in (Probe.file_name, JudgeReport.file_name)):
+    if not any(True for name in (Probe.file_name, JudgeReport.file_name) for _ in path.rglob(name)):
         raise RequestError(
             f"expected {Evaluation.file_name}, {Probe.file_name} or {JudgeReport.file_name} in {path}, got none"
         )
