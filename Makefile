@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
+# uv takes the certificates of the system, as pip does.
+export UV_SYSTEM_CERTS := 1
 
 # The tested torch. As an exact version it resolves to a CPU build where an index offers one, while the newest one on
 # PyPI brings gigabytes of CUDA along on Linux: `make newest TORCH=torch` takes it.
