@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := -m pip install --quiet --disable-pip-version-check
+# uv takes the certificates of the system, as pip does.
+export UV_SYSTEM_CERTS := 1
 
 # The tested torch. As an exact version it resolves to a CPU build where an index offers one, while the newest one on
 # PyPI brings gigabytes of CUDA along on Linux: `make newest TORCH=torch` takes it.
@@ -14,7 +16,7 @@ TORCH ?= torch==2.13.0
 # The tests of what touches other libraries, for `make oldest` and `make newest`.
 BOUNDS := -m "not slow" -k "not trained_model" $(addprefix tests/,models/test_logits.py models/test_linear_block.py \
 	models/test_capture.py models/test_load.py models/test_completion.py measurement/test_measure.py \
-	evaluation/test_speed.py linearization/test_linearize.py training/test_loop.py training/test_regularizer.py \
+	evaluation/test_speed.py linearization/test_linearize.py training/test_trainer.py training/test_regularizer.py \
 	evaluation/test_harness.py::test_scores_are_those_of_the_harness_by_itself)
 
 .PHONY: demo test slow lint types contracts examples oldest newest lock clean
