@@ -1,5 +1,7 @@
 """What holds tokens becomes batches with the same tokens in the same order; what holds text is left to be read."""
 
+import copy
+
 import datasets
 import pandas
 import pytest
@@ -67,8 +69,9 @@ def test_padding_stays_out():
 
 def test_loaders_give_their_batches(tiny_tokenizer):
     table = [{"input_ids": row} for row in RAGGED]
-    tiny_tokenizer.pad_token = tiny_tokenizer.eos_token
-    loader = DataLoader(table, batch_size=3, collate_fn=DataCollatorForLanguageModeling(tiny_tokenizer, mlm=False))
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.pad_token = tokenizer.eos_token
+    loader = DataLoader(table, batch_size=3, collate_fn=DataCollatorForLanguageModeling(tokenizer, mlm=False))
     batches = as_batches(loader)
     assert [{*batch} for batch in batches] == [{"input_ids", "attention_mask"}] * 7
     assert rows_of(batches) == RAGGED
