@@ -6,11 +6,11 @@ import sys
 import time
 
 import pytest
-from rectilinear.training.checkpoints import last_checkpoint
 from safetensors.torch import load_file
 
 import rectilinear
 from rectilinear.models.series import steps_of
+from rectilinear.training.trainer import last_checkpoint
 from tests import conftest
 
 STEPS = 2000

@@ -8,7 +8,6 @@ import shutil
 import numpy
 import pytest
 import torch
-from rectilinear.training.checkpoints import last_checkpoint
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -21,6 +20,7 @@ from rectilinear.linearization.settings import Fitting
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.modeling_rectilinear import PaddingMask
 from rectilinear.models.series import steps_of
+from rectilinear.training.trainer import last_checkpoint
 from tests import conftest
 from tests.conftest import VOCABULARY, build_llama
 

@@ -209,7 +209,7 @@ def test_a_plan_with_what_cannot_be_done_is_refused(linearize, tmp_path):
             r"of \[1\]: expected `taps` .* greater than or equal to 0, got -1",
         ),
         ({"taps": -1}, r"replacement of \[1\]: expected no `taps` with `kind=affine`"),
-        ({"rank": "half"}, r"replacement of \[1\]: expected `rank` .* integer, .*, got 'half'"),
+        ({"rank": "half"}, r"replacement of \[1\]: expected `rank` .* integer, got 'half'"),
         ({"colour": "red"}, r"replacement of \[1\]: expected no `colour` with `kind=affine`"),
     ):
         recipe = json.loads(text)

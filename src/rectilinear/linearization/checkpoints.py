@@ -27,12 +27,13 @@ def healing_folder(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> Ite
     Raises:
         RequestError: it may not, is no folder, or another run has it.
         JobError: it cannot be written.
+        Interrupted: for a `KeyboardInterrupt`, where there is a checkpoint to go on from.
     """
-    folder = _folder(out)
+    folder = out.with_name(f"{out.name}.heal")
     found = read_request(folder / _RECIPE)
-    if last_checkpoint(folder) and found and not overwrite:
+    if last_checkpoint(folder) and not overwrite:
         check_same(folder, found, recipe)
-    with claim(folder, overwrite=overwrite or bool(found)):
+    with claim(folder, overwrite=overwrite or bool(found), kept=_what_is_kept):
         with keeping(folder):
             if found != recipe:
                 _discard(folder)
@@ -47,14 +48,8 @@ def healing_folder(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> Ite
         _discard(folder)
 
 
-def what_is_kept(out: Path) -> str | None:
-    """What to tell whoever interrupts a run; None where there is nothing to go on from."""
-    folder = _folder(out)
+def _what_is_kept(folder: Path) -> str | None:
     return f"{folder} keeps what was healed, to go on with the same command" if last_checkpoint(folder) else None
-
-
-def _folder(out: Path) -> Path:
-    return out.with_name(f"{out.name}.heal")
 
 
 def _discard(folder: Path) -> None:

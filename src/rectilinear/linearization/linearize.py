@@ -13,7 +13,7 @@ from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
-from rectilinear.linearization.checkpoints import healing_folder, what_is_kept
+from rectilinear.linearization.checkpoints import healing_folder
 from rectilinear.linearization.choose import Choice
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits
 from rectilinear.linearization.kinds.base import Kind
@@ -146,7 +146,7 @@ def linearize(
     if fitting.heal_steps and not request.any_trainable:
         raise RequestError("expected stand-ins to train with `heal_steps`, got only dropped blocks")
     with ExitStack() as held:
-        out = held.enter_context(claim(run.get("out"), overwrite=overwrite, kept=what_is_kept))
+        out = held.enter_context(claim(run.get("out"), overwrite=overwrite))
         progress = held.enter_context(reporting(run.get("progress", True)))
         job = _Job.prepare(Origin(model, loading), text, rows, request, out, run.get("tokenizer"))
         recipe = {**job.recipe, **settings_record(fitting), "seed": rows.seed}
