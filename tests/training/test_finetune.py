@@ -5,7 +5,6 @@ import statistics
 
 import pytest
 import torch
-from rectilinear.training.finetuning import finetune as module
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast, RwkvConfig

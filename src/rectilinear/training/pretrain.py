@@ -49,7 +49,6 @@ from rectilinear.training.trainer import (
     discard_checkpoints,
     has_bfloat16,
     last_checkpoint,
-    quiet,
     training_arguments,
     trains_on_cpu,
 )
@@ -141,7 +140,7 @@ def _train(folder: Path, plan: Plan, monitoring: Monitoring, progress: Progress)
         trainer.add_callback(callback)
     checkpoint = last_checkpoint(folder)
     started = time.perf_counter()
-    with saving.listening(), quiet():
+    with saving.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _finish(folder, plan, packed, trainer, steps_of(checkpoint) if checkpoint else 0, time.perf_counter() - started)
 

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import logging
 
 from rectilinear.errors import JobError, broken_promise
 from rectilinear.models.export import writing
@@ -180,17 +179,6 @@ class SaveAtSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if self._stopping and state.global_step < state.max_steps:
             kept = f"{args.output_dir} keeps the run up to step {state.global_step:,}; to go on, add `resume`"
             raise Interrupted(kept, 128 + self._stopping)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """While open, transformers reports errors alone: it calls tied weights in a checkpoint missing."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def training_arguments(folder: str | Path, steps: int, on_cpu: bool, **options: Any) -> TrainingArguments:
