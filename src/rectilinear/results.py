@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,8 +50,9 @@ class ResultFile(Record):
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        """The tables for a notebook."""
-        return "".join(table.to_html() for table in self.tables())
+        """The tables and warnings for a notebook."""
+        tables = [table.to_html() for table in self.tables()]
+        return "".join([*tables, *(f"<p>{escape(f'warning: {text}')}</p>" for text in self.all_warnings())])
 
     def to_json(self) -> str:
         """The text of the file."""
