@@ -102,7 +102,9 @@ def read_results(place: str | Path | Evaluation) -> Evaluation:
         names = ", ".join(model.id for model in models.values())
         raise RequestError(f"expected results of one model in {path}, got those of {names}; try a folder for each")
     probes, stories = gathered.of(next(iter(models)))
-    first: Probe | JudgeReport | None = next(iter([*probes.values(), *([stories.report] if stories else [])]), None)
+    reports: list[Probe | JudgeReport] = [*probes.values()]
+    reports += [stories.report] if stories else []
+    first = next(iter(reports), None)
     if first is None:
         raise RequestError(f"expected results of a model whose weights have a hash in {path}, got others")
     return Evaluation(

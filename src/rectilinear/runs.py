@@ -15,7 +15,7 @@ from typing import IO, Any
 from pydantic import model_validator
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.settings import Settings
+from rectilinear.settings import BatchSize, Settings
 
 try:
     import fcntl
@@ -33,6 +33,13 @@ class Output(Settings):
     """Folder for the results."""
     overwrite: bool = False
     """Write into a folder that is not empty."""
+
+
+class Runtime(Output):
+    """Where results go, and how much runs at once."""
+
+    batch_size: BatchSize = "auto"
+    """Rows in a forward pass; 'auto' halves it when memory runs out."""
 
 
 class ResumableOutput(Output):

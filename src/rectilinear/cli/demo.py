@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import RUNTIME, BatchSizeOption, OutputOptions
+from rectilinear.cli.panels import RUNTIME, RuntimeOptions
 from rectilinear.models.settings import Loading, Placement
-from rectilinear.runs import Output, claim, stage
+from rectilinear.runs import Runtime, claim, stage
 from rectilinear.text.settings import Rows, Seeded
 
 _BEGINNING_WORDS, _NEW_TOKENS, _TOKENS = 24, 100, 50_000
@@ -18,8 +18,7 @@ def demo(
     *,
     seeded: Annotated[Seeded, Parameter("*", group=RUNTIME)] = Seeded(),
     placement: Annotated[Placement, Parameter("*", group=RUNTIME)] = Placement(),
-    batch_size: BatchSizeOption = "auto",
-    output: OutputOptions = Output(),
+    runtime: RuntimeOptions = Runtime(),
 ) -> None:
     """Take the built-in decoder through all of it and say in plain words what the numbers mean.
 
@@ -29,7 +28,7 @@ def demo(
 
     Example: rectilinear demo
     """
-    with claim(output.out, overwrite=output.overwrite) as out:
+    with claim(runtime.out, overwrite=runtime.overwrite) as out:
         import rectilinear
         from rectilinear.evaluation.settings import Evaluating
         from rectilinear.models.completion import complete
@@ -40,14 +39,14 @@ def demo(
         from rectilinear.report.write import write_result
 
         console, seed, loading = stdout(), seeded.seed, Loading(**placement.model_dump())
-
-        def say(*paragraphs: str) -> None:
-            for paragraph in paragraphs:
-                console.print(f"\n{paragraph}", markup=False, highlight=False)
-
         with reporting(True) as report:
             profile = rectilinear.measure(
-                STORYTELLER, "stories", rows=Rows(seed=seed), loading=loading, batch_size=batch_size, progress=report
+                STORYTELLER,
+                "stories",
+                rows=Rows(seed=seed),
+                loading=loading,
+                batch_size=runtime.batch_size,
+                progress=report,
             )
             dynamics = rectilinear.Dynamics.load(resolve(STORYTELLER))
             # Half of the built-in decoder's attentions, by filters that are smaller than they are.
@@ -58,7 +57,7 @@ def demo(
                 rectilinear.Selection(target="attention", count=4),
                 rows=rectilinear.CalibrationRows(max_tokens=_TOKENS, seed=seed),
                 loading=loading,
-                batch_size=batch_size,
+                batch_size=runtime.batch_size,
                 progress=report,
             )
             tokenizer = linearized.tokenizer
@@ -66,7 +65,7 @@ def demo(
             evaluation = rectilinear.evaluate(
                 linearized.model,
                 "stories",
-                Evaluating(batch_size=batch_size),
+                Evaluating(batch_size=runtime.batch_size),
                 against=STORYTELLER,
                 rows=Rows(max_tokens=_TOKENS, seed=seed + 1),
                 loading=loading,
@@ -81,15 +80,21 @@ def demo(
                 for result in (profile, dynamics, evaluation):
                     write_result(result, folder)
                 linearized.save(folder / "linearized")
-        show(profile, console)
-        say(*explain_profile(profile))
-        console.print()
-        show(dynamics, console)
-        say(*explain_dynamics(dynamics))
-        console.print()
-        show(evaluation, console)
-        say(*explain_linearization(linearized.plan, evaluation))
-        say(f"A story that begins: {beginning}")
-        say(f"The original goes on:{stories[0]}", f"The linearized one goes on:{stories[1]}")
+        explained = (
+            (profile, explain_profile(profile)),
+            (dynamics, explain_dynamics(dynamics)),
+            (evaluation, explain_linearization(linearized.plan, evaluation)),
+        )
+        for result, paragraphs in explained:
+            show(result, console)
+            _say(console, paragraphs)
+            console.print()
+        told = [f"The original goes on:{stories[0]}", f"The linearized one goes on:{stories[1]}"]
+        _say(console, [f"A story that begins: {beginning}", *told])
         if out:
             print(f"\nwrote profile, dynamics and evaluation, and the folder linearized, to {out}")
+
+
+def _say(console: Any, paragraphs: list[str]) -> None:
+    for paragraph in paragraphs:
+        console.print(f"\n{paragraph}", markup=False, highlight=False)

@@ -8,17 +8,16 @@ from cyclopts import Parameter
 
 from rectilinear.cli.panels import (
     MODEL,
-    BatchSizeOption,
     MeasurementOptions,
-    OutputOptions,
     RowsOptions,
+    RuntimeOptions,
     TextOption,
     TokenizerOption,
 )
 from rectilinear.errors import RequestError
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Loading
-from rectilinear.runs import Output, claim
+from rectilinear.runs import Runtime, claim
 from rectilinear.text.settings import Rows
 
 
@@ -43,8 +42,7 @@ def dynamics(
     rows: RowsOptions = Rows(),
     measurement: MeasurementOptions = Measurement(),
     loading: Annotated[Series, Parameter("*", group=MODEL)] = Series(),
-    batch_size: BatchSizeOption = "auto",
-    output: OutputOptions = Output(),
+    runtime: RuntimeOptions = Runtime(),
 ) -> None:
     """Profile a series of checkpoints of one training on the same text, step by step.
 
@@ -56,7 +54,7 @@ def dynamics(
     Example: rectilinear dynamics EleutherAI/pythia-70m --revisions step1,step1000,step143000 --text stories
     """
     series = checkpoint if loading.revisions is None else _at_revisions(checkpoint, loading.revisions)
-    with claim(output.out, overwrite=output.overwrite) as folder:
+    with claim(runtime.out, overwrite=runtime.overwrite) as folder:
         import rectilinear
         from rectilinear.cli.console import conclude
         from rectilinear.models.load import load_tokenizer
@@ -68,7 +66,7 @@ def dynamics(
             rows=rows,
             loading=loading,
             tokenizer=load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code) if tokenizer else None,
-            batch_size=batch_size,
+            batch_size=runtime.batch_size,
         )
         conclude(measured, folder)
 

@@ -10,17 +10,16 @@ from pydantic import Field, create_model
 from rectilinear.cli.panels import TEXT as TEXT_PANEL
 from rectilinear.cli.panels import (
     WORK,
-    BatchSizeOption,
     LoadingOptions,
     ModelArgument,
-    OutputOptions,
+    RuntimeOptions,
     TextOption,
 )
 from rectilinear.errors import RequestError
 from rectilinear.linearization.kinds import DEFAULT_KIND, KINDS, make_kind
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.models.settings import Loading
-from rectilinear.runs import Output, claim
+from rectilinear.runs import Runtime, claim
 from rectilinear.settings import Settings
 
 _HELP = "What stands in. " + " ".join(f"{name}: {(kind.__doc__ or '').splitlines()[0]}" for name, kind in KINDS.items())
@@ -53,8 +52,7 @@ def linearize(
     fitting: Annotated[Fitting, Parameter("*", group=WORK)] = Fitting(),
     rows: Annotated[CalibrationRows, Parameter("*", group=TEXT_PANEL)] = CalibrationRows(),
     loading: LoadingOptions = Loading(),
-    batch_size: BatchSizeOption = "auto",
-    output: OutputOptions = Output(),
+    runtime: RuntimeOptions = Runtime(),
 ) -> None:
     """Replace blocks, attentions or MLPs by something linear, and write a checkpoint that works.
 
@@ -65,13 +63,13 @@ def linearize(
 
     Example: rectilinear linearize storyteller --text stories --kind filter --count 2 --out smaller
     """
-    if output.out is None:
+    if runtime.out is None:
         raise RequestError("expected `out`, a folder for the checkpoint, got none")
     given = kind.model_dump(include=kind.model_fields_set)
     if selection.plan is not None:
         kind.refuse_unused("with `plan`", *given)
     made_of = make_kind(given.pop("kind", DEFAULT_KIND), given) if given else None
-    with claim(output.out, overwrite=output.overwrite) as folder:
+    with claim(runtime.out, overwrite=runtime.overwrite) as folder:
         import rectilinear
         from rectilinear.report.terminal import show
 
@@ -84,8 +82,8 @@ def linearize(
             loading=loading,
             fitting=fitting,
             out=folder,
-            overwrite=output.overwrite,
-            batch_size=batch_size,
+            overwrite=runtime.overwrite,
+            batch_size=runtime.batch_size,
         )
     show(linearized.plan)
     print(f"wrote the checkpoint, plan.json and README.md to {folder}; loaded again in a fresh process, it agrees")

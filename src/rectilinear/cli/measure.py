@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from rectilinear.cli.panels import (
-    BatchSizeOption,
     LoadingOptions,
     MeasurementOptions,
     ModelArgument,
-    OutputOptions,
     RowsOptions,
+    RuntimeOptions,
     TextOption,
 )
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Loading
-from rectilinear.runs import Output, claim
+from rectilinear.runs import Runtime, claim
 from rectilinear.text.settings import Rows
 
 
@@ -25,8 +24,7 @@ def measure(
     rows: RowsOptions = Rows(),
     measurement: MeasurementOptions = Measurement(),
     loading: LoadingOptions = Loading(),
-    batch_size: BatchSizeOption = "auto",
-    output: OutputOptions = Output(),
+    runtime: RuntimeOptions = Runtime(),
 ) -> None:
     """Profile how linear each block of a decoder is on some text.
 
@@ -34,9 +32,11 @@ def measure(
 
     Example: rectilinear measure storyteller --text stories --out profile
     """
-    with claim(output.out, overwrite=output.overwrite) as folder:
+    with claim(runtime.out, overwrite=runtime.overwrite) as folder:
         import rectilinear
         from rectilinear.cli.console import conclude
 
-        profile = rectilinear.measure(model, text, measurement, rows=rows, loading=loading, batch_size=batch_size)
+        profile = rectilinear.measure(
+            model, text, measurement, rows=rows, loading=loading, batch_size=runtime.batch_size
+        )
         conclude(profile, folder)

@@ -8,8 +8,7 @@ from cyclopts import Group, Parameter
 
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Access, Loading, Stack
-from rectilinear.runs import Output, ResumableOutput
-from rectilinear.settings import BatchSize
+from rectilinear.runs import Output, ResumableOutput, Runtime
 from rectilinear.text.settings import Rows, Source
 
 MODEL, TEXT, WORK, RUNTIME = (
@@ -33,15 +32,7 @@ StackOptions = Annotated[Stack, Parameter("*", group=WORK)]
 MeasurementOptions = Annotated[Measurement, Parameter("*", group=WORK)]
 OutputOptions = Annotated[Output, Parameter("*", group=RUNTIME)]
 ResumableOutputOptions = Annotated[ResumableOutput, Parameter("*", group=RUNTIME)]
-BatchSizeOption = Annotated[
-    BatchSize,
-    Parameter(
-        help="Rows in a forward pass; 'auto' halves it when memory runs out.",
-        metavar="N|auto",
-        show_choices=False,
-        group=RUNTIME,
-    ),
-]
+RuntimeOptions = Annotated[Runtime, Parameter("*", group=RUNTIME)]
 TokenizerOption = Annotated[
     str | None, Parameter(help="Hub id or path of the tokenizer; the model's own when not given.", group=TEXT)
 ]

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import WORK, BatchSizeOption, LoadingOptions, ModelArgument, OutputOptions
+from rectilinear.cli.panels import WORK, LoadingOptions, ModelArgument, RuntimeOptions
 from rectilinear.evaluation.settings import Probing
 from rectilinear.models.settings import Loading
-from rectilinear.runs import Output, claim
+from rectilinear.runs import Runtime, claim
 
 
 def probe(
@@ -18,8 +18,7 @@ def probe(
     *,
     probing: Annotated[Probing, Parameter("*", group=WORK)],
     loading: LoadingOptions = Loading(),
-    batch_size: BatchSizeOption = "auto",
-    output: OutputOptions = Output(),
+    runtime: RuntimeOptions = Runtime(),
 ) -> None:
     """Fit a logistic regression to the hidden states at every depth, and see what it gets right.
 
@@ -27,8 +26,8 @@ def probe(
 
     Example: rectilinear probe MODEL --task cb --data superglue --out probed
     """
-    with claim(output.out, overwrite=output.overwrite) as folder:
+    with claim(runtime.out, overwrite=runtime.overwrite) as folder:
         import rectilinear
         from rectilinear.cli.console import conclude
 
-        conclude(rectilinear.probe(model, probing, loading=loading, batch_size=batch_size), folder)
+        conclude(rectilinear.probe(model, probing, loading=loading, batch_size=runtime.batch_size), folder)

@@ -59,10 +59,8 @@ def probe(
     Args:
         model: Hub id, path, ``"storyteller"``, or a module that takes ids.
         probing: the task, and how probes are fitted.
-        loading: how the model is loaded.
-        tokenizer: default: the model's own.
+        loading, tokenizer, progress: as for `rectilinear.measure`.
         batch_size: texts in a forward pass; ``"auto"`` halves it when memory runs out.
-        progress: see `rectilinear.progress.reporting`.
 
     Raises:
         RequestError: the request cannot be met: no such model or task, data that cannot be read, one answer only,

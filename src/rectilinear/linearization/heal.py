@@ -80,11 +80,7 @@ def heal(
         mse_before, loss_before = measured()
         _train(pupil, bench, fitting, seed, folder)
         mse_after, loss_after = measured()
-    if mse_before is not None and mse_after is not None and not mse_after <= 2 * mse_before:
-        raise JobError(
-            f"healing made it worse: relative error of hidden states {mse_before:.4g} -> {mse_after:.4g}; "
-            "try a smaller `heal_learning_rate`"
-        )
+    _check_healed(mse_before, mse_after)
     return HealRecord(
         steps=fitting.heal_steps,
         learning_rate=fitting.heal_learning_rate,
@@ -96,6 +92,14 @@ def heal(
         loss_before=loss_before,
         loss_after=loss_after,
     )
+
+
+def _check_healed(before: float | None, after: float | None) -> None:
+    if before is not None and after is not None and not after <= 2 * before:
+        raise JobError(
+            f"healing made it worse: relative error of hidden states {before:.4g} -> {after:.4g}; "
+            "try a smaller `heal_learning_rate`"
+        )
 
 
 @dataclass(frozen=True, eq=False)
