@@ -29,6 +29,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        for field in cls.model_fields.values():  # their docs may be of several lines
+            field.description = " ".join((field.description or "").split())
+
     if not TYPE_CHECKING:  # editors complete the fields, which a signature of its own would hide
 
         def __init__(self, **values: Any) -> None:

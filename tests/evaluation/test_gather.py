@@ -19,7 +19,6 @@ from rectilinear.evaluation.probe_record import Probe
 from rectilinear.models.settings import Loading
 from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import read_task
-from rectilinear.text.tasks import read_task
 from tests.conftest import build_llama
 from tests.judges import marks, reply, serving
 from tests.superglue import write_superglue

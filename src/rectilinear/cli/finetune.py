@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from rectilinear.cli.panels import TEXT, WORK, ModelArgument, ResumableOutputOptions
 from rectilinear.runs import ResumableOutput
+from rectilinear.text.settings import Questions
 from rectilinear.training.settings import Profiling, Tuning
 
 
@@ -15,10 +16,7 @@ def finetune(
     model: ModelArgument,
     /,
     *,
-    task: Annotated[
-        str,
-        Parameter(help="boolq, cb, copa, multirc, rte, wic or wsc of SuperGLUE, or reward: preferences.", group=WORK),
-    ],
+    task: Annotated[str, Parameter(help=Questions.model_fields["task"].description, group=WORK)],
     tuning: Annotated[Tuning, Parameter("*", group=WORK)] = Tuning(),
     profiling: Annotated[Profiling, Parameter("*", group=TEXT)] = Profiling(),
     output: ResumableOutputOptions = ResumableOutput(),
