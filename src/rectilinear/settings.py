@@ -64,7 +64,7 @@ def first_reason(error: ValidationError, option: str = "") -> str:
     if isinstance(cause, ValueError):  # of a check of ours, which names the field itself
         return str(cause)
     path = _path(first["loc"])
-    where = option or f"`{path}`"
+    where = option or (f"`{path}`" if path else "the file")
     if first["type"] == "extra_forbidden":
         return f"expected options that are there, got `{path}`"
     if first["type"] == "missing":

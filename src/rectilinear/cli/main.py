@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterable
 from importlib import import_module
 from types import FrameType
@@ -43,6 +44,7 @@ def main() -> None:
     # Read when libraries are first imported: no bars beside ours, no warnings about what a command does on purpose.
     for name, value in (("TQDM_DISABLE", "1"), ("TRANSFORMERS_VERBOSITY", "error")):
         os.environ.setdefault(name, value)
+    warnings.formatwarning = lambda message, *_, **__: f"rectilinear: warning: {message}\n"  # without our source
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()  # here, where a reader that is gone is known what to do about
