@@ -18,7 +18,7 @@ from typing import Any
 from common import linearize, save
 
 import rectilinear
-from rectilinear import Evaluation
+from rectilinear import Evaluating, Evaluation, Judging, Probing, Rows, Stories
 
 CALIBRATION, SCORED, SEQ_LEN = 300_000, 100_000, 256
 TASKS, LIMIT = ("superglue", "wsc"), 1000
@@ -51,14 +51,9 @@ def main() -> None:
         compared = rectilinear.evaluate_all(
             [*models.values()],
             asked.scored,
-            tasks=TASKS,
-            data=asked.superglue,
-            limit=LIMIT,
-            include=[results],
+            Evaluating(tasks=TASKS, data=asked.superglue, limit=LIMIT, include=[results], speed=False),
             against=asked.model,
-            max_tokens=SCORED,
-            seq_len=SEQ_LEN,
-            speed=False,
+            rows=Rows(max_tokens=SCORED, seq_len=SEQ_LEN),
         )
         found = dict(zip(models, compared, strict=True))
     first = next(iter(found.values()))
@@ -93,10 +88,10 @@ def apply_probes_and_stories(model: str, asked: Any, out: Path) -> None:
     """Write the results that there are not yet into a folder."""
     for task in PROBES:
         if not (out / task).exists():
-            rectilinear.probe(model, task, asked.superglue, max_examples=EXAMPLES).save(out / task)
+            rectilinear.probe(model, task, Probing(data=asked.superglue, max_examples=EXAMPLES)).save(out / task)
     if not (out / "stories" / "judge.json").exists():
-        recipe = rectilinear.StoryRecipe(model, asked.scored, **STORIES)
-        rectilinear.judge(recipe, out / "stories", reference=asked.model, resume=True)
+        stories, judging = Stories(text=asked.scored, **STORIES), Judging(reference=asked.model)
+        rectilinear.judge(model, out / "stories", stories, judging, resume=True)
 
 
 def summary(evaluation: Any) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from rectilinear.evaluation.probe_record import Probe
 from rectilinear.models.settings import Loading
 from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import read_task
-from rectilinear.text.tasks import read_task
 from tests.conftest import build_llama
 from tests.judges import marks, reply, serving
 from tests.superglue import write_superglue
@@ -52,9 +51,8 @@ def results(models, superglue, text_file, tmp_path_factory):
 
 
 def probed(model, task, data, dtype="auto", **options):
-    return rectilinear.probe(
-        model, Probing(task=task, data=data, **{"seq_len": 64, **options}), loading=Loading(device="cpu", dtype=dtype)
-    )
+    probing = Probing(data=data, **{"seq_len": 64, **options})
+    return rectilinear.probe(model, task, probing, loading=Loading(device="cpu", dtype=dtype))
 
 
 def write_stories(out, model, text_file, shift=0, judge="wise", **changes):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import TEXT, WORK, ModelArgument, ResumableOutputOptions
+from rectilinear.cli.panels import TEXT, WORK, ModelArgument, ResumableOutputOptions, TaskOption
 from rectilinear.runs import ResumableOutput
 from rectilinear.training.settings import Profiling, Tuning
 
@@ -15,10 +15,7 @@ def finetune(
     model: ModelArgument,
     /,
     *,
-    task: Annotated[
-        str,
-        Parameter(help="boolq, cb, copa, multirc, rte, wic or wsc of SuperGLUE, or reward: preferences.", group=WORK),
-    ],
+    task: TaskOption,
     tuning: Annotated[Tuning, Parameter("*", group=WORK)] = Tuning(),
     profiling: Annotated[Profiling, Parameter("*", group=TEXT)] = Profiling(),
     output: ResumableOutputOptions = ResumableOutput(),

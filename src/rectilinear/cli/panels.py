@@ -45,3 +45,6 @@ BatchSizeOption = Annotated[
 TokenizerOption = Annotated[
     str | None, Parameter(help="Hub id or path of the tokenizer; the model's own when not given.", group=TEXT)
 ]
+TaskOption = Annotated[
+    str, Parameter(help="boolq, cb, copa, multirc, rte, wic or wsc of SuperGLUE, or reward: preferences.", group=WORK)
+]

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Access
 from rectilinear.settings import BatchSize, Settings
-from rectilinear.text.settings import Rows, Source
+from rectilinear.text.settings import Rows, Source, TaskSource
 from rectilinear.training.presets import PRESETS, find_preset
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -113,14 +113,9 @@ class Monitoring(Settings):
     """Loggers of transformers: none, tensorboard, wandb, all."""
 
 
-class Tuning(Optimization, Access):
+class Tuning(Optimization, Access, TaskSource):
     """How to fine-tune; the learning rate rises for a twentieth of the steps and falls to 0 on a line."""
 
-    data: str | None = None
-    """Folder with TASK/train.jsonl and TASK/val.jsonl, or a Hub id; SuperGLUE's on the Hub when not given.
-    For reward a .jsonl of chosen, rejected and perhaps prompt, or a folder with train.jsonl and val.jsonl."""
-    max_examples: PositiveInt | None = None
-    """Lines of each data file to read, at most, from the first."""
     seeds: PositiveInt = 3
     """How often to train, each time with the next seed."""
     epochs: Positive = 3.0
