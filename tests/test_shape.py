@@ -23,6 +23,7 @@ TOO_LONG_MODULES: set[str] = set()
 HOMONYMS = {
     "batch_size",  # rows of a forward pass; of a process; examples of a step
     "blocks",  # where they are; which to replace
+    "count",  # of blocks; of stories
     "data",  # of questions; of tasks of the harness
     "device",  # where to run; where to train
     "dtype",  # of weights; of products

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import TEXT, WORK, ModelArgument, ResumableOutputOptions
+from rectilinear.cli.panels import LINEARITY, WORK, ModelArgument, ResumableOutputOptions
 from rectilinear.runs import ResumableOutput
 from rectilinear.text.settings import Questions
 from rectilinear.training.settings import Profiling, Tuning
@@ -18,7 +18,7 @@ def finetune(
     *,
     task: Annotated[str, Parameter(help=Questions.model_fields["task"].description, group=WORK)],
     tuning: Annotated[Tuning, Parameter("*", group=WORK)] = Tuning(),
-    profiling: Annotated[Profiling, Parameter("*", group=TEXT)] = Profiling(),
+    profiling: Annotated[Profiling, Parameter("*", group=LINEARITY)] = Profiling(),
     output: ResumableOutputOptions = ResumableOutput(),
 ) -> None:
     """Fine-tune a decoder on a task with several seeds, and measure its linearity before and after.
