@@ -19,6 +19,7 @@ HOMONYMS = {
     "batch_size",  # rows of a forward pass; of a process; examples of a step
     "blocks",  # where they are; which to replace
     "data",  # of the harness's tasks; of a task to train or probe on
+    "count",  # of blocks; of stories
     "device",  # where to run; where to train
     "dtype",  # of weights; of products
     "epochs",  # over a text; over examples
