@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rectilinear.errors import RequestError
@@ -120,6 +121,13 @@ BROKEN = {
     "a base that is gone": (change(base_model_name_or_path="/none/at/all"), "no model at /none/at/all"),
     "an unknown kind": (change(peft_type="MAGIC"), "cannot load the adapter"),
 }
+
+
+def test_an_adapter_that_lacks_weights_is_said(folder):
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights.pop(next(iter(weights)))
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert any("missing adapter keys" in line for line in loading_warnings(load_model(folder, device="cpu")))
 
 
 @pytest.mark.parametrize("how", BROKEN)
