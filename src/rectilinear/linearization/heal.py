@@ -44,8 +44,8 @@ def heal(
 
     The loss is the mean, over the replaced blocks, of the mean squared error of the hidden states after the block in
     the edited model to those at the same depth in the original, divided by the variance of the original's there (over
-    all tokens to train on), so that blocks weigh alike; plus ``heal_logits`` times the divergence KL(original || edited)
-    of the next token's distribution, averaged over tokens. There are no labels, and padding does not count. Blocks
+    all tokens to train on), so that blocks weigh alike; plus ``heal_logits`` times KL(original || edited) of the next
+    token's distribution, averaged over tokens. There are no labels, and padding does not count. Blocks
     dropped before the first stand-in are left out: nothing that is trained comes before them.
 
     Both models run in evaluation mode and are one: the edits are put in for the edited model's pass and taken out
