@@ -12,6 +12,7 @@ from rectilinear.core.solve import solve as solve
 from rectilinear.errors import JobError as JobError
 from rectilinear.errors import RequestError as RequestError
 from rectilinear.evaluation.evaluate import evaluate as evaluate
+from rectilinear.evaluation.evaluate import evaluate_all as evaluate_all
 from rectilinear.evaluation.judge import judge as judge
 from rectilinear.evaluation.judge_record import JudgeReport as JudgeReport
 from rectilinear.evaluation.probe import probe as probe
