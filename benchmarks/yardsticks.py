@@ -88,11 +88,10 @@ def apply_probes_and_stories(model: str, asked: Any, out: Path) -> None:
     """Write the results that there are not yet into a folder."""
     for task in PROBES:
         if not (out / task).exists():
-            probing = Probing(task=task, data=asked.superglue, max_examples=EXAMPLES)
-            rectilinear.probe(model, probing).save(out / task)
+            rectilinear.probe(model, task, Probing(data=asked.superglue, max_examples=EXAMPLES)).save(out / task)
     if not (out / "stories" / "judge.json").exists():
-        stories = Stories(text=asked.scored, **STORIES)
-        rectilinear.judge(model, out / "stories", stories, Judging(reference=asked.model), resume=True)
+        stories, judging = Stories(text=asked.scored, **STORIES), Judging(reference=asked.model)
+        rectilinear.judge(model, out / "stories", stories, judging, resume=True)
 
 
 def summary(evaluation: Any) -> dict[str, Any]:

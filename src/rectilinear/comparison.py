@@ -102,16 +102,14 @@ def read_results(place: str | Path | Evaluation) -> Evaluation:
         names = ", ".join(model.id for model in models.values())
         raise RequestError(f"expected results of one model in {path}, got those of {names}; try a folder for each")
     probes, stories = gathered.of(next(iter(models)))
-    reports: list[Probe | JudgeReport] = [*probes.values()]
-    reports += [stories.report] if stories else []
-    first = next(iter(reports), None)
-    if first is None:
+    found: list[Probe | JudgeReport] = [*probes.values(), *([stories.report] if stories else [])]
+    if not found:
         raise RequestError(f"expected results of a model whose weights have a hash in {path}, got others")
     return Evaluation(
-        model=first.model,
+        model=found[0].model,
         settings={},
-        environment=first.environment,
-        parameters=first.model.parameters,
+        environment=found[0].environment,
+        parameters=found[0].model.parameters,
         probes=probes,
         stories=stories and stories.report,
         items=Items(marks=stories.marks if stories else {}),

@@ -1,4 +1,4 @@
-"""The two ways a request ends badly, which the command line turns into exit codes, and a warning.
+"""The two ways a request ends badly; the command line turns them into exit codes.
 
 Messages are one line: what was expected, what was found, what to try.
 """
@@ -16,10 +16,6 @@ class RequestError(RectilinearError, ValueError):
 
 class JobError(RectilinearError, RuntimeError):
     """The request was fine, but the job failed while it ran (exit code 1)."""
-
-
-class DataWarning(UserWarning):
-    """Something about the data is taken otherwise than it was given."""
 
 
 def broken_promise(library: str, promise: str) -> JobError:

@@ -64,7 +64,7 @@ def first_reason(error: ValidationError, option: str = "") -> str:
     if isinstance(cause, ValueError):  # of a check of ours, which names the field itself
         return str(cause)
     path = _path(first["loc"])
-    where = option or f"`{path}`"
+    where = option or (f"`{path}`" if path else "the file")
     if first["type"] == "extra_forbidden":
         return f"expected options that are there, got `{path}`"
     if first["type"] == "missing":
@@ -111,16 +111,8 @@ def _parse_indices(value: Any) -> Any:
 ONE_WORD = Parameter(n_tokens=1, accepts_keys=False)
 
 
-def _parse_names(value: Any) -> Any:
-    """``a,b`` as names, in a text or in a list of such texts; anything else as it is."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        return value
-    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
-
-
 #: Names: a list of them, or a text such as ``a,b``.
-Names = Annotated[tuple[str, ...], BeforeValidator(_parse_names)]
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: words_of(value) or value), ONE_WORD]
 
 #: Indices of blocks, counted from 0: numbers, or a text such as ``2-4,7``.
 Indices = Annotated[tuple[int, ...], BeforeValidator(_parse_indices), ONE_WORD]

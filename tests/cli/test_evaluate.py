@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from itertools import pairwise
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -18,7 +19,10 @@ from tests.superglue import write_superglue
 SIZE = ("--max-tokens", 1024, "--seq-len", 32, "--device", "cpu", "--batch-size", 8)
 
 
-def evaluate_as_a_function(checkpoint, text, against=None, speed=True, rows={}, loading={}):
+NOTHING = MappingProxyType({})
+
+
+def evaluate_as_a_function(checkpoint, text, against=None, speed=True, rows=NOTHING, loading=NOTHING):
     return rectilinear.evaluate(
         str(checkpoint),
         str(text),

@@ -51,9 +51,8 @@ def results(models, superglue, text_file, tmp_path_factory):
 
 
 def probed(model, task, data, dtype="auto", **options):
-    return rectilinear.probe(
-        model, Probing(task=task, data=data, **{"seq_len": 64, **options}), loading=Loading(device="cpu", dtype=dtype)
-    )
+    probing = Probing(data=data, **{"seq_len": 64, **options})
+    return rectilinear.probe(model, task, probing, loading=Loading(device="cpu", dtype=dtype))
 
 
 def write_stories(out, model, text_file, shift=0, judge="wise", **changes):

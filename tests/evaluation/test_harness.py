@@ -19,14 +19,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rectilinear
 from rectilinear import Evaluating, JobError, RequestError
+from rectilinear.evaluation import task_set
 from rectilinear.evaluation.decoder import HarnessDecoder
 from rectilinear.evaluation.harness import _log_perplexity, run_tasks
-from rectilinear.evaluation.task_set import SUPERGLUE, load_tasks
+from rectilinear.evaluation.settings import Tasks
+from rectilinear.evaluation.task_set import SUPERGLUE
 from tests.conftest import build_llama
 from tests.superglue import ANSWERS, CLAIMS, write_lines, write_superglue
 
 LOCAL = ("boolq", "cb", "copa", "multirc", "sglue_rte", "wic", "wsc")
 FOLDERS = dict(zip(LOCAL, ("BoolQ", "CB", "COPA", "MultiRC", "RTE", "WiC", "WSC"), strict=True))
+
+
+def load_tasks(names, data=None, **options):
+    return task_set.load_tasks(Tasks(tasks=names, data=data, **options))
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +250,8 @@ def test_chats_that_begin_by_themselves_lose_no_token(model, tiny_tokenizer):
 
 
 def test_a_tokenizer_without_a_chat_template(model, beginning, data):
+    asked = Evaluating(tasks=["copa"], data=data, apply_chat_template=True)
     with pytest.raises(RequestError, match="expected a tokenizer with a chat template"):
-        asked = Evaluating(tasks=["copa"], data=data, apply_chat_template=True)
         rectilinear.evaluate(model, None, asked, tokenizer=beginning)
 
 
@@ -394,9 +400,10 @@ REFUSALS = [
     ({"names": ["super-glue-lm-eval-v1"]}, "expected tasks, or superglue, with `data`, got super-glue-lm-eval-v1"),
     ({"names": ["record"]}, "expected data of record in "),
     ({"names": ["record", "superglue"]}, "expected data of record in "),
-    ({"names": ["boolq"], "limit": 0}, "`limit` of at least 1, got 0"),
-    ({"names": ["boolq"], "num_fewshot": -1}, "`num_fewshot` of at least 0, got -1"),
-    ({"names": []}, "at least one task"),
+    ({"names": ["boolq"], "limit": 0}, "`limit` to be greater than or equal to 1, got 0"),
+    ({"names": ["boolq"], "num_fewshot": -1}, "`num_fewshot` to be greater than or equal to 0, got -1"),
+    ({"names": [], "data": None}, "at least one task"),
+    ({"names": []}, "expected no `data` without `tasks`"),
     ({"names": ["boolq"], "data": "nowhere"}, "expected a folder for `data`, got nowhere"),
 ]
 

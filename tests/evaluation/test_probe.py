@@ -21,8 +21,8 @@ TRAIN, VALIDATION = 500, 300
 
 
 def probe(model, task, data, tokenizer, **options):
-    probing = Probing(**{"task": task, "data": data, "seq_len": 64, **options})
-    return rectilinear.probe(model, probing, tokenizer=tokenizer, loading=Loading(device="cpu"), batch_size=32)
+    probing = Probing(**{"data": data, "seq_len": 64, **options})
+    return rectilinear.probe(model, task, probing, tokenizer=tokenizer, loading=Loading(device="cpu"), batch_size=32)
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from rectilinear.cli.panels import RUNTIME, RuntimeOptions
 from rectilinear.models.settings import Loading, Placement
 from rectilinear.runs import Runtime, claim, stage
+from rectilinear.settings import BatchSize
 from rectilinear.text.settings import Rows, Seeded
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rectilinear.linearization.linearize import Linearized
 
 _BEGINNING_WORDS, _NEW_TOKENS, _TOKENS = 24, 100, 50_000
 
@@ -29,72 +35,76 @@ def demo(
     Example: rectilinear demo
     """
     with claim(runtime.out, overwrite=runtime.overwrite) as out:
-        import rectilinear
-        from rectilinear.evaluation.settings import Evaluating
-        from rectilinear.models.completion import complete
-        from rectilinear.models.load import STORYTELLER, load_model, resolve
         from rectilinear.progress import reporting
         from rectilinear.report.explain import explain_dynamics, explain_linearization, explain_profile
         from rectilinear.report.terminal import show, stdout
         from rectilinear.report.write import write_result
 
-        console, seed, loading = stdout(), seeded.seed, Loading(**placement.model_dump())
         with reporting(True) as report:
-            profile = rectilinear.measure(
-                STORYTELLER,
-                "stories",
-                rows=Rows(seed=seed),
-                loading=loading,
-                batch_size=runtime.batch_size,
-                progress=report,
-            )
-            dynamics = rectilinear.Dynamics.load(resolve(STORYTELLER))
-            # Half of the built-in decoder's attentions, by filters that are smaller than they are.
-            linearized = rectilinear.linearize(
-                STORYTELLER,
-                "stories",
-                rectilinear.Filter(rank=24),
-                rectilinear.Selection(target="attention", count=4),
-                rows=rectilinear.CalibrationRows(max_tokens=_TOKENS, seed=seed),
-                loading=loading,
-                batch_size=runtime.batch_size,
-                progress=report,
-            )
-            tokenizer = linearized.tokenizer
-            linearized.model.name_or_path = f"{STORYTELLER}, linearized"
-            evaluation = rectilinear.evaluate(
-                linearized.model,
-                "stories",
-                Evaluating(batch_size=runtime.batch_size),
-                against=STORYTELLER,
-                rows=Rows(max_tokens=_TOKENS, seed=seed + 1),
-                loading=loading,
-                tokenizer=tokenizer,
-                progress=report,
-            )
-            beginning = " ".join(next(rectilinear.generate_stories(seed + 1)).split()[:_BEGINNING_WORDS])
-            models = (load_model(STORYTELLER, **placement.model_dump(), head=True), linearized.model)
-            stories = [complete(model, tokenizer, [beginning], max_new_tokens=_NEW_TOKENS)[0] for model in models]
+            common = {"loading": Loading(**placement.model_dump()), "progress": report}
+            profile, dynamics, linearized, evaluation = _results(seeded.seed, runtime.batch_size, common)
+            beginning, stories = _stories(seeded.seed, placement, linearized)
         if out:
             with stage(out) as folder:
                 for result in (profile, dynamics, evaluation):
                     write_result(result, folder)
                 linearized.save(folder / "linearized")
-        explained = (
+        console = stdout()
+        for result, paragraphs in (
             (profile, explain_profile(profile)),
             (dynamics, explain_dynamics(dynamics)),
             (evaluation, explain_linearization(linearized.plan, evaluation)),
-        )
-        for result, paragraphs in explained:
+        ):
             show(result, console)
-            _say(console, paragraphs)
+            _say(console, *paragraphs)
             console.print()
-        told = [f"The original goes on:{stories[0]}", f"The linearized one goes on:{stories[1]}"]
-        _say(console, [f"A story that begins: {beginning}", *told])
+        _say(console, f"A story that begins: {beginning}", f"The original goes on:{stories[0]}")
+        _say(console, f"The linearized one goes on:{stories[1]}")
         if out:
             print(f"\nwrote profile, dynamics and evaluation, and the folder linearized, to {out}")
 
 
-def _say(console: Any, paragraphs: list[str]) -> None:
+def _results(seed: int, batch_size: BatchSize, common: dict[str, Any]) -> tuple[Any, ...]:
+    """The profile and the dynamics of the built-in decoder, what is left of it, and what that cost."""
+    import rectilinear
+    from rectilinear.models.load import STORYTELLER, resolve
+
+    profile = rectilinear.measure(STORYTELLER, "stories", rows=Rows(seed=seed), batch_size=batch_size, **common)
+    # Half of the attentions, by filters that are smaller than they are.
+    linearized = rectilinear.linearize(
+        STORYTELLER,
+        "stories",
+        rectilinear.Filter(rank=24),
+        rectilinear.Selection(target="attention", count=4),
+        rows=rectilinear.CalibrationRows(max_tokens=_TOKENS, seed=seed),
+        batch_size=batch_size,
+        **common,
+    )
+    linearized.model.name_or_path = f"{STORYTELLER}, linearized"
+    evaluation = rectilinear.evaluate(
+        linearized.model,
+        "stories",
+        rectilinear.Evaluating(batch_size=batch_size),
+        against=STORYTELLER,
+        rows=Rows(max_tokens=_TOKENS, seed=seed + 1),
+        tokenizer=linearized.tokenizer,
+        **common,
+    )
+    return profile, rectilinear.Dynamics.load(resolve(STORYTELLER)), linearized, evaluation
+
+
+def _stories(seed: int, placement: Placement, linearized: Linearized) -> tuple[str, list[str]]:
+    """The beginning of a story that was not fitted on, and how the original and the linearized decoder go on."""
+    import rectilinear
+    from rectilinear.models.completion import complete
+    from rectilinear.models.load import STORYTELLER, load_model
+
+    beginning = " ".join(next(rectilinear.generate_stories(seed + 1)).split()[:_BEGINNING_WORDS])
+    models = (load_model(STORYTELLER, **placement.model_dump(), head=True), linearized.model)
+    tokenizer = linearized.tokenizer
+    return beginning, [complete(model, tokenizer, [beginning], max_new_tokens=_NEW_TOKENS)[0] for model in models]
+
+
+def _say(console: Console, *paragraphs: str) -> None:
     for paragraph in paragraphs:
         console.print(f"\n{paragraph}", markup=False, highlight=False)

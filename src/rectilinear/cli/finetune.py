@@ -6,9 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import TEXT, WORK, ModelArgument, ResumableOutputOptions
+from rectilinear.cli.panels import TEXT, WORK, ModelArgument, ResumableOutputOptions, TaskOption
 from rectilinear.runs import ResumableOutput
-from rectilinear.text.settings import Questions
 from rectilinear.training.settings import Profiling, Tuning
 
 
@@ -16,7 +15,7 @@ def finetune(
     model: ModelArgument,
     /,
     *,
-    task: Annotated[str, Parameter(help=Questions.model_fields["task"].description, group=WORK)],
+    task: TaskOption,
     tuning: Annotated[Tuning, Parameter("*", group=WORK)] = Tuning(),
     profiling: Annotated[Profiling, Parameter("*", group=TEXT)] = Profiling(),
     output: ResumableOutputOptions = ResumableOutput(),

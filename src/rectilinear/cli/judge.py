@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import RUNTIME, TEXT, WORK, LoadingOptions, ModelArgument
+from rectilinear.cli.panels import TEXT, WORK, LoadingOptions, ModelArgument, ResumableOutputOptions
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.models.settings import Loading
@@ -21,7 +21,7 @@ def judge(
     stories: Annotated[Stories, Parameter("*", group=TEXT)] = Stories(),
     judging: Annotated[Judging, Parameter("*", group=WORK)] = Judging(),
     loading: LoadingOptions = Loading(),
-    output: Annotated[ResumableOutput, Parameter("*", group=RUNTIME)] = ResumableOutput(),
+    output: ResumableOutputOptions = ResumableOutput(),
 ) -> None:
     """Have a model complete held-out stories, measure what it wrote, and have a judge mark it.
 

@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.argument import ArgumentCollection
 
 import rectilinear
-from rectilinear.errors import DataWarning, JobError, RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.runs import Interrupted
 
 # In the order in which help shows them; each is a function of that name in a module of that name.
@@ -44,7 +44,7 @@ def main() -> None:
     # Read when libraries are first imported: no bars beside ours, no warnings about what a command does on purpose.
     for name, value in (("TQDM_DISABLE", "1"), ("TRANSFORMERS_VERBOSITY", "error")):
         os.environ.setdefault(name, value)
-    warnings.formatwarning = _format_warning
+    warnings.formatwarning = lambda message, *_, **__: f"rectilinear: warning: {message}\n"  # without our source
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()  # here, where a reader that is gone is known what to do about
@@ -118,14 +118,6 @@ def _fail(text: str, code: int) -> int:
     if text:  # empty where the help was all there was to say
         print(f"rectilinear: error: {' '.join(_in_flags(text).split())}", file=sys.stderr)
     return code
-
-
-def _format_warning(
-    message: Warning | str, category: type[Warning], *place: Any, usual: Any = warnings.formatwarning
-) -> str:
-    """A line for warnings of ours; others as Python formats them."""
-    ours = issubclass(category, DataWarning)
-    return f"rectilinear: warning: {_in_flags(str(message))}\n" if ours else str(usual(message, category, *place))
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

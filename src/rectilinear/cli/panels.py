@@ -36,3 +36,6 @@ RuntimeOptions = Annotated[Runtime, Parameter("*", group=RUNTIME)]
 TokenizerOption = Annotated[
     str | None, Parameter(help="Hub id or path of the tokenizer; the model's own when not given.", group=TEXT)
 ]
+TaskOption = Annotated[
+    str, Parameter(help="boolq, cb, copa, multirc, rte, wic or wsc of SuperGLUE, or reward: preferences.", group=WORK)
+]

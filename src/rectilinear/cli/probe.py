@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import WORK, LoadingOptions, ModelArgument, RuntimeOptions
+from rectilinear.cli.panels import WORK, LoadingOptions, ModelArgument, RuntimeOptions, TaskOption
 from rectilinear.evaluation.settings import Probing
 from rectilinear.models.settings import Loading
 from rectilinear.runs import Runtime, claim
@@ -16,7 +16,8 @@ def probe(
     model: ModelArgument,
     /,
     *,
-    probing: Annotated[Probing, Parameter("*", group=WORK)],
+    task: TaskOption,
+    probing: Annotated[Probing, Parameter("*", group=WORK)] = Probing(),
     loading: LoadingOptions = Loading(),
     runtime: RuntimeOptions = Runtime(),
 ) -> None:
@@ -30,4 +31,4 @@ def probe(
         import rectilinear
         from rectilinear.cli.console import conclude
 
-        conclude(rectilinear.probe(model, probing, loading=loading, batch_size=runtime.batch_size), folder)
+        conclude(rectilinear.probe(model, task, probing, loading=loading, batch_size=runtime.batch_size), folder)

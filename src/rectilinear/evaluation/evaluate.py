@@ -119,10 +119,7 @@ def prepare(
     packed = None if text is None else _same_rows(everyone, text, rows, tokenizer)
     lengths = _prompt_lengths(everyone, rows.seq_len) if packed and evaluating.speed else None
     gathered = gather_results(evaluating.include)
-    asked = None
-    if evaluating.tasks:
-        how = evaluating.model_dump(include={"limit", "num_fewshot", "apply_chat_template", "system_instruction"})
-        asked = load_tasks(evaluating.tasks, evaluating.data, **how)
+    asked = load_tasks(evaluating) if evaluating.tasks else None
     for origin in everyone:
         if asked:
             check_chat_template(tokenizer or origin.tokenizer(), asked)

@@ -87,17 +87,18 @@ def run_tasks(
 
         from rectilinear.evaluation.decoder import HarnessDecoder
 
+        how = asked.settings
         _seed(asked, seed)
         decoder = HarnessDecoder(module, copy.deepcopy(tokenizer), batch_size, ends_texts(tokenizer), progress)
         try:
             results = evaluate(
                 decoder,
                 {"tasks": dict(asked.tasks), "groups": dict(asked.groups)},
-                limit=asked.limit,
+                limit=how.limit,
                 bootstrap_iters=RESAMPLES,
-                system_instruction=asked.system_instruction,
-                apply_chat_template=asked.apply_chat_template,
-                fewshot_as_multiturn=asked.apply_chat_template,
+                system_instruction=how.system_instruction,
+                apply_chat_template=how.apply_chat_template,
+                fewshot_as_multiturn=how.apply_chat_template,
             )
         except Exception as error:  # tasks bring code of their own
             if is_ours(error):
@@ -114,10 +115,11 @@ def _seed(asked: TaskSet, seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(_SEED + seed)
     torch.manual_seed(_SEED + seed)
+    shots = asked.settings.num_fewshot
     for task in asked.tasks.values():
         default = task.get_config("num_fewshot")
-        if default is None or (asked.num_fewshot is not None and default != 0):
-            task.set_config("num_fewshot", asked.num_fewshot or 0)
+        if default is None or (shots is not None and default != 0):
+            task.set_config("num_fewshot", shots or 0)
         task.set_fewshot_seed(_SEED + seed)
 
 
@@ -174,7 +176,7 @@ def _warnings(tasks: Mapping[str, TaskRecord], asked: TaskSet) -> Iterator[str]:
                 "scores say little of what these said"
             )
     for name, record in tasks.items():
-        if asked.num_fewshot not in (None, record.num_fewshot):
+        if asked.settings.num_fewshot not in (None, record.num_fewshot):
             yield f"{name}: the harness asks it with {record.num_fewshot} examples, whatever --num-fewshot says"
 
 

@@ -72,17 +72,12 @@ def judge(
 
 def claim_stories(out: str | Path, *, resume: bool, overwrite: bool) -> AbstractContextManager[Path]:
     """Hold the folder of a run; see `rectilinear.runs.claim`."""
-    folder = Path(out).expanduser()
-    if (folder / REQUEST).exists() and not (resume or overwrite):
-        raise RequestError(
-            f"{folder} holds stories already; try `resume` to go on with them, another `out`, or `overwrite`"
-        )
 
     def kept(folder: Path) -> str | None:
         there = (folder / STORIES).exists()
         return f"{folder} keeps the stories and the answers so far; to go on, add `resume`" if there else None
 
-    return claim(folder, resume=resume, overwrite=overwrite, kept=kept)  # type: ignore[return-value]
+    return claim(out, resume=resume, overwrite=overwrite, kept=kept)  # type: ignore[return-value]
 
 
 @reporting_exhausted_memory
@@ -194,10 +189,8 @@ class StoryRun:
 
 def _find_run(out: Path, asked: dict[str, Any]) -> bool:
     """Whether the folder has stories of this request."""
-    if not out.is_dir() or not any(out.iterdir()):
+    if not (out / STORIES).exists():
         return False
-    if not (out / REQUEST).exists():
-        raise RequestError(f"{out} holds no run to resume; try another `out`, or `overwrite`")
     before = read_request(out / REQUEST).get("asked")
     if not isinstance(before, dict):
         raise RequestError(f"expected a run of rectilinear judge in {out}, got an unreadable {REQUEST}")

@@ -42,7 +42,8 @@ _TOLERANCE, _ITERATIONS = 1e-8, 20_000
 @reporting_exhausted_memory
 def probe(
     model: str | Path | nn.Module,
-    probing: Probing,
+    task: str,
+    probing: Probing = Probing(),
     *,
     loading: Loading = Loading(),
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -58,8 +59,10 @@ def probe(
 
     Args:
         model: Hub id, path, ``"storyteller"``, or a module that takes ids.
-        probing: the task, and how probes are fitted.
-        loading, tokenizer, progress: as for `rectilinear.measure`.
+        task: ``boolq``, ``cb``, ``copa``, ``multirc``, ``rte``, ``wic``, ``wsc`` or ``reward``.
+        probing: where its questions are, and how probes are fitted.
+        loading: how the model is loaded.
+        tokenizer: default: the model's own.
         batch_size: texts in a forward pass; ``"auto"`` halves it when memory runs out.
 
     Raises:
@@ -71,13 +74,12 @@ def probe(
     check_batch_size(batch_size)
     with reporting(progress) as report:
         origin = Origin(model, loading)
-        kind, questions = find_task(probing.task), read_task(probing.task, probing.data, probing.max_examples)
-        config = origin.config()
+        kind, questions = find_task(task), read_task(task, probing.data, probing.max_examples)
         find_blocks(origin.skeleton(), probing.blocks)
-        check_context(config, probing.seq_len)
+        check_context(origin.config(), probing.seq_len)
         own = tokenizer or origin.tokenizer()
         train, asked = (encode(part, own, probing.seq_len) for part in (questions.train, questions.validation))
-        check_ids(config, (train, asked))
+        check_ids(origin.config(), (train, asked))
         _check_questions(kind, train, probing.folds)
         module = origin.load()
         stack = find_blocks(module, probing.blocks)
@@ -88,12 +90,12 @@ def probe(
 
         states, size = with_batch_size(attempt, batch_size, module, probing.seq_len)
         points, predictions, said = _probe_depths(kind, train, asked, states, probing.folds, report)
-        used = {"strengths": list(STRENGTHS), "blocks": stack.path, "batch_size": size}
         return Probe(
             model=record_model(module, origin, stack, states.shape[-1]),
-            task=probing.task,
+            task=task,
             data=describe_questions(questions.source, train, asked),
-            settings=probing.model_dump(mode="json", exclude={"task", "data"}) | used,
+            settings=probing.model_dump(exclude={"data"})
+            | {"strengths": list(STRENGTHS), "blocks": stack.path, "batch_size": size},
             environment=record_environment(module),
             points=tuple(points),
             questions=_fingerprint(train, asked),

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 from rectilinear.errors import RequestError
 from rectilinear.models.settings import Stack
 from rectilinear.settings import BatchSize, Names, Settings
-from rectilinear.text.settings import Questions, Source
+from rectilinear.text.settings import Source, TaskSource
 
 # Tokens of an answer at most: four numbers with their names, and what a judge that reasons thinks before.
 _ANSWER_TOKENS, _REASONING_TOKENS = 100, 4000
@@ -55,9 +55,11 @@ class Evaluating(Tasks):
     """Rows, or requests of tasks, in a forward pass; 'auto' halves it when memory runs out."""
 
 
-class Probing(Questions, Stack):
+class Probing(TaskSource, Stack):
     """What probes read, and how they are fitted."""
 
+    seq_len: PositiveInt = 256
+    """Tokens of a text, which loses its beginning where it is longer."""
     pooling: Literal["mean", "last"] = "mean"
     """State of a text: the mean over its tokens, or that of its last token."""
     folds: Annotated[int, Field(ge=2)] = 5

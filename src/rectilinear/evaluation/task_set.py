@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.quiet import is_ours, quiet, said
+from rectilinear.evaluation.settings import Tasks
 from rectilinear.evaluation.squad import provide_squad_metrics
 from rectilinear.evaluation.task_data import LocalData, find_data, forms_of
 
@@ -48,10 +49,7 @@ class TaskSet:
         sources: of each task's data.
         columns: tasks of the paper's group; none without that group.
         missing: others of that group, which have no data.
-        limit: documents of each task, at most.
-        num_fewshot: examples before each question; None for each task's own number.
-        apply_chat_template: whether prompts are put into the tokenizer's chat template, examples as earlier turns.
-        system_instruction: that comes before prompts; None for each task's own.
+        settings: how they are asked.
     """
 
     tasks: Mapping[str, Task]
@@ -59,44 +57,26 @@ class TaskSet:
     sources: Mapping[str, str]
     columns: tuple[str, ...]
     missing: tuple[str, ...]
-    limit: int | None
-    num_fewshot: int | None
-    apply_chat_template: bool
-    system_instruction: str | None
+    settings: Tasks
 
 
-def load_tasks(
-    names: Sequence[str],
-    data: str | Path | None = None,
-    *,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    apply_chat_template: bool = False,
-    system_instruction: str | None = None,
-) -> TaskSet:
+def load_tasks(settings: Tasks) -> TaskSet:
     """Find tasks and read their data.
 
-    Args:
-        names: of tasks, groups or tags of the harness, patterns of these, or ``superglue``: the paper's columns.
-        data: a folder of files (see `rectilinear.evaluation.task_data.find_data`); None for the Hub.
-        limit: documents of each task, at most.
-        num_fewshot: examples before each question; None for each task's own number.
-        apply_chat_template: put prompts into the chat template of the model's tokenizer, examples as earlier turns.
-        system_instruction: to put before prompts; None for each task's own.
+    Names are of tasks, groups or tags of the harness, patterns of these, or ``superglue``: the paper's columns. For a
+    folder with data see `rectilinear.evaluation.task_data.find_data`.
 
     Raises:
         RequestError: the harness is not installed, a name it does not know, data that are not there or are not what
             the task needs, no examples to show.
     """
     require("lm_eval", "eval")
-    for name, value, least in (("limit", limit, 1), ("num_fewshot", num_fewshot, 0)):
-        if value is not None and value < least:
-            raise RequestError(f"expected `{name}` of at least {least}, got {value}")
+    names = settings.tasks
     if not names:
         raise RequestError("expected at least one task, got none")
-    folder = None if data is None else Path(data).expanduser()
+    folder = None if settings.data is None else Path(settings.data).expanduser()
     if folder is not None and not folder.is_dir():
-        raise RequestError(f"expected a folder for `data`, got {data}")
+        raise RequestError(f"expected a folder for `data`, got {settings.data}")
     columns = [*SUPERGLUE] if SUPERGLUE_GROUP in names else []
     with quiet():
         manager = _manager()
@@ -105,7 +85,7 @@ def load_tasks(
         present = {} if folder is None else _find_all(wanted, columns, manager, folder)
         loaded = _from_files(present, manager) if folder else _from_hub([*wanted, *columns], manager)
     if folder is not None:
-        _check_examples(loaded["tasks"], num_fewshot, folder)
+        _check_examples(loaded["tasks"], settings.num_fewshot, folder)
     order = [name for given in names for name in (SUPERGLUE if given == SUPERGLUE_GROUP else [given])]
     tasks: dict[str, Task] = dict(
         sorted(loaded["tasks"].items(), key=lambda task: order.index(task[0]) if task[0] in order else len(order))
@@ -116,10 +96,7 @@ def load_tasks(
         {name: _source_of(task, present.get(name)) for name, task in tasks.items()},
         columns=tuple(name for name in columns if name in tasks),
         missing=tuple(name for name in columns if name not in tasks),
-        limit=limit,
-        num_fewshot=num_fewshot,
-        apply_chat_template=apply_chat_template,
-        system_instruction=system_instruction,
+        settings=settings,
     )
 
 
@@ -144,7 +121,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> N
     Raises:
         RequestError: it has none.
     """
-    if tasks.apply_chat_template and not tokenizer.chat_template:
+    if tasks.settings.apply_chat_template and not tokenizer.chat_template:
         raise RequestError(
             f"expected a tokenizer with a chat template, got {tokenizer.name_or_path or 'one'} without; try without "
             "`apply_chat_template`"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rectilinear.errors import DataWarning, RequestError
+from rectilinear.errors import RequestError
 
 _Kind = TypeVar("_Kind")
 
@@ -122,7 +122,6 @@ def warn_of_surrogates(where: str) -> None:
     """Say that a text has halves of surrogate pairs."""
     warnings.warn(
         f"{where}: half a surrogate pair is no character and is read as U+FFFD, here and wherever there are others",
-        DataWarning,
         stacklevel=3,
     )
 

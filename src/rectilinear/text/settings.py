@@ -36,20 +36,11 @@ class Rows(Source):
     """Tokens in a row."""
 
 
-class TaskData(Settings):
-    """Where the questions of a task are, and how many of them are read."""
+class TaskSource(Settings):
+    """Where the questions of a task are; see `rectilinear.text.tasks.read_task`."""
 
     data: str | Path | None = None
     """Folder with TASK/train.jsonl and TASK/val.jsonl, or a Hub id; SuperGLUE's on the Hub when not given. For reward
     a .jsonl of chosen, rejected and perhaps prompt, or a folder with train.jsonl and val.jsonl."""
     max_examples: PositiveInt | None = None
     """Lines of each data file to read, at most, from the first."""
-
-
-class Questions(TaskData):
-    """Which questions are read, and how much of each."""
-
-    task: str
-    """A task of SuperGLUE (boolq, cb, copa, multirc, rte, wic, wsc), or reward for preferences."""
-    seq_len: PositiveInt = 256
-    """Tokens of a text, which loses its beginning where it is longer."""

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Access
 from rectilinear.settings import BatchSize, Settings
-from rectilinear.text.settings import Rows, Source, TaskData
+from rectilinear.text.settings import Rows, Source, TaskSource
 from rectilinear.training.presets import PRESETS, find_preset
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -113,7 +113,7 @@ class Monitoring(Settings):
     """Loggers of transformers: none, tensorboard, wandb, all."""
 
 
-class Tuning(Optimization, Access, TaskData):
+class Tuning(Optimization, Access, TaskSource):
     """How to fine-tune; the learning rate rises for a twentieth of the steps and falls to 0 on a line."""
 
     seeds: PositiveInt = 3
