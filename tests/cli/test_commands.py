@@ -118,6 +118,15 @@ def test_the_installed_program_is_the_same():
     assert script.load() is main
 
 
+def test_a_warning_about_the_text_is_one_line(process, tiny_checkpoint, documents, tmp_path):
+    path = tmp_path / "cut.jsonl"
+    path.write_text("".join(json.dumps({"text": document + "\ud83d"}) + "\n" for document in documents))
+    ran = process("measure", tiny_checkpoint, "--text", path, *SIZE)
+    line = f"rectilinear: warning: {path}, line 1: half a surrogate pair is no character and is read as U+FFFD"
+    assert (ran.code, ran.err.count("\n")) == (0, 1)
+    assert ran.err.startswith(line)
+
+
 def test_inspect_shows_the_stack(process, tiny_checkpoint):
     ran = process("inspect", tiny_checkpoint)
     assert (ran.code, ran.err) == (0, "")
