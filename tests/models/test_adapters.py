@@ -63,9 +63,17 @@ def test_a_model_in_memory_is_merged_in_a_copy(adapted, tiny_checkpoint):
     assert all(torch.equal(value, weights[name]) for name, value in adapted.state_dict().items())
 
 
-def test_adapters_that_transformers_put_in_are_merged_too(adapted, folder, tiny_checkpoint):
+@pytest.mark.parametrize("way", ["peft", "transformers"])
+def test_adapters_that_are_put_into_a_model_are_merged_too(way, adapted, folder, tiny_checkpoint):
     model = load_model(tiny_checkpoint, device="cpu")
-    model.load_adapter(str(folder))
+    if way == "transformers":
+        pytest.importorskip("peft.utils.transformers_weight_conversion")  # transformers needs it for this
+        model.load_adapter(str(folder))
+    else:
+        peft.inject_adapter_in_model(peft.LoraConfig(**LORA), model)
+        state = adapted.state_dict().items()
+        model.load_state_dict({name.removeprefix("base_model.model."): value for name, value in state})
+        model.eval()
     merged = Origin(model).load()
     assert not layers_of(merged)
     assert layers_of(model)
