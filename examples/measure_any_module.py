@@ -4,7 +4,6 @@ import torch
 from torch import nn
 
 import rectilinear
-from rectilinear.measurement.settings import Measurement
 
 
 class ResidualNetwork(nn.Module):
@@ -36,7 +35,7 @@ class Residual(nn.Module):
 
 torch.manual_seed(0)
 batches = [3 * torch.randn(500, 32) for _ in range(8)]
-profile = rectilinear.measure(ResidualNetwork(), batches, measurement=Measurement(blocks="layers"))
+profile = rectilinear.measure(ResidualNetwork(), batches, rectilinear.Measurement(blocks="layers"))
 for block in profile.blocks:
     score = block.update_linearity
     print(f"block {block.index}: update linearity {score.held_out:.3f} ± {score.stderr:.3f} held out")

@@ -19,6 +19,7 @@ HOMONYMS = {
     "batch_size",  # rows of a forward pass; of a process; examples of a step
     "blocks",  # where they are; which to replace
     "data",  # of the harness's tasks; of a task to train or probe on
+    "count",  # of blocks; of stories
     "device",  # where to run; where to train
     "dtype",  # of weights; of products
     "epochs",  # over a text; over examples
@@ -26,7 +27,6 @@ HOMONYMS = {
     "learning_rate",  # of the preset; of fine-tuning
     "max_tokens",  # of a text to measure, to pretrain on, to fit on
     "seq_len",  # of these; of questions
-    "task",  # to probe; to fine-tune on
     "text",  # to measure on; to profile a training on
     "tokenizer",  # of a text; of a decoder that is trained
 }

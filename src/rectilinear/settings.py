@@ -85,7 +85,7 @@ def _path(location: tuple[int | str, ...]) -> str:
 def words_of(value: Any) -> list[str] | None:
     """The words between the commas of a text, or of the texts that a command line gives; None for anything else."""
     texts = [value] if isinstance(value, str) else value
-    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+    if not (isinstance(texts, (list, tuple)) and texts and all(isinstance(text, str) for text in texts)):
         return None
     return [word.strip() for text in texts for word in text.split(",") if word.strip()]
 
@@ -112,7 +112,12 @@ ONE_WORD = Parameter(n_tokens=1, accepts_keys=False)
 
 
 #: Names: a list of them, or a text such as ``a,b``.
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: words_of(value) or value), ONE_WORD]
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: value if (names := words_of(value)) is None else names),
+    ONE_WORD,
+    Parameter(metavar="A,B"),
+]
 
 #: Indices of blocks, counted from 0: numbers, or a text such as ``2-4,7``.
 Indices = Annotated[tuple[int, ...], BeforeValidator(_parse_indices), ONE_WORD]
@@ -121,7 +126,7 @@ Indices = Annotated[tuple[int, ...], BeforeValidator(_parse_indices), ONE_WORD]
 Target = Literal["block", "attention", "mlp"]
 
 #: Rows in a forward pass; ``"auto"`` halves it when memory runs out.
-BatchSize = PositiveInt | Literal["auto"]
+BatchSize = Annotated[PositiveInt | Literal["auto"], Parameter(metavar="N|auto", show_choices=False)]
 
 #: Precision of weights; ``"auto"`` is the checkpoint's own.
 DType = Literal["auto", "float32", "bfloat16", "float16"]

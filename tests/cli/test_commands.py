@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from itertools import pairwise
 
 import pytest
 import torch
@@ -57,6 +58,55 @@ def test_help_of_a_command_has_an_example(command, name, option):
     ran = command(name, option)
     assert (ran.code, ran.err) == (0, "")
     assert f"Example: rectilinear {name}" in ran.out
+
+
+def test_help_imports_nothing_heavy(environment):
+    """Help is there at once: without torch, which takes seconds, and all that is built on it."""
+    program = (
+        "import sys, runpy\nfrom rectilinear.cli.main import COMMANDS, build\n"
+        "for name in COMMANDS:\n    build([name])([name, '--help'])\n"
+        "build()(['--help'])\nprint(*sys.modules, file=sys.stderr)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", env=environment, timeout=120
+    )
+    assert ran.returncode == 0
+    heavy = {"torch", "transformers", "datasets", "accelerate", "matplotlib", "numpy", "pandas", "pyarrow"}
+    assert "rectilinear.cli.measure" in ran.stderr.split()
+    assert heavy.isdisjoint(ran.stderr.split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_in_panels_and_says_nothing_empty(command, name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = command(name, "--help")
+    panels = re.findall(r"^╭─ ([A-Z][a-z ]+) ─", ran.out, re.M)
+    order = ["Model", "Text", "What to do", "Linearity", "Runtime"]
+    assert panels == [panel for panel in order if panel in panels]
+    assert "Runtime" in panels
+    said = " ".join(ran.out.replace("│", " ").split())
+    assert not re.search(r"\[default: (None|False|\(\)|)\]", said)
+    assert "CHOICE [choices: auto]" not in said
+    assert max(map(len, ran.out.splitlines())) <= 80
+    [usage, *paragraphs] = ran.out.partition("╭")[0].strip().split("\n\n")
+    assert usage.startswith(f"Usage: rectilinear {name}")
+    for paragraph in paragraphs:  # filled up to the width: no line is broken where the source's is
+        for line, after in pairwise(paragraph.splitlines()):
+            assert len(line.rstrip()) + 1 + len(after.split()[0]) > 80
+
+
+def test_the_shell_completes_commands_and_options(process, environment, tmp_path, monkeypatch):
+    monkeypatch.setitem(environment, "HOME", str(tmp_path))
+    monkeypatch.setitem(environment, "SHELL", "/bin/bash")
+    assert process("--install-completion").code == 0
+    [script] = tmp_path.rglob("completions/rectilinear")
+    for words, expected in (("mea", "measure"), ("measure --fo", "--folds")):
+        program = (
+            f"source {script}; COMP_WORDS=(rectilinear {words}); COMP_CWORD={len(words.split())}; "
+            "_rectilinear; echo ${COMPREPLY[@]}"
+        )
+        ran = subprocess.run(["bash", "-c", program], capture_output=True, encoding="utf-8", timeout=60)
+        assert ran.stdout.strip() == expected
 
 
 def test_version(process):

@@ -109,8 +109,17 @@ def test_wrong_request_in_a_process_of_its_own(name, process, places, monkeypatc
     assert list(places["here"].iterdir()) == []
 
 
-def test_no_such_command(command):
-    check(command("bogus"), 2, "'bogus'")
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("bogus", "expected a command, got 'bogus'; try inspect, measure, dynamics"),
+        ("mesure storyteller", "expected a command, got 'mesure'; try measure"),
+        ("--bogus", "got '--bogus'"),
+        ("measure --bogus", "expected an option of the command, got --bogus"),
+    ],
+)
+def test_no_such_command(line, says, command):
+    check(command(*line.split()), 2, says)
 
 
 def test_no_command_shows_help_and_no_empty_error(command):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rectilinear
@@ -67,9 +68,17 @@ def test_a_model_in_memory_is_merged_in_a_copy(adapted, tiny_checkpoint):
     assert all(torch.equal(value, weights[name]) for name, value in adapted.state_dict().items())
 
 
-def test_adapters_that_transformers_put_in_are_merged_too(adapted, folder, tiny_checkpoint):
+@pytest.mark.parametrize("way", ["peft", "transformers"])
+def test_adapters_that_are_put_into_a_model_are_merged_too(way, adapted, folder, tiny_checkpoint):
     model = load_model(tiny_checkpoint, device="cpu")
-    model.load_adapter(str(folder))
+    if way == "transformers":
+        pytest.importorskip("peft.utils.transformers_weight_conversion")  # transformers needs it for this
+        model.load_adapter(str(folder))
+    else:
+        peft.inject_adapter_in_model(peft.LoraConfig(**LORA), model)
+        state = adapted.state_dict().items()
+        model.load_state_dict({name.removeprefix("base_model.model."): value for name, value in state})
+        model.eval()
     merged = Origin(model).load()
     assert not layers_of(merged)
     assert layers_of(model)
@@ -157,6 +166,13 @@ BROKEN = {
     "a base that is gone": (change(base_model_name_or_path="/none/at/all"), "no model at /none/at/all"),
     "an unknown kind": (change(peft_type="MAGIC"), "cannot load the adapter"),
 }
+
+
+def test_an_adapter_that_lacks_weights_is_said(folder):
+    weights = load_file(folder / "adapter_model.safetensors")
+    weights.pop(next(iter(weights)))
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert any("missing adapter keys" in line for line in loading_warnings(load_model(folder, device="cpu")))
 
 
 @pytest.mark.parametrize("how", BROKEN)

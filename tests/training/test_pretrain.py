@@ -1,8 +1,10 @@
 """Pretraining: what is left in the folder, going on after a stop, and what cannot be."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rectilinear
 from rectilinear import Dynamics, JobError, RequestError
 from rectilinear.models.settings import Loading
+from rectilinear.runs import Interrupted
 from rectilinear.text.rows import pack_rows
 from rectilinear.text.settings import Rows
 from rectilinear.training import corpus
@@ -249,6 +252,28 @@ def test_goes_on_where_it_was_stopped(finished, text_file, tmp_path, stop):
     left = {"checkpoint-6", "checkpoint-8", "checkpoint-notes.md"}
     assert {path.name for path in out.glob("checkpoint-*")} == left
     assert run(text_file, out, resume=True, regularizer="cosine") == again
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_checkpoint_of_its_step(number, code, finished, text_file, tmp_path):
+    whole, training = finished
+    out, handlers = tmp_path / "out", [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+    def interrupting(stage, done, total):
+        if done == 3:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match="keeps the run up to step 3; to go on, add `resume`") as stopped:
+        run(text_file, out, Monitoring(probe_every=2, save_every=100), progress=interrupting, regularizer="cosine")
+    assert stopped.value.code == code
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    again = run(text_file, out, OFTEN, resume=True, regularizer="cosine")
+    assert losses(again) == losses(training)
+    assert all(torch.equal(tensor, weights(whole)[name]) for name, tensor in weights(out).items())
+    assert Dynamics.load(out).points == Dynamics.load(whole).points
+    # What the run that went on was asked to keep counts, not what the first one was.
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-6", "checkpoint-8"}
 
 
 def test_probes_change_nothing(finished, text_file, tmp_path):

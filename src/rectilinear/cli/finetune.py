@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import TEXT, WORK, ModelArgument, ResumableOutputOptions, TaskOption
+from rectilinear.cli.panels import LINEARITY, WORK, ModelArgument, ResumableOutputOptions, TaskOption
 from rectilinear.runs import ResumableOutput
 from rectilinear.training.settings import Profiling, Tuning
 
@@ -17,7 +17,7 @@ def finetune(
     *,
     task: TaskOption,
     tuning: Annotated[Tuning, Parameter("*", group=WORK)] = Tuning(),
-    profiling: Annotated[Profiling, Parameter("*", group=TEXT)] = Profiling(),
+    profiling: Annotated[Profiling, Parameter("*", group=LINEARITY)] = Profiling(),
     output: ResumableOutputOptions = ResumableOutput(),
 ) -> None:
     """Fine-tune a decoder on a task with several seeds, and measure its linearity before and after.

@@ -91,8 +91,11 @@ def build(names: Iterable[str] = COMMANDS) -> Program:
         suppress_keyboard_interrupt=False,
     )
     for place, name in enumerate(names):
-        app.command(getattr(import_module(f"rectilinear.cli.{name}"), name), name=name, sort_key=place)
+        command = getattr(import_module(f"rectilinear.cli.{name}"), name)
+        app.command(command, name=name, sort_key=place, help=_paragraphs(command.__doc__ or ""))
     app.register_install_completion_command(help="Have the shell complete commands and options (bash, zsh, fish).")
+    for flag in ("--help", "--version", "--install-completion"):
+        app[flag].group = "Options"
     return app
 
 
@@ -102,9 +105,16 @@ def _run(arguments: list[str]) -> int:
     return 0 if arguments else 2
 
 
+def _paragraphs(doc: str) -> str:
+    """A docstring whose paragraphs are lines, for terminals of any width."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in doc.split("\n\n"))
+
+
 def _shown(value: Any) -> Any:
-    """A default as help shows it; switches that are off and empty lists are no news."""
-    return None if value is False or value == () else value
+    """A default as help shows it, the way it would be given; switches that are off and empty lists are no news."""
+    if value is False or value == ():
+        return None
+    return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _in_flags(text: str) -> str:

@@ -11,8 +11,8 @@ from rectilinear.models.settings import Access, Loading, Stack
 from rectilinear.runs import Output, ResumableOutput, Runtime
 from rectilinear.text.settings import Rows, Source
 
-MODEL, TEXT, WORK, RUNTIME = (
-    Group(name, sort_key=place) for place, name in enumerate(("Model", "Text", "What to do", "Runtime"))
+MODEL, TEXT, WORK, LINEARITY, RUNTIME = (
+    Group(name, sort_key=place) for place, name in enumerate(("Model", "Text", "What to do", "Linearity", "Runtime"))
 )
 
 ModelArgument = Annotated[str, Parameter(help="Hub id, path, or 'storyteller' (built in).", group=MODEL)]

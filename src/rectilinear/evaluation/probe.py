@@ -61,9 +61,7 @@ def probe(
         model: Hub id, path, ``"storyteller"``, or a module that takes ids.
         task: ``boolq``, ``cb``, ``copa``, ``multirc``, ``rte``, ``wic``, ``wsc`` or ``reward``.
         probing: where its questions are, and how probes are fitted.
-        loading: how the model is loaded.
-        tokenizer: default: the model's own.
-        batch_size: texts in a forward pass; ``"auto"`` halves it when memory runs out.
+        loading, tokenizer, batch_size, progress: as for `rectilinear.measure`.
 
     Raises:
         RequestError: the request cannot be met: no such model or task, data that cannot be read, one answer only,

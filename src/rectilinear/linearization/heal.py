@@ -42,35 +42,31 @@ def heal(
 ) -> HealRecord:
     """Train the modules of some fits by distillation (arXiv 2405.12250), in place, with transformers' Trainer.
 
-    The loss is the mean, over the replaced blocks, of the mean squared error of the hidden states
-    after the block in the edited model to those at the same depth in the original, divided by the
-    variance of the original's there (over all tokens to train on), so that blocks weigh alike; plus
-    ``heal_logits`` times the divergence KL(original || edited) of the next token's distribution,
-    averaged over tokens. There are no labels, and padding does not count. Blocks dropped before the
-    first stand-in are left out: nothing that is trained comes before them.
+    The loss is the mean, over the replaced blocks, of the mean squared error of the hidden states after the block in
+    the edited model to those at the same depth in the original, divided by the variance of the original's there (over
+    all tokens to train on), so that blocks weigh alike; plus ``heal_logits`` times KL(original || edited) of the next
+    token's distribution, averaged over tokens. There are no labels, and padding does not count. Blocks
+    dropped before the first stand-in are left out: nothing that is trained comes before them.
 
-    Both models run in evaluation mode and are one: the edits are put in for the edited model's
-    pass and taken out again, so that what is not replaced is in memory once. The trained weights
-    are kept in float32 at least, and rounded to the model's precision in each pass.
+    Both models run in evaluation mode and are one: the edits are put in for the edited model's pass and taken out
+    again, so that what is not replaced is in memory once. The trained weights are kept in float32 at least, and rounded
+    to the model's precision in each pass.
 
     Args:
         bench: the original, and the rows to train on.
         fits: all that is replaced.
         held_out: other rows, token ids ``[rows, seq_len]``, perhaps none, to measure on before and after.
-        fitting: how.
-        seed: of the order of the rows.
-        folder: where to keep the last of ten checkpoints (trained weights and the optimizer's state), and
-            to go on from the one that is there.
+        fitting, seed: how, and in which order of the rows.
+        folder: where to keep the last of ten checkpoints, and to go on from the one that is there.
 
     Raises:
         JobError: a loss that is not finite, or hidden states more than twice as far from the original's as before.
     """
     lesson = _Lesson.of(bench, fits)
     parts = torch.split(held_out, fitting.heal_batch_size) if len(held_out) else ()
-    parameters = [*bench.model.parameters(), *lesson.trained]
-    with _frozen(parameters), evaluating(bench.model), noting_padding(bench), _own_randomness():
-        variances = lesson.variances(bench.batches, bench.progress)
-        pupil = _Pupil(lesson, variances, fitting.heal_logits)
+    frozen = _frozen([*bench.model.parameters(), *lesson.trained])
+    with frozen, evaluating(bench.model), noting_padding(bench), _own_randomness():
+        pupil = _Pupil(lesson, lesson.variances(bench.batches, bench.progress), fitting.heal_logits)
 
         def measured() -> tuple[float | None, float | None]:
             with swapped(bench.model, lesson.edits):

@@ -36,9 +36,10 @@ from rectilinear.runs import claim, stage
 from rectilinear.settings import BatchSize
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from pandas import DataFrame
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from typing_extensions import Unpack
 
 # This share of the rows, the last ones, is never fitted on: losses are measured on it.
 _HELD_OUT = 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from cyclopts import Parameter
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rectilinear.linearization.plan import Plan
@@ -49,15 +50,15 @@ class Selection(Settings):
 
     target: Target = "block"
     """What of a block is replaced."""
-    blocks: Annotated[Indices | None, ONE_WORD] = None
+    blocks: Annotated[Indices | None, ONE_WORD, Parameter(metavar="2-4,7")] = None
     """Blocks to replace, counted from 0, such as 2-4,7."""
     count: int | None = None
     """Number of blocks to replace."""
-    budget: Annotated[float | None, BeforeValidator(_parse_share), ONE_WORD] = None
+    budget: Annotated[float | None, BeforeValidator(_parse_share), ONE_WORD, Parameter(metavar="SHARE")] = None
     """Share of the model's parameters to save at least, such as 25%."""
     max_loss_increase: PositiveFloat | None = None
     """Replace blocks until the loss on held-out rows would rise by more than this, in nats per token."""
-    plan: Annotated[Plan | None, BeforeValidator(_read_plan), ONE_WORD] = None
+    plan: Annotated[Plan | None, BeforeValidator(_read_plan), ONE_WORD, Parameter(metavar="PATH")] = None
     """A plan.json of this model, perhaps edited: replace what it says."""
     select: Select = "score"
     """Which blocks first: most linear, least change of direction, or least loss, measured each time."""

@@ -94,10 +94,7 @@ def load_model(
 
     Args:
         model: Hub id or path of a model or an adapter of PEFT, or ``"storyteller"``.
-        revision: branch, tag or commit on the Hub.
-        device: ``auto``, ``cpu``, ``cuda:0``, ``mps``.
-        dtype: of the weights; ``auto`` is the checkpoint's own.
-        trust_remote_code: run modelling code that comes with the checkpoint.
+        revision, device, dtype, trust_remote_code: see `rectilinear.models.settings.Loading`.
         head: refuse a checkpoint without the head that gives logits.
 
     Raises:
@@ -135,8 +132,7 @@ def load_classifier(
         model: as of `load_model`.
         labels: names of the labels.
         padding: id that texts are padded with; the head reads the last token that is not this one.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: run modelling code that comes with the checkpoint.
+        revision, trust_remote_code: see `rectilinear.models.settings.Access`.
 
     Raises:
         RequestError: no such model, or not one that classifies texts.

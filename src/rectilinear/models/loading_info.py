@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ def loading_warnings(model: nn.Module) -> list[str]:
 
 @contextmanager
 def collecting_warnings() -> Iterator[list[str]]:
-    """While open, what transformers warns of is put into a list, a line each, and not printed."""
+    """While open, what transformers and PEFT warn users of is put into a list, a line each, and not printed."""
     from transformers.utils import logging as library
 
     found: list[str] = []
@@ -41,7 +42,10 @@ def collecting_warnings() -> Iterator[list[str]]:
     logger.setLevel(logging.WARNING)
     logger.handlers, logger.propagate = [Collector(logging.WARNING)], False
     try:
-        yield found
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always")
+            yield found
+        found += [" ".join(str(each.message).split()) for each in raised if issubclass(each.category, UserWarning)]
     finally:
         logger.level, logger.handlers, logger.propagate = before
         logger.setLevel(before[0])
