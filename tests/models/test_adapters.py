@@ -1,6 +1,7 @@
 """Models with adapters of PEFT are what they compute: merged, in a copy, with a line that says so."""
 
 import builtins
+import copy
 import json
 
 import pytest
@@ -8,13 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import rectilinear
+from rectilinear import Evaluating, Probing, Rows
 from rectilinear.errors import RequestError
+from rectilinear.linearization.kinds import KINDS
 from rectilinear.models.load import load_classifier, load_config, load_model, load_tokenizer
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from tests import conftest
 from tests.conftest import build_llama
 from tests.families import token_rows
+from tests.superglue import write_superglue
 
 peft = pytest.importorskip("peft")
 
@@ -107,6 +112,38 @@ def test_an_edited_copy_does_not_touch_what_was_given(adapted, text_file, tiny_t
     made = conftest.linearize(adapted, text_file, kind="affine", blocks=[1], **options)
     assert type(made.model).__name__ == "RectilinearLlamaForCausalLM"
     assert torch.equal(logits(adapted), before)
+
+
+def merged_by_peft(adapted):
+    return copy.deepcopy(adapted).merge_and_unload()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_replacement_takes_adapters(kind, adapted, text_file, tiny_tokenizer):
+    options = {"kind": kind, "blocks": [1], "tokenizer": tiny_tokenizer, "max_tokens": 640, "seq_len": 32}
+    made, expected = (
+        conftest.linearize(model, text_file, **options).model for model in (adapted, merged_by_peft(adapted))
+    )
+    assert type(made) is type(expected)
+    assert_same(made, expected)
+
+
+def test_what_is_measured_of_adapted_models_is_of_the_merged_ones(adapted, text_file, tiny_tokenizer, tmp_path):
+    data = write_superglue(tmp_path)
+    found = []
+    for model in (adapted, merged_by_peft(adapted)):
+        options = {"rows": Rows(max_tokens=640, seq_len=32), "tokenizer": tiny_tokenizer, "progress": False}
+        profile = rectilinear.measure(model, text_file, **options)
+        asked = Evaluating(tasks=["copa"], data=data, limit=8, speed=False)
+        evaluation = rectilinear.evaluate(model, text_file, asked, **options)
+        probing = Probing(data=data, seq_len=64, folds=2)
+        probe = rectilinear.probe(model, "cb", probing, tokenizer=tiny_tokenizer, progress=False)
+        scores = [block.update_linearity.in_sample for block in profile.blocks]
+        found.append([*scores, evaluation.loss, evaluation.tasks["copa"].metrics["acc"].value])
+        results = (profile, evaluation, probe)
+        lines = [any("adapters were merged" in line for line in result.warnings) for result in results]
+        assert lines == [model is adapted] * 3
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_adapters_that_are_no_change_of_weights_are_refused():
