@@ -10,14 +10,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def results():
-    return {
-        name: json.loads((ROOT / f"benchmarks/{name}.json").read_text())
-        for name in ("overhead", "official", "accuracy", "quality-stories260K")
-    }
-
-
 def test_the_benchmark_page_is_what_the_results_make_it():
     page = runpy.run_path(str(ROOT / "benchmarks/page.py"))["render"]()
     assert (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8") == page
@@ -40,37 +32,17 @@ def test_the_yardsticks_say_what_the_readme_says_of_them():
     assert result["dense"]["superglue"]["value"] < result["dense"]["superglue"]["constant"]
 
 
-def test_readme_quotes_the_results(results):
+def test_readme_quotes_the_profile():
+    profile = json.loads((ROOT / "docs/profile.json").read_text())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    case = results["overhead"]["cases"]
-    official = results["official"]["cases"]
-    accuracy = results["accuracy"]["condition_up_to_1e8"]
-    quality = results["quality-stories260K"]
-    replaced = (
-        "affine block 0",
-        "filter block 0",
-        "filter inner attentions rank 24",
-        "affine all attentions (NBL)",
-        "filter all attentions rank 24",
-        "filter all attentions rank 24, healed",
-        "drop 2 by influence (ShortGPT)",
-        "filter 2 by loss",
-        "window 8 all attentions",
-    )
-    for quoted in (
-        f"{quality['dense']['perplexity']:.2f}",
-        f"{quality['scored']['tokens']:,}",
-        *(f"{quality['cases'][name]['perplexity']:.2f}" for name in replaced),
-        f"{case['well conditioned']['ratio']['median']:.2f}",
-        f"{case['65,536 tokens']['ratio']['median']:.2f}",
-        f"{official['16384']['official_over_ours_seconds']['median']:.1f}",
-        f"{official['65536']['official_over_ours_seconds']['median']:.1f}",
-        f"{official['65536']['official_memory_mib']:,} MiB",
-        f"{official['65536']['our_memory_mib']:,} MiB",
-        f"{accuracy['worst']['error']:.1e}",
-        f"{accuracy['n']:,}",
-    ):
-        assert quoted in readme, quoted
+    assert f"{profile['data']['tokens']:,} tokens of {profile['data']['source']}" in readme
+    quoted = [line.split() for line in readme.splitlines() if re.match(r" +\d+ +0\.", line)]
+    expected = []
+    for block in profile["blocks"]:
+        scores = [block["linearity"], block["update_linearity"]]
+        output, update = ([f"{s['in_sample']:.4f}", f"{s['held_out']:.4f}", "±", f"{s['stderr']:.4f}"] for s in scores)
+        expected.append([str(block["index"]), *output, f"{block['identity']:.4f}", *update, f"{block['null']:.4f}"])
+    assert quoted == expected
 
 
 @pytest.mark.parametrize(

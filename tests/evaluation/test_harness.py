@@ -400,9 +400,9 @@ REFUSALS = [
     ({"names": ["super-glue-lm-eval-v1"]}, "expected tasks, or superglue, with `data`, got super-glue-lm-eval-v1"),
     ({"names": ["record"]}, "expected data of record in "),
     ({"names": ["record", "superglue"]}, "expected data of record in "),
-    ({"names": ["boolq"], "limit": 0}, "`limit` to be greater than or equal to 1, got 0"),
+    ({"names": ["boolq"], "limit": 0}, "`limit` to be greater than 0, got 0"),
     ({"names": ["boolq"], "num_fewshot": -1}, "`num_fewshot` to be greater than or equal to 0, got -1"),
-    ({"names": [], "data": None}, "at least one task"),
+    ({"names": [], "data": None}, "expected no `data` without `tasks`"),
     ({"names": []}, "expected no `data` without `tasks`"),
     ({"names": ["boolq"], "data": "nowhere"}, "expected a folder for `data`, got nowhere"),
 ]

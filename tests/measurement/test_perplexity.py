@@ -187,7 +187,7 @@ def test_a_loss_that_is_not_finite_is_named():
     ids[4, 7] = VOCABULARY - 1
     with pytest.raises(JobError, match=r"expected a finite loss, got nan at row 4 of the text$"):
         measure_perplexity(model, ids, 2)
-    with pytest.raises(JobError, match=r"got nan at row 4 of the text; try --dtype float32$"):
+    with pytest.raises(JobError, match=r"got nan at row 4 of the text; try `dtype=float32`$"):
         measure_perplexity(model.bfloat16(), ids, 5)
 
 

@@ -1,5 +1,7 @@
 """Checkpoints with filters under every way of running that transformers offers: as rows alone, or a clear refusal."""
 
+import copy
+
 import pytest
 import torch
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening
@@ -69,10 +71,11 @@ def test_packed_documents_are_as_each_alone(family, target, linearized):
 @pytest.mark.parametrize("target", ["block", "attention"])
 def test_the_loss_of_packed_documents_is_that_of_padded_ones(target, linearized, tiny_tokenizer):
     model = linearized("llama", (1,), target=target).model
-    tiny_tokenizer.pad_token = "</s>"
+    tokenizer = copy.deepcopy(tiny_tokenizer)  # which other tests share
+    tokenizer.pad_token = "</s>"
     rows = documents((7, 4, 5))
     losses = []
-    for collate in (DataCollatorForLanguageModeling(tiny_tokenizer, mlm=False), DataCollatorWithFlattening()):
+    for collate in (DataCollatorForLanguageModeling(tokenizer, mlm=False), DataCollatorWithFlattening()):
         with torch.no_grad():
             losses.append(float(model(**collate([dict(row) for row in rows]), use_cache=False).loss))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -356,7 +356,7 @@ def test_steps_are_those_of_the_epochs(tiny_checkpoint, data):
         ({"column": "story"}, "expected no `column` without `text`"),
         ({"dtype": "float16"}, "got 'float16'"),
         ({"device": "gpu"}, "expected `device` to be 'auto' or 'cpu', got 'gpu'"),
-        ({"seq_len": 65}, "context of 64 tokens, got rows of 65; try --seq-len 64"),
+        ({"seq_len": 65}, "context of 64 tokens, got rows of 65; try `seq_len=64`"),
         ({"folds": 0}, "expected `folds` to be greater than 0, got 0"),
         ({"resume": True}, "expected `out` with `resume`, got none"),
         ({"save_models": True}, "expected `out` with `save_models`, got none"),

@@ -98,10 +98,16 @@ def test_loads_and_generates_in_plain_transformers(finished, place):
 
 def test_measures_and_linearizes(finished, text_file, tmp_path):
     out, _ = finished
-    size = {"max_tokens": 2048, "seq_len": 24, "device": "cpu"}
     rows, loading = Rows(max_tokens=2048, seq_len=24), Loading(device="cpu")
     assert len(rectilinear.measure(str(out), text_file, rows=rows, loading=loading).blocks) == 8
-    made = rectilinear.linearize(str(out), text_file, kind="drop", blocks=[3], **size)
+    made = rectilinear.linearize(
+        str(out),
+        text_file,
+        "drop",
+        rectilinear.Selection(blocks=[3]),
+        rows=rectilinear.CalibrationRows(max_tokens=2048, seq_len=24),
+        loading=loading,
+    )
     assert len(made.model.model.layers) == 7
 
 
