@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import resource
 import statistics
@@ -44,6 +45,15 @@ def seconds(function: Callable[[], Any]) -> float:
 def spread(values: list[float]) -> dict[str, Any]:
     """Median, extremes and number of some measurements."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def command_line() -> str:
+    """The command that runs, with what test material is there named by ``$RECTILINEAR_SHARED``."""
+    words, shared = (
+        ["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]],
+        os.environ.get("RECTILINEAR_SHARED"),
+    )
+    return " ".join(word.replace(shared, "$RECTILINEAR_SHARED") if shared else word for word in words)
 
 
 def linearize(model: str, calibration: str, tokens: int, options: dict[str, Any]) -> rectilinear.Linearized:

@@ -117,7 +117,7 @@ def about_accuracy(result: dict[str, Any]) -> str:
 
 
 def about_quality(result: dict[str, Any]) -> str:
-    """Loss, parameters and speed after each of many replacements."""
+    """Loss, parameters and cache after each of many replacements."""
     dense = result["dense"]
     rows = [
         [
@@ -126,7 +126,7 @@ def about_quality(result: dict[str, Any]) -> str:
             f"{case['perplexity']:.2f}",
             f"{case['loss_increase']:.4f} ± {case['loss_increase_stderr']:.4f}",
             f"{case['parameters']:,} ({case['parameters'] / dense['parameters'] - 1:+.1%})",
-            *(f"{case[key]:.2f}" if key in case else "-" for key in ("prefill_ratio", "decode_ratio", "cache_ratio")),
+            f"{case['cache_ratio']:.2f}" if "cache_ratio" in case else "-",
         ]
         for name, case in result["cases"].items()
     ]
@@ -136,27 +136,11 @@ def about_quality(result: dict[str, Any]) -> str:
         f"{result['question']} `{result['command']}`, {result['date']}: fitted on {result['calibration']['tokens']:,} tokens of "
         f"{result['calibration']['text']}, scored on {result['scored']['tokens']:,} tokens ({result['scored']['rows']} rows) of "
         f"{result['scored']['text']}. Dense: perplexity {dense['perplexity']:.2f}, {dense['parameters']:,} parameters. "
-        "± is the standard error of the increase, paired by rows. Speeds are ratios to the dense model (n = 1, of medians of 3 "
-        "readings and of 32 steps, on a machine that did other work; a model this small is bound by calls, not by arithmetic)"
-        f"{noise_of_speeds(result['cases'].values())}; the cache after 160 tokens. Windows keep every parameter and are not timed: the mask narrows what is seen, not what is "
-        "computed.\n\n"
-        f"![loss against parameters and speed](quality-{name}.png)\n\n"
-        + table(
-            ["replacement", "blocks", "perplexity", "loss increase", "parameters", "prefill", "decode", "cache"], rows
-        )
-    )
-
-
-def noise_of_speeds(cases: Any) -> str:
-    """How far single speeds can be trusted: cases of the same sizes are models of the same shape."""
-    alike: dict[tuple[Any, ...], list[float]] = {}
-    for case in cases:
-        if "decode_ratio" in case and len(case["replaced"]) == 1:
-            alike.setdefault((case["parameters"], round(case["cache_ratio"], 4)), []).append(case["decode_ratio"])
-    spread = max((group for group in alike.values() if len(group) > 3), key=lambda group: max(group) / min(group))
-    return (
-        f", and to be read with this in mind: the same shape at another block decodes at {min(spread):.2f} to "
-        f"{max(spread):.2f} here"
+        "± is the standard error of the increase, paired by rows; the cache, after 160 tokens, is a share of the dense model's. "
+        "Windows keep every parameter, and the mask narrows what is seen, not what is computed. How much faster wider models run is "
+        "under [decoding](#decoding): a model of this size is bound by calls, not by arithmetic.\n\n"
+        f"![loss against parameters and cache](quality-{name}.png)\n\n"
+        + table(["replacement", "blocks", "perplexity", "loss increase", "parameters", "cache"], rows)
     )
 
 

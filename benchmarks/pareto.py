@@ -1,4 +1,4 @@
-"""Draw docs/quality-NAME.png from benchmarks/quality-NAME.json: loss against parameters and against decoding speed.
+"""Draw docs/quality-NAME.png from benchmarks/quality-NAME.json: loss against parameters and against the cache.
 
 python benchmarks/pareto.py
 """
@@ -31,9 +31,9 @@ def main() -> None:
         figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained", sharey=True)
         parameters = result["dense"]["parameters"]
         draw(left, result, lambda case, dense=parameters: case["parameters"] / dense)
-        draw(right, result, lambda case: case.get("decode_ratio"))
+        draw(right, result, lambda case: case.get("cache_ratio"))
         left.set_xlabel("parameters, share of the dense model's")
-        right.set_xlabel("decoding speed over the dense model's")
+        right.set_xlabel("cache after 160 tokens, share of the dense model's")
         left.set_ylabel("loss increase, nats per token")
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def draw(axes: Axes, result: dict[str, Any], x_of: Any) -> None:
-    """One point a case, and the lower left hull of the fitted ones (lower right for speed)."""
+    """One point for each case that has the number."""
     for kind, (color, marker, label) in STYLES.items():
         for healed in (False, True):
             chosen = [

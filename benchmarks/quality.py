@@ -1,7 +1,7 @@
 """What does replacing cost, and what does it save: kinds, targets, blocks and ranks beside the published methods?
 
 Perplexity of a small trained decoder on text it was not calibrated on, its parameters and its
-speed, after each of a grid of replacements. The published training-free methods are among the
+cache, after each of a grid of replacements (its speed, where that can be told from noise, is in decoding.py). The published training-free methods are among the
 kinds: ShortGPT is drop chosen by influence, SLEB drop chosen by loss, ReplaceMe folded, NBL
 affine attention, and the paper's own method affine blocks chosen by score (and healed, where
 steps are given). Rows named "window" keep the attention's own weights but let a token see only
@@ -23,7 +23,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from common import linearize, save
+from common import command_line, linearize, save
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -38,7 +38,7 @@ from rectilinear.models.surgery import find_target
 from rectilinear.text.settings import Rows
 
 CALIBRATION, SCORED, SEQ_LEN = 300_000, 100_000, 256
-PROMPT, NEW_TOKENS, REPEATS = 128, 32, 3
+PROMPT, NEW_TOKENS = 128, 32
 
 
 def cases(blocks: int, width: int) -> dict[str, dict[str, Any]]:
@@ -117,18 +117,14 @@ def score(model: nn.Module, dense: nn.Module, rows: torch.Tensor, baseline: Perp
         "loss_increase": increase,
         "loss_increase_stderr": stderr,
         "parameters": count_parameters([model]),
-        **speeds(model, dense, rows),
+        "cache_ratio": cache_ratio(model, dense, rows),
     }
 
 
-def speeds(model: nn.Module, dense: nn.Module, rows: torch.Tensor) -> dict[str, float]:
-    """Speed over the dense model's, each measured right after the other."""
-    ours, theirs = (measure_speed(m, rows[:1, :PROMPT], NEW_TOKENS, REPEATS) for m in (model, dense))
-    return {
-        "prefill_ratio": ours.prefill / theirs.prefill,
-        "decode_ratio": ours.decode / theirs.decode,
-        "cache_ratio": ours.cache_bytes / theirs.cache_bytes,
-    }
+def cache_ratio(model: nn.Module, dense: nn.Module, rows: torch.Tensor) -> float:
+    """The cache after a prompt and new tokens over the dense model's."""
+    ours, theirs = (measure_speed(m, rows[:1, :PROMPT], NEW_TOKENS, 1) for m in (model, dense))
+    return ours.cache_bytes / theirs.cache_bytes
 
 
 def main() -> None:
@@ -184,7 +180,7 @@ def main() -> None:
                 },
                 "cases": kept,
             },
-            command=f"python benchmarks/quality.py MODEL CALIBRATION SCORED {asked.name}",
+            command=command_line(),
             show=False,
         )
 

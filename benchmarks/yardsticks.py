@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common import linearize, save
+from common import command_line, linearize, save
 
 import rectilinear
 from rectilinear import Evaluating, Evaluation, Judging, Probing, Rows, Stories
@@ -69,7 +69,7 @@ def main() -> None:
             "own endings": first.stories.endings.model_dump() if first.stories else None,
             "cases": {name: summary(evaluation) for name, evaluation in found.items()},
         },
-        command="python benchmarks/yardsticks.py MODEL CALIBRATION SCORED SUPERGLUE",
+        command=command_line(),
         show=False,
     )
 
