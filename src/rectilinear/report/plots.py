@@ -66,15 +66,8 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
 def _draw_one(axes: Axes, profile: Profile, name: Score) -> None:
     depth = [block.index for block in profile.blocks]
     scores: list[LinearityRecord] = [getattr(block, name) for block in profile.blocks]
-    thick: dict[str, Any] = {
-        "color": style.BLUE,
-        "alpha": 0.45,
-        "marker": "o",
-        "markersize": 7,
-        "markeredgewidth": 0,
-        "linewidth": 3,
-    }
-    axes.plot(depth, style.numbers(score.in_sample for score in scores), label=_IN_SAMPLE, **thick)
+    thick: dict[str, Any] = {"alpha": 0.45, "marker": "o", "markersize": 7, "markeredgewidth": 0, "linewidth": 3}
+    axes.plot(depth, style.numbers(score.in_sample for score in scores), color=style.BLUE, label=_IN_SAMPLE, **thick)
     held_out, errors = ([score.held_out for score in scores], [score.stderr for score in scores])
     style.draw_scores(axes, depth, held_out, errors, color=style.ORANGE, marker="s", label=_HELD_OUT)
     if any(block.without_sinks.sinks for block in profile.blocks):

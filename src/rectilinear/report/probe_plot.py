@@ -30,15 +30,9 @@ def plot_probe(probe: Probe, *others: Probe, ax: Axes | None = None) -> Figure:
         axes.axhline(baseline, color=style.GREY, linestyle=":", linewidth=1.2, label="commonest answer")
         if not others:
             values = [point.cross_validated for point in probe.points]
-            line: dict[str, Any] = {
-                "color": style.ORANGE,
-                "marker": "s",
-                "markersize": 3,
-                "linewidth": 1,
-                "linestyle": "--",
-            }
+            line: dict[str, Any] = {"marker": "s", "markersize": 3, "linewidth": 1, "linestyle": "--"}
             label = "cross-validation, training part"
-            axes.plot([point.depth for point in probe.points], values, label=label, **line)
+            axes.plot([point.depth for point in probe.points], values, color=style.ORANGE, label=label, **line)
         labels = style.name_all(probes) if others else ["validation part ± 2 s.e."]
         for place, (each, label) in enumerate(zip(probes, labels, strict=True)):
             found = [point.metrics[name] for point in each.points]
