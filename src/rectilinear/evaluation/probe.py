@@ -18,6 +18,7 @@ from rectilinear.evaluation.settings import Probing
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import find_blocks
 from rectilinear.models.describe import check_context
+from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.pooled import pool_states
 from rectilinear.models.records import record_environment, record_model
@@ -98,7 +99,7 @@ def probe(
             points=tuple(points),
             questions=_fingerprint(train, asked),
             right=_right(asked, predictions[points.index(best_of(points))]),
-            warnings=(*warn_of_cuts(train, asked, probing.seq_len), *said),
+            warnings=(*loading_warnings(module), *warn_of_cuts(train, asked, probing.seq_len), *said),
         )
 
 

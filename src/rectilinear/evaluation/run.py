@@ -24,6 +24,7 @@ from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory, with_batch_size
 from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.describe import weights_sha256
+from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model
 from rectilinear.progress import Progress, reporting
@@ -190,10 +191,11 @@ class Job:
 
 @reporting_exhausted_memory
 def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
-    """Load a model and do all the work with it; the warnings are those of its tasks."""
+    """Load a model and do all the work with it; the warnings are those of loading it and of its tasks."""
     module, size = origin.load(head=True), work.evaluating.batch_size
     sizes: dict[str, int] = {}
     found: dict[str, Any] = {}
+    warnings = loading_warnings(module)
     rows: Tensor | None = None
     scores: TaskScores | None = None
     if work.packed:
@@ -205,7 +207,8 @@ def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
             return run_tasks(module, own, asked, size, seed=work.rows.seed, progress=progress), size
 
         scores, sizes["tasks_batch_size"] = with_batch_size(answer, size, module, _REQUEST_TOKENS)
-        found |= {"tasks": scores.tasks, "groups": scores.groups, "warnings": scores.warnings}
+        found |= {"tasks": scores.tasks, "groups": scores.groups}
+        warnings += scores.warnings
     width = getattr(text_config(getattr(module, "config", None)), "hidden_size", None)
     described = record_model(module, origin, _find_blocks(module), width)
     probes, stories = work.gathered.of(described.sha256)
@@ -222,6 +225,7 @@ def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
             tasks=scores.items if scores else {},
             marks=stories.marks if stories else {},
         ),
+        warnings=tuple(warnings),
         **found,
     )
 
