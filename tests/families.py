@@ -1,5 +1,7 @@
 """One table of tiny models of many architectures: three blocks of width 24, the ids of `tiny_tokenizer`."""
 
+from inspect import signature
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -63,6 +65,13 @@ def token_rows(rows=24, seq_len=20, seed=0):
 def cache_in(values):
     """The transformers cache among an output's fields or a call's arguments, whatever its name is; or None."""
     return next((value for value in values.values() if isinstance(value, Cache)), None)
+
+
+def continued(model, ids, cache):
+    """The output of a model for ids that follow those in a transformers cache, whatever its argument is called."""
+    parameters = signature(model.forward).parameters.values()
+    (name,) = [parameter.name for parameter in parameters if "Cache" in str(parameter.annotation)]
+    return model(ids, use_cache=True, **{name: cache})
 
 
 def prompts(lengths=(9, 4, 7), seed=1):

@@ -126,7 +126,8 @@ def test_claim_accepts_what_can_be_written_and_leaves_it_as_it_was(tmp_path):
     write(tmp_path / "full", "a", "old")
     with claim(None) as nothing:
         assert nothing is None
-    for name, options in (("new/deep", {}), ("empty", {}), ("full", {"overwrite": True}), ("full", {"resume": True})):
+    resumable = {"resume": True, "kept": lambda out: "a part of it"}
+    for name, options in (("new/deep", {}), ("empty", {}), ("full", {"overwrite": True}), ("full", resumable)):
         with claim(tmp_path / name, **options) as folder:
             assert folder == tmp_path / name
     assert sorted(contents(tmp_path)) == ["empty", "full", "full/a"]
@@ -136,6 +137,10 @@ def test_claim_refuses_the_rest(tmp_path, monkeypatch):
     write(tmp_path, "a", "old")
     with pytest.raises(RequestError, match="is not empty; try another, or `overwrite`"):
         enter(tmp_path)
+    with pytest.raises(RequestError, match="is not empty; try `resume`, another, or `overwrite`"):
+        enter(tmp_path, kept=lambda out: "a part of it")
+    with pytest.raises(RequestError, match="holds no run to resume; try another, or `overwrite`"):
+        enter(tmp_path, resume=True)
     for overwrite in (False, True):
         with pytest.raises(RequestError, match="got the file"):
             enter(tmp_path / "a", overwrite=overwrite)
@@ -194,6 +199,27 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     with claim(tmp_path / "out") as out, stage(out) as folder:
         write(folder, "a")
     assert contents(tmp_path) == {"out": None, "out/a": "new"}
+
+
+def test_a_folder_in_one_that_may_not_be_written(tmp_path, monkeypatch):
+    """A mounted volume, say: nothing is written beside it."""
+    access, beside = os.access, []
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+    with claim(out), stage(out) as folder:
+        write(folder, "a")
+        beside += os.listdir(tmp_path)
+        assert "another run" in claim_elsewhere_in(out)
+    assert beside == ["out"]
+    assert contents(tmp_path) == {"out": None, "out/a": "new"}
+
+
+def claim_elsewhere_in(out):
+    """A claim of another process that may not write beside the folder either."""
+    access = f"os.access = lambda path, mode, access=os.access: str(path) != {str(out.parent)!r} and access(path, mode)"
+    program = f"import os\n{access}\nfrom rectilinear.runs import claim\nwith claim({str(out)!r}, overwrite=True): pass"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60).stderr
 
 
 def test_what_a_dead_run_left_is_no_obstacle_and_goes(tmp_path):

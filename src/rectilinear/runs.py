@@ -129,7 +129,8 @@ def _lock(folder: Path) -> Iterator[None]:
     """Hold the lock beside a folder, and clean up after runs that are gone."""
     made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)  # where the lock is must not depend on what else there is
-    file = folder.with_name(f".{folder.name}.lock")
+    place = _workplace(folder)
+    file = place / f".{folder.name}.lock"
     try:
         with ExitStack() as stack:
             if fcntl:
@@ -138,13 +139,19 @@ def _lock(folder: Path) -> Iterator[None]:
             _claimed.add(folder)
             stack.callback(_claimed.discard, folder)
             left = re.compile(rf"\.{re.escape(folder.name)}\.staging-\w{{8}}")
-            for path in filter(lambda path: left.fullmatch(path.name), folder.parent.iterdir()):
+            for path in filter(lambda path: left.fullmatch(path.name), place.iterdir()):
                 shutil.rmtree(path, ignore_errors=True)
             yield
     finally:
         with suppress(OSError):  # one that is not empty, and those around it
             for parent in made:
                 parent.rmdir()
+
+
+def _workplace(folder: Path) -> Path:
+    """Where lock and staging are: beside a folder; in it where that may not be written, as beside a mounted volume."""
+    beside = nearest_existing(folder.parent)
+    return folder if folder.is_dir() and not os.access(beside, os.W_OK) else beside
 
 
 def _acquire(file: Path, folder: Path) -> IO[str]:
@@ -187,7 +194,7 @@ def stage(out: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
     """
     out = out.absolute()
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=nearest_existing(out.parent)) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=_workplace(out)) as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             new.mkdir()
             old.mkdir()

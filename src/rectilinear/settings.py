@@ -82,6 +82,13 @@ def _path(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in location if not re.fullmatch(types, str(part)))
 
 
+def in_flags(text: str) -> str:
+    """A message in which fields are named as the command line names options: ``--seq-len 128`` for `seq_len=128`."""
+    return re.sub(
+        r"`([a-z_]+)(?:=([^`]*))?`", lambda m: f"--{m[1].replace('_', '-')}" + (f" {m[2]}" if m[2] else ""), text
+    )
+
+
 def words_of(value: Any) -> list[str] | None:
     """The words between the commas of a text, or of the texts that a command line gives; None for anything else."""
     texts = [value] if isinstance(value, str) else value

@@ -151,7 +151,7 @@ WRONG = {
     "no such tokenizer": ("dynamics {run} --tokenizer {here}/none --text {text}", "no model at {here}/none"),
     "no batch": (
         "dynamics {run} --text {text} --batch-size 0",
-        "expected --batch-size to be greater than 0 or 'auto', got 0",
+        "expected --batch-size to be greater than 0 or 'auto', got '0'",
     ),
 }
 

@@ -1,14 +1,12 @@
 """Checkpoints with filters under every way of running that transformers offers: as rows alone, or a clear refusal."""
 
-from inspect import signature
-
 import pytest
 import torch
-from transformers import Cache, DataCollatorForLanguageModeling, DataCollatorWithFlattening
+from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening
 
 from rectilinear.models.causal_filter import CausalFilter
 from rectilinear.models.modeling_rectilinear import LinearBlock, PaddingMask
-from tests.families import build, token_rows
+from tests.families import build, cache_in, continued, token_rows
 from tests.models.test_linear_block import CLOSE, FULL, OPTIONS, assert_close, inputs, naive, stream
 
 LENGTHS = (7, 1, 5, 2, 3)
@@ -124,45 +122,35 @@ def test_rows_of_one_document_begin_none():
 # Taking tokens back.
 
 
-def cache_of(output):
-    (cache,) = (value for value in output.values() if isinstance(value, Cache))
-    return cache
-
-
-def go_on(model, ids, cache):
-    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
-    return model(ids, **{name: cache}).logits
-
-
 @pytest.mark.parametrize("calls", [(9,), (4, 1, 1, 3), (1, 7, 1)])
 @pytest.mark.parametrize("back", range(10))
 @torch.no_grad()
 def test_tokens_are_taken_back_from_a_cache_that_records_its_past(back, calls, linearized):
     model, ids = linearized("llama", (0, 1, 2), target="attention").model, token_rows(2, 14)
     whole = model(ids, use_cache=False).logits
-    cache = cache_of(model(ids[:, :1], use_cache=True))
+    cache = cache_in(model(ids[:, :1], use_cache=True))
     cache.activate_past_recording()
     for start, length in zip((1, *torch.tensor(calls).cumsum(0).add(1).tolist()), calls, strict=False):
-        go_on(model, ids[:, start : start + length], cache)
+        continued(model, ids[:, start : start + length], cache)
     if back:
         cache.crop(-back)
     assert cache.get_seq_length() == 10 - back
-    rest = go_on(model, ids[:, 10 - back :], cache)
+    rest = continued(model, ids[:, 10 - back :], cache).logits
     torch.testing.assert_close(rest, whole[:, 10 - back :], rtol=0, atol=CLOSE * float(whole.abs().max()))
 
 
 @torch.no_grad()
 def test_a_past_that_was_not_recorded_is_not_made_up(linearized):
     model, ids = linearized("llama", (0, 1, 2), target="attention").model, token_rows(1, 9)
-    cache = cache_of(model(ids, use_cache=True))
+    cache = cache_in(model(ids, use_cache=True))
     assert not cache.is_croppable
     cache.crop(0)
-    go_on(model, ids[:, :1], cache)
+    continued(model, ids[:, :1], cache)
     cache.crop(-1)
     with pytest.raises(RuntimeError, match="that tokens were taken back from"):
-        go_on(model, ids[:, :1], cache)
+        continued(model, ids[:, :1], cache)
     cache.reset()
-    go_on(model, ids, cache)
+    continued(model, ids, cache)
 
 
 def generate(model, ids, **options):
@@ -192,7 +180,7 @@ def test_a_draft_model_drafts_what_it_would_write_by_itself(blocks, target, line
 def test_only_a_draft_records_its_past(linearized):
     model, ids = linearized("llama", (1,)).model, token_rows(1, 9)
     generate(build("llama"), ids, assistant_model=model)
-    cache = cache_of(generate(model, ids, return_dict_in_generate=True))
+    cache = cache_in(generate(model, ids, return_dict_in_generate=True))
     assert (cache.layers[1].record_past, cache.layers[1].past) == (False, [])
 
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache, StaticCache
 import rectilinear
 from rectilinear.models.logits import cache_bytes
 from rectilinear.models.modeling_rectilinear import CausalFilter, FilterCache, LinearBlock, PaddingMask
-from tests.families import BLOCKS, TINY, WIDTH, build, cached_difference, prompts, token_rows
+from tests.families import BLOCKS, TINY, WIDTH, build, cache_in, cached_difference, continued, prompts, token_rows
 
 FULL = {"present": True, "taps": 3, "rates": (1.0, 0.5, 0.95)}
 OPTIONS = [
@@ -270,8 +270,8 @@ def test_a_returned_cache_continues(steps, target, family, linearized):
     whole = model(ids, use_cache=False).logits
     cache, parts = None, []
     for part in ids.split(list(steps), 1):
-        output = model(part, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = continued(model, part, cache)
+        cache = cache_in(output)
         parts.append(output.logits)
     assert cache.get_seq_length() == sum(steps)
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=CLOSE * float(whole.abs().max()))
@@ -282,7 +282,7 @@ def test_a_cache_is_of_constant_size_without_attention(linearized):
     model = linearized("llama", (0, 1, 2), target="attention").model
     sizes = []
     for tokens in (1, 7, 60):
-        cache = model(token_rows(2, tokens), use_cache=True).past_key_values
+        cache = cache_in(model(token_rows(2, tokens), use_cache=True))
         assert [type(layer) for layer in cache.layers] == [FilterCache] * BLOCKS
         sizes.append(cache_bytes(cache))
     # Per block: three taps, and the sums and the weights of two rates, of two rows in float32.
@@ -292,7 +292,7 @@ def test_a_cache_is_of_constant_size_without_attention(linearized):
 @torch.no_grad()
 def test_a_block_keeps_no_keys_and_values(linearized):
     model = linearized("llama", (1,)).model
-    caches = [model(token_rows(2, tokens), use_cache=True).past_key_values for tokens in (5, 50)]
+    caches = [cache_in(model(token_rows(2, tokens), use_cache=True)) for tokens in (5, 50)]
     states = [[cache_bytes([vars(layer)]) for layer in cache.layers] for cache in caches]
     assert states[0][1] == states[1][1] == 4 * 2 * (3 * WIDTH + 2 * (WIDTH + 1))
     assert states[1][0] == 10 * states[0][0]
@@ -303,9 +303,9 @@ def test_rows_of_a_cache_are_chosen_repeated_and_forgotten(linearized):
     model, ids, following = linearized("llama", (1,)).model, token_rows(3, 8), token_rows(3, 2, seed=5)
 
     def after(change, rows):
-        cache = model(ids, use_cache=True).past_key_values
+        cache = cache_in(model(ids, use_cache=True))
         change(cache)
-        return model(following[rows], past_key_values=cache).logits
+        return continued(model, following[rows], cache).logits
 
     whole = model(torch.cat([ids, following], 1), use_cache=False).logits[:, 8:]
     chosen = torch.tensor([2, 0])
@@ -315,10 +315,10 @@ def test_rows_of_a_cache_are_chosen_repeated_and_forgotten(linearized):
     ):
         torch.testing.assert_close(got, expected, rtol=0, atol=CLOSE * float(whole.abs().max()))
 
-    cache = model(ids, use_cache=True).past_key_values
+    cache = cache_in(model(ids, use_cache=True))
     cache.batch_repeat_interleave(2)
     repeated = torch.tensor([0, 0, 1, 1, 2, 2])
-    got = model(following[repeated], past_key_values=cache).logits
+    got = continued(model, following[repeated], cache).logits
     torch.testing.assert_close(got, whole[repeated], rtol=0, atol=CLOSE * float(whole.abs().max()))
 
     layer = cache.layers[1]
@@ -332,7 +332,7 @@ def test_a_cache_made_beforehand(linearized):
     model, ids = linearized("mistral", (0,)).model, token_rows(2, 12)
     whole = model(ids, use_cache=False).logits
     cache = DynamicCache(config=build("mistral").config)
-    parts = [model(part, past_key_values=cache).logits for part in ids.split(4, 1)]
+    parts = [continued(model, part, cache).logits for part in ids.split(4, 1)]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=CLOSE * float(whole.abs().max()))
 
 
@@ -342,7 +342,7 @@ def test_what_a_filter_cannot_do_is_refused(linearized):
     with pytest.raises(RuntimeError, match="a cache that grows"):
         model.generate(ids, attention_mask=mask, max_new_tokens=3, cache_implementation="static")
     with pytest.raises(RuntimeError, match="a cache that grows"):
-        model(ids, past_key_values=StaticCache(config=build("llama").config, max_cache_len=30))
+        continued(model, ids, StaticCache(config=build("llama").config, max_cache_len=30))
     with pytest.raises(ValueError, match="assisted generation"):
         model.generate(ids[:1], max_new_tokens=3, prompt_lookup_num_tokens=2)
     with pytest.raises(RuntimeError, match="no attention at this layer"):

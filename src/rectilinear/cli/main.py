@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import warnings
@@ -18,6 +17,7 @@ from cyclopts.argument import ArgumentCollection
 import rectilinear
 from rectilinear.errors import JobError, RequestError
 from rectilinear.runs import Interrupted
+from rectilinear.settings import in_flags
 
 # In the order in which help shows them; each is a function of that name in a module of that name.
 COMMANDS = (
@@ -58,7 +58,7 @@ def main() -> None:
         code = _fail(str(error), 1)
     except KeyboardInterrupt as interrupt:
         kept = str(interrupt) if isinstance(interrupt, Interrupted) else ""
-        print(f"rectilinear: interrupted, {_in_flags(kept) or 'nothing was written'}", file=sys.stderr)
+        print(f"rectilinear: interrupted, {in_flags(kept) or 'nothing was written'}", file=sys.stderr)
         code = getattr(interrupt, "code", 130)
     except BrokenPipeError:
         # The reader of our output is gone; keep Python from complaining about it at exit.
@@ -117,16 +117,9 @@ def _shown(value: Any) -> Any:
     return ",".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def _in_flags(text: str) -> str:
-    """A message in which fields are named as options are: ``--seq-len 128`` for `seq_len=128`."""
-    return re.sub(
-        r"`([a-z_]+)(?:=([^`]*))?`", lambda m: f"--{m[1].replace('_', '-')}" + (f" {m[2]}" if m[2] else ""), text
-    )
-
-
 def _fail(text: str, code: int) -> int:
     if text:  # empty where the help was all there was to say
-        print(f"rectilinear: error: {' '.join(_in_flags(text).split())}", file=sys.stderr)
+        print(f"rectilinear: error: {' '.join(in_flags(text).split())}", file=sys.stderr)
     return code
 
 

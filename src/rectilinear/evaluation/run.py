@@ -195,7 +195,6 @@ def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
     module, size = origin.load(head=True), work.evaluating.batch_size
     sizes: dict[str, int] = {}
     found: dict[str, Any] = {}
-    warnings = loading_warnings(module)
     rows: Tensor | None = None
     scores: TaskScores | None = None
     if work.packed:
@@ -208,7 +207,7 @@ def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
 
         scores, sizes["tasks_batch_size"] = with_batch_size(answer, size, module, _REQUEST_TOKENS)
         found |= {"tasks": scores.tasks, "groups": scores.groups}
-        warnings += scores.warnings
+    found["warnings"] = (*loading_warnings(module), *(scores.warnings if scores else ()))
     width = getattr(text_config(getattr(module, "config", None)), "hidden_size", None)
     described = record_model(module, origin, _find_blocks(module), width)
     probes, stories = work.gathered.of(described.sha256)
@@ -225,7 +224,6 @@ def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
             tasks=scores.items if scores else {},
             marks=stories.marks if stories else {},
         ),
-        warnings=tuple(warnings),
         **found,
     )
 

@@ -8,19 +8,7 @@ from math import ceil, floor
 from typing import TYPE_CHECKING
 
 from rectilinear.measurement.dynamics import Dynamics, Mean, best_value, mean_curve
-from rectilinear.report.style import (
-    BLUE,
-    FLOOR,
-    ORANGE,
-    SERIES,
-    draw_scores,
-    drawing,
-    finish_scores,
-    mark_whole_numbers,
-    name_all,
-    numbers,
-    say_what,
-)
+from rectilinear.report import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,24 +35,24 @@ def plot_dynamics(dynamics: Dynamics, *others: Dynamics, ax: Axes | Sequence[Axe
     series = (dynamics, *others)
     steps = sorted({point.step for each in series for point in each.points})
     two = {"size": (7.2, 5.0), "rows": 2, "sharex": True, "height_ratios": [1.25, 1]}
-    with drawing(ax, **({"size": (7.2, 3.1)} if others else two)) as (figure, axes):
+    with style.drawing(ax, **({"size": (7.2, 3.1)} if others else two)) as (figure, axes):
         if len(axes) > 1 and not others:
             _draw_blocks(axes[0], dynamics)
         means = axes[-1]
         shift = min(0.006 * len(steps), 0.15)  # so that error bars do not hide each other
         if others:
-            for place, (each, label) in enumerate(zip(series, name_all(series), strict=True)):
-                color, marker = SERIES[place % len(SERIES)]
+            for place, (each, label) in enumerate(zip(series, style.name_all(series), strict=True)):
+                color, marker = style.SERIES[place % len(style.SERIES)]
                 off = shift * (2 * place / (len(series) - 1) - 1)
                 _draw_mean(means, mean_curve(each), steps, off, color=color, marker=marker, label=label)
         else:
             curve = mean_curve(dynamics, "linearity")
-            _draw_mean(means, curve, steps, -shift, color=BLUE, marker="o", label="output, $y = x + d$")
-            _draw_mean(means, mean_curve(dynamics), steps, shift, color=ORANGE, marker="s", label="update, $d$")
+            _draw_mean(means, curve, steps, -shift, color=style.BLUE, marker="o", label="output, $y = x + d$")
+            _draw_mean(means, mean_curve(dynamics), steps, shift, color=style.ORANGE, marker="s", label="update, $d$")
         _finish(means, steps, series)
         axes[0].set_xlim(-0.5, len(steps) - 0.5)
         if ax is None and not others:
-            say_what(figure, dynamics.model.id, dynamics.data)
+            style.say_what(figure, dynamics.model.id, dynamics.data)
     return figure
 
 
@@ -97,7 +85,7 @@ def _draw_blocks(axes: Axes, dynamics: Dynamics) -> None:
     hatched = " (hatched: no score)" if numpy.isnan(values).any() else ""
     axes.set_title(f"Linearity of each block's update, $d${hatched}")
     axes.set_ylabel("block")
-    mark_whole_numbers(axes.yaxis, 10)
+    style.mark_whole_numbers(axes.yaxis, 10)
     axes.tick_params(bottom=False)
     for side in axes.spines.values():
         side.set_visible(False)
@@ -112,7 +100,7 @@ def _range(values: list[float]) -> tuple[float, float, bool]:
     """Ends of the colour scale on multiples of 0.05, at least 0.2 apart; whether a value is below them."""
     if not values:
         return 0.0, 1.0, False
-    low = max(FLOOR, floor(min(values) * 20) / 20)
+    low = max(style.FLOOR, floor(min(values) * 20) / 20)
     high = max(low, min(1.0, ceil(max(values) * 20) / 20))
     if high - low < 0.2:
         high = min(1.0, low + 0.2)
@@ -120,19 +108,19 @@ def _range(values: list[float]) -> tuple[float, float, bool]:
     return low, high, min(values) < low - 1e-9
 
 
-def _draw_mean(axes: Axes, curve: list[Mean], steps: list[int], shift: float, *, color: str, **style: str) -> None:
+def _draw_mean(axes: Axes, curve: list[Mean], steps: list[int], shift: float, *, color: str, **look: str) -> None:
     places = [steps.index(mean.step) + shift for mean in curve]
-    lowest, highest = numbers(mean.lowest for mean in curve), numbers(mean.highest for mean in curve)
+    lowest, highest = style.numbers(mean.lowest for mean in curve), style.numbers(mean.highest for mean in curve)
     if len(curve) > 1:
         axes.fill_between(places, lowest, highest, color=color, alpha=0.15, linewidth=0)
     else:
         axes.vlines(places, lowest, highest, color=color, alpha=0.15, linewidth=8)
     size = {"markersize": 3.5, "capsize": 2} if len(steps) <= 30 else {"markersize": 2, "capsize": 0}
-    draw_scores(axes, places, [m.mean for m in curve], [m.stderr for m in curve], color=color, **size, **style)
+    style.draw_scores(axes, places, [m.mean for m in curve], [m.stderr for m in curve], color=color, **size, **look)
 
 
 def _finish(axes: Axes, steps: list[int], series: Sequence[Dynamics]) -> None:
-    finish_scores(axes)
+    style.finish_scores(axes)
     of = " of the updates" if len(series) > 1 else ""
     axes.set_title(f"Mean over blocks{of} ± 2 s.e., and from the least to the most linear block")
     axes.set_ylabel(f"{'update ' if of else ''}linearity{_held_out(series)}")

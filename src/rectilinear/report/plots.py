@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rectilinear.measurement.dynamics import Score, best_value
 from rectilinear.measurement.profile import LinearityRecord, Profile
-from rectilinear.report.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    SERIES,
-    draw_scores,
-    drawing,
-    finish_scores,
-    mark_whole_numbers,
-    name_all,
-    numbers,
-    say_what,
-)
+from rectilinear.report import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +36,7 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
         ax: axes to draw into, two or, for the update alone, one; default: those of a new figure.
     """
     profiles = (profile, *others)
-    with drawing(ax, (7.2, 3.1), 1, 2, sharex=True, sharey=True) as (figure, axes):
+    with style.drawing(ax, (7.2, 3.1), 1, 2, sharex=True, sharey=True) as (figure, axes):
         scores: tuple[Score, ...] = ("linearity", "update_linearity")
         panels = [*zip(axes, scores[-len(axes) :], strict=True)]
         for panel, score in panels:
@@ -60,8 +47,8 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
             panel.set_title(_TITLES[score])
             panel.set_xlabel("block")
         for panel, _ in panels:
-            finish_scores(panel)
-            mark_whole_numbers(panel.xaxis, 12)
+            style.finish_scores(panel)
+            style.mark_whole_numbers(panel.xaxis, 12)
             indices = [block.index for each in profiles for block in each.blocks]
             panel.set_xlim(min(indices) - 0.4, max(indices) + 0.4)
         named = dict(zip(*reversed(panels[0][0].get_legend_handles_labels()), strict=True))
@@ -72,47 +59,39 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
         else:
             panels[-1][0].legend(handles, order, fontsize=8)
         if ax is None and not others:
-            say_what(figure, profile.model.id, profile.data)
+            style.say_what(figure, profile.model.id, profile.data)
     return figure
 
 
 def _draw_one(axes: Axes, profile: Profile, name: Score) -> None:
     depth = [block.index for block in profile.blocks]
     scores: list[LinearityRecord] = [getattr(block, name) for block in profile.blocks]
-    axes.plot(
-        depth,
-        numbers(score.in_sample for score in scores),
-        color=BLUE,
-        alpha=0.45,
-        marker="o",
-        markersize=7,
-        markeredgewidth=0,
-        linewidth=3,
-        label=_IN_SAMPLE,
-    )
+    thick: dict[str, Any] = {
+        "color": style.BLUE,
+        "alpha": 0.45,
+        "marker": "o",
+        "markersize": 7,
+        "markeredgewidth": 0,
+        "linewidth": 3,
+    }
+    axes.plot(depth, style.numbers(score.in_sample for score in scores), label=_IN_SAMPLE, **thick)
     held_out, errors = ([score.held_out for score in scores], [score.stderr for score in scores])
-    draw_scores(axes, depth, held_out, errors, color=ORANGE, marker="s", label=_HELD_OUT)
+    style.draw_scores(axes, depth, held_out, errors, color=style.ORANGE, marker="s", label=_HELD_OUT)
     if any(block.without_sinks.sinks for block in profile.blocks):
         without: list[LinearityRecord] = [getattr(block.without_sinks, name) for block in profile.blocks]
-        values = numbers(score.held_out for score in without)
-        axes.plot(depth, values, color=ORANGE, linestyle="none", marker="x", markersize=4, label=_WITHOUT_SINKS)
-    levels = [(numbers(block.null for block in profile.blocks), _NULL, GREY, ":")]
+        values = style.numbers(score.held_out for score in without)
+        axes.plot(depth, values, color=style.ORANGE, linestyle="none", marker="x", markersize=4, label=_WITHOUT_SINKS)
+    levels = [(style.numbers(block.null for block in profile.blocks), _NULL, style.GREY, ":")]
     if name == "linearity":
-        levels.insert(0, (numbers(block.identity for block in profile.blocks), _IDENTITY, GREEN, "--"))
-    for level, label, color, style in levels:
-        axes.plot(depth, level, color=color, linestyle=style, linewidth=1.0, label=label)
+        levels.insert(0, (style.numbers(block.identity for block in profile.blocks), _IDENTITY, style.GREEN, "--"))
+    for level, label, color, dashes in levels:
+        axes.plot(depth, level, color=color, linestyle=dashes, linewidth=1.0, label=label)
 
 
 def _draw_several(axes: Axes, profiles: Sequence[Profile], name: Score) -> None:
-    for place, (profile, label) in enumerate(zip(profiles, name_all(profiles), strict=True)):
+    for place, (profile, label) in enumerate(zip(profiles, style.name_all(profiles), strict=True)):
+        depth = [block.index for block in profile.blocks]
         scores: list[LinearityRecord] = [getattr(block, name) for block in profile.blocks]
-        color, marker = SERIES[place % len(SERIES)]
-        draw_scores(
-            axes,
-            [block.index for block in profile.blocks],
-            map(best_value, scores),
-            [score.stderr for score in scores],
-            color=color,
-            marker=marker,
-            label=label,
-        )
+        values, errors = map(best_value, scores), [score.stderr for score in scores]
+        color, marker = style.SERIES[place % len(style.SERIES)]
+        style.draw_scores(axes, depth, values, errors, color=color, marker=marker, label=label)

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rectilinear.evaluation.probe_record import Probe
-from rectilinear.report.style import (
-    BLUE,
-    GREY,
-    ORANGE,
-    SERIES,
-    draw_grid,
-    draw_scores,
-    drawing,
-    last_part,
-    mark_whole_numbers,
-    name_all,
-)
+from rectilinear.report import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,43 +25,35 @@ def plot_probe(probe: Probe, *others: Probe, ax: Axes | None = None) -> Figure:
     """
     probes = (probe, *others)
     name, *_ = probe.points[0].metrics
-    with drawing(ax, (6.4, 3.4)) as (figure, [axes]):
+    with style.drawing(ax, (6.4, 3.4)) as (figure, [axes]):
         baseline = probe.points[0].metrics[name].baseline
-        axes.axhline(baseline, color=GREY, linestyle=":", linewidth=1.2, label="commonest answer")
+        axes.axhline(baseline, color=style.GREY, linestyle=":", linewidth=1.2, label="commonest answer")
         if not others:
-            axes.plot(
-                [point.depth for point in probe.points],
-                [point.cross_validated for point in probe.points],
-                color=ORANGE,
-                marker="s",
-                markersize=3,
-                linewidth=1,
-                linestyle="--",
-                label="cross-validation, training part",
-            )
-        labels = name_all(probes) if others else ["validation part ± 2 s.e."]
+            values = [point.cross_validated for point in probe.points]
+            line: dict[str, Any] = {
+                "color": style.ORANGE,
+                "marker": "s",
+                "markersize": 3,
+                "linewidth": 1,
+                "linestyle": "--",
+            }
+            label = "cross-validation, training part"
+            axes.plot([point.depth for point in probe.points], values, label=label, **line)
+        labels = style.name_all(probes) if others else ["validation part ± 2 s.e."]
         for place, (each, label) in enumerate(zip(probes, labels, strict=True)):
             found = [point.metrics[name] for point in each.points]
-            color, marker = SERIES[place % len(SERIES)] if others else (BLUE, "o")
-            draw_scores(
-                axes,
-                [point.depth for point in each.points],
-                [metric.value for metric in found],
-                [metric.stderr for metric in found],
-                color=color,
-                marker=marker,
-                markersize=4,
-                linewidth=1.4,
-                capsize=2 if len(found) <= 40 else 0,
-                label=label,
-            )
-        mark_whole_numbers(axes.xaxis, 14)
+            color, marker = style.SERIES[place % len(style.SERIES)] if others else (style.BLUE, "o")
+            look = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.4}
+            values, errors = [metric.value for metric in found], [metric.stderr for metric in found]
+            depths = [point.depth for point in each.points]
+            style.draw_scores(axes, depths, values, errors, capsize=2 if len(found) <= 40 else 0, label=label, **look)
+        style.mark_whole_numbers(axes.xaxis, 14)
         axes.set_xlabel("depth (0: into the first block, k: out of block k - 1)")
         axes.set_ylabel(name.replace("_", " "))
         low, high = axes.get_ylim()
         axes.set_ylim(max(0.0, low), min(1.02, high + 0.15 * (high - low)))  # room for the legend
-        draw_grid(axes)
+        style.draw_grid(axes)
         axes.legend(loc="upper center", ncols=3, fontsize=8)
-        model = "" if others else f" {last_part(probe.model.id)},"
+        model = "" if others else f" {style.last_part(probe.model.id)},"
         axes.set_title(f"Linear probes of {probe.task},{model} {probe.data.validation:,} questions", parse_math=False)
     return figure

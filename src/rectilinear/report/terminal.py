@@ -12,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 
 from rectilinear.results import ResultFile
+from rectilinear.settings import in_flags
 from rectilinear.tables import Table
 
 
@@ -60,7 +61,7 @@ def _parts(table: Table, console: Console) -> Iterator[Table]:
 def show_warnings(warnings: Iterable[str], console: Console) -> None:
     """Print what a reader of a result must know, a line each."""
     for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False, highlight=False)
+        console.print(f"warning: {in_flags(warning)}", style="yellow", markup=False, highlight=False)
 
 
 def _render(table: Table, *, compact: bool) -> RichTable:
