@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from importlib.metadata import entry_points
 from itertools import pairwise
 
@@ -125,6 +126,21 @@ def test_a_warning_about_the_text_is_one_line(process, tiny_checkpoint, document
     line = f"rectilinear: warning: {path}, line 1: half a surrogate pair is no character and is read as U+FFFD"
     assert (ran.code, ran.err.count("\n")) == (0, 1)
     assert ran.err.startswith(line)
+
+
+def test_what_libraries_tell_one_another_is_not_shown(command, monkeypatch):
+    def telling(arguments):
+        warnings.warn("`old` is deprecated", FutureWarning, stacklevel=1)
+        warnings.warn("odd rows", stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("rectilinear.cli.main._run", telling)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        monkeypatch.setattr("warnings.showwarning", lambda message, *place: seen.append(str(message)))
+        seen = []
+        assert command().code == 0
+    assert seen == ["odd rows"]
 
 
 def test_inspect_shows_the_stack(process, tiny_checkpoint):

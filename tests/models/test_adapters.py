@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rectilinear
-from rectilinear import Evaluating, Probing, Rows
+from rectilinear import Evaluating, Judging, Probing, Rows, Stories
 from rectilinear.errors import RequestError
 from rectilinear.linearization.kinds import KINDS
 from rectilinear.models.load import load_classifier, load_config, load_model, load_tokenizer
@@ -144,6 +144,15 @@ def test_what_is_measured_of_adapted_models_is_of_the_merged_ones(adapted, text_
         lines = [any("adapters were merged" in line for line in result.warnings) for result in results]
         assert lines == [model is adapted] * 3
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_stories_of_an_adapter_say_so(folder, text_file, tmp_path):
+    stories = Stories(text=str(text_file), count=2, beginning_words=10, max_new_tokens=8)
+    for resume in (False, True):
+        judging = Judging(reference=str(folder))
+        report = rectilinear.judge(str(folder), tmp_path / "out", stories, judging, resume=resume, progress=False)
+        merged = [line for line in report.warnings if "was merged into the weights" in line]
+        assert [line.startswith(f"{folder}: ") for line in merged] == [False, True]
 
 
 def test_adapters_that_are_no_change_of_weights_are_refused():

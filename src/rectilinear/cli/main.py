@@ -44,6 +44,8 @@ def main() -> None:
     # Read when libraries are first imported: no bars beside ours, no warnings about what a command does on purpose.
     for name, value in (("TQDM_DISABLE", "1"), ("TRANSFORMERS_VERBOSITY", "error")):
         os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # what libraries have to tell one another
     warnings.formatwarning = lambda message, *_, **__: f"rectilinear: warning: {message}\n"  # without our source
     try:
         code = _run(sys.argv[1:])

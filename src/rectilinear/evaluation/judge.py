@@ -28,6 +28,7 @@ from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.evaluation.stories import REQUEST, STORIES, read_stories, write_request, write_stories
 from rectilinear.evaluation.text_measures import measure_texts
 from rectilinear.models.batches import reporting_exhausted_memory
+from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
@@ -165,11 +166,12 @@ class StoryRun:
         answers = self.answers
         if self.judging.judge_model:
             answers = ask(self.judging, self.stories, self.out / JUDGEMENTS, progress)
-        compared = None
+        compared, kept = None, read_request(self.out / REQUEST)
+        warnings = list(kept.get("warnings", ()))  # not kept by earlier versions
         if self.reference:
             module, tokenizer = self.reference.load(head=True), self.reference.tokenizer()
             compared = measure_reference(self.reference.name, module, tokenizer, self.stories, progress)
-        kept = read_request(self.out / REQUEST)
+            warnings += (f"{self.reference.name}: {warning}" for warning in loading_warnings(module))
         judged = _summarize(kept["judge"], answers, self.judging) if answers else None
         report = JudgeReport(
             model=ModelRecord.model_validate(kept["model"]),
@@ -180,7 +182,7 @@ class StoryRun:
             endings=measure_texts([story.ending for story in self.stories]),
             reference=compared,
             judged=judged,
-            warnings=tuple(_warnings(self.stories, judged)),
+            warnings=(*warnings, *_warnings(self.stories, judged)),
         )
         with stage(self.out) as folder:
             report.save(folder)

@@ -15,6 +15,7 @@ from rectilinear.evaluation.judge_record import JudgeReport, Story
 from rectilinear.evaluation.settings import Stories
 from rectilinear.models.blocks import find_blocks, text_config
 from rectilinear.models.completion import complete
+from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model
 from rectilinear.progress import Progress
@@ -77,6 +78,7 @@ def write_stories(origin: Origin, stories: Stories, asked: dict[str, Any], out: 
         "model": record_model(model, origin, find_blocks(model), text_config(model.config).hidden_size),
         "data": data,
         "environment": record_environment(model),
+        "warnings": loading_warnings(model),
     }
     with stage(out, stale=[JUDGEMENTS, JudgeReport.file_name]) as folder:
         write_request(folder, about)
