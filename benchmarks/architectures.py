@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 import rectilinear
 from rectilinear.errors import RequestError
-from rectilinear.models.blocks import find_blocks
+from rectilinear.models.find_blocks import find_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "architectures.json"

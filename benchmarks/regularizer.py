@@ -18,8 +18,8 @@ from torch.nn.functional import cosine_similarity
 from transformers import MistralConfig, MistralForCausalLM
 
 from rectilinear import Regularizer
-from rectilinear.models.blocks import find_blocks
 from rectilinear.models.capture import capture_blocks
+from rectilinear.models.find_blocks import find_blocks
 
 SHAPES = {
     "8 blocks of width 192, vocabulary 4,096": (8, 192, 512, 6, 2, 4096),

@@ -38,7 +38,7 @@ from rectilinear.measurement.dynamics import dynamics as dynamics
 from rectilinear.measurement.measure import measure as measure
 from rectilinear.measurement.profile import Profile as Profile
 from rectilinear.measurement.settings import Measurement as Measurement
-from rectilinear.models.blocks import find_blocks as find_blocks
+from rectilinear.models.find_blocks import find_blocks as find_blocks
 from rectilinear.models.settings import Loading as Loading
 from rectilinear.report.dynamics_plot import plot_dynamics as plot_dynamics
 from rectilinear.report.plots import plot_profile as plot_profile

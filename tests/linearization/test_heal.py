@@ -17,7 +17,7 @@ from rectilinear.linearization.fit import Workbench, fit_all, merge_edits, notin
 from rectilinear.linearization.heal import _Lesson, _Pupil, heal
 from rectilinear.linearization.plan import Replacement
 from rectilinear.linearization.settings import Fitting
-from rectilinear.models.blocks import find_blocks
+from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.modeling_rectilinear import PaddingMask
 from rectilinear.models.series import steps_of
 from rectilinear.training.trainer import last_checkpoint

@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 from rectilinear.errors import RequestError
-from rectilinear.models.blocks import find_blocks
+from rectilinear.models.find_blocks import find_blocks
 
 SMALL = {"vocab_size": 32, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3}
 GATED = SMALL | {"intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 8}
@@ -240,5 +240,5 @@ def test_many_candidates_are_cut_short():
 
 
 def test_needs_no_transformers():
-    code = "import sys, rectilinear.models.blocks; sys.exit('transformers' in sys.modules)"
+    code = "import sys, rectilinear.models.find_blocks; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.models.blocks import find_blocks
 from rectilinear.models.describe import check_context, check_rows, describe, weights_sha256
+from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.load import (
     build_without_weights,
     load_classifier,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rectilinear import JobError
-from rectilinear.models.blocks import find_blocks
+from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.pooled import pool_states
 from tests.families import build
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rectilinear.evaluation.comparison_table import evaluation_tables, short_names
 from rectilinear.evaluation.record import Differences, Evaluation, Measurements
-from rectilinear.evaluation.tables import evaluation_tables, short_names
 from rectilinear.report.terminal import show, show_table
 
 ENVIRONMENT = {"rectilinear": "1", "torch": "2", "transformers": "5", "device": "cpu", "dtype": "float32"}

@@ -39,7 +39,7 @@ def evaluate(
 
     Example: rectilinear evaluate smaller smallest --against dense --text valid.txt --include probed --include judged
     """
-    from rectilinear.evaluation.tables import short_names
+    from rectilinear.evaluation.comparison_table import short_names
 
     names = short_names(model) if len(model) > 1 else []
     resume = not output.overwrite and _holds_only(output.out, names)
@@ -49,9 +49,9 @@ def evaluate(
         return f"{folder} keeps the models that are done; to go on, run the same command again" if there else None
 
     with claim(output.out, overwrite=output.overwrite, resume=resume, kept=kept) as out:
+        from rectilinear.evaluation.comparison_table import evaluation_tables
         from rectilinear.evaluation.evaluate import prepare
         from rectilinear.evaluation.record import Evaluation
-        from rectilinear.evaluation.tables import evaluation_tables
         from rectilinear.report.terminal import show_table, show_warnings, stdout
 
         # Of several models each has a folder of its own, written as soon as the model is done.

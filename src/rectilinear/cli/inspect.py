@@ -24,8 +24,8 @@ def inspect(
     Example: rectilinear inspect storyteller
     """
     with claim(output.out, overwrite=output.overwrite) as out:
-        from rectilinear.models.blocks import find_blocks
         from rectilinear.models.describe import describe
+        from rectilinear.models.find_blocks import find_blocks
         from rectilinear.models.load import build_without_weights, load_config
 
         config = load_config(model, revision=access.revision, trust_remote_code=access.trust_remote_code)

@@ -16,7 +16,7 @@ from rectilinear.evaluation.run import Job, Work
 from rectilinear.evaluation.settings import Evaluating
 from rectilinear.evaluation.speed import plan_speed
 from rectilinear.evaluation.task_set import check_chat_template, load_tasks
-from rectilinear.models.blocks import text_config
+from rectilinear.models.find_blocks import text_config
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress

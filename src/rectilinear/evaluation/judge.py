@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rectilinear.errors import RequestError
+from rectilinear.evaluation.criteria import INSTRUCTIONS, Marks
 from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.judge_client import (
-    INSTRUCTIONS,
     JUDGEMENTS,
     ask,
     connect,
@@ -22,7 +22,7 @@ from rectilinear.evaluation.judge_client import (
     try_judge,
     unanswered,
 )
-from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeReport, MarkRecord, Marks, Story
+from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeReport, MarkRecord, Story
 from rectilinear.evaluation.reference import measure_reference
 from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.evaluation.stories import REQUEST, STORIES, read_stories, write_request, write_stories

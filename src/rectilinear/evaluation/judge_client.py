@@ -13,21 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.evaluation.judge_record import Judgement, Marks, Story
+from rectilinear.evaluation.criteria import INSTRUCTIONS, Marks
+from rectilinear.evaluation.judge_record import Judgement, Story
 from rectilinear.evaluation.settings import Judging
 from rectilinear.progress import Progress
 
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.chat import ChatCompletion
-
-INSTRUCTIONS = (
-    "You grade stories that young writers completed. You are given the beginning of a story and how a writer went on "
-    "from it. The writer may have been stopped in the middle of a sentence, which is no fault. Judge only what the "
-    "writer added. Give whole numbers from 1 (very poor) to 10 (excellent) for: grammar; creativity; consistency with "
-    "the beginning; and plot, whether what happens makes sense. Answer with a JSON object that has exactly the keys "
-    '"grammar", "creativity", "consistency" and "plot", and nothing else.'
-)
 
 #: The file of a run with the answers, one a line; of several for one story the last counts.
 JUDGEMENTS = "judgements.jsonl"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.text_measures import DIVERSITY, TextMeasures
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Cell, Column, Estimate, Table
@@ -14,26 +15,8 @@ from rectilinear.tables import Cell, Column, Estimate, Table
 Outcome = Literal["scored", "refused", "malformed"]
 
 
-def _whole(value: Any) -> Any:
-    """7 for 7.0, which is an integer in JSON."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Mark = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=10)]
-
 #: A text as it came, but for halves of letters, which no file can hold.
 Answer = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "replace").decode())]
-
-
-class Marks(BaseModel):
-    """What a judge is to answer with, from 1 to 10."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    grammar: Mark
-    creativity: Mark
-    consistency: Mark
-    plot: Mark
 
 
 class Story(Record):

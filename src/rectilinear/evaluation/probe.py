@@ -16,8 +16,8 @@ from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.probe_record import Probe, ProbePoint, best_of
 from rectilinear.evaluation.settings import Probing
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
-from rectilinear.models.blocks import find_blocks
 from rectilinear.models.describe import check_context
+from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.pooled import pool_states

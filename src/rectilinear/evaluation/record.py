@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rectilinear.evaluation.judge_record import JudgeReport, Marks
+from rectilinear.evaluation.criteria import Marks
+from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe_record import Probe
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Table
@@ -144,7 +145,7 @@ class Evaluation(Measurements, ResultFile):
 
     def tables(self) -> tuple[Table, ...]:
         """Text and speed, and scores; beside those of the other model where there is one."""
-        from rectilinear.evaluation.tables import evaluation_tables
+        from rectilinear.evaluation.comparison_table import evaluation_tables
 
         return evaluation_tables([self])
 

@@ -14,9 +14,9 @@ from rectilinear.errors import RequestError
 from rectilinear.evaluation.judge_record import ReferenceLoss, Story
 from rectilinear.evaluation.record import finite
 from rectilinear.measurement.perplexity import exponential
-from rectilinear.models.blocks import text_config
 from rectilinear.models.capture import evaluating
 from rectilinear.models.completion import ends_texts
+from rectilinear.models.find_blocks import text_config
 from rectilinear.models.logits import row_logits
 from rectilinear.progress import Progress
 

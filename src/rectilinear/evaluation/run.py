@@ -22,8 +22,8 @@ from rectilinear.evaluation.task_set import TaskSet
 from rectilinear.evaluation.warnings import find_warnings, not_included
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory, with_batch_size
-from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.describe import weights_sha256
+from rectilinear.models.find_blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model

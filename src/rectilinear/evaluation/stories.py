@@ -13,8 +13,8 @@ from rectilinear.errors import RequestError
 from rectilinear.evaluation.judge_client import JUDGEMENTS
 from rectilinear.evaluation.judge_record import JudgeReport, Story
 from rectilinear.evaluation.settings import Stories
-from rectilinear.models.blocks import find_blocks, text_config
 from rectilinear.models.completion import complete
+from rectilinear.models.find_blocks import find_blocks, text_config
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model

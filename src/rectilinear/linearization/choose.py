@@ -15,8 +15,8 @@ from rectilinear.linearization.plan import SelectionRecord
 from rectilinear.linearization.request import Request, candidates, group, larger, most_blocks, saving
 from rectilinear.measurement.collect import collect_moments, count_rows
 from rectilinear.measurement.perplexity import measure_perplexity
-from rectilinear.models.blocks import BlockStack
 from rectilinear.models.describe import count_parameters
+from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.surgery import find_target, swapped
 
 # Blocks whose moments are in memory together while they are scored.

@@ -16,9 +16,9 @@ from rectilinear.core.moments import MomentsAccumulator, holds_float64
 from rectilinear.errors import JobError
 from rectilinear.linearization.plan import FitRecord, Replacement
 from rectilinear.measurement.collect import Batch, count_rows, mask_of, pieces_of
-from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import Passage, device_of, evaluating, run_until
 from rectilinear.models.describe import count_parameters
+from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.modeling_rectilinear import LinearBlock, PaddingMask, stand_in, watch_padding
 from rectilinear.models.surgery import Edits, adds_straight, find_target, swapped
 from rectilinear.progress import Progress

@@ -21,9 +21,9 @@ from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionReco
 from rectilinear.linearization.request import Request, larger
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
-from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
+from rectilinear.models.find_blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.modeling_rectilinear import PaddingMask
 from rectilinear.models.origin import Origin

@@ -12,9 +12,9 @@ from rectilinear.linearization.kinds import DEFAULT_KIND, make_kind
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import WITHOUT, Replacement
 from rectilinear.linearization.settings import Selection
-from rectilinear.models.blocks import BlockStack
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.export import check_exportable
+from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.surgery import check_removal, find_target
 
 

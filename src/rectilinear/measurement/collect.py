@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from rectilinear.core.block_moments import BlockAccumulator, BlockMoments, NonFiniteError
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.settings import Measurement
-from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import capture_blocks, evaluating, run, runnable
+from rectilinear.models.find_blocks import BlockStack
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch as Batch
 

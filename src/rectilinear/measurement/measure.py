@@ -17,9 +17,9 @@ from rectilinear.measurement.collect import collect_moments, count_rows, tensors
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record, find_warnings
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
-from rectilinear.models.blocks import BlockStack, find_blocks
 from rectilinear.models.capture import device_of
 from rectilinear.models.describe import check_rows
+from rectilinear.models.find_blocks import BlockStack, find_blocks
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rectilinear.errors import JobError
-from rectilinear.models.blocks import text_config
+from rectilinear.models.find_blocks import text_config
 
 #: Called with a block's index, its input and its output, as the block returned them.
 Consume = Callable[[int, Tensor, Tensor], None]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rectilinear.errors import RequestError
-from rectilinear.models.blocks import text_config
 from rectilinear.models.capture import device_of, evaluating
+from rectilinear.models.find_blocks import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

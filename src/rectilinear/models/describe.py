@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
-from rectilinear.models.blocks import BlockStack, text_config
+from rectilinear.models.find_blocks import BlockStack, text_config
 from rectilinear.text.fingerprint import fingerprint
 
 if TYPE_CHECKING:

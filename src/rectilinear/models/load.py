@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rectilinear.errors import RequestError, first_line
-from rectilinear.models.adapters import ADAPTER_CONFIG, Adapter, apply_adapter, find_adapter
-from rectilinear.models.blocks import text_config
+from rectilinear.models.find_blocks import text_config
 from rectilinear.models.loading_info import check_loading_info, collecting_warnings
+from rectilinear.models.peft_adapters import ADAPTER_CONFIG, Adapter, apply_adapter, find_adapter
 from rectilinear.models.released_code import own_class_of, own_model_class
 from rectilinear.settings import DType as DType
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from rectilinear.errors import RequestError, broken_promise
-from rectilinear.models.blocks import find_blocks, text_config
+from rectilinear.models.find_blocks import find_blocks, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from rectilinear.errors import RequestError
-from rectilinear.models.adapters import has_adapters, merge_adapters
 from rectilinear.models.describe import check_context, check_rows
 from rectilinear.models.load import build_without_weights, load_config, load_model, load_tokenizer, pick_device
 from rectilinear.models.loading_info import loading_warnings
+from rectilinear.models.peft_adapters import has_adapters, merge_adapters
 from rectilinear.models.settings import Loading
 from rectilinear.text.rows import TokenRows, pack_rows
 from rectilinear.text.settings import Rows

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from rectilinear.errors import JobError
-from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import capture_blocks, device_of, evaluating, run, runnable
+from rectilinear.models.find_blocks import BlockStack
 
 #: How a text's hidden states become one: their mean, or that of the last token.
 Pooling = Literal["mean", "last"]

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import rectilinear
-from rectilinear.models.blocks import BlockStack
 from rectilinear.models.capture import device_of
 from rectilinear.models.describe import count_parameters, weights_sha256
+from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.load import commit_of
 from rectilinear.models.origin import Origin
 from rectilinear.results import EnvironmentRecord, ModelRecord

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rectilinear.errors import RequestError
-from rectilinear.models.blocks import find_blocks
 from rectilinear.models.describe import describe
+from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.load import STORYTELLER, build_without_weights
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.errors import JobError, RequestError, first_line
-from rectilinear.models.blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.capture import evaluating, first_value, hooked, run_until
+from rectilinear.models.find_blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.modeling_rectilinear import LinearBlock, linearized_model, watch_padding
 
 if TYPE_CHECKING:

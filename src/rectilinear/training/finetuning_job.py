@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rectilinear.errors import RequestError
 from rectilinear.measurement.measure import Inputs, read_inputs
-from rectilinear.models.blocks import find_blocks, text_config
 from rectilinear.models.describe import check_context
+from rectilinear.models.find_blocks import find_blocks, text_config
 from rectilinear.models.load import check_classifier
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Access, Loading

@@ -16,8 +16,8 @@ from transformers.integrations import get_available_reporting_integrations
 from rectilinear.errors import RequestError
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory
-from rectilinear.models.blocks import find_blocks
 from rectilinear.models.card import model_card_metadata, name_source, result_of, usage_snippet
+from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model
 from rectilinear.models.series import steps_of

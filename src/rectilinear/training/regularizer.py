@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from rectilinear.core.penalties import PenaltyKind, masked_mean, token_penalty
 from rectilinear.errors import JobError, RequestError
-from rectilinear.models.blocks import find_blocks
 from rectilinear.models.capture import capture_blocks
+from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.modeling_rectilinear import PaddingMask, watch_padding
 from rectilinear.models.task_loss import items_of_rows, task_loss
 from rectilinear.training.settings import Regularization

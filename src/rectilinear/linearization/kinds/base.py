@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rectilinear.linearization.fit import Fit, Site
-    from rectilinear.models.blocks import BlockStack
+    from rectilinear.models.find_blocks import BlockStack
 
 
 class Kind(Settings):

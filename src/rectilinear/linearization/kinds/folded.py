@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from rectilinear.linearization.fit import Fit, Site
-    from rectilinear.models.blocks import BlockStack
     from rectilinear.models.capture import Passage
+    from rectilinear.models.find_blocks import BlockStack
 
 _WHOLE = "folding takes whole blocks out; try `target=block`"
 

@@ -69,7 +69,7 @@ def test_a_model_in_memory_is_merged_in_a_copy(adapted, tiny_checkpoint):
 
 
 @pytest.mark.parametrize("way", ["peft", "transformers"])
-def test_adapters_that_are_put_into_a_model_are_merged_too(way, adapted, folder, tiny_checkpoint):
+def test_peft_adapters_that_are_put_into_a_model_are_merged_too(way, adapted, folder, tiny_checkpoint):
     model = load_model(tiny_checkpoint, device="cpu")
     if way == "transformers":
         pytest.importorskip("peft.utils.transformers_weight_conversion")  # transformers needs it for this
@@ -155,7 +155,7 @@ def test_stories_of_an_adapter_say_so(folder, text_file, tmp_path):
         assert [line.startswith(f"{folder}: ") for line in merged] == [False, True]
 
 
-def test_adapters_that_are_no_change_of_weights_are_refused():
+def test_peft_adapters_that_are_no_change_of_weights_are_refused():
     prompts = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     with pytest.raises(RequestError, match="expected adapters that can be merged, got PeftModelForCausalLM"):
         Origin(peft.get_peft_model(build_llama(), prompts))
