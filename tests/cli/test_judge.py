@@ -40,7 +40,7 @@ def test_it_says_what_it_will_take_and_what_came_of_it(process, keyed, tiny_chec
         assert not server.asked
         again = process("judge", tiny_checkpoint, *asked)
         assert again.code == 2
-        assert "holds stories already; try --resume" in again.err
+        assert "is not empty; try --resume" in again.err
         ran = process("judge", tiny_checkpoint, *asked, "--resume", "--reference", tiny_checkpoint)
     assert ran.code == 0
     assert [*server.asked.values()] == [1] * 12

@@ -284,7 +284,7 @@ def test_requests_that_cannot_be_met(recipe, tmp_path, monkeypatch, alone):
     for url in ("localhost", "http://[::1/v1", "ftp://here"):
         with pytest.raises(RequestError, match=r"expected `judge_url=http://HOST:PORT/v1`, got "):
             recipe.judge(tmp_path / "a", Judging(judge_model="wise", judge_url=url))
-    with pytest.raises(RequestError, match="holds stories already; try `resume`"):
+    with pytest.raises(RequestError, match="is not empty; try `resume`"):
         recipe.judge(out)
     many = recipe.but(count=1000)
     with pytest.raises(RequestError, match=r"expected 1000 documents of at least 12 words in .*, got 1\d\d;"):
