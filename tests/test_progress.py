@@ -102,5 +102,5 @@ def test_from_python_nothing_is_printed_where_there_is_no_terminal(tiny_checkpoi
         "from transformers.utils import logging\nassert logging.is_progress_bar_enabled()"
     )
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=300)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
