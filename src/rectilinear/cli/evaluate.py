@@ -70,7 +70,7 @@ def evaluate(
                 console = stdout()
                 for table in evaluation_tables(done):
                     show_table(table, console)
-                show_warnings(dict.fromkeys(said for each in done for said in each.all_warnings()), console)
+                show_warnings(dict.fromkeys(warning for each in done for warning in each.all_warnings()), console)
                 if out:
                     where = ", ".join(map(str, folders[: len(done)]))
                     print(f"wrote {Evaluation.file_name} to {where}", flush=True)

@@ -201,11 +201,11 @@ def _scores(measured: Measurements) -> Iterator[tuple[Line, Score]]:
         for metric, found in group.metrics.items():
             yield Line("groups", name, metric), Score(_number(found.value, found.stderr), None, found.constant)
     for task_name, probe in measured.probes.items():
-        name, asked = f"probe of {task_name}", probe.data.validation
+        name, n = f"probe of {task_name}", probe.data.validation
         for metric, answered in probe.best.metrics.items():
             cell = _number(answered.value, answered.stderr)
-            yield Line("probes", name, metric), Score(cell, asked, answered.baseline)
-        yield Line("probes", name, "depth"), Score(f"{probe.best.depth} of {probe.points[-1].depth}", asked)
+            yield Line("probes", name, metric), Score(cell, n, answered.baseline)
+        yield Line("probes", name, "depth"), Score(f"{probe.best.depth} of {probe.points[-1].depth}", n)
     if stories := measured.stories:
         yield from _story_scores(stories)
 
@@ -244,32 +244,32 @@ def _number(value: float, error: float | None) -> Estimate:
 
 
 def _text_caption(evaluation: Evaluation, several: bool) -> str:
-    said = ["±: standard error over rows"]
+    notes = ["±: standard error over rows"]
     if evaluation.against:
-        said.append("x: ratio of model to against")
-        said += ["below each number the difference from against, on the same rows"] * several
+        notes.append("x: ratio of model to against")
+        notes += ["below each number the difference from against, on the same rows"] * several
     if evaluation.settings.get("speed"):
         lengths = (evaluation.settings["prompt_tokens"], evaluation.settings["new_tokens"])
-        said.append("speed and cache: one row, {} tokens read, {} decoded".format(*lengths))
-    return "; ".join(said)
+        notes.append("speed and cache: one row, {} tokens read, {} decoded".format(*lengths))
+    return "; ".join(notes)
 
 
 def _scores_caption(evaluations: Sequence[Evaluation]) -> str:
-    said = []
+    notes = []
     if any(evaluation.tasks for evaluation in evaluations):
-        said.append("constant: the best answer that is always the same")
-    said.append("±: standard error over documents, questions (or their passages), or stories")
+        notes.append("constant: the best answer that is always the same")
+    notes.append("±: standard error over documents, questions (or their passages), or stories")
     if evaluations[0].against and len(evaluations) > 1:
-        said.append(f"below each number the difference from against, paired; *: p < {SURE:g}, each by itself")
+        notes.append(f"below each number the difference from against, paired; *: p < {SURE:g}, each by itself")
     elif evaluations[0].against:
-        said.append("p: of no difference, paired")
+        notes.append("p: of no difference, paired")
     if any(evaluation.probes for evaluation in evaluations):
-        said.append("probes: at the depth that cross-validation prefers, beside the training part's commonest answer")
+        notes.append("probes: at the depth that cross-validation prefers, beside the training part's commonest answer")
     stories = [evaluation.stories for evaluation in evaluations if evaluation.stories]
     if judges := sorted({found.judged.model for found in stories if found.judged}):
-        said.append(
+        notes.append(
             f"marks: from 1 to 10 by {', '.join(judges)}, differences over stories that both models have some of"
         )
     if stories:
-        said.append("distinct: different runs of n words over all")
-    return "; ".join(said)
+        notes.append("distinct: different runs of n words over all")
+    return "; ".join(notes)

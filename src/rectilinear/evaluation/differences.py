@@ -109,15 +109,15 @@ def _perplexity(found: Evaluation) -> Perplexity:
 
 
 def _same_documents(task: str, one: Evaluation, other: Evaluation) -> bool:
-    """Whether two models were asked the same documents of a task, with the same examples and in the same words."""
+    """Whether two models were how the same documents of a task, with the same examples and in the same words."""
     records = [found.tasks[task] for found in (one, other)]
     same = ("num_fewshot", "version", "fingerprint")
-    asked = ("apply_chat_template", "system_instruction", *(["seed"] if records[0].num_fewshot else []))
+    how = ("apply_chat_template", "system_instruction", *(["seed"] if records[0].num_fewshot else []))
     return (
         all(task in found.items.tasks for found in (one, other))
         and records[0].fingerprint is not None
         and _alike(vars(records[0]), vars(records[1]), same)
-        and _alike(one.settings, other.settings, asked)
+        and _alike(one.settings, other.settings, how)
     )
 
 

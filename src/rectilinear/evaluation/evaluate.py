@@ -119,12 +119,12 @@ def prepare(
     packed = None if text is None else _same_rows(everyone, text, rows, tokenizer)
     lengths = _prompt_lengths(everyone, rows.seq_len) if packed and evaluating.speed else None
     gathered = gather_results(evaluating.include)
-    asked = load_tasks(evaluating) if evaluating.tasks else None
+    tasks = load_tasks(evaluating) if evaluating.tasks else None
     for origin in everyone:
-        if asked:
-            check_chat_template(tokenizer or origin.tokenizer(), asked)
+        if tasks:
+            check_chat_template(tokenizer or origin.tokenizer(), tasks)
         origin.skeleton()
-    work = Work(evaluating, text, rows, packed, lengths, asked, gathered, tokenizer)
+    work = Work(evaluating, text, rows, packed, lengths, tasks, gathered, tokenizer)
     return Job(tuple(origins), other, work)
 
 

@@ -75,10 +75,10 @@ def gather_results(folders: Sequence[str | Path]) -> Gathered:
 
 def _read_stories(file: Path) -> Stories:
     report, answers = JudgeReport.load(file), read_judgements(file.with_name(JUDGEMENTS))
-    told = report.completions.texts if report.judged else 0
-    if len(answers) != told:
+    expected = report.completions.texts if report.judged else 0
+    if len(answers) != expected:
         raise RequestError(
-            f"expected {told} answers of a judge in {JUDGEMENTS} beside {file}, got {len(answers)}; was the judge "
+            f"expected {expected} answers of a judge in {JUDGEMENTS} beside {file}, got {len(answers)}; was the judge "
             "stopped? try rectilinear judge --resume"
         )
     return Stories(report, {index: answer.marks for index, answer in answers.items() if answer.marks is not None})

@@ -21,7 +21,7 @@ from torch import nn
 
 from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.evaluation.bootstrap import RESAMPLES, bootstrap_stderr, mean, observe
-from rectilinear.evaluation.quiet import is_ours, quiet, said
+from rectilinear.evaluation.quiet import describe, is_ours, quiet
 from rectilinear.evaluation.record import DifferenceRecord, GroupRecord, MetricRecord, Observed, TaskRecord
 from rectilinear.evaluation.task_set import SUPERGLUE, SUPERGLUE_GROUP, TaskSet, check_chat_template
 from rectilinear.models.capture import evaluating
@@ -57,7 +57,7 @@ class TaskScores:
 def run_tasks(
     module: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    asked: TaskSet,
+    task_set: TaskSet,
     batch_size: int,
     *,
     seed: int = 0,
@@ -68,7 +68,7 @@ def run_tasks(
     Args:
         module: a causal language model of transformers; it is left as it is.
         tokenizer: its own.
-        asked: the tasks.
+        task_set: the tasks, with their data.
         batch_size: requests at once.
         seed: of the choice of examples and of sampling.
         progress: called with (stage, done, total).
@@ -81,19 +81,19 @@ def run_tasks(
 
     if not isinstance(module, PreTrainedModel):
         raise RequestError(f"expected a transformers model for tasks, got {type(module).__name__}")
-    check_chat_template(tokenizer, asked)
+    check_chat_template(tokenizer, task_set)
     with quiet(), evaluating(module), own_randomness(module):
         from lm_eval.evaluator import evaluate
 
         from rectilinear.evaluation.decoder import HarnessDecoder
 
-        how = asked.settings
-        _seed(asked, seed)
+        how = task_set.settings
+        _seed(task_set, seed)
         decoder = HarnessDecoder(module, copy.deepcopy(tokenizer), batch_size, ends_texts(tokenizer), progress)
         try:
             results = evaluate(
                 decoder,
-                {"tasks": dict(asked.tasks), "groups": dict(asked.groups)},
+                {"tasks": dict(task_set.tasks), "groups": dict(task_set.groups)},
                 limit=how.limit,
                 bootstrap_iters=RESAMPLES,
                 system_instruction=how.system_instruction,
@@ -103,31 +103,31 @@ def run_tasks(
         except Exception as error:  # tasks bring code of their own
             if is_ours(error):
                 raise
-            raise JobError(f"the harness could not run {', '.join(asked.tasks)}: {said(error)}") from error
+            raise JobError(f"the harness could not run {', '.join(task_set.tasks)}: {describe(error)}") from error
         try:
-            return _scores(results, asked, decoder.cut)
+            return _scores(results, task_set, decoder.cut)
         except KeyError as missing:
             raise broken_promise("lm_eval", f"have {missing} in its results") from missing
 
 
-def _seed(asked: TaskSet, seed: int) -> None:
+def _seed(task_set: TaskSet, seed: int) -> None:
     """Seeds and numbers of examples, as the harness's own `simple_evaluate` sets them; its own seeds for seed 0."""
     random.seed(seed)
     numpy.random.seed(_SEED + seed)
     torch.manual_seed(_SEED + seed)
-    shots = asked.settings.num_fewshot
-    for task in asked.tasks.values():
+    shots = task_set.settings.num_fewshot
+    for task in task_set.tasks.values():
         default = task.get_config("num_fewshot")
         if default is None or (shots is not None and default != 0):
             task.set_config("num_fewshot", shots or 0)
         task.set_fewshot_seed(_SEED + seed)
 
 
-def _scores(results: Any, asked: TaskSet, cut: Mapping[str, int]) -> TaskScores:
+def _scores(results: Any, task_set: TaskSet, cut: Mapping[str, int]) -> TaskScores:
     """The harness's results as records."""
     tasks: dict[str, TaskRecord] = {}
     items: dict[str, dict[str, Observed]] = {}
-    for name, task in asked.tasks.items():
+    for name, task in task_set.tasks.items():
         samples = results["samples"][name]
         metrics, items[name] = _metrics(name, task, results, samples)
         documents = [json.dumps([s["doc"], s["target"]], sort_keys=True, default=str) for s in samples]
@@ -135,12 +135,12 @@ def _scores(results: Any, asked: TaskSet, cut: Mapping[str, int]) -> TaskScores:
             n=results["n-samples"][name]["effective"],
             num_fewshot=results["n-shot"][name],
             version=results["versions"][name],
-            source=asked.sources[name],
+            source=task_set.sources[name],
             cut=cut.get(name, 0),
             metrics=metrics,
             fingerprint=fingerprint(documents),
         )
-    return TaskScores(tasks, _groups(results, asked, tasks), items, tuple(_warnings(tasks, asked)))
+    return TaskScores(tasks, _groups(results, task_set, tasks), items, tuple(_warnings(tasks, task_set)))
 
 
 def _metrics(
@@ -168,7 +168,7 @@ def _metrics(
     return metrics, items
 
 
-def _warnings(tasks: Mapping[str, TaskRecord], asked: TaskSet) -> Iterator[str]:
+def _warnings(tasks: Mapping[str, TaskRecord], task_set: TaskSet) -> Iterator[str]:
     for name, record in tasks.items():
         if record.cut:
             yield (
@@ -176,24 +176,24 @@ def _warnings(tasks: Mapping[str, TaskRecord], asked: TaskSet) -> Iterator[str]:
                 "scores say little of what these said"
             )
     for name, record in tasks.items():
-        if asked.settings.num_fewshot not in (None, record.num_fewshot):
+        if task_set.settings.num_fewshot not in (None, record.num_fewshot):
             yield f"{name}: the harness asks it with {record.num_fewshot} examples, whatever --num-fewshot says"
 
 
-def _groups(results: Any, asked: TaskSet, tasks: Mapping[str, TaskRecord]) -> dict[str, GroupRecord]:
-    """The harness's groups, and the paper's where it was asked for."""
+def _groups(results: Any, task_set: TaskSet, tasks: Mapping[str, TaskRecord]) -> dict[str, GroupRecord]:
+    """The harness's groups, and the paper's where it was task_set for."""
     records = {}
-    aggregated = any(group.has_aggregation for group in asked.groups.values())
+    aggregated = any(group.has_aggregation for group in task_set.groups.values())
     for name, found in (results["groups"] if aggregated else {}).items():
-        group = asked.groups[name]
+        group = task_set.groups[name]
         records[name] = GroupRecord(
             tasks=tuple(task.task_name for task in group.get_all_tasks()),
             metrics={label: MetricRecord(value=value, stderr=_number(error)) for label, value, error in _values(found)},
             weight_by_size={part.metric: part.weight_by_size for part in group.aggregate_metric_list or ()},
         )
-    if asked.columns:
+    if task_set.columns:
         records[SUPERGLUE_GROUP] = GroupRecord(
-            tasks=asked.columns, missing=asked.missing, metrics={"mean": _mean_column(asked.columns, tasks)}
+            tasks=task_set.columns, missing=task_set.missing, metrics={"mean": _mean_column(task_set.columns, tasks)}
         )
     return records
 

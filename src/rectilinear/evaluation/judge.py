@@ -101,12 +101,12 @@ def prepare_stories(
     if other:
         other.skeleton()
         other.tokenizer()
-    asked = {"model": model, **stories.model_dump(mode="json"), **loading.model_dump(include={"revision", "dtype"})}
-    if not (resume and _find_run(out, asked)):
+    request = {"model": model, **stories.model_dump(mode="json"), **loading.model_dump(include={"revision", "dtype"})}
+    if not (resume and _find_run(out, request)):
         if judging.judge_model and not judging.dry_run:
             try_judge(judging)
-        write_stories(origin, stories, asked, out, progress)
-    run = StoryRun(out, read_stories(out), read_judgements(out / JUDGEMENTS), judging, asked, other)
+        write_stories(origin, stories, request, out, progress)
+    run = StoryRun(out, read_stories(out), read_judgements(out / JUDGEMENTS), judging, request, other)
     run.bind()
     return run
 
@@ -120,7 +120,7 @@ class StoryRun:
         stories: all of them.
         answers: of the judge so far, by index of the story.
         judging: the judge, and how it is asked.
-        asked: the request.
+        request: all that the stories depend on.
         reference: the model whose loss of the completions is measured; None for none.
     """
 
@@ -128,7 +128,7 @@ class StoryRun:
     stories: list[Story]
     answers: dict[int, Judgement]
     judging: Judging
-    asked: dict[str, Any]
+    request: dict[str, Any]
     reference: Origin | None
 
     @property
@@ -176,7 +176,7 @@ class StoryRun:
         report = JudgeReport(
             model=ModelRecord.model_validate(kept["model"]),
             data=DataRecord.model_validate(kept["data"]),
-            settings={**self.asked, "instructions": INSTRUCTIONS if judged else None},
+            settings={**self.request, "instructions": INSTRUCTIONS if judged else None},
             environment=EnvironmentRecord.model_validate(kept["environment"]),
             completions=measure_texts([story.completion for story in self.stories]),
             endings=measure_texts([story.ending for story in self.stories]),
@@ -189,14 +189,14 @@ class StoryRun:
         return report
 
 
-def _find_run(out: Path, asked: dict[str, Any]) -> bool:
+def _find_run(out: Path, request: dict[str, Any]) -> bool:
     """Whether the folder has stories of this request."""
     if not (out / STORIES).exists():
         return False
     before = read_request(out / REQUEST).get("asked")
     if not isinstance(before, dict):
         raise RequestError(f"expected a run of rectilinear judge in {out}, got an unreadable {REQUEST}")
-    check_same(out, before, asked)
+    check_same(out, before, request)
     return True
 
 
@@ -231,5 +231,5 @@ def _warnings(stories: Sequence[Story], judged: Judged | None) -> Iterator[str]:
         yield f"the judge answered for {judged.asked} of {len(stories)} stories; for the others try --resume with it"
     if judged and judged.outcomes["scored"] < judged.asked:
         lost = {name: count for name, count in judged.outcomes.items() if count and name != "scored"}
-        told = ", ".join(f"{count} {name}" for name, count in lost.items())
-        yield f"of {judged.asked} answers {told}, which are in no mean; see {JUDGEMENTS}"
+        counts = ", ".join(f"{count} {name}" for name, count in lost.items())
+        yield f"of {judged.asked} answers {counts}, which are in no mean; see {JUDGEMENTS}"

@@ -189,14 +189,14 @@ _COUNTS = ("prompt_tokens", "completion_tokens")
 
 def _explain(judging: Judging, error: Any, go_on: str) -> Exception:
     """What an HTTP error means to the user."""
-    said = " ".join(str(error).split())[:200]
+    reason = " ".join(str(error).split())[:200]
     if error.status_code in (401, 403):
         return RequestError(
-            f"expected a key that {judging.where} accepts in OPENAI_API_KEY, got {error.status_code} ({said})"
+            f"expected a key that {judging.where} accepts in OPENAI_API_KEY, got {error.status_code} ({reason})"
         )
     if error.status_code in (408, 409, 429) or error.status_code >= 500:
         return JobError(
-            f"the judge at {judging.where} keeps turning a request away ({said}){go_on}; try it later, or with a "
+            f"the judge at {judging.where} keeps turning a request away ({reason}){go_on}; try it later, or with a "
             "smaller `concurrency`"
         )
     # Models that reason refuse what others take, and name it.
@@ -205,7 +205,7 @@ def _explain(judging: Judging, error: Any, go_on: str) -> Exception:
     if error.status_code == 404:
         instead = "another `judge_url` or `judge_model`"
     return RequestError(
-        f"the judge at {judging.where} does not take such requests of model {judging.judge_model} ({said}); try "
+        f"the judge at {judging.where} does not take such requests of model {judging.judge_model} ({reason}); try "
         f"{instead}"
     )
 

@@ -77,67 +77,67 @@ def probe(
         find_blocks(origin.skeleton(), probing.blocks)
         check_context(origin.config(), probing.seq_len)
         own = tokenizer or origin.tokenizer()
-        train, asked = (encode(part, own, probing.seq_len) for part in (questions.train, questions.validation))
-        check_ids(origin.config(), (train, asked))
+        train, validation = (encode(part, own, probing.seq_len) for part in (questions.train, questions.validation))
+        check_ids(origin.config(), (train, validation))
         _check_questions(kind, train, probing.folds)
         module = origin.load()
         stack = find_blocks(module, probing.blocks)
-        texts = [ids for part in (train, asked) for of_question in part.ids for ids in of_question]
+        texts = [ids for part in (train, validation) for of_question in part.ids for ids in of_question]
 
         def attempt(size: int) -> tuple[Tensor, int]:
             return pool_states(module, stack, texts, size, probing.pooling, report), size
 
         states, size = with_batch_size(attempt, batch_size, module, probing.seq_len)
-        points, predictions, said = _probe_depths(kind, train, asked, states, probing.folds, report)
+        points, predictions, notes = _probe_depths(kind, train, validation, states, probing.folds, report)
         return Probe(
             model=record_model(module, origin, stack, states.shape[-1]),
             task=task,
-            data=describe_questions(questions.source, train, asked),
+            data=describe_questions(questions.source, train, validation),
             settings=probing.model_dump(exclude={"data"})
             | {"strengths": list(STRENGTHS), "blocks": stack.path, "batch_size": size},
             environment=record_environment(module),
             points=tuple(points),
-            questions=_fingerprint(train, asked),
-            right=_right(asked, predictions[points.index(best_of(points))]),
-            warnings=(*loading_warnings(module), *warn_of_cuts(train, asked, probing.seq_len), *said),
+            questions=_fingerprint(train, validation),
+            right=_right(validation, predictions[points.index(best_of(points))]),
+            warnings=(*loading_warnings(module), *warn_of_cuts(train, validation, probing.seq_len), *notes),
         )
 
 
 def _probe_depths(
-    task: Task, train: Encoded, asked: Encoded, states: Tensor, folds: int, progress: Progress
+    task: Task, train: Encoded, validation: Encoded, states: Tensor, folds: int, progress: Progress
 ) -> tuple[list[ProbePoint], list[Sequence[int]], list[str]]:
     """What probes made of states ``[texts, depths, width]``: points and answers by depth, and warnings."""
-    points, predictions, said = [], [], []
+    points, predictions, notes = [], [], []
     first = sum(map(len, train.ids))
     for depth in range(states.shape[1]):
         of_depth = states[:, depth].double().numpy()
-        parts = (train, of_depth[:first]), (asked, of_depth[first:])
+        parts = (train, of_depth[:first]), (validation, of_depth[first:])
         point, answers, converged = _probe_depth(depth, task, *parts, folds)
         points.append(point)
         predictions.append(answers)
         if not converged:
-            said.append(
+            notes.append(
                 f"the probe of depth {depth} did not converge in {_ITERATIONS:,} steps; try more --max-examples"
             )
         progress("probes", depth + 1, states.shape[1])
-    return points, predictions, said
+    return points, predictions, notes
 
 
-def _fingerprint(train: Encoded, asked: Encoded) -> str:
+def _fingerprint(train: Encoded, validation: Encoded) -> str:
     """Of what is taught and asked, and what of it belongs together, whatever the tokenizer."""
     return fingerprint(
         part
-        for name, encoded in (("train", train), ("validation", asked))
+        for name, encoded in (("train", train), ("validation", validation))
         for question in encoded.questions
         for text in question.texts
         for part in (f"{name} {question.group} {question.answer} {len(text)} ", text)
     )
 
 
-def _right(asked: Encoded, predictions: Sequence[int]) -> str:
+def _right(validation: Encoded, predictions: Sequence[int]) -> str:
     """Which answers are right; see `rectilinear.evaluation.probe_record.Probe`."""
     groups: dict[int, str] = {}
-    for question, prediction in zip(asked.questions, predictions, strict=True):
+    for question, prediction in zip(validation.questions, predictions, strict=True):
         groups[question.group] = groups.get(question.group, "") + str(int(prediction == question.answer))
     return " ".join(groups.values())
 
@@ -173,7 +173,7 @@ def _probe_depth(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    (taught, features), (asked, others) = train, validation
+    (taught, features), (tested, others) = train, validation
     labels, groups = _targets(task, taught)
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(tol=_TOLERANCE, max_iter=_ITERATIONS)),
@@ -189,8 +189,8 @@ def _probe_depth(
     scores = torch.full((len(others), 2 if task.choices else len(task.labels)), -torch.inf, dtype=torch.float64)
     with numpy.errstate(divide="ignore"):  # of probabilities that are 0
         scores[:, search.classes_] = torch.from_numpy(search.predict_log_proba(others))
-    answers, trained = ([question.answer for question in part.questions] for part in (asked, taught))
-    predictions = predict(task, asked, scores)
+    answers, trained = ([question.answer for question in part.questions] for part in (tested, taught))
+    predictions = predict(task, tested, scores)
     point = ProbePoint(
         depth=depth,
         c=float(search.best_params_["logisticregression__C"]),
@@ -199,7 +199,7 @@ def _probe_depth(
             task.metrics,
             answers,
             predictions,
-            [question.group for question in asked.questions],
+            [question.group for question in tested.questions],
             constant=None if task.ranks else commonest(trained),
             labels=2 if task.choices else len(task.labels),
         ),

@@ -42,6 +42,6 @@ def is_ours(error: Exception) -> bool:
     return isinstance(error, (RequestError, JobError, MemoryError)) or should_reduce_batch_size(error)
 
 
-def said(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """What code of a task ran into: messages of such errors are often no more than a name."""
     return f"{type(error).__name__}: {first_line(error)}"

@@ -79,8 +79,8 @@ class Work:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was asked and how, for a result file."""
-        asked = self.evaluating.model_dump(mode="json")
+        """What was options and how, for a result file."""
+        options = self.evaluating.model_dump(mode="json")
         settings: dict[str, Any] = {"seed": self.rows.seed}
         if self.packed:
             settings |= self.rows.model_dump(exclude={"seq_len"}) | {"speed": self.lengths is not None}
@@ -88,9 +88,9 @@ class Work:
             settings |= dict(zip(("prompt_tokens", "new_tokens", "repeats"), (*self.lengths, REPEATS), strict=True))
         if self.tasks:
             names = ("limit", "num_fewshot", "apply_chat_template", "system_instruction")
-            settings |= {name: asked[name] for name in names}
-            settings |= {"lm_eval": version("lm_eval"), "task_data": asked["data"]}
-        return settings | ({"include": asked["include"]} if asked["include"] else {})
+            settings |= {name: options[name] for name in names}
+            settings |= {"lm_eval": version("lm_eval"), "task_data": options["data"]}
+        return settings | ({"include": options["include"]} if options["include"] else {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,10 +200,10 @@ def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
     if work.packed:
         rows, sizes["batch_size"], found = _read_text(module, work, work.packed.ids, progress)
     if work.tasks:
-        asked, own = work.tasks, work.tokenizer or origin.tokenizer()
+        tasks, tokenizer = work.tasks, work.tokenizer or origin.tokenizer()
 
         def answer(size: int) -> tuple[TaskScores, int]:
-            return run_tasks(module, own, asked, size, seed=work.rows.seed, progress=progress), size
+            return run_tasks(module, tokenizer, tasks, size, seed=work.rows.seed, progress=progress), size
 
         scores, sizes["tasks_batch_size"] = with_batch_size(answer, size, module, _REQUEST_TOKENS)
         found |= {"tasks": scores.tasks, "groups": scores.groups}

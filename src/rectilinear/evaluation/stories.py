@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 REQUEST, STORIES = "request.json", "stories.jsonl"
 
 
-def write_stories(origin: Origin, stories: Stories, asked: dict[str, Any], out: Path, progress: Progress) -> None:
+def write_stories(origin: Origin, stories: Stories, request: dict[str, Any], out: Path, progress: Progress) -> None:
     """Have a model complete the beginnings, and keep them in a folder with what they came from.
 
     Args:
         origin: of the model.
         stories: which, and how.
-        asked: the request, to be kept with them.
+        request: all that they depend on, to be kept with them.
         out: the folder; results of an earlier run in it are removed.
         progress: called with ("stories", done, total).
 
@@ -73,7 +73,7 @@ def write_stories(origin: Origin, stories: Stories, asked: dict[str, Any], out: 
         seq_len=None,
     )
     about = {
-        "asked": asked,
+        "asked": request,
         "judge": None,
         "model": record_model(model, origin, find_blocks(model), text_config(model.config).hidden_size),
         "data": data,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.extras import require
-from rectilinear.evaluation.quiet import is_ours, quiet, said
+from rectilinear.evaluation.quiet import describe, is_ours, quiet
 from rectilinear.evaluation.settings import Tasks
 from rectilinear.evaluation.squad import provide_squad_metrics
 from rectilinear.evaluation.task_data import LocalData, find_data, forms_of
@@ -175,9 +175,9 @@ def _from_hub(names: Sequence[str], manager: TaskManager) -> dict[str, Any]:
     try:
         return {**manager.load([*dict.fromkeys(names)])}
     except ImportError as error:
-        raise RequestError(f"expected what tasks {listed} need to be installed, got {said(error)}") from None
+        raise RequestError(f"expected what tasks {listed} need to be installed, got {describe(error)}") from None
     except Exception as error:  # tasks bring code of their own
-        raise RequestError(f"cannot get the data of {listed} from the Hub ({said(error)}); try `data`") from None
+        raise RequestError(f"cannot get the data of {listed} from the Hub ({describe(error)}); try `data`") from None
 
 
 def _from_files(found: Mapping[str, LocalData], manager: TaskManager) -> dict[str, Any]:
@@ -189,13 +189,14 @@ def _from_files(found: Mapping[str, LocalData], manager: TaskManager) -> dict[st
             # A task inside a group is the harness's own with changes; by itself it is a new one.
             loaded = manager.load({"group": "files", "task": [task]} if name in manager.all_tasks else task)
         except ImportError as error:
-            raise RequestError(f"expected what {name} needs to be installed, got {said(error)}") from None
+            raise RequestError(f"expected what {name} needs to be installed, got {describe(error)}") from None
         except Exception as error:  # tasks bring code of their own
             if is_ours(error):
                 raise
             there = f" as {name} has them on the Hub" if name in manager.all_tasks else ""
             raise RequestError(
-                f"expected columns and answers{there}{forms_of(name)} in {local.questions}, got others ({said(error)})"
+                f"expected columns and answers{there}{forms_of(name)} in {local.questions}, got others "
+                f"({describe(error)})"
             ) from None
         _check_answers(loaded["tasks"][name], local)
         tasks |= loaded["tasks"]

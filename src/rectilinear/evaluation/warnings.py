@@ -27,8 +27,8 @@ def find_warnings(ran: Sequence[tuple[Origin, Evaluation]], work: Work, *, sever
         yield f"{SUPERGLUE_GROUP}: no data of {missing}; the mean is over {there}"
     for origin, found in ran:
         whose = f"{origin.name or 'the model'}, " if several else ""
-        included = [f"probe of {task}: {said}" for task, probe in found.probes.items() for said in probe.warnings]
-        included += [f"stories: {said}" for said in (found.stories.warnings if found.stories else ())]
+        included = [f"probe of {task}: {warning}" for task, probe in found.probes.items() for warning in probe.warnings]
+        included += [f"stories: {warning}" for warning in (found.stories.warnings if found.stories else ())]
         yield from (whose + warning for warning in (*found.warnings, *included))
         if origin.name and work.packed:
             yield from _fitted_on(origin.name, work, work.packed)
