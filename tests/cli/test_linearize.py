@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from rectilinear import JobError
+from rectilinear.settings import in_flags
 from tests import conftest
 from tests.conftest import build_llama
 
@@ -119,7 +120,7 @@ def test_warnings_are_printed_and_written(command, tiny_checkpoint, text_file, t
     assert [warning.split(":")[0] for warning in warnings] == ["few tokens", "a single fold"]
     said = " ".join(ran.out.split())
     for warning in warnings:
-        assert f"warning: {warning}" in said
+        assert f"warning: {in_flags(warning)}" in said
 
 
 def test_a_plan_is_edited_and_fed_back(command, linearized, tiny_checkpoint, text_file, tmp_path, reload_here):
