@@ -213,6 +213,7 @@ WRONG = {
     "filter of MLPs": ("--count 1 --kind filter --target mlp", "try --kind affine"),
     "beyond": ("--blocks 3", "expected blocks from 0 to 2, got 3"),
     "negative": ("--blocks=-1", "expected --blocks 2-4,7"),
+    "backwards": ("--blocks 4-2", "expected --blocks 2-4,7"),
     "twice": ("--blocks 1,1", "got block 1 twice"),
     "path": ("--blocks model.layers", "for a path try --stack"),
     "no such stack": (
