@@ -207,7 +207,8 @@ def test_a_folder_in_one_that_may_not_be_written(tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
-    with claim(out), stage(out) as folder:
+    (out / ".out.lock").write_text("process 1")  # of a run that was killed
+    with claim(out), claim(out), stage(out) as folder:  # a command, and the function that it calls
         write(folder, "a")
         beside += os.listdir(tmp_path)
         assert "another run" in claim_elsewhere_in(out)

@@ -112,7 +112,7 @@ def _check_folder(
 ) -> None:
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"expected a folder for `out`, got the file {folder}")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
+    if folder.exists() and contents(folder) and not overwrite:
         found = kept(folder)
         if not (resume and found):
             what = "holds no run to resume; try" if resume else f"is not empty; try{' `resume`,' if found else ''}"
@@ -122,6 +122,12 @@ def _check_folder(
         raise RequestError(f"expected a folder for `out`, got {folder} inside the file {nearest}")
     if not os.access(nearest, os.W_OK):
         raise RequestError(f"cannot write to {nearest} for `out={folder}`")
+
+
+def contents(folder: Path) -> list[Path]:
+    """What a folder holds, but for the lock and the staging of runs, which may be in it; see `_workplace`."""
+    ours = re.compile(rf"\.{re.escape(folder.name)}\.lock|\..+\.staging-\w{{8}}")
+    return [path for path in folder.iterdir() if not ours.fullmatch(path.name)]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, ValidationError, ValidationInfo
 
 from rectilinear.errors import RequestError
 
@@ -67,6 +67,8 @@ def first_reason(error: ValidationError, option: str = "") -> str:
     where = option or (f"`{path}`" if path else "the file")
     if first["type"] == "extra_forbidden":
         return f"expected options that are there, got `{path}`"
+    if first["type"] == "json_invalid":
+        return f"expected JSON, got something else: {first['ctx']['error']}"
     if first["type"] == "missing":
         return f"expected {where}, got none"
     ways = [first, *(other for other in others if _path(other["loc"]) == path)]  # one for each member of a union
@@ -108,10 +110,17 @@ def _parse_indices(value: Any) -> Any:
     found: list[int] = []
     for word in words:
         first, dash, last = word.partition("-")
-        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+        if not (first.isdecimal() and (not dash or (last.isdecimal() and int(first) <= int(last)))):
             raise ValueError(f"expected `blocks=2-4,7` (indices, counted from 0), got {word!r}; for a path try `stack`")
         found += range(int(first), int(last or first) + 1)
     return found
+
+
+def _parse_names(value: Any, field: ValidationInfo) -> Any:
+    """``a,b`` as words; a text without any is a slip, and not what a request without names looks like."""
+    if (words := words_of(value)) == []:
+        raise ValueError(f"expected `{field.field_name}=a,b`, got no name; try without it")
+    return value if words is None else words
 
 
 #: How a field is read that the command line takes as one word, which the field's own check parses.
@@ -121,7 +130,7 @@ ONE_WORD = Parameter(n_tokens=1, accepts_keys=False)
 #: Names: a list of them, or a text such as ``a,b``.
 Names = Annotated[
     tuple[str, ...],
-    BeforeValidator(lambda value: value if (names := words_of(value)) is None else names),
+    BeforeValidator(_parse_names),
     ONE_WORD,
     Parameter(metavar="A,B"),
 ]

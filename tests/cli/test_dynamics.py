@@ -145,6 +145,10 @@ WRONG = {
         "dynamics {run} --revisions a,b --text {text}",
         "expected a Hub id with a revision, got {run}",
     ),
+    "revisions and a revision": (
+        "dynamics org/model --revisions a,b --revision c --text {text}",
+        "expected no --revision with --revisions",
+    ),
     "no revisions": ("dynamics org/model --revisions , --text {text}", "expected --revisions a,b,c, got ','"),
     "another model": ("dynamics {run} {other} --text {text}", "expected checkpoints of one model"),
     "twice": ("dynamics {run} {run} --text {text}", "expected one checkpoint a step"),

@@ -212,6 +212,7 @@ WRONG = {
     "filter of MLPs": ("--count 1 --kind filter --target mlp", "try --kind affine"),
     "beyond": ("--blocks 3", "expected blocks from 0 to 2, got 3"),
     "negative": ("--blocks=-1", "expected --blocks 2-4,7"),
+    "backwards": ("--blocks 4-2", "expected --blocks 2-4,7"),
     "twice": ("--blocks 1,1", "got block 1 twice"),
     "path": ("--blocks model.layers", "for a path try --stack"),
     "no such stack": (
@@ -228,7 +229,7 @@ WRONG = {
     "kind": ("--blocks 1 --kind magic", "'magic'"),
     "another model": ("--plan {plan}", "expected a plan for this model"),
     "no plan": ("--plan {here}/none.json", "none.json"),
-    "no JSON": ("--plan {text}", "expected a rectilinear plan"),
+    "no JSON": ("--plan {text}", "rectilinear plan (expected JSON, got something else: "),
     "a profile": ("--plan {model}/config.json", "expected a rectilinear plan"),
     "long rows": ("--blocks 1 --seq-len 65", "try --seq-len 64"),
 }

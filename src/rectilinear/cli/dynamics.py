@@ -53,6 +53,8 @@ def dynamics(
 
     Example: rectilinear dynamics EleutherAI/pythia-70m --revisions step1,step1000,step143000 --text stories
     """
+    if loading.revisions is not None:
+        loading.refuse_unused("with `revisions`", "revision")
     series = checkpoint if loading.revisions is None else _at_revisions(checkpoint, loading.revisions)
     with claim(runtime.out, overwrite=runtime.overwrite) as folder:
         import rectilinear

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from rectilinear.cli.panels import MODEL, TEXT, WORK, LoadingOptions, OutputOptions, RowsOptions
 from rectilinear.evaluation.settings import Evaluating
 from rectilinear.models.settings import Loading
-from rectilinear.runs import Output, claim, stage
+from rectilinear.runs import Output, claim, contents, stage
 from rectilinear.text.settings import Rows
 
 
@@ -78,7 +78,7 @@ def evaluate(
 
 def _holds_only(out: Path | None, names: list[str]) -> bool:
     """Whether a folder holds evaluations of some models and nothing else."""
-    children = [*out.iterdir()] if out and out.is_dir() else []
+    children = contents(out.absolute()) if out and out.is_dir() else []
     return bool(children) and all(
         child.name in names and [file.name for file in child.glob("*")] == ["evaluation.json"] for child in children
     )

@@ -32,6 +32,7 @@ from rectilinear.results import DataRecord
 from rectilinear.runs import check_same
 from rectilinear.text.rows import TokenRows
 from rectilinear.text.settings import Rows
+from rectilinear.text.sources import name_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,10 +68,10 @@ class Work:
     @property
     def data(self) -> DataRecord | None:
         """Which rows they are, for a result file."""
-        if self.packed is None:
+        if self.packed is None or self.text is None:
             return None
         return DataRecord(
-            source=str(self.text),
+            source=name_source(self.text),
             fingerprint=self.packed.fingerprint,
             tokens=self.packed.ids.numel(),
             rows=len(self.packed.ids),

@@ -34,6 +34,7 @@ from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, ModelRecord, settings_record
 from rectilinear.runs import claim, stage
 from rectilinear.settings import BatchSize
+from rectilinear.text.sources import name_source
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -210,7 +211,7 @@ class _Job:
         record = record_model(model, origin, stack, width)
         request.check_weights(model, stack, record.sha256)
         data = DataRecord(
-            source=str(text),
+            source=name_source(text),
             fingerprint=rows.fingerprint,
             tokens=rows.ids.numel(),
             rows=total,

@@ -56,7 +56,7 @@ class Selection(Settings):
     """Number of blocks to replace."""
     budget: Annotated[float | None, BeforeValidator(_parse_share), ONE_WORD, Parameter(metavar="SHARE")] = None
     """Share of the model's parameters to save at least, such as 25%."""
-    max_loss_increase: PositiveFloat | None = None
+    max_loss_increase: Annotated[PositiveFloat, Field(allow_inf_nan=False)] | None = None
     """Replace blocks until the loss on held-out rows would rise by more than this, in nats per token."""
     plan: Annotated[Plan | None, BeforeValidator(_read_plan), ONE_WORD, Parameter(metavar="PATH")] = None
     """A plan.json of this model, perhaps edited: replace what it says."""
