@@ -67,6 +67,8 @@ def first_reason(error: ValidationError, option: str = "") -> str:
     where = option or (f"`{path}`" if path else "the file")
     if first["type"] == "extra_forbidden":
         return f"expected options that are there, got `{path}`"
+    if first["type"] == "json_invalid":
+        return f"expected JSON, got something else: {first['ctx']['error']}"
     if first["type"] == "missing":
         return f"expected {where}, got none"
     ways = [first, *(other for other in others if _path(other["loc"]) == path)]  # one for each member of a union

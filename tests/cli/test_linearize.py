@@ -230,7 +230,7 @@ WRONG = {
     "kind": ("--blocks 1 --kind magic", "'magic'"),
     "another model": ("--plan {plan}", "expected a plan for this model"),
     "no plan": ("--plan {here}/none.json", "none.json"),
-    "no JSON": ("--plan {text}", "expected a rectilinear plan"),
+    "no JSON": ("--plan {text}", "rectilinear plan (expected JSON, got something else: "),
     "a profile": ("--plan {model}/config.json", "expected a rectilinear plan"),
     "long rows": ("--blocks 1 --seq-len 65", "try --seq-len 64"),
 }

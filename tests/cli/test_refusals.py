@@ -39,6 +39,7 @@ WRONG = {
     "no model": ("measure --text {text}", "expected MODEL, got none"),
     "ids beyond the vocabulary": (f"measure {{small}} --text {{text}} {SIZE}", "vocabulary of 20, got "),
     "evaluate nothing": ("evaluate {model}", "expected --text, --tasks, --include or several of them, got none"),
+    "evaluate no task": (f"{EVALUATE} --tasks ,", "expected --tasks a,b, got no name"),
     "evaluate idle options": (f"{EVALUATE} --limit 3", "expected no --limit without --tasks, where it changes nothing"),
     "evaluate no such task": ("evaluate {model} --tasks boolqq --data {here}", "got 'boolqq'; try boolq"),
     "evaluate no data": ("evaluate {model} --tasks boolq --data {here}", "expected data of boolq in "),
