@@ -71,9 +71,9 @@ def evaluate(
                 for table in evaluation_tables(done):
                     show_table(table, console)
                 show_warnings(dict.fromkeys(warning for each in done for warning in each.all_warnings()), console)
-                if out:
-                    where = ", ".join(map(str, folders[: len(done)]))
-                    print(f"wrote {Evaluation.file_name} to {where}", flush=True)
+                written = [str(folder) for folder in folders[: len(done)] if folder and folder not in earlier.values()]
+                if written:
+                    print(f"wrote {Evaluation.file_name} to {', '.join(written)}", flush=True)
 
 
 def _holds_only(out: Path | None, names: list[str]) -> bool:
