@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import io
+import json
 import os
 import random
 import runpy
@@ -44,6 +45,15 @@ def linearize(model, text, **options):
     return rectilinear.linearize(
         model, text, made, selection, rows=rows, loading=loading, fitting=fitting, **{"progress": False, **options}
     )
+
+
+def without_time(result):
+    """A fine-tuning as JSON has it, but for how long it took."""
+    told = json.loads(result.to_json())
+    for run in told["runs"]:
+        run.pop("seconds")
+        run["log"] = [entry for entry in run["log"] if "loss" in entry]
+    return told
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 Messages are one line: what was expected, what was found, what to try.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib.metadata import version
 
 
@@ -29,6 +31,11 @@ def broken_promise(library: str, promise: str) -> JobError:
         f"expected {library} to {promise}, which version {version(library)} does not do here; "
         "try a version that README says was tested"
     )
+
+
+def try_nearest(got: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """``; try NAME`` for the name that is most like what was got; "" where none is like enough."""
+    return "".join(f"; try {near}" for near in get_close_matches(got, [*names], 1, cutoff))
 
 
 def first_line(error: BaseException) -> str:

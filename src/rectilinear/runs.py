@@ -12,8 +12,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import model_validator
-
 from rectilinear.errors import JobError, RequestError
 from rectilinear.settings import BatchSize, Settings
 
@@ -48,12 +46,6 @@ class ResumableOutput(Output):
     resume: bool = False
     """Go on from what a stopped run of the same request left in the folder."""
 
-    @model_validator(mode="after")
-    def _is_one(self) -> ResumableOutput:
-        if self.resume and self.overwrite:
-            raise ValueError("expected `resume` or `overwrite`, got both")
-        return self
-
 
 class Interrupted(KeyboardInterrupt):
     """A run that was interrupted: what there is to go on from, and the exit code."""
@@ -86,10 +78,12 @@ def claim(
         The folder, absolute.
 
     Raises:
-        RequestError: it is not empty and may neither be overwritten nor be resumed, is no folder, cannot be written,
-            or another run has it.
+        RequestError: it is to be both overwritten and resumed; it is not empty and may be neither, is no folder,
+            cannot be written, or another run has it.
         Interrupted: for a `KeyboardInterrupt`, where there is something to go on from.
     """
+    if resume and overwrite:
+        raise RequestError("expected `resume` or `overwrite`, got both")
     if out is None:
         yield None
         return
@@ -270,6 +264,12 @@ def read_request(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def write_request(file: Path, request: Mapping[str, Any]) -> None:
+    """Note a run's request in a JSON file, for `read_request`; records are written as in results."""
+    text = json.dumps(request, indent=2, default=lambda record: record.model_dump(mode="json"))
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def nearest_existing(path: Path) -> Path:

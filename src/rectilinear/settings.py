@@ -9,13 +9,12 @@ from __future__ import annotations
 import operator
 import re
 import reprlib
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, ValidationInfo
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import RequestError, try_nearest
 
 _Kind = TypeVar("_Kind", bound="Settings")
 
@@ -74,8 +73,8 @@ def first_reason(error: ValidationError, option: str = "") -> str:
     ways = [first, *(other for other in others if _path(other["loc"]) == path)]  # one for each member of a union
     expected = " or ".join(way["msg"].removeprefix("Input should be ").partition(", unable")[0] for way in ways)
     got = "" if isinstance(first["input"], dict) else f", got {reprlib.repr(first['input'])}"
-    near = get_close_matches(str(first["input"]), re.findall(r"'([^']+)'", expected), 1)
-    return f"expected {where} to be {expected}{got}" + (f"; try {near[0]}" if near else "")
+    near = try_nearest(str(first["input"]), re.findall(r"'([^']+)'", expected))
+    return f"expected {where} to be {expected}{got}{near}"
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -123,6 +122,10 @@ def _parse_names(value: Any, field: ValidationInfo) -> Any:
     return value if words is None else words
 
 
+#: Numbers that are finite, above 0 or from 0 on.
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 #: How a field is read that the command line takes as one word, which the field's own check parses.
 ONE_WORD = Parameter(n_tokens=1, accepts_keys=False)
 
@@ -140,6 +143,9 @@ Indices = Annotated[tuple[int, ...], BeforeValidator(_parse_indices), ONE_WORD]
 
 #: What of a block is meant: all of it, or a part.
 Target = Literal["block", "attention", "mlp"]
+
+#: How a text's hidden states become one: their mean, or that of its last token.
+Pooling = Literal["mean", "last"]
 
 #: Rows in a forward pass; ``"auto"`` halves it when memory runs out.
 BatchSize = Annotated[PositiveInt | Literal["auto"], Parameter(metavar="N|auto", show_choices=False)]

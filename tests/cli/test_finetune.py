@@ -10,6 +10,7 @@ import rectilinear
 from rectilinear.text.tasks import TASKS
 from rectilinear.training import finetune as module
 from rectilinear.training.settings import Profiling, Tuning
+from tests.conftest import without_time
 from tests.superglue import write_lines, write_superglue
 
 SIZE = (
@@ -41,14 +42,6 @@ def finetuned(process, tiny_checkpoint, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("finetuned") / "new" / "out"
     ran = process("finetune", tiny_checkpoint, "--task", "cb", "--data", data, "--seeds", 2, *SIZE, "--out", out)
     return ran, out
-
-
-def without_time(result):
-    told = json.loads(result.to_json())
-    for run in told["runs"]:
-        run.pop("seconds")
-        run["log"] = [entry for entry in run["log"] if "loss" in entry]
-    return told
 
 
 def test_writes_what_the_function_gives(finetuned, tiny_checkpoint, data):

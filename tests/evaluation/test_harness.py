@@ -23,7 +23,7 @@ from rectilinear.evaluation import task_set
 from rectilinear.evaluation.decoder import HarnessDecoder
 from rectilinear.evaluation.harness import _log_perplexity, run_tasks
 from rectilinear.evaluation.settings import Tasks
-from rectilinear.evaluation.task_set import SUPERGLUE
+from rectilinear.evaluation.task_set import COLUMNS
 from tests.conftest import build_llama
 from tests.superglue import ANSWERS, CLAIMS, write_lines, write_superglue
 
@@ -331,9 +331,9 @@ def test_the_papers_columns_and_what_is_missing(model, beginning, data):
     assert asked.missing == ("record", "xstorycloze_en")
     found = run_tasks(model, beginning, asked, 4)
     group = found.groups["superglue"]
-    assert group.tasks == tuple(name for name in SUPERGLUE if name not in asked.missing)
+    assert group.tasks == tuple(name for name in COLUMNS if name not in asked.missing)
     assert group.missing == asked.missing
-    cells = [[found.tasks[name].metrics[metric].value for metric in SUPERGLUE[name]] for name in group.tasks]
+    cells = [[found.tasks[name].metrics[metric].value for metric in COLUMNS[name]] for name in group.tasks]
     assert group.metrics["mean"].value == pytest.approx(sum(sum(row) / len(row) for row in cells) / 6)
     evaluation = rectilinear.evaluate(
         model, None, Evaluating(tasks=["superglue"], data=data, limit=3), tokenizer=beginning

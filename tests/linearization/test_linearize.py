@@ -54,7 +54,7 @@ WRONG = {
     "folds": ({"blocks": [1], "folds": 0}, "`folds` to be greater than 0"),
     "count": ({"count": 4}, "`count` from 1 to 3"),
     "loss": ({"max_loss_increase": 0.0}, "`max_loss_increase` to be greater than 0"),
-    "loss nan": ({"max_loss_increase": math.nan}, "`max_loss_increase` to be greater than 0, got nan"),
+    "loss nan": ({"max_loss_increase": math.nan}, "`max_loss_increase` to be a finite number, got nan"),
     "long rows": ({"blocks": [1], "seq_len": 65}, "context of 64 tokens"),
     "text": ({"blocks": [1], "text": "/none.txt"}, "no text at /none.txt"),
 }

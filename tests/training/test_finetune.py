@@ -20,6 +20,7 @@ from rectilinear.training import finetune as module
 from rectilinear.training.classification import Collator, Example, score_texts
 from rectilinear.training.results import BlockLinearity, Linearities, Scores, change_of, summarize
 from rectilinear.training.settings import Profiling, Tuning
+from tests.conftest import without_time
 from tests.families import TINY, VOCABULARY, build
 from tests.superglue import write_lines, write_superglue
 
@@ -54,15 +55,6 @@ def learnt(tiny_checkpoint, data, tmp_path_factory):
     out = tmp_path_factory.mktemp("finetuned") / "out"
     options = {**LEARN, **ROWS, "seeds": 2}
     return finetune(tiny_checkpoint, "cb", data, out=out, save_models=True, **options), out
-
-
-def without_time(result):
-    """A result but for how long it took."""
-    told = json.loads(result.to_json())
-    for run in told["runs"]:
-        run.pop("seconds")
-        run["log"] = [entry for entry in run["log"] if "loss" in entry]
-    return told
 
 
 def losses(run):

@@ -18,6 +18,7 @@ from rectilinear.errors import RequestError
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Loading
 from rectilinear.runs import Runtime, claim
+from rectilinear.settings import words_of
 from rectilinear.text.settings import Rows
 
 
@@ -75,7 +76,7 @@ def dynamics(
 
 def _at_revisions(checkpoints: list[str], revisions: str) -> list[str]:
     """``ID@REVISION`` for each of the revisions."""
-    names = [name.strip() for name in revisions.split(",") if name.strip()]
+    names = words_of(revisions)
     if not names:
         raise RequestError(f"expected `revisions=a,b,c`, got {revisions!r}")
     if len(checkpoints) != 1:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from rectilinear.cli.panels import AccessOptions, ModelArgument, OutputOptions, StackOptions
-from rectilinear.models.settings import Access, Stack
+from rectilinear.models.settings import Access, Loading, Stack
 from rectilinear.runs import Output, claim, stage
 
 
@@ -26,10 +27,9 @@ def inspect(
     with claim(output.out, overwrite=output.overwrite) as out:
         from rectilinear.models.describe import describe
         from rectilinear.models.find_blocks import find_blocks
-        from rectilinear.models.load import build_without_weights, load_config
+        from rectilinear.models.origin import Origin
 
-        config = load_config(model, revision=access.revision, trust_remote_code=access.trust_remote_code)
-        built = build_without_weights(config, trust_remote_code=access.trust_remote_code)
+        built: Any = Origin(model, Loading(**access.model_dump())).skeleton()
         described = {"id": model, "revision": access.revision, **describe(built, find_blocks(built, stack.blocks))}
         if out:
             with stage(out) as folder:

@@ -12,6 +12,7 @@ from rectilinear.errors import RequestError
 from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.models.settings import Loading
 from rectilinear.runs import ResumableOutput
+from rectilinear.settings import in_flags
 
 
 def judge(
@@ -43,7 +44,7 @@ def judge(
     ):
         run = prepare_stories(model, folder, stories, judging, loading=loading, resume=output.resume, progress=report)
         if run.left:
-            print(run.announcement, file=sys.stderr)
+            print(in_flags(run.announcement), file=sys.stderr)
         if judging.dry_run:
             return
         judged = run.finish(report)

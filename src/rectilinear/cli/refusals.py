@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 import cyclopts
 from cyclopts.exceptions import MissingArgumentError
 from pydantic import TypeAdapter
 from pydantic import ValidationError as PydanticError
 
+from rectilinear.errors import try_nearest
 from rectilinear.settings import first_reason
 
 
@@ -21,11 +21,11 @@ def reason(error: cyclopts.CycloptsError, commands: Iterable[str]) -> str:
         return first_reason(error.__cause__, name)
     match error:
         case cyclopts.UnknownCommandError(unused_tokens=[str(got), *_]):
-            return f"expected a command, got {got!r}; {_nearest(got, commands) or 'try ' + ', '.join(commands)}"
+            return f"expected a command, got {got!r}{try_nearest(got, commands, 0.7) or '; try ' + ', '.join(commands)}"
         case cyclopts.UnknownOptionError():
             got = error.token.keyword or error.token.value
             known = [option for argument in error.argument_collection for option in argument.names]
-            return f"expected an option of the command, got {got}; {_nearest(got, known) or 'try --help'}"
+            return f"expected an option of the command, got {got}{try_nearest(got, known, 0.7) or '; try --help'}"
         case MissingArgumentError(keyword=str(option)):
             return f"expected a value after {option}, got none"
         case MissingArgumentError():
@@ -38,8 +38,3 @@ def reason(error: cyclopts.CycloptsError, commands: Iterable[str]) -> str:
             except PydanticError as found:
                 return first_reason(found, name)
     return f"{error}; try --help"
-
-
-def _nearest(got: str, names: Iterable[str]) -> str:
-    near = get_close_matches(got, [*names], 1, 0.7)
-    return f"try {near[0]}" if near else ""

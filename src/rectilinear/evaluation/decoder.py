@@ -76,7 +76,7 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
         self._names = []  # what follows may be other requests
         found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **options)
         if any(math.isnan(likelihood) for likelihood, _ in found):
-            raise JobError("expected finite logits on the tasks, got others; try --dtype float32")
+            raise JobError("expected finite logits on the tasks, got others; try `dtype=float32`")
         return found
 
     def _count(self, total: int) -> None:

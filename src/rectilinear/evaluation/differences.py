@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 import torch
 
-from rectilinear.evaluation.bootstrap import mean, no_spread, paired_difference, sign_test
+from rectilinear.evaluation.bootstrap import mean, mean_over_groups, no_spread, paired_difference, sign_test
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.harness import combine, mean_of_columns
 from rectilinear.evaluation.judge_record import JudgeReport
@@ -23,7 +23,7 @@ from rectilinear.evaluation.record import (
     SpeedRecord,
     finite,
 )
-from rectilinear.evaluation.task_set import SUPERGLUE, SUPERGLUE_GROUP
+from rectilinear.evaluation.task_set import COLUMNS, SUPERGLUE_GROUP
 from rectilinear.measurement.perplexity import Perplexity, exponential
 
 _Task = Mapping[str, DifferenceRecord]
@@ -109,7 +109,7 @@ def _perplexity(found: Evaluation) -> Perplexity:
 
 
 def _same_documents(task: str, one: Evaluation, other: Evaluation) -> bool:
-    """Whether two models were how the same documents of a task, with the same examples and in the same words."""
+    """Whether two models were asked the same documents of a task, with the same examples and in the same words."""
     records = [found.tasks[task] for found in (one, other)]
     same = ("num_fewshot", "version", "fingerprint")
     how = ("apply_chat_template", "system_instruction", *(["seed"] if records[0].num_fewshot else []))
@@ -161,7 +161,7 @@ def _group_differences(
         if name not in theirs.groups or theirs.groups[name].tasks != group.tasks or {*group.tasks} - tasks.keys():
             continue
         if name == SUPERGLUE_GROUP:
-            columns = [[tasks[task][metric] for metric in SUPERGLUE[task]] for task in group.tasks]
+            columns = [[tasks[task][metric] for metric in COLUMNS[task]] for task in group.tasks]
             found = {"mean": mean_of_columns(columns)}
         else:
             found = dict(_combined(group, ours, tasks))
@@ -201,12 +201,11 @@ def probe_difference(ours: Probe, theirs: Probe) -> DifferenceRecord:
     if sizes.max() == 1:
         return _paired(*([digit for [digit] in groups] for groups in right))
     changes = numpy.array([sum(mine) - sum(other) for mine, other in zip(*right, strict=True)])
-    value, n = float(changes.sum() / sizes.sum()), len(sizes)
-    if n < 2:
+    (value, stderr), n = mean_over_groups(changes, sizes), len(sizes)
+    if stderr is None:
         return DifferenceRecord(value=value, stderr=None, n=int(sizes.sum()))
     from scipy.stats import t as student
 
-    stderr = math.sqrt(((changes - value * sizes) ** 2).sum() * n / (n - 1)) / int(sizes.sum())
     p_value = sign_test(changes) if no_spread(value, stderr) else 2 * float(student.sf(abs(value) / stderr, n - 1))
     return DifferenceRecord(value=value, stderr=stderr, p_value=p_value, n=int(sizes.sum()))
 

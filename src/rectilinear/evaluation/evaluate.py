@@ -16,7 +16,7 @@ from rectilinear.evaluation.run import Job, Work
 from rectilinear.evaluation.settings import Evaluating
 from rectilinear.evaluation.speed import plan_speed
 from rectilinear.evaluation.task_set import check_chat_template, load_tasks
-from rectilinear.models.find_blocks import text_config
+from rectilinear.models.find_blocks import context_of
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress
@@ -101,7 +101,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Job:
     """Refuse what can be refused without weights, and read texts and tasks; see `evaluate_all`."""
-    models = [models] if isinstance(models, str) else models
+    models = [models] if isinstance(models, Model) else models
     if not models:
         raise RequestError("expected at least one model, got none")
     if text is None and not evaluating.tasks and not evaluating.include:
@@ -145,6 +145,5 @@ def _same_rows(
 
 def _prompt_lengths(origins: Sequence[Origin], seq_len: int) -> tuple[int, int]:
     """Lengths of prompt and continuation that fit into every model's context."""
-    found = (getattr(text_config(origin.config()), "max_position_embeddings", None) for origin in origins)
-    contexts = [context for context in found if isinstance(context, int) and context > 0]
+    contexts = [context for origin in origins if (context := context_of(origin.config()))]
     return plan_speed(seq_len, min(contexts, default=None))

@@ -23,8 +23,8 @@ from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.evaluation.bootstrap import RESAMPLES, bootstrap_stderr, mean, observe
 from rectilinear.evaluation.quiet import describe, is_ours, quiet
 from rectilinear.evaluation.record import DifferenceRecord, GroupRecord, MetricRecord, Observed, TaskRecord
-from rectilinear.evaluation.task_set import SUPERGLUE, SUPERGLUE_GROUP, TaskSet, check_chat_template
-from rectilinear.models.capture import evaluating
+from rectilinear.evaluation.task_set import COLUMNS, SUPERGLUE_GROUP, TaskSet, check_chat_template
+from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.completion import ends_texts
 from rectilinear.models.wrapped import own_randomness
 from rectilinear.progress import Progress
@@ -82,7 +82,7 @@ def run_tasks(
     if not isinstance(module, PreTrainedModel):
         raise RequestError(f"expected a transformers model for tasks, got {type(module).__name__}")
     check_chat_template(tokenizer, task_set)
-    with quiet(), evaluating(module), own_randomness(module):
+    with quiet(), evaluating(module), own_randomness(device_of(module)):
         from lm_eval.evaluator import evaluate
 
         from rectilinear.evaluation.decoder import HarnessDecoder
@@ -177,11 +177,11 @@ def _warnings(tasks: Mapping[str, TaskRecord], task_set: TaskSet) -> Iterator[st
             )
     for name, record in tasks.items():
         if task_set.settings.num_fewshot not in (None, record.num_fewshot):
-            yield f"{name}: the harness asks it with {record.num_fewshot} examples, whatever --num-fewshot says"
+            yield f"{name}: the harness asks it with {record.num_fewshot} examples, whatever `num_fewshot` says"
 
 
 def _groups(results: Any, task_set: TaskSet, tasks: Mapping[str, TaskRecord]) -> dict[str, GroupRecord]:
-    """The harness's groups, and the paper's where it was task_set for."""
+    """The harness's groups, and the paper's where it was asked for."""
     records = {}
     aggregated = any(group.has_aggregation for group in task_set.groups.values())
     for name, found in (results["groups"] if aggregated else {}).items():
@@ -222,7 +222,7 @@ def combine(
 
 
 def _mean_column(columns: Sequence[str], tasks: Mapping[str, TaskRecord]) -> MetricRecord:
-    cells = [[tasks[name].metrics[metric] for metric in SUPERGLUE[name]] for name in columns]
+    cells = [[tasks[name].metrics[metric] for metric in COLUMNS[name]] for name in columns]
     value, stderr = mean_of_columns(cells)
     constant = mean([mean([cell.constant or 0.0 for cell in row]) for row in cells])
     return MetricRecord(value=value, stderr=stderr, constant=constant, higher_is_better=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rectilinear.errors import RequestError
+from rectilinear.evaluation.bootstrap import mean_over_groups
 from rectilinear.evaluation.criteria import INSTRUCTIONS, Marks
 from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.judge_client import (
@@ -25,7 +25,7 @@ from rectilinear.evaluation.judge_client import (
 from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeReport, MarkRecord, Story
 from rectilinear.evaluation.reference import measure_reference
 from rectilinear.evaluation.settings import Judging, Stories
-from rectilinear.evaluation.stories import REQUEST, STORIES, read_stories, write_request, write_stories
+from rectilinear.evaluation.stories import REQUEST, STORIES, read_stories, write_stories
 from rectilinear.evaluation.text_measures import measure_texts
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.loading_info import loading_warnings
@@ -33,7 +33,7 @@ from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord
-from rectilinear.runs import check_same, claim, read_request, stage
+from rectilinear.runs import check_same, claim, read_request, stage, write_request
 
 
 def judge(
@@ -142,7 +142,7 @@ class StoryRun:
         prompt_tokens, answer_tokens = estimate_tokens(self.judging, self.left)
         about = f"about {prompt_tokens:,} tokens of requests and at most {answer_tokens:,} of answers"
         cost = self.judging.cost(prompt_tokens, answer_tokens)
-        price = "; see --prices for what that costs" if cost is None else f", at most about {cost:.2g} by --prices"
+        price = "; see `prices` for what that costs" if cost is None else f", at most about {cost:.2g} by `prices`"
         return f"{self.judging.judge_model} is asked about {len(self.left):,} stories: {about}{price}"
 
     def bind(self) -> None:
@@ -158,7 +158,7 @@ class StoryRun:
                 "`out`"
             )
         with stage(self.out) as folder:
-            write_request(folder, {**kept, "judge": own})
+            write_request(folder / REQUEST, {**kept, "judge": own})
 
     @reporting_exhausted_memory
     def finish(self, progress: Progress) -> JudgeReport:
@@ -218,9 +218,8 @@ def _summarize(whom: dict[str, str], answers: dict[int, Judgement], judging: Jud
 
 
 def _mean(values: Sequence[int]) -> MarkRecord:
-    n, mean = len(values), sum(values) / len(values)
-    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n) if n > 1 else None
-    return MarkRecord(mean=mean, stderr=spread)
+    mean, stderr = mean_over_groups(values, [1] * len(values))
+    return MarkRecord(mean=mean, stderr=stderr)
 
 
 def _warnings(stories: Sequence[Story], judged: Judged | None) -> Iterator[str]:
@@ -228,7 +227,7 @@ def _warnings(stories: Sequence[Story], judged: Judged | None) -> Iterator[str]:
     if empty:
         yield f"{empty} of {len(stories)} completions are empty: the model ended the text at once"
     if judged and judged.asked < len(stories):
-        yield f"the judge answered for {judged.asked} of {len(stories)} stories; for the others try --resume with it"
+        yield f"the judge answered for {judged.asked} of {len(stories)} stories; for the others try `resume` with it"
     if judged and judged.outcomes["scored"] < judged.asked:
         lost = {name: count for name, count in judged.outcomes.items() if count and name != "scored"}
         counts = ", ".join(f"{count} {name}" for name, count in lost.items())

@@ -58,7 +58,7 @@ class Judged(Record):
     marks: dict[str, MarkRecord] = Field(description="of scored stories; empty where there are none")
     prompt_tokens: int
     completion_tokens: int
-    cost: float | None = Field(default=None, description="of these tokens by --prices; null where none were given")
+    cost: float | None = Field(default=None, description="of these tokens by `prices`; null where none were given")
 
 
 class ReferenceLoss(Record):

@@ -27,8 +27,15 @@ from rectilinear.progress import Progress, reporting
 from rectilinear.settings import BatchSize
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.tasks import Task, find_task, read_task
-from rectilinear.training.classification import Encoded, check_ids, describe_questions, encode, predict, warn_of_cuts
-from rectilinear.training.metrics import commonest, score_answers
+from rectilinear.training.classification import (
+    Encoded,
+    check_ids,
+    describe_questions,
+    encode,
+    predict,
+    score_predictions,
+    warn_of_cuts,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,7 +124,7 @@ def _probe_depths(
         predictions.append(answers)
         if not converged:
             notes.append(
-                f"the probe of depth {depth} did not converge in {_ITERATIONS:,} steps; try more --max-examples"
+                f"the probe of depth {depth} did not converge in {_ITERATIONS:,} steps; try more `max_examples`"
             )
         progress("probes", depth + 1, states.shape[1])
     return points, predictions, notes
@@ -186,23 +193,15 @@ def _probe_depth(
         warnings.filterwarnings("ignore", "The least populated class")
         search.fit(features, labels, groups=groups)
     converged = bool((search.best_estimator_[-1].n_iter_ < _ITERATIONS).all())
-    scores = torch.full((len(others), 2 if task.choices else len(task.labels)), -torch.inf, dtype=torch.float64)
+    scores = torch.full((len(others), task.answers), -torch.inf, dtype=torch.float64)
     with numpy.errstate(divide="ignore"):  # of probabilities that are 0
         scores[:, search.classes_] = torch.from_numpy(search.predict_log_proba(others))
-    answers, trained = ([question.answer for question in part.questions] for part in (tested, taught))
     predictions = predict(task, tested, scores)
     point = ProbePoint(
         depth=depth,
         c=float(search.best_params_["logisticregression__C"]),
         cross_validated=float(search.best_score_),
-        metrics=score_answers(
-            task.metrics,
-            answers,
-            predictions,
-            [question.group for question in tested.questions],
-            constant=None if task.ranks else commonest(trained),
-            labels=2 if task.choices else len(task.labels),
-        ),
+        metrics=score_predictions(task, taught, tested, predictions),
     )
     return point, predictions, converged
 

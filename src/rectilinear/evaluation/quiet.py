@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 
-import numpy
-
 from rectilinear.errors import JobError, RequestError, first_line
+from rectilinear.models.wrapped import own_randomness
 
 
 @contextmanager
@@ -20,17 +18,14 @@ def quiet() -> Iterator[None]:
     """The harness without what users can do nothing about, and without traces of it in this process."""
     logger = logging.getLogger("lm_eval")
     level, alone = logger.level, os.environ.get("DISABLE_MULTIPROC")
-    states = random.getstate(), numpy.random.get_state()
     logger.setLevel(logging.ERROR)
     os.environ["DISABLE_MULTIPROC"] = "1"  # a bootstrap in forks of a process that has threads may hang
     try:
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        with own_randomness(), warnings.catch_warnings(), redirect_stdout(StringIO()):
             warnings.filterwarnings("ignore", "F-score is ill-defined")  # where an answer is never given
             yield
     finally:
         logger.setLevel(level)
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])
         if alone is None:
             del os.environ["DISABLE_MULTIPROC"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from rectilinear.errors import RequestError
+from rectilinear.evaluation.bootstrap import mean_over_groups
 from rectilinear.evaluation.judge_record import ReferenceLoss, Story
 from rectilinear.evaluation.record import finite
 from rectilinear.measurement.perplexity import exponential
 from rectilinear.models.capture import evaluating
 from rectilinear.models.completion import ends_texts
-from rectilinear.models.find_blocks import text_config
+from rectilinear.models.find_blocks import context_of
 from rectilinear.models.logits import row_logits
 from rectilinear.progress import Progress
 
@@ -67,7 +67,7 @@ def _loss_after(module: nn.Module, tokenizer: PreTrainedTokenizerBase, beginning
     first, whole = (tokenizer(words)["input_ids"][:without_end] for words in (beginning, beginning + text))
     # Where words merge across the border, the token there is the text's.
     start = next((place for place, pair in enumerate(zip(first, whole, strict=False)) if len({*pair}) > 1), len(first))
-    context = getattr(text_config(getattr(module, "config", None)), "max_position_embeddings", None)
+    context = context_of(getattr(module, "config", None))
     ids = torch.tensor([whole[:context]])
     start = max(1, start)
     if ids.shape[1] <= start:
@@ -80,12 +80,6 @@ def _loss_after(module: nn.Module, tokenizer: PreTrainedTokenizerBase, beginning
 def _mean(losses: Sequence[tuple[float, int]]) -> tuple[float, float | None]:
     """Mean loss of a token, and its standard error over stories."""
     some = [(loss, tokens) for loss, tokens in losses if tokens]
-    total = sum(tokens for _, tokens in some)
-    if not total:
+    if not some:
         raise RequestError("expected stories with a token after the beginning that fits into the reference's context")
-    mean = sum(loss for loss, _ in some) / total
-    n = len(some)
-    if n < 2:
-        return mean, None
-    squares = sum((loss - mean * tokens) ** 2 for loss, tokens in some)
-    return mean, math.sqrt(squares * n / (n - 1)) / total
+    return mean_over_groups(*zip(*some, strict=True))

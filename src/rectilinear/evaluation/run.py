@@ -23,16 +23,15 @@ from rectilinear.evaluation.warnings import find_warnings, not_included
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import weights_sha256
-from rectilinear.models.find_blocks import BlockStack, find_blocks, text_config
+from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
-from rectilinear.models.records import record_environment, record_model
+from rectilinear.models.records import record_environment, record_model, record_rows
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord
 from rectilinear.runs import check_same
 from rectilinear.text.rows import TokenRows
 from rectilinear.text.settings import Rows
-from rectilinear.text.sources import name_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,19 +67,11 @@ class Work:
     @property
     def data(self) -> DataRecord | None:
         """Which rows they are, for a result file."""
-        if self.packed is None or self.text is None:
-            return None
-        return DataRecord(
-            source=name_source(self.text),
-            fingerprint=self.packed.fingerprint,
-            tokens=self.packed.ids.numel(),
-            rows=len(self.packed.ids),
-            seq_len=self.rows.seq_len,
-        )
+        return None if self.packed is None else record_rows(self.text, self.packed)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was options and how, for a result file."""
+        """What was asked and how, for a result file."""
         options = self.evaluating.model_dump(mode="json")
         settings: dict[str, Any] = {"seed": self.rows.seed}
         if self.packed:
@@ -209,8 +200,7 @@ def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
         scores, sizes["tasks_batch_size"] = with_batch_size(answer, size, module, _REQUEST_TOKENS)
         found |= {"tasks": scores.tasks, "groups": scores.groups}
     found["warnings"] = (*loading_warnings(module), *(scores.warnings if scores else ()))
-    width = getattr(text_config(getattr(module, "config", None)), "hidden_size", None)
-    described = record_model(module, origin, _find_blocks(module), width)
+    described = record_model(module, origin, _find_blocks(module), width_of(getattr(module, "config", None)))
     probes, stories = work.gathered.of(described.sha256)
     return Evaluation(
         model=described,

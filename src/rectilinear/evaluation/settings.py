@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import urlsplit
 
 from cyclopts import Parameter
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from rectilinear.errors import RequestError
 from rectilinear.models.settings import Stack
-from rectilinear.settings import BatchSize, Names, Settings
+from rectilinear.settings import BatchSize, Names, NonNegative, Pooling, Settings
 from rectilinear.text.settings import Source, TaskSource
 
 # Tokens of an answer at most: four numbers with their names, and what a judge that reasons thinks before.
@@ -60,7 +60,7 @@ class Probing(TaskSource, Stack):
 
     seq_len: PositiveInt = 256
     """Tokens of a text, which loses its beginning where it is longer."""
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Pooling = "mean"
     """State of a text: the mean over its tokens, or that of its last token."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Folds of the cross-validation that chooses penalties."""
@@ -77,7 +77,7 @@ class Stories(Source):
     """Words of a beginning; only documents of twice as many words are taken."""
     max_new_tokens: PositiveInt = 200
     """Tokens that the model writes, at most."""
-    temperature: Annotated[NonNegativeFloat, Field(allow_inf_nan=False)] = 1.0
+    temperature: NonNegative = 1.0
     """Temperature of sampling; 0 takes the likeliest tokens."""
     batch_size: Annotated[PositiveInt, Parameter(group="Runtime")] = 16
     """Stories to write at once; drawn stories depend on it."""

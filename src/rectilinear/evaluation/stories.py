@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -14,13 +13,13 @@ from rectilinear.evaluation.judge_client import JUDGEMENTS
 from rectilinear.evaluation.judge_record import JudgeReport, Story
 from rectilinear.evaluation.settings import Stories
 from rectilinear.models.completion import complete
-from rectilinear.models.find_blocks import find_blocks, text_config
+from rectilinear.models.find_blocks import find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model
 from rectilinear.progress import Progress
 from rectilinear.results import DataRecord
-from rectilinear.runs import stage
+from rectilinear.runs import stage, write_request
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.sources import open_text
 
@@ -75,21 +74,15 @@ def write_stories(origin: Origin, stories: Stories, request: dict[str, Any], out
     about = {
         "asked": request,
         "judge": None,
-        "model": record_model(model, origin, find_blocks(model), text_config(model.config).hidden_size),
+        "model": record_model(model, origin, find_blocks(model), width_of(model.config)),
         "data": data,
         "environment": record_environment(model),
         "warnings": loading_warnings(model),
     }
     with stage(out, stale=[JUDGEMENTS, JudgeReport.file_name]) as folder:
-        write_request(folder, about)
+        write_request(folder / REQUEST, about)
         lines = "".join(story.model_dump_json() + "\n" for story in written)
         (folder / STORIES).write_text(lines, encoding="utf-8")
-
-
-def write_request(folder: Path, about: dict[str, Any]) -> None:
-    """Note in a folder what a run was asked for, and whom it is about."""
-    text = json.dumps(about, indent=1, default=lambda record: record.model_dump(mode="json"))
-    (folder / REQUEST).write_text(text + "\n", encoding="utf-8")
 
 
 def read_stories(out: Path) -> list[Story]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: The paper's columns (arXiv 2405.12250, Table 2), by the harness's names of the tasks.
-SUPERGLUE = {
+COLUMNS = {
     "boolq": ("acc",),
     "cb": ("acc", "f1"),
     "copa": ("acc",),
@@ -77,7 +77,7 @@ def load_tasks(settings: Tasks) -> TaskSet:
     folder = None if settings.data is None else Path(settings.data).expanduser()
     if folder is not None and not folder.is_dir():
         raise RequestError(f"expected a folder for `data`, got {settings.data}")
-    columns = [*SUPERGLUE] if SUPERGLUE_GROUP in names else []
+    columns = [*COLUMNS] if SUPERGLUE_GROUP in names else []
     with quiet():
         manager = _manager()
         provide_squad_metrics()
@@ -86,7 +86,7 @@ def load_tasks(settings: Tasks) -> TaskSet:
         loaded = _from_files(present, manager) if folder else _from_hub([*wanted, *columns], manager)
     if folder is not None:
         _check_examples(loaded["tasks"], settings.num_fewshot, folder)
-    order = [name for given in names for name in (SUPERGLUE if given == SUPERGLUE_GROUP else [given])]
+    order = [name for given in names for name in (COLUMNS if given == SUPERGLUE_GROUP else [given])]
     tasks: dict[str, Task] = dict(
         sorted(loaded["tasks"].items(), key=lambda task: order.index(task[0]) if task[0] in order else len(order))
     )

@@ -42,7 +42,7 @@ def not_included(gathered: Gathered, ran: Sequence[Evaluation]) -> Iterator[str]
         if model.sha256 not in weights:
             yield (
                 f"{file} is not included: it is of {model.id} with other weights than any model here has; try the same "
-                "--dtype and --revision for all commands"
+                "`dtype` and `revision` for all commands"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rectilinear.linearization.plan import Plan, SelectionRecord
-from rectilinear.models.card import model_card_metadata, name_source, result_of, usage_snippet
+from rectilinear.models.card import bare_name, model_card_metadata, result_of, usage_snippet
 
 
 def model_card(plan: Plan, own_code: bool) -> str:
@@ -13,7 +13,7 @@ def model_card(plan: Plan, own_code: bool) -> str:
         plan: what was done.
         own_code: whether the checkpoint brings code that is to be trusted.
     """
-    model, name, source = plan.model, name_source(plan.model.id), plan.data.source
+    model, name, source = plan.model, bare_name(plan.model.id), plan.data.source
     chosen = plan.selection or SelectionRecord(select="")
     losses = {
         "loss": chosen.loss_after if plan.heal is None else plan.heal.loss_after,
@@ -47,7 +47,7 @@ def model_card(plan: Plan, own_code: bool) -> str:
         lines += [f"Parameters: {before:,} before, {after:,} after ({after / before - 1:+.1%}).", ""]
     if chosen.loss_before is not None and chosen.loss_after is not None:
         lines += [
-            f"Loss on {chosen.tokens:,} held-out tokens of `{name_source(source)}`: {chosen.loss_before:.4f} nats per "
+            f"Loss on {chosen.tokens:,} held-out tokens of `{bare_name(source)}`: {chosen.loss_before:.4f} nats per "
             f"token before, {chosen.loss_after:.4f} after{' the fit' if plan.heal else ''}. Stand-ins were fitted on "
             "other rows of the same text.",
             "",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rectilinear.runs import check_same, claim, read_request
+from rectilinear.runs import check_same, claim, read_request, write_request
 from rectilinear.training.trainer import discard_checkpoints, keeping, last_checkpoint
 
 # Beside the checkpoints: what they are checkpoints of.
@@ -38,7 +37,7 @@ def healing_folder(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> Ite
             if found != recipe:
                 _discard(folder)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / _RECIPE).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+            write_request(folder / _RECIPE, recipe)
         try:
             yield folder
         except BaseException:

@@ -15,7 +15,7 @@ from rectilinear.core.maps import FittedMap, fit_map
 from rectilinear.core.moments import MomentsAccumulator, holds_float64
 from rectilinear.errors import JobError
 from rectilinear.linearization.plan import FitRecord, Replacement
-from rectilinear.measurement.collect import Batch, count_rows, mask_of, pieces_of
+from rectilinear.measurement.collect import count_rows, mask_of, pieces_of
 from rectilinear.models.capture import Passage, device_of, evaluating, run_until
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.find_blocks import BlockStack
@@ -23,6 +23,7 @@ from rectilinear.models.modeling_rectilinear import LinearBlock, PaddingMask, st
 from rectilinear.models.surgery import Edits, adds_straight, find_target, swapped
 from rectilinear.progress import Progress
 from rectilinear.settings import Target
+from rectilinear.text.batches import Batch
 
 # Parts of a block in the order in which most of them run.
 _WITHIN = ("block", "attention", "mlp")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,26 +9,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss
-from transformers import TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from rectilinear.core.moments import holds_float64
 from rectilinear.errors import JobError
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits, noting_padding
 from rectilinear.linearization.plan import HealRecord
 from rectilinear.linearization.settings import Fitting
-from rectilinear.measurement.collect import Batch, count_rows, mask_of
+from rectilinear.measurement.collect import count_rows, mask_of
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.capture import device_of, evaluating, states_after
 from rectilinear.models.series import steps_of
 from rectilinear.models.surgery import Edits, find_target, swapped
+from rectilinear.models.wrapped import own_randomness
 from rectilinear.progress import Progress
-from rectilinear.training.trainer import GuardedTrainer, StepProgress, last_checkpoint
+from rectilinear.text.batches import Batch
+from rectilinear.training.trainer import GuardedTrainer, StepProgress, last_checkpoint, training_arguments
 
 
 def heal(
@@ -65,7 +63,8 @@ def heal(
     lesson = _Lesson.of(bench, fits)
     parts = torch.split(held_out, fitting.heal_batch_size) if len(held_out) else ()
     frozen = _frozen([*bench.model.parameters(), *lesson.trained])
-    with frozen, evaluating(bench.model), noting_padding(bench), _own_randomness():
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]  # Trainer seeds them all
+    with frozen, evaluating(bench.model), noting_padding(bench), own_randomness(*gpus):
         pupil = _Pupil(lesson, lesson.variances(bench.batches, bench.progress), fitting.heal_logits)
 
         def measured() -> tuple[float | None, float | None]:
@@ -103,13 +102,13 @@ class _Lesson:
     """The original and the edited model in one, and where to compare them.
 
     Attributes:
-        model: the original.
+        bench: the original.
         edits: what makes it the edited model.
         blocks: dotted paths of the blocks after which hidden states are compared.
         trained: parameters of the edits.
     """
 
-    model: nn.Module
+    bench: Workbench
     edits: Edits
     blocks: tuple[str, ...]
     trained: tuple[nn.Parameter, ...]
@@ -122,29 +121,28 @@ class _Lesson:
         last = {fitted.replacement.blocks[-1] for fitted in fits}
         blocks = tuple(find_target(bench.stack, index, "block") for index in sorted(last) if index >= first)
         trained = tuple(parameter for module in edits.values() for parameter in module.parameters())
-        return cls(bench.model, edits, blocks, trained)
+        return cls(bench, edits, blocks, trained)
 
     def original(self, batch: Batch, logits: bool = False) -> tuple[list[Tensor], Tensor | None]:
         """Hidden states ``[rows, seq_len, width]`` after each of the blocks, and logits, of the original."""
         with torch.no_grad():
-            return states_after(self.model, batch, self._modules(), logits=logits)
+            return states_after(self.bench.model, batch, self._modules(), logits=logits)
 
     def edited(
         self, batch: Batch, weights: Sequence[Tensor], logits: bool = False
     ) -> tuple[list[Tensor], Tensor | None]:
         """The same of the edited model, with weights in the places of its trained parameters."""
         own = {own: weight.to(own) for own, weight in zip(self.trained, weights, strict=True)}
-        with swapped(self.model, self.edits):
-            return states_after(self.model, batch, self._modules(), own, logits=logits)
+        with swapped(self.bench.model, self.edits):
+            return states_after(self.bench.model, batch, self._modules(), own, logits=logits)
 
     def variances(self, batches: Sequence[Batch], progress: Progress | None) -> Tensor:
         """``[blocks]`` float32: mean over coordinates of the variance of the original's states over all tokens."""
-        exact = torch.float64 if holds_float64(device_of(self.model)) else torch.float32
-        zero = torch.zeros((), dtype=exact)
+        zero = torch.zeros((), dtype=self.bench.precision)
         sums, squares = [zero] * len(self.blocks), [zero] * len(self.blocks)
         tokens, done, total = 0, 0, sum(map(count_rows, batches))
         for batch in batches:
-            states = [_real(state, batch).to(exact) for state in self.original(batch)[0]]
+            states = [self.bench.exact(_real(state, batch)) for state in self.original(batch)[0]]
             sums = [old.to(state.device) + state.sum(0) for old, state in zip(sums, states, strict=True)]
             squares = [old.to(state.device) + state.square().sum(0) for old, state in zip(squares, states, strict=True)]
             tokens, done = tokens + len(states[0]), done + count_rows(batch)
@@ -154,7 +152,7 @@ class _Lesson:
         return torch.tensor([float((both / tokens - (one / tokens).square()).mean()) for one, both in moments])
 
     def _modules(self) -> list[nn.Module]:
-        return [self.model.get_submodule(path) for path in self.blocks]
+        return [self.bench.model.get_submodule(path) for path in self.blocks]
 
 
 class _Pupil(nn.Module):
@@ -211,9 +209,10 @@ def _train(pupil: _Pupil, bench: Workbench, fitting: Fitting, seed: int, folder:
     last = last_checkpoint(folder) if folder else None
     callbacks = [StepProgress("heal", bench.progress)] if bench.progress else []
     with TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=str(folder or scratch),
-            max_steps=fitting.heal_steps,
+        arguments = training_arguments(
+            folder or scratch,
+            fitting.heal_steps,
+            device_of(bench.model).type == "cpu",
             learning_rate=fitting.heal_learning_rate,
             per_device_train_batch_size=fitting.heal_batch_size,
             seed=seed,
@@ -222,13 +221,8 @@ def _train(pupil: _Pupil, bench: Workbench, fitting: Fitting, seed: int, folder:
             save_total_limit=1,
             logging_strategy="no",
             report_to="none",
-            disable_tqdm=True,
             remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            use_cpu=device_of(bench.model).type == "cpu",
         )
-        # The model stays where it is: Trainer is not to spread the pupil over all GPUs there are.
-        arguments._n_gpu = min(arguments.n_gpu, 1)
         if last and steps_of(last) >= fitting.heal_steps:  # Trainer would take one step more
             pupil.load_state_dict(load_file(last / SAFE_WEIGHTS_NAME))
         else:
@@ -266,15 +260,3 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in wanting:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Random states of Python, numpy and torch are afterwards what they were before: Trainer seeds them all."""
-    states = random.getstate(), numpy.random.get_state()
-    try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])

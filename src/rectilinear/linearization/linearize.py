@@ -23,18 +23,17 @@ from rectilinear.linearization.settings import CalibrationRows, Fitting, Selecti
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
-from rectilinear.models.find_blocks import BlockStack, find_blocks, text_config
+from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.modeling_rectilinear import PaddingMask
 from rectilinear.models.origin import Origin
-from rectilinear.models.records import record_environment, record_model
+from rectilinear.models.records import record_environment, record_model, record_rows
 from rectilinear.models.settings import Loading
 from rectilinear.models.surgery import check_removal, commit
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, ModelRecord, settings_record
 from rectilinear.runs import claim, stage
 from rectilinear.settings import BatchSize
-from rectilinear.text.sources import name_source
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -190,15 +189,14 @@ class _Job:
             raise RequestError(f"expected another folder for `out` than that of the model itself, got {out}")
         # Before the text and the weights, which may take long: everything that can be refused without them.
         skeleton = origin.skeleton()
-        width = getattr(text_config(getattr(skeleton, "config", None)), "hidden_size", None)
+        width = width_of(getattr(skeleton, "config", None))
         if width is None:
             raise RequestError(f"expected a transformers model with a hidden_size, got {type(skeleton).__name__}")
         path = selection.stack or (selection.plan.settings.get("stack") if selection.plan else None)
         request.check(skeleton, find_blocks(skeleton, path), width)
         tokenizer = tokenizer or origin.tokenizer()
         rows = origin.rows(text, reading, tokenizer)
-        total = len(rows.ids)
-        if total < 2 and request.named is None and selection.by_loss:
+        if len(rows.ids) < 2 and request.named is None and selection.by_loss:
             raise RequestError(
                 "expected at least two rows to choose by loss, one of them to measure it on; try more text"
             )
@@ -210,13 +208,7 @@ class _Job:
         stack = find_blocks(model, path)
         record = record_model(model, origin, stack, width)
         request.check_weights(model, stack, record.sha256)
-        data = DataRecord(
-            source=name_source(text),
-            fingerprint=rows.fingerprint,
-            tokens=rows.ids.numel(),
-            rows=total,
-            seq_len=reading.seq_len,
-        )
+        data = record_rows(text, rows)
         return cls(request, model, stack, record, width, tokenizer, reading, data, rows.ids)
 
     @property

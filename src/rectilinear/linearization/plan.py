@@ -9,12 +9,10 @@ from pydantic import Field, model_serializer, model_validator
 
 from rectilinear.linearization.kinds import KINDS, make_kind
 from rectilinear.linearization.kinds.base import Kind
+from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.settings import Target
 from rectilinear.tables import Column, Table
-
-# Below this a fit is worth a warning, as a score is.
-_TOKENS_A_FEATURE = 20
 
 #: Options that every replacement in a file has, as they are where its kind has no such option.
 WITHOUT: dict[str, Any] = {"rank": None, "taps": 0, "rates": []}
@@ -193,12 +191,12 @@ def find_warnings(replacements: Sequence[Replacement], folds: int, width: int) -
     """
     fits = [(f"{one.target} {one.where}", one.fit) for one in replacements if one.fit and one.fit.features]
     found = []
-    if scarce := [(name, fit) for name, fit in fits if fit.tokens < _TOKENS_A_FEATURE * fit.features]:
+    if scarce := [(name, fit) for name, fit in fits if fit.tokens < TOKENS_A_FEATURE * fit.features]:
         names = ", ".join(name for name, _ in scarce)
         tokens, features = scarce[0][1].tokens, max(fit.features for _, fit in scarce)
         found.append(
             f"few tokens: {tokens:,} for up to {features:,} features ({names}), so that maps may hold less well "
-            f"on other text; {_TOKENS_A_FEATURE} a feature would do: {_TOKENS_A_FEATURE * features:,} to fit on, "
+            f"on other text; {TOKENS_A_FEATURE} a feature would do: {TOKENS_A_FEATURE * features:,} to fit on, "
             "nine tenths of `max_tokens`"
         )
     if fits and folds < 2:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from rectilinear.linearization.plan import Plan
 from rectilinear.models.settings import Stack
-from rectilinear.settings import ONE_WORD, Indices, Settings, Target
+from rectilinear.settings import ONE_WORD, Indices, NonNegative, Positive, Settings, Target
 from rectilinear.text.settings import Rows
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Selection(Settings):
     """Number of blocks to replace."""
     budget: Annotated[float | None, BeforeValidator(_parse_share), ONE_WORD, Parameter(metavar="SHARE")] = None
     """Share of the model's parameters to save at least, such as 25%."""
-    max_loss_increase: Annotated[PositiveFloat, Field(allow_inf_nan=False)] | None = None
+    max_loss_increase: Positive | None = None
     """Replace blocks until the loss on held-out rows would rise by more than this, in nats per token."""
     plan: Annotated[Plan | None, BeforeValidator(_read_plan), ONE_WORD, Parameter(metavar="PATH")] = None
     """A plan.json of this model, perhaps edited: replace what it says."""
@@ -107,11 +107,11 @@ class Fitting(Settings):
     """Contiguous folds of the rows, by which ridges are chosen; 1 for none."""
     heal_steps: NonNegativeInt = 0
     """Steps to train the stand-ins for after the fit, towards the original's hidden states."""
-    heal_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    heal_learning_rate: Positive = 1e-3
     """Learning rate of the first of these steps; it falls to 0."""
     heal_batch_size: PositiveInt = 8
     """Rows of each of these steps."""
-    heal_logits: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    heal_logits: NonNegative = 0.0
     """Weight of the divergence from the original's predictions in them."""
 
     @model_validator(mode="after")

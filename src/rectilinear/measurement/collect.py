@@ -15,7 +15,7 @@ from rectilinear.measurement.settings import Measurement
 from rectilinear.models.capture import capture_blocks, evaluating, run, runnable
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.progress import Progress
-from rectilinear.text.batches import Batch as Batch
+from rectilinear.text.batches import Batch
 
 
 def collect_moments(

@@ -7,14 +7,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.core.scores import BlockScores, Linearity
+from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Cell, Column, Estimate, Table
 
 #: How close scores are to come to those of a float64 decomposition of stored activations.
 ACCURACY = 1e-6
-
-#: Tokens for each dimension of the hidden states below which scores are warned about.
-TOKENS_A_FEATURE = 20
 
 
 class LinearityRecord(Record):

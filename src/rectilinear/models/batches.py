@@ -64,7 +64,7 @@ def reporting_exhausted_memory(function: Callable[_Arguments, _Result]) -> Calla
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, MemoryError) or should_reduce_batch_size(error):
                 raise JobError(
-                    "out of memory; try a smaller --batch-size, shorter rows or, where there are --folds, fewer"
+                    "out of memory; try a smaller `batch_size`, shorter rows or, where there are `folds`, fewer"
                 ) from error
             raise
 

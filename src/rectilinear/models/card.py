@@ -53,7 +53,7 @@ def result_of(metric: str, value: float, source: str) -> EvalResult:
     return EvalResult(
         task_type="text-generation",
         dataset_type=hub_id(source) or "text",
-        dataset_name=name_source(source),
+        dataset_name=bare_name(source),
         metric_type=metric,
         metric_value=round(value, 4),
     )
@@ -79,7 +79,7 @@ def hub_id(name: str) -> str | None:
     return name if on_hub else None
 
 
-def name_source(source: str) -> str:
+def bare_name(source: str) -> str:
     """A text source or model without the folders that it lies in: a Hub id, or the last part of a path."""
     place, comma, what = source.partition(", ")  # such as "train.txt, the last 8 rows"
     return (hub_id(place) or short_name(place)) + comma + what

@@ -9,7 +9,8 @@ import torch
 
 from rectilinear.errors import RequestError
 from rectilinear.models.capture import device_of, evaluating
-from rectilinear.models.find_blocks import text_config
+from rectilinear.models.find_blocks import context_of
+from rectilinear.models.wrapped import own_randomness
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +42,7 @@ def complete(
         RequestError: a beginning without tokens, or one that leaves no room in the context.
     """
     prompts = [_prompt(tokenizer, beginning) for beginning in beginnings]
-    context = getattr(text_config(model.config), "max_position_embeddings", None)
+    context = context_of(model.config)
     longest = max(map(len, prompts))
     if context is not None and longest + max_new_tokens > context:
         raise RequestError(
@@ -57,8 +58,7 @@ def complete(
     if temperature:
         own |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
         own |= {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
-    accelerators = [device] if device.type == "cuda" else []
-    with evaluating(model), torch.random.fork_rng(accelerators):
+    with evaluating(model), own_randomness(device):
         torch.manual_seed(seed)
         written = model.generate(
             ids.to(device),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
-from rectilinear.models.find_blocks import BlockStack, text_config
+from rectilinear.models.find_blocks import BlockStack, context_of, text_config, width_of
 from rectilinear.text.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ def describe(model: PreTrainedModel, stack: BlockStack) -> dict[str, Any]:
         ``num_blocks``, ``width``, ``parameters``, ``block_parameters`` (of all blocks),
         ``vocabulary`` and ``context`` in tokens (None where the model has no limit).
     """
-    text = text_config(model.config)
     classes = sorted({type(block).__name__ for block in stack})
     return {
         "architecture": type(model).__name__,
@@ -32,11 +31,11 @@ def describe(model: PreTrainedModel, stack: BlockStack) -> dict[str, Any]:
         "found_by": stack.rule,
         "block_class": "/".join(classes),
         "num_blocks": len(stack),
-        "width": getattr(text, "hidden_size", None),
+        "width": width_of(model.config),
         "parameters": count_parameters([model]),
         "block_parameters": count_parameters(list(stack)),
-        "vocabulary": getattr(text, "vocab_size", None),
-        "context": getattr(text, "max_position_embeddings", None),
+        "vocabulary": getattr(text_config(model.config), "vocab_size", None),
+        "context": context_of(model.config),
     }
 
 
@@ -69,8 +68,8 @@ def check_context(config: PretrainedConfig | None, seq_len: int) -> None:
     Raises:
         RequestError: they are.
     """
-    context = getattr(text_config(config), "max_position_embeddings", None)
-    if isinstance(context, int) and 0 < context < seq_len:
+    context = context_of(config)
+    if context is not None and context < seq_len:
         raise RequestError(
             f"expected rows within the model's context of {context} tokens, "
             f"got rows of {seq_len}; try `seq_len={context}`"

@@ -65,7 +65,7 @@ def check_exportable(model: PreTrainedModel, stand_ins: bool = True) -> None:
     if stand_ins and has_own_code(model):
         raise RequestError(
             f"expected a model of transformers' own for stand-ins, got {type(model).__name__} with code of its own; "
-            "try --kind drop, or start from the original model"
+            "try `kind=drop`, or start from the original model"
         )
 
 

@@ -143,6 +143,17 @@ def text_config(config: Any) -> Any:
         return config
 
 
+def context_of(config: Any) -> int | None:
+    """Tokens that fit into a decoder's context; None where its configuration names no limit."""
+    context = getattr(text_config(config), "max_position_embeddings", None)
+    return context if isinstance(context, int) and context > 0 else None
+
+
+def width_of(config: Any) -> int | None:
+    """Width of a decoder's hidden states; None where its configuration does not say."""
+    return getattr(text_config(config), "hidden_size", None)
+
+
 def _owner_config(model: nn.Module, path: str) -> Any:
     """Return the config of the closest module around `path` that has one, or None."""
     configs = (getattr(model.get_submodule(above), "config", None) for above in _above(path))

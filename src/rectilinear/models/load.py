@@ -13,7 +13,7 @@ from rectilinear.models.find_blocks import text_config
 from rectilinear.models.loading_info import check_loading_info, collecting_warnings
 from rectilinear.models.peft_adapters import ADAPTER_CONFIG, Adapter, apply_adapter, find_adapter
 from rectilinear.models.released_code import own_class_of, own_model_class
-from rectilinear.settings import DType as DType
+from rectilinear.settings import DType
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from rectilinear.models.describe import check_context, check_rows
 from rectilinear.models.load import build_without_weights, load_config, load_model, load_tokenizer, pick_device
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.peft_adapters import has_adapters, merge_adapters
-from rectilinear.models.settings import Loading
+from rectilinear.models.settings import Access, Loading
 from rectilinear.text.rows import TokenRows, pack_rows
 from rectilinear.text.settings import Rows
 from rectilinear.text.sources import open_documents
@@ -54,9 +55,7 @@ class Origin:
 
     def config(self) -> Any:
         """The model's configuration; None for a module without one."""
-        if isinstance(self.model, nn.Module):
-            return getattr(self.model, "config", None)
-        return load_config(self.model, **self._access)
+        return self._config
 
     def skeleton(self) -> nn.Module:
         """The model's structure; without weights where they are not in memory yet.
@@ -75,9 +74,7 @@ class Origin:
         Raises:
             RequestError: there is none.
         """
-        if not self.name:
-            raise RequestError("expected tokenizer= for a model without name_or_path, got none")
-        return load_tokenizer(self.name, **self._access)
+        return self._tokenizer
 
     def load(self, *, head: bool = False) -> nn.Module:
         """The model, with its weights; those of the head that gives logits may be missing unless they are asked for."""
@@ -88,9 +85,23 @@ class Origin:
         )
         return module
 
+    # Each is read once: the Hub is asked anew each time, and a tokenizer of a large vocabulary takes a second.
+
+    @cached_property
+    def _config(self) -> Any:
+        if isinstance(self.model, nn.Module):
+            return getattr(self.model, "config", None)
+        return load_config(self.model, **self._access)
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        if not self.name:
+            raise RequestError("expected tokenizer= for a model without name_or_path, got none")
+        return load_tokenizer(self.name, **self._access)
+
     @property
     def _access(self) -> dict[str, Any]:
-        return {"revision": self.loading.revision, "trust_remote_code": self.loading.trust_remote_code}
+        return self.loading.part(Access).model_dump()
 
     def rows(self, text: str | Path, rows: Rows, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenRows:
         """Tokens of a text for this model, packed into rows; needs no weights.

@@ -77,9 +77,8 @@ def apply_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, str]:
         raise
     except Exception as error:  # as of models: files, configurations and weights share no narrower class
         raise RequestError(f"cannot load the adapter {adapter.source}: {first_line(error).rstrip(' .')}") from error
-    return _merge(
-        adapted
-    ), f"the adapter {adapter.source} ({adapter.kind}) was merged into the weights of {adapter.base}"
+    line = f"the adapter {adapter.source} ({adapter.kind}) was merged into the weights of {adapter.base}"
+    return _merge(adapted), line
 
 
 def has_adapters(model: nn.Module) -> bool:

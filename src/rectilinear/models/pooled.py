@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from rectilinear.errors import JobError
 from rectilinear.models.capture import capture_blocks, device_of, evaluating, run, runnable
 from rectilinear.models.find_blocks import BlockStack
-
-#: How a text's hidden states become one: their mean, or that of the last token.
-Pooling = Literal["mean", "last"]
+from rectilinear.progress import Progress
+from rectilinear.settings import Pooling
 
 
 @torch.no_grad()
@@ -24,7 +22,7 @@ def pool_states(
     texts: Sequence[Tensor],
     batch_size: int,
     pooling: Pooling = "mean",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """One vector for each text at every depth of the residual stream.
 
@@ -66,7 +64,7 @@ def pool_states(
         batch = torch.stack([states[depth] for depth in sorted(states)], 1).cpu()
         if not batch.isfinite().all():
             depth = int((~batch.isfinite()).any(-1).any(0).nonzero()[0])
-            raise JobError(f"expected finite hidden states, got others at depth {depth}; try --dtype float32")
+            raise JobError(f"expected finite hidden states, got others at depth {depth}; try `dtype=float32`")
         if pooled is None:
             pooled = batch.new_empty(len(texts), *batch.shape[1:])
         pooled[places] = batch

@@ -1,8 +1,9 @@
-"""What result files say of a model that is in memory."""
+"""What result files say of a model that is in memory, and of the rows that it is run on."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,9 @@ from rectilinear.models.describe import count_parameters, weights_sha256
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.load import commit_of
 from rectilinear.models.origin import Origin
-from rectilinear.results import EnvironmentRecord, ModelRecord
+from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord
+from rectilinear.text.rows import TokenRows
+from rectilinear.text.sources import name_source
 
 
 def record_model(module: nn.Module, origin: Origin, stack: BlockStack | None, width: int | None) -> ModelRecord:
@@ -27,6 +30,17 @@ def record_model(module: nn.Module, origin: Origin, stack: BlockStack | None, wi
         width=width,
         parameters=count_parameters([module]),
         sha256=weights_sha256(module),
+    )
+
+
+def record_rows(source: Any, rows: TokenRows) -> DataRecord:
+    """Describe the rows of a text source."""
+    return DataRecord(
+        source=name_source(source),
+        fingerprint=rows.fingerprint,
+        tokens=rows.ids.numel(),
+        rows=len(rows.ids),
+        seq_len=rows.ids.shape[1],
     )
 
 

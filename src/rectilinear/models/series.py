@@ -12,7 +12,7 @@ from typing import Any
 from rectilinear.errors import RequestError
 from rectilinear.models.describe import describe
 from rectilinear.models.find_blocks import find_blocks
-from rectilinear.models.load import STORYTELLER, build_without_weights
+from rectilinear.models.load import STORYTELLER
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 
@@ -109,9 +109,9 @@ def check_alike(checkpoints: Sequence[Checkpoint], blocks: str | None) -> Anatom
     """
     first: Anatomy | None = None
     for checkpoint in checkpoints:
-        config = checkpoint.origin.config()
+        checkpoint.origin.config()  # before the weights: what has none is no checkpoint
         _check_weights(checkpoint.origin)
-        built = build_without_weights(config, trust_remote_code=checkpoint.origin.loading.trust_remote_code)
+        built: Any = checkpoint.origin.skeleton()
         told = describe(built, find_blocks(built, blocks))
         found = Anatomy(**{name: told[name] for name in ("architecture", "num_blocks", "width", "parameters")})
         first = first or found
@@ -159,19 +159,19 @@ def _expand(given: str | Path, loading: Loading) -> list[Checkpoint]:
     if not inside:
         return [Checkpoint(Origin(given, loading), _step_of(folder))]
     found = [Checkpoint(Origin(path, loading), _step_of(path)) for path in inside]
-    step = _state_step(folder)
+    step = state_step(folder)
     if step is not None and _has_weights(folder) and step not in {checkpoint.step for checkpoint in found}:
         found.append(Checkpoint(Origin(given, loading), step))
     return found
 
 
 def _step_of(folder: Path) -> int | None:
-    step = _state_step(folder)
+    step = state_step(folder)
     return step_in(folder.name) if step is None else step
 
 
-def _state_step(folder: Path) -> int | None:
-    """The step that Trainer wrote down; None where it did not."""
+def state_step(folder: Path) -> int | None:
+    """The step that Trainer wrote down, as the last of a checkpoint's files; None where it did not."""
     try:
         state: Any = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         return int(state["global_step"])

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,10 @@ from rectilinear.errors import JobError, RequestError, first_line
 from rectilinear.models.capture import evaluating, first_value, hooked, run_until
 from rectilinear.models.find_blocks import BlockStack, find_blocks, text_config
 from rectilinear.models.modeling_rectilinear import LinearBlock, linearized_model, watch_padding
+from rectilinear.settings import Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-#: What of a block is replaced.
-Target = Literal["block", "attention", "mlp"]
 
 #: New modules by the dotted path of what they replace.
 Edits = Mapping[str, nn.Module]
@@ -45,12 +43,12 @@ def find_target(stack: BlockStack, index: int, target: Target) -> str:
     named = ", ".join(f"{name} ({type(getattr(block, name)).__name__})" for name in found) or "none"
     if len(found) != 1:
         raise RequestError(
-            f"expected one {target} in block {index} ({type(block).__name__}), got {named}; try --target block"
+            f"expected one {target} in block {index} ({type(block).__name__}), got {named}; try `target=block`"
         )
     if "residual" in inspect.signature(block.get_submodule(found[0]).forward).parameters:
         raise RequestError(
             f"expected an {target} whose output is added to the stream outside of it, got {named}, "
-            "which adds it itself; try --target block"
+            "which adds it itself; try `target=block`"
         )
     return f"{where}.{found[0]}"
 
@@ -91,12 +89,12 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any
     with evaluating(model), hooked(projections, note):
         whole = run_until(model, inputs, [block])[0]
     if not whole.y.isfinite().all():
-        raise JobError(f"block {index}: activations are NaN or infinite; try --dtype float32")
+        raise JobError(f"block {index}: activations are NaN or infinite; try `dtype=float32`")
     wide = [module for module, width in ran if width == whole.y.shape[-1]]
     if not wide or not adds_straight(model, block, wide[-1], inputs, through=False):
         raise RequestError(
             f"folding needs a last projection that adds to the residual stream as it is; "
-            f"block {index} ({type(block).__name__}) has none; try --kind affine"
+            f"block {index} ({type(block).__name__}) has none; try `kind=affine`"
         )
     return f"{find_target(stack, index, 'block')}.{projections[wide[-1]]}"
 
@@ -191,7 +189,7 @@ def check_removal(model: PreTrainedModel, stack: BlockStack, kept: Sequence[int]
         if new >= len(rebuilt) or _structure(rebuilt.blocks[new]) != _structure(stack.blocks[old]):
             raise RequestError(
                 f"expected blocks that can take each other's places, but {type(model.config).__name__} builds another "
-                f"block {new} than block {old} is; try to keep all of them (--kind affine), or choose others"
+                f"block {new} than block {old} is; try to keep all of them (`kind=affine`), or choose others"
             )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 
@@ -60,9 +62,12 @@ def own_precision(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def own_randomness(model: nn.Module) -> Iterator[None]:
-    """Random states of torch, on the CPU and where a model is, are afterwards what they were before."""
-    device = device_of(model)
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(cuda):
-        yield
+def own_randomness(*devices: torch.device) -> Iterator[None]:
+    """Random states of Python, numpy and torch, on the CPU and some devices, are afterwards what they were before."""
+    states = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])

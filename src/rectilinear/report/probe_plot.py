@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rectilinear.evaluation.probe_record import Probe
+from rectilinear.models.origin import short_name
 from rectilinear.report import style
 
 if TYPE_CHECKING:
@@ -48,6 +49,6 @@ def plot_probe(probe: Probe, *others: Probe, ax: Axes | None = None) -> Figure:
         axes.set_ylim(max(0.0, low), min(1.02, high + 0.15 * (high - low)))  # room for the legend
         style.draw_grid(axes)
         axes.legend(loc="upper center", ncols=3, fontsize=8)
-        model = "" if others else f" {style.last_part(probe.model.id)},"
+        model = "" if others else f" {short_name(probe.model.id)},"
         axes.set_title(f"Linear probes of {probe.task},{model} {probe.data.validation:,} questions", parse_math=False)
     return figure

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rectilinear.models.origin import short_name
 from rectilinear.results import DataRecord
 
 if TYPE_CHECKING:
@@ -92,21 +93,16 @@ def mark_whole_numbers(axis: Axis, most: int) -> None:
 
 def say_what(figure: Figure, model: str, data: DataRecord) -> None:
     """Head a figure with the model and the text."""
-    text = f"{last_part(model)}, {data.tokens:,} tokens of {last_part(data.source)}"
+    text = f"{short_name(model)}, {data.tokens:,} tokens of {short_name(data.source)}"
     figure.suptitle(text, x=0.01, ha="left", fontsize=9, color=GREY, parse_math=False)
 
 
 def name_all(results: Iterable[Any]) -> list[str]:
     """What tells results apart: their models, or with their texts where a model comes again."""
-    found = [(last_part(result.model.id), last_part(result.data.source)) for result in results]
+    found = [(short_name(result.model.id), short_name(result.data.source)) for result in results]
     unique = len({model for model, _ in found}) == len(found)
     # Escaped: a dollar sign would begin a formula.
     return [(model if unique else f"{model}, {source}").replace("$", r"\$") for model, source in found]
-
-
-def last_part(name: str) -> str:
-    """What comes after the last slash."""
-    return Path(name).name or name
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> None:

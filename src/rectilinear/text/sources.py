@@ -109,9 +109,8 @@ def _read_memory(source: Iterable[Any], reading: Source) -> Iterator[str]:
     column, where = reading.column, type(source).__name__
     if not isinstance(source, Iterable):
         raise RequestError(f"expected {_KINDS}, or texts, got {where}")
-    if hasattr(source, "columns") and not hasattr(
-        source, "column_names"
-    ):  # a data frame, which goes through the names of its columns
+    # A data frame, which goes through the names of its columns.
+    if hasattr(source, "columns") and not hasattr(source, "column_names"):
         names = [*map(str, source.columns)]
         if column not in names:
             raise _missing_column(column, names, where)

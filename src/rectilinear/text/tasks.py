@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import groupby, islice
 from pathlib import Path
 from string import Formatter
 from typing import Literal, NamedTuple
 
-from rectilinear.errors import JobError, RequestError, first_line
+from rectilinear.errors import JobError, RequestError, first_line, try_nearest
 from rectilinear.text.lines import Line, read_lines
 from rectilinear.text.superglue import SUPERGLUE, split_file
 
@@ -139,8 +138,7 @@ def find_task(name: str) -> Task:
         RequestError: there is none.
     """
     if name not in TASKS:
-        likely = "".join(f"; try {near}" for near in get_close_matches(name, TASKS, 1, 0.5))
-        raise RequestError(f"expected `task` {', '.join(TASKS)}, got {name!r}{likely}")
+        raise RequestError(f"expected `task` {', '.join(TASKS)}, got {name!r}{try_nearest(name, TASKS, 0.5)}")
     return TASKS[name]
 
 

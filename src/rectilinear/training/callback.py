@@ -28,6 +28,7 @@ from rectilinear.measurement.measure import Scored, score_model, token_inputs
 from rectilinear.measurement.profile import BlockRecord
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
+from rectilinear.models.capture import device_of
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.records import record_environment
@@ -173,7 +174,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def _measure(self) -> Scored:
         runner, bare = trained_model(self._trainer)
         stack = find_blocks(bare, self._path)
-        with own_precision(bare), own_randomness(bare):
+        with own_precision(bare), own_randomness(device_of(bare)):
             return score_model(runner, stack, self._batches, self._inputs, self._measurement)
 
     def _dynamics(self, scored: Scored, points: tuple[Point, ...]) -> Dynamics:

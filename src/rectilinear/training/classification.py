@@ -16,6 +16,7 @@ from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.describe import check_rows
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.tasks import Question, Task
+from rectilinear.training.metrics import MetricRecord, commonest, score_answers
 from rectilinear.training.results import TaskDataRecord
 
 if TYPE_CHECKING:
@@ -180,6 +181,20 @@ def bradley_terry(outputs: object, labels: Tensor, num_items: Tensor | int | Non
     chosen, rejected = logits.float().view(-1, 2).unbind(1)
     texts = len(labels) if num_items is None else num_items
     return -logsigmoid(chosen - rejected).sum() / (texts / 2)
+
+
+def score_predictions(
+    task: Task, train: Encoded, validation: Encoded, predictions: Sequence[int]
+) -> dict[str, MetricRecord]:
+    """A task's metrics on the validation part, beside those of the training part's commonest answer."""
+    return score_answers(
+        task.metrics,
+        [question.answer for question in validation.questions],
+        predictions,
+        [question.group for question in validation.questions],
+        constant=None if task.ranks else commonest([question.answer for question in train.questions]),
+        labels=task.answers,
+    )
 
 
 @torch.no_grad()

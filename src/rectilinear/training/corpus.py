@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,12 @@ from torch import Tensor
 
 from rectilinear.errors import RequestError
 from rectilinear.measurement.dynamics import Dynamics
+from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.series import checkpoints_of
 from rectilinear.models.settings import Access
 from rectilinear.results import settings_record
-from rectilinear.runs import check_same, read_request, stage
+from rectilinear.runs import check_same, read_request, stage, write_request
 from rectilinear.text.rows import RowFile, open_rows, pack_rows, stream_rows, write_rows
 from rectilinear.text.sources import open_documents
 from rectilinear.text.tokens import Document, tokenize_with
@@ -36,7 +36,7 @@ _STALE = (Training.file_name, Dynamics.file_name, "config.json", "generation_con
 
 # Rows to hold out where no other text is: one in a hundred, 400 at most, but enough tokens for the width where there
 # are, and of a text that is all trained on a tenth at most.
-_SHARE, _ROWS_AT_MOST, _TOKENS_A_FEATURE, _LARGEST_SHARE = 100, 400, 20, 10
+_SHARE, _ROWS_AT_MOST, _LARGEST_SHARE = 100, 400, 10
 
 # Names in files of earlier versions.
 _RENAMED = {"vocabulary": "vocab_size", "accumulation": "gradient_accumulation", "embedding": "penalize_embedding"}
@@ -119,7 +119,7 @@ def start_run(out: Path, plan: Plan) -> None:
                 f"{max(0, contents.rows - held_out)} rows to train on; try a smaller `batch_size` and "
                 "`gradient_accumulation=1`"
             )
-        _write_request(folder, {"recipe": plan.request(), "rows": contents._asdict(), "held_out": held_out})
+        write_request(folder / _REQUEST, {"recipe": plan.request(), "rows": contents._asdict(), "held_out": held_out})
 
 
 def resume_run(out: Path, plan: Plan) -> None:
@@ -149,7 +149,7 @@ def resume_run(out: Path, plan: Plan) -> None:
             raise RequestError(
                 f"expected {contents.rows:,} rows in {file}, to resume the run, got another file or none"
             )
-        _write_request(folder, {**record, "recipe": wanted})
+        write_request(folder / _REQUEST, {**record, "recipe": wanted})
 
 
 def is_over(out: Path, plan: Plan) -> bool:
@@ -184,10 +184,6 @@ def discard_rows(out: Path) -> None:
     (out / _ROWS).unlink(missing_ok=True)
 
 
-def _write_request(folder: Path, record: Mapping[str, Any]) -> None:
-    (folder / _REQUEST).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
 def _rows_of(plan: Plan, tokenizer: PreTrainedTokenizerBase, rows: int | None) -> Iterator[Tensor]:
     documents = plan.documents(plan.text, plan.corpus.seed)
     return stream_rows(documents, tokenize_with(tokenizer), plan.preset.seq_len, rows)
@@ -218,4 +214,4 @@ def _count_held_out(plan: Plan, rows: int) -> int:
 
 def _rows_for_width(plan: Plan) -> int:
     """Rows with enough tokens for scores at the decoder's width."""
-    return -(-_TOKENS_A_FEATURE * plan.preset.width // plan.preset.seq_len)
+    return -(-TOKENS_A_FEATURE * plan.preset.width // plan.preset.seq_len)

@@ -29,12 +29,12 @@ from rectilinear.training.classification import (
     bradley_terry,
     describe_questions,
     predict,
+    score_predictions,
     score_texts,
     training_examples,
     warn_of_cuts,
 )
 from rectilinear.training.finetuning_job import Job, read_job
-from rectilinear.training.metrics import commonest, score_answers
 from rectilinear.training.regularizer import Regularizer
 from rectilinear.training.results import Finetuning, SeedRun, change_of, linearities_of, summarize
 from rectilinear.training.settings import Profiling, Tuning
@@ -140,22 +140,14 @@ def _run_seed(job: Job, result: Finetuning, seed: int, progress: Progress) -> tu
         scores = score_texts(trained, texts, job.padding, job.tuning.batch_size)
     except JobError as error:
         raise JobError(f"seed {seed}: {error}") from error
-    questions = job.validation.questions
-    metrics = score_answers(
-        job.task.metrics,
-        [question.answer for question in questions],
-        predict(job.task, job.validation, scores),
-        [question.group for question in questions],
-        constant=None if job.task.ranks else commonest([question.answer for question in job.train.questions]),
-        labels=2 if job.task.choices else len(job.task.labels),
-    )
+    predictions = predict(job.task, job.validation, scores)
     measurement = job.profiling.part(Measurement)
     after = linearities_of(profile_model(Origin(trained), job.inputs, measurement, "auto", progress))
     run = SeedRun(
         seed=seed,
         steps=int(log[-1]["step"]),
         seconds=time.perf_counter() - started,
-        metrics=metrics,
+        metrics=score_predictions(job.task, job.train, job.validation, predictions),
         after=after,
         change=change_of(result.before, after),
         log=log,

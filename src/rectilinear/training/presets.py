@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import RequestError, try_nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -81,8 +80,8 @@ def find_preset(name: str) -> Preset:
         RequestError: there is none.
     """
     if name not in PRESETS:
-        likely = "".join(f"; try {near}" for near in get_close_matches(name, PRESETS, 1, 0.9))
-        raise RequestError(f"expected `preset` to be one of {', '.join(PRESETS)}, got {name!r}{likely}")
+        near = try_nearest(name, PRESETS, 0.9)
+        raise RequestError(f"expected `preset` to be one of {', '.join(PRESETS)}, got {name!r}{near}")
     return PRESETS[name]
 
 

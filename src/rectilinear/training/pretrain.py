@@ -16,7 +16,7 @@ from transformers.integrations import get_available_reporting_integrations
 from rectilinear.errors import RequestError
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory
-from rectilinear.models.card import model_card_metadata, name_source, result_of, usage_snippet
+from rectilinear.models.card import bare_name, model_card_metadata, result_of, usage_snippet
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model
@@ -90,8 +90,6 @@ def pretrain(
         Interrupted: a signal ended it, with a checkpoint to go on from.
     """
     _check_request(str(text), recipe, corpus, monitoring)
-    if resume and overwrite:
-        raise RequestError("expected `resume` or `overwrite`, got both")
     on_cpu = trains_on_cpu(recipe.device)
     if recipe.dtype == "auto":
         recipe = recipe.model_copy(update={"dtype": "bfloat16" if has_bfloat16(on_cpu) else "float32"})
@@ -261,7 +259,7 @@ def _model_card(training: Training) -> str:
     penalty = "no penalty on hidden states"
     if settings["regularizer"] != "none":
         penalty = f"{settings['strength']:g} times the {settings['regularizer']} penalty on neighbouring hidden states"
-    name = f"{settings['preset']}, pretrained on {name_source(training.data.source)}"
+    name = f"{settings['preset']}, pretrained on {bare_name(training.data.source)}"
     stderr = "" if held_out.stderr is None else f" ± {held_out.stderr:.4f}"
     results = [result_of("perplexity", held_out.perplexity, held_out.data.source)]
     metadata = model_card_metadata(name, datasets=[training.data.source], results=results)
@@ -274,7 +272,7 @@ Rectilinear trained this decoder ({model.architecture}, {model.num_blocks} block
 {settings["seq_len"]} tokens, {training.data.tokens:,} tokens in all, with {penalty}, seed {settings["seed"]}. \
 `training.json` has the whole recipe and the log.
 
-Loss on {held_out.data.tokens:,} held-out tokens of {name_source(held_out.data.source)}: {held_out.loss:.4f}{stderr} \
+Loss on {held_out.data.tokens:,} held-out tokens of {bare_name(held_out.data.source)}: {held_out.loss:.4f}{stderr} \
 nats per token, perplexity {held_out.perplexity:.2f}.
 
 {usage_snippet()}

@@ -9,12 +9,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_
 
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Access
-from rectilinear.settings import BatchSize, Settings
+from rectilinear.settings import BatchSize, NonNegative, Positive, Settings
 from rectilinear.text.settings import Rows, Source, TaskSource
 from rectilinear.training.presets import PRESETS, find_preset
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Regularization(Settings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import signal
@@ -18,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from rectilinear.errors import JobError, broken_promise
 from rectilinear.models.export import writing
-from rectilinear.models.series import checkpoints_of
+from rectilinear.models.series import checkpoints_of, state_step
 from rectilinear.models.task_loss import items_of_rows
 from rectilinear.progress import Progress
 from rectilinear.runs import Interrupted
@@ -224,7 +223,7 @@ def keeping(folder: str | Path) -> Iterator[None]:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint of a folder that was written to its end: Trainer writes its own state last."""
-    return next((path for path in reversed(checkpoints_of(folder)) if _is_whole(path)), None)
+    return next((path for path in reversed(checkpoints_of(folder)) if state_step(path) is not None), None)
 
 
 def discard_checkpoints(folder: Path, *, partial_only: bool = False) -> None:
@@ -233,13 +232,5 @@ def discard_checkpoints(folder: Path, *, partial_only: bool = False) -> None:
     Trainer counts the latter among those to keep, and would remove better ones for them.
     """
     for path in checkpoints_of(folder):
-        if not (partial_only and _is_whole(path)):
+        if not partial_only or state_step(path) is None:
             shutil.rmtree(path)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
