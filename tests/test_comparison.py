@@ -20,7 +20,7 @@ TASKS = "superglue,wsc,words"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = write_superglue(tmp_path_factory.mktemp("superglue"), train=40, validation=14)
+    folder = write_superglue(tmp_path_factory.mktemp("superglue"), train=40, validation=8)
     write_lines(folder / "words.jsonl", [{"context": f"It was {i} and a", "continuation": "cat"} for i in range(9)])
     return folder
 
@@ -33,6 +33,14 @@ def models(tiny_checkpoint, save_checkpoint):
         "shallow": save_checkpoint(build_llama(blocks=2, seed=1), "shallow"),
         "third": save_checkpoint(build_llama(seed=4), "third"),
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples():
+    """The F1 of CB takes milliseconds for each of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rectilinear.evaluation.bootstrap.RESAMPLES", 20)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +123,7 @@ def test_folders_of_probes_and_stories_are_results(results):
 
 
 def test_what_cannot_be_compared_is_said_and_not_compared(models, results, data, text_file, tmp_path):
-    other = write_superglue(tmp_path / "other", train=40, validation=13)
+    other = write_superglue(tmp_path / "other", train=40, validation=7)
     size = {"tasks": "copa,wic", "num_fewshot": 1, "include": ()}
     evaluated(models["deep"], text_file, data, results, **size).save(tmp_path / "plain")
     evaluated(models["shallow"], text_file, other, results, **size).save(tmp_path / "fewer")
@@ -132,7 +140,7 @@ def test_what_cannot_be_compared_is_said_and_not_compared(models, results, data,
     found = rectilinear.compare(tmp_path / "plain", tmp_path / "shorter")
     assert found.models[0].differences.loss is found.data is None
     assert any("cannot be compared: they are of different texts" in said for said in found.warnings)
-    assert found.models[0].differences.tasks["copa"]["acc"].n == 14
+    assert found.models[0].differences.tasks["copa"]["acc"].n == 8
 
 
 def test_older_files_say_that_they_lack_rows(results, tmp_path):

@@ -128,6 +128,7 @@ def test_a_failed_write(command, tiny_checkpoint, text_file, monkeypatch, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_tasks_of_two_models(process, tiny_checkpoint, other_checkpoint, tmp_path):
     data = write_superglue(tmp_path / "superglue", train=6, validation=10)
     asked = ("--tasks", "superglue,wsc", "--data", data, "--limit", 8, "--num-fewshot", 1)

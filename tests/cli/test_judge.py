@@ -56,7 +56,15 @@ def test_it_says_what_it_will_take_and_what_came_of_it(process, keyed, tiny_chec
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        signal.SIGKILL,
+    ],
+    ids=lambda number: number.name,
+)
 def test_a_run_that_was_stopped_goes_on(number, keyed, process, tiny_checkpoint, text_file, tmp_path):
     """No beginning is asked twice; only a kill loses what was under way, and no more than that."""
     out = tmp_path / "out"

@@ -144,6 +144,7 @@ def test_a_plan_is_edited_and_fed_back(command, linearized, tiny_checkpoint, tex
     assert again["replacements"][1]["rank"] == 5
 
 
+@pytest.mark.slow
 def test_what_it_wrote_is_evaluated_and_measured(process, linearized, text_file, tmp_path):
     """In processes that know nothing of it yet, and need not trust the code beside it, which is this package's own."""
     for verb in ("evaluate", "measure", "inspect"):

@@ -225,7 +225,7 @@ def chatting(beginning):
     return made
 
 
-@pytest.mark.parametrize("instruction", [None, "It was old."])
+@pytest.mark.parametrize("instruction", [pytest.param(None, marks=pytest.mark.slow), "It was old."])
 def test_chats_are_those_of_the_harness(instruction, model, chatting, data):
     asked = load_tasks(LOCAL, data, apply_chat_template=True, system_instruction=instruction)
     found = run_tasks(model, chatting, asked, 4)
@@ -607,7 +607,7 @@ def test_numbers_of_examples_that_the_harness_does_not_change_are_said(model, be
     asked.tasks["copa"].set_config("num_fewshot", 0)
     found = run_tasks(model, beginning, asked, 4)
     assert found.tasks["copa"].num_fewshot == 0
-    assert found.warnings == ("copa: the harness asks it with 0 examples, whatever --num-fewshot says",)
+    assert found.warnings == ("copa: the harness asks it with 0 examples, whatever `num_fewshot` says",)
 
 
 def test_errors_of_a_model_s_own_code_are_told_in_a_line(model, beginning, data, monkeypatch):

@@ -59,6 +59,7 @@ def assert_same(one, two, tolerance):
         assert abs(b[name] - value) <= tolerance, name
 
 
+@pytest.mark.slow
 def test_every_score_of_a_trained_model_equals_the_oracle(shared):
     folder = shared / "models/stories260K"
     profile = rectilinear.measure(

@@ -156,7 +156,9 @@ def test_a_loop_by_hand_equals_trainer(kind, tmp_path, capsys):
         torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "bloom"))]
+)
 def test_strength_0_is_none_bit_for_bit(family, tmp_path, capsys):
     rows = rows_of(batch_of(20))
     plain, other = trained(family), trained(family)
@@ -167,7 +169,14 @@ def test_strength_0_is_none_bit_for_bit(family, tmp_path, capsys):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in other.modules())
 
 
-@pytest.mark.parametrize(("family", "padding"), [("llama", "right"), ("llama", "left"), ("gpt2", "right")])
+@pytest.mark.parametrize(
+    ("family", "padding"),
+    [
+        pytest.param("llama", "right", marks=pytest.mark.slow),
+        ("llama", "left"),
+        pytest.param("gpt2", "right", marks=pytest.mark.slow),
+    ],
+)
 def test_accumulation_changes_nothing(family, padding, tmp_path, capsys):
     rows = rows_of(batch_of(8, 12, padding)) * 2
     results = []

@@ -33,7 +33,14 @@ def test_items_are_counted_as_trainer_counts_them(accumulation, tmp_path):
     assert [entry["penalty"] > 0 for entry in trainer.state.log_history if "loss" in entry] == [True, True]
 
 
-@pytest.mark.parametrize("other", [lambda count: count + 2, lambda count: count - 2, lambda count: None])
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(lambda count: count + 2, marks=pytest.mark.slow),
+        pytest.param(lambda count: count - 2, marks=pytest.mark.slow),
+        lambda count: None,
+    ],
+)
 def test_another_count_of_items_is_an_error(other, tmp_path, monkeypatch):
     count_items = Trainer.get_batch_samples
 
