@@ -18,12 +18,12 @@ from rectilinear.linearization.choose import Choice
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionRecord, find_warnings
-from rectilinear.linearization.request import Request, larger
+from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
-from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
+from rectilinear.models.find_blocks import find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.modeling_rectilinear import PaddingMask
 from rectilinear.models.origin import Origin
@@ -161,13 +161,10 @@ def linearize(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A request that was checked, the model (a copy of one that was in memory), its blocks, and rows of the text."""
+    """A request that was checked, with a model (a copy of one that was in memory), and rows of the text."""
 
-    request: Request
-    model: Any
-    stack: BlockStack
+    scope: Scope
     record: ModelRecord
-    width: int
     tokenizer: PreTrainedTokenizerBase
     reading: CalibrationRows
     data: DataRecord
@@ -193,7 +190,7 @@ class _Job:
         if width is None:
             raise RequestError(f"expected a transformers model with a hidden_size, got {type(skeleton).__name__}")
         path = selection.stack or (selection.plan.settings.get("stack") if selection.plan else None)
-        request.check(skeleton, find_blocks(skeleton, path), width)
+        Scope(request, skeleton, find_blocks(skeleton, path), width).check()
         tokenizer = tokenizer or origin.tokenizer()
         rows = origin.rows(text, reading, tokenizer)
         if len(rows.ids) < 2 and request.named is None and selection.by_loss:
@@ -205,54 +202,53 @@ class _Job:
             model = copy.deepcopy(model)
         if out is not None:
             check_space(model, out)
-        stack = find_blocks(model, path)
-        record = record_model(model, origin, stack, width)
-        request.check_weights(model, stack, record.sha256)
-        data = record_rows(text, rows)
-        return cls(request, model, stack, record, width, tokenizer, reading, data, rows.ids)
+        scope = Scope(request, model, find_blocks(model, path), width)
+        record = record_model(model, origin, scope.stack, width)
+        scope.check_weights(record.sha256)
+        return cls(scope, record, tokenizer, reading, record_rows(text, rows), rows.ids)
 
     @property
     def recipe(self) -> dict[str, Any]:
         """All that replacements depend on, but for how they are fitted."""
-        given = {"model": self.record.sha256, "text": self.data.fingerprint, "stack": self.stack.path}
-        return {**given, **self.request.recipe()}
+        given = {"model": self.record.sha256, "text": self.data.fingerprint, "stack": self.scope.stack.path}
+        return {**given, **self.scope.request.recipe()}
 
     def carry_out(self, fitting: Fitting, batch_size: BatchSize, folder: Path | None, progress: Progress) -> Linearized:
         """Choose, fit, heal, and put in what was fitted."""
-        ids = self.ids
+        ids, scope, model, stack = self.ids, self.scope, self.scope.model, self.scope.stack
         fitted_rows = len(ids) - max(1, round(_HELD_OUT * len(ids))) if len(ids) > 1 else len(ids)
         held_out = ids[fitted_rows:]
 
         def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
             batches = torch.split(ids[:fitted_rows], size)
-            bench = Workbench(self.model, self.stack, PaddingMask(), batches, fitting.folds, progress)
-            return bench, *Choice(bench, held_out, self.request, self.width).make()
+            bench = Workbench(model, stack, PaddingMask(), batches, fitting.folds, progress)
+            return bench, *Choice(scope, bench, held_out).make()
 
-        too_large = larger(self.model, self.stack, self.request, self.width)
-        bench, fits, selection = with_batch_size(attempt, batch_size, self.model, ids.shape[1])
+        bench, fits, selection = with_batch_size(attempt, batch_size, model, ids.shape[1])
         replacements = tuple(fitted.replacement for fitted in fits)
-        warnings = loading_warnings(self.model)
-        warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), self.width)
-        if too_large:
-            warnings.append(f"blocks {too_large} were not considered: their replacements would be larger than they are")
-        placed = {"folds": fitting.folds, "stack": self.stack.path, "fitted_rows": fitted_rows}
+        warnings = loading_warnings(model)
+        warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), scope.width)
+        if scope.too_large:
+            warnings.append(
+                f"blocks {scope.too_large} were not considered: their replacements would be larger than they are"
+            )
+        placed = {"folds": fitting.folds, "stack": stack.path, "fitted_rows": fitted_rows}
         plan = Plan(
             model=self.record,
             data=self.data,
-            settings={**self.reading.model_dump(exclude={"seq_len"}), **self.request.settings(), **placed},
-            environment=record_environment(self.model),
+            settings={**self.reading.model_dump(exclude={"seq_len"}), **scope.request.settings(), **placed},
+            environment=record_environment(model),
             selection=selection,
             replacements=replacements,
             warnings=tuple(warnings),
         )
-        kept = [index for index in range(len(self.stack)) if index not in plan.removed]
-        check_removal(self.model, self.stack, kept)
+        check_removal(model, stack, [index for index in range(len(stack)) if index not in plan.removed])
         healed = None
         if fitting.heal_steps:
             from rectilinear.linearization.heal import heal  # Trainer takes seconds to import
 
             healed = heal(bench, fits, held_out, fitting, self.reading.seed, folder)
-        commit(self.model, self.stack, merge_edits(fits), plan.removed)
-        parameters = ParametersRecord(before=self.record.parameters, after=count_parameters([self.model]))
+        commit(model, stack, merge_edits(fits), plan.removed)
+        parameters = ParametersRecord(before=self.record.parameters, after=count_parameters([model]))
         plan = plan.model_copy(update={"parameters": parameters, "heal": healed})
-        return Linearized(self.model, plan, self.tokenizer, ids[-4:, :64])
+        return Linearized(model, plan, self.tokenizer, ids[-4:, :64])
