@@ -15,7 +15,7 @@ from rectilinear.core.maps import FittedMap, fit_map
 from rectilinear.core.moments import MomentsAccumulator, holds_float64
 from rectilinear.errors import JobError
 from rectilinear.linearization.plan import FitRecord, Replacement
-from rectilinear.measurement.collect import count_rows, mask_of, pieces_of
+from rectilinear.measurement.collect import count_rows, in_folds, mask_of
 from rectilinear.models.capture import Passage, device_of, evaluating, run_until
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.find_blocks import BlockStack
@@ -35,19 +35,11 @@ Pairs = Callable[[Sequence[Passage], Sequence[Passage], Batch], tuple[Tensor, Te
 
 @dataclass(frozen=True)
 class Workbench:
-    """A model that is being edited, and the rows that stand-ins are fitted on.
+    """A model that is being edited, and the rows that stand-ins are fitted on, in contiguous folds for the ridge."""
 
-    Attributes:
-        model: the original, whose modules are only ever swapped out for a time.
-        stack: its blocks.
-        padding: where the stand-ins find the attention mask.
-        batches: rows to fit on.
-        folds: contiguous folds of the rows, for the ridge.
-    """
-
-    model: nn.Module
+    model: nn.Module  # the original, whose modules are only ever swapped out for a time
     stack: BlockStack
-    padding: PaddingMask
+    padding: PaddingMask  # where the stand-ins find the attention mask
     batches: Sequence[Batch]
     folds: int = 4
     progress: Progress | None = None
@@ -142,19 +134,12 @@ class Fit(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """Where a replacement goes, and what it is fitted on.
-
-    Attributes:
-        bench: the original, and the rows.
-        target: what of a block is replaced.
-        blocks: indices of the block, or of consecutive ones that are replaced as one.
-        edits: what was fitted before.
-    """
+    """Where a replacement goes, and what it is fitted on."""
 
     bench: Workbench
     target: Target
-    blocks: tuple[int, ...]
-    edits: Edits
+    blocks: tuple[int, ...]  # consecutive ones, which are replaced as one
+    edits: Edits  # what was fitted before
 
     @cached_property
     def paths(self) -> list[str]:
@@ -184,16 +169,12 @@ class Site:
     def regress(
         self, new: LinearBlock, rank: int | None = None, features: Callable[[Tensor], Tensor] | None = None
     ) -> Fit:
-        """Fit what a `LinearBlock` gives to what it is to give; the fit is still to be written into it.
+        """Fit what a `LinearBlock` gives, in place of all that is replaced; the fit is still to be written into it.
 
-        The target is the residual stream that the original model has after the replaced part, so that
-        the fit also makes good for what the edits before it spoilt. Where an attention's or MLP's
-        output is not added to the stream as it is (but after a norm, say), the target is that output.
-
-        Args:
-            new: it takes the place of all that is replaced.
-            rank: of the map of its features; None for full rank.
-            features: what inputs ``[rows, seq_len, width]`` are mapped from; those of its filter when not given.
+        The target is the residual stream that the original model has after the replaced part, so that the fit also
+        makes good for what the edits before it spoilt. Where an attention's or MLP's output is not added to the stream
+        as it is (but after a norm, say), the target is that output. It is mapped from ``features`` of inputs
+        ``[rows, seq_len, width]``, those of the block's filter when not given.
         """
         bench, first, last = self.bench, self.modules[0], self.modules[-1]
         block = bench.stack.blocks[self.blocks[0]]
@@ -238,11 +219,9 @@ class Site:
             JobError: activations that are not finite.
         """
         bench, name = self.bench, f"block {self.blocks[0]}"
-        lengths = [count_rows(batch) for batch in bench.batches]
-        total, done = sum(lengths), 0
-        folds = min(bench.folds, total)
+        folds = min(bench.folds, sum(map(count_rows, bench.batches)))
         accumulators = [MomentsAccumulator(bench.precision) for _ in range(folds)]
-        for batch, rows in zip(bench.batches, lengths, strict=True):
+        for batch, pieces in in_folds(bench.batches, folds, name, bench.progress):
             if self.edits:
                 theirs = run_until(bench.model, batch, original)
                 with swapped(bench.model, self.edits):
@@ -253,11 +232,8 @@ class Site:
             features, targets = pairs(ours, theirs, batch)
             if not (features.isfinite().all() and targets.isfinite().all()):
                 raise JobError(f"{name}: activations are NaN or infinite; try `dtype=float32`")
-            for piece in pieces_of(done, rows, total, folds, mask_of(batch)):
+            for piece in pieces:
                 accumulators[piece.fold].update(piece.of(features), piece.of(targets))
-            done += rows
-            if bench.progress:
-                bench.progress(name, done, total)
         moments = []
         while accumulators:  # one by one, so that each is in memory once
             accumulator = accumulators.pop(0)

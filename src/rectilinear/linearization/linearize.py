@@ -13,9 +13,9 @@ from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
-from rectilinear.linearization.checkpoints import healing_folder
 from rectilinear.linearization.choose import Choice
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits
+from rectilinear.linearization.heal import heal, healing_folder
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionRecord, find_warnings
 from rectilinear.linearization.request import Request, Scope
@@ -150,10 +150,10 @@ def linearize(
         out = held.enter_context(claim(run.get("out"), overwrite=overwrite))
         progress = held.enter_context(reporting(run.get("progress", True)))
         job = _Job.prepare(Origin(model, loading), text, rows, request, out, run.get("tokenizer"))
-        recipe = {**job.recipe, **settings_record(fitting), "seed": rows.seed}
-        keep = healing_folder(out, recipe, overwrite) if out and fitting.heal_steps else nullcontext()
-        folder = held.enter_context(keep)
-        made = job.carry_out(fitting, batch_size, folder, progress)
+        inputs = {"model": job.record.sha256, "text": job.data.fingerprint, "stack": job.scope.stack.path}
+        recipe = {**inputs, **request.recipe(), **settings_record(fitting), "seed": rows.seed}
+        heals = healing_folder(out, recipe, overwrite) if out and fitting.heal_steps else nullcontext()
+        made = job.carry_out(fitting, batch_size, held.enter_context(heals), progress)
         if out:
             made.save(out)
     return made
@@ -207,12 +207,6 @@ class _Job:
         scope.check_weights(record.sha256)
         return cls(scope, record, tokenizer, reading, record_rows(text, rows), rows.ids)
 
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """All that replacements depend on, but for how they are fitted."""
-        given = {"model": self.record.sha256, "text": self.data.fingerprint, "stack": self.scope.stack.path}
-        return {**given, **self.scope.request.recipe()}
-
     def carry_out(self, fitting: Fitting, batch_size: BatchSize, folder: Path | None, progress: Progress) -> Linearized:
         """Choose, fit, heal, and put in what was fitted."""
         ids, scope, model, stack = self.ids, self.scope, self.scope.model, self.scope.stack
@@ -243,11 +237,7 @@ class _Job:
             warnings=tuple(warnings),
         )
         check_removal(model, stack, [index for index in range(len(stack)) if index not in plan.removed])
-        healed = None
-        if fitting.heal_steps:
-            from rectilinear.linearization.heal import heal  # Trainer takes seconds to import
-
-            healed = heal(bench, fits, held_out, fitting, self.reading.seed, folder)
+        healed = heal(bench, fits, held_out, fitting, self.reading.seed, folder) if fitting.heal_steps else None
         commit(model, stack, merge_edits(fits), plan.removed)
         parameters = ParametersRecord(before=self.record.parameters, after=count_parameters([model]))
         plan = plan.model_copy(update={"parameters": parameters, "heal": healed})

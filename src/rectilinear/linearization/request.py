@@ -21,12 +21,7 @@ from rectilinear.models.surgery import check_removal, find_target
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be replaced.
-
-    Attributes:
-        selection: in one of the ways to say it.
-        template: the replacement of one block, whichever it is.
-    """
+    """What is to be replaced: what is selected, by replacements of single blocks that are like a template."""
 
     selection: Selection
     template: Replacement
@@ -83,14 +78,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """What a request can replace in a model, which may be without weights, and what that saves.
-
-    Attributes:
-        request: what is asked for.
-        model: of which blocks are replaced.
-        stack: its blocks.
-        width: of its hidden states.
-    """
+    """What a request can replace in a model, which may be without weights, and what that saves."""
 
     request: Request
     model: Any
@@ -98,11 +86,7 @@ class Scope:
     width: int
 
     def check(self) -> None:
-        """Refuse what cannot be done to this model.
-
-        Raises:
-            RequestError: that is so.
-        """
+        """Raise a `RequestError` for what cannot be done to this model."""
         template, named, count = self.request.template, self.request.named, len(self.stack)
         asked = [template.model_copy(update={"blocks": (count - 1,)})] if named is None else named
         check_replacements(asked, count, self.width)
@@ -118,11 +102,7 @@ class Scope:
             check_removal(self.model, self.stack, [index for index in range(count) if index not in removed])
 
     def check_weights(self, sha256: str | None) -> None:
-        """Refuse what cannot be done to the model's weights.
-
-        Raises:
-            RequestError: that is so.
-        """
+        """Raise a `RequestError` for what cannot be done to the model's weights, which have this hash."""
         plan = self.request.selection.plan
         if plan is not None and plan.model.sha256 != sha256:
             raise RequestError(

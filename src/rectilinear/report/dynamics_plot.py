@@ -7,7 +7,7 @@ from itertools import pairwise
 from math import ceil, floor
 from typing import TYPE_CHECKING
 
-from rectilinear.measurement.dynamics import Dynamics, Mean, best_value, mean_curve
+from rectilinear.measurement.dynamics import Dynamics, Mean, mean_curve
 from rectilinear.report import style
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _draw_blocks(axes: Axes, dynamics: Dynamics) -> None:
     values = numpy.full((blocks, len(dynamics.points)), nan)
     for column, point in enumerate(dynamics.points):
         for block in point.blocks:
-            score = best_value(block.update_linearity)
+            score = block.update_linearity.best
             values[block.index, column] = nan if score is None else score
     low, high, below = _range(values[numpy.isfinite(values)].tolist())
     axes.set_facecolor("#eeeeee")

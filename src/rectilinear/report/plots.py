@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rectilinear.measurement.dynamics import Score, best_value
+from rectilinear.measurement.dynamics import Score
 from rectilinear.measurement.profile import LinearityRecord, Profile
 from rectilinear.report import style
 
@@ -85,6 +85,6 @@ def _draw_several(axes: Axes, profiles: Sequence[Profile], name: Score) -> None:
     for place, (profile, label) in enumerate(zip(profiles, style.name_all(profiles), strict=True)):
         depth = [block.index for block in profile.blocks]
         scores: list[LinearityRecord] = [getattr(block, name) for block in profile.blocks]
-        values, errors = map(best_value, scores), [score.stderr for score in scores]
+        values, errors = [score.best for score in scores], [score.stderr for score in scores]
         color, marker = style.SERIES[place % len(style.SERIES)]
         style.draw_scores(axes, depth, values, errors, color=color, marker=marker, label=label)

@@ -39,18 +39,10 @@ class Kind(Settings):
     trainable: ClassVar[bool] = True
 
     def check(self, width: int) -> None:
-        """Refuse options that make no sense for hidden states of a width.
-
-        Raises:
-            RequestError: they do not.
-        """
+        """Raise a `RequestError` for options that make no sense for hidden states of a width."""
 
     def check_model(self, model: nn.Module, stack: BlockStack, index: int) -> None:
-        """Refuse a model, with its weights, in which the block at ``index`` cannot be replaced.
-
-        Raises:
-            RequestError: it cannot.
-        """
+        """Raise a `RequestError` for a model, with its weights, in which the block at ``index`` cannot be replaced."""
 
     def parameters(self, width: int, target: Target) -> int:
         """How many parameters take the place of those that are replaced."""
