@@ -35,8 +35,7 @@ class BlockMoments:
     """Moments of the pairs ``(x, d)`` of one block.
 
     Attributes:
-        regular: one `Moments` per fold, of the tokens that are not attention sinks; None where
-            a fold has none.
+        regular: one `Moments` per fold, of the tokens that are not attention sinks; None where a fold has none.
         sinks: the same of the tokens that are.
         cosine_sum: sum over all tokens of ``cos(x, y)``, uncentred.
     """
@@ -101,11 +100,10 @@ class BlockAccumulator:
 
     Args:
         folds: number of folds K.
-        sink_ratio: a token is an attention sink if ``|x|`` exceeds this many times the median
-            norm of the first 256 tokens.
-        products: precision of the products; None takes float64 until 2p regular tokens of one
-            fold have shown that float32 is accurate enough, and float32 from then on. Float64
-            activations always have float64 products.
+        sink_ratio: a token is an attention sink if ``|x|`` exceeds this many times the median norm of the first 256
+            tokens.
+        products: precision of the products; None takes float64 until 2p regular tokens of one fold have shown that
+            float32 is accurate enough, and float32 from then on. Float64 activations always have float64 products.
     """
 
     def __init__(self, folds: int = 4, sink_ratio: float = 10.0, products: torch.dtype | None = None) -> None:

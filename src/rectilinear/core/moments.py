@@ -40,10 +40,9 @@ class Moments:
         gram: ``[p, p]``, ``sum (x - mean_x)(x - mean_x)'``.
         cross: ``[p, q]``, ``sum (x - mean_x)(d - mean_d)'``.
         energy: ``sum |d - mean_d|^2``.
-        rounding: ``[p]``, the size of rounding in the diagonal of ``gram``: eps of the products
-            times the energies of the columns they were formed from.
-        products: coarsest precision in which products of activations were formed; sums are
-            always float64.
+        rounding: ``[p]``, the size of rounding in the diagonal of ``gram``: eps of the products times the energies of
+            the columns they were formed from.
+        products: coarsest precision in which products of activations were formed; sums are always float64.
     """
 
     count: int
@@ -117,9 +116,8 @@ class Moments:
 class MomentsAccumulator:
     """Gathers `Moments` batch by batch.
 
-    Products are formed in ``products`` (float32, never TF32, or float64) around a provisional
-    centre, the mean of the first batch; sums across batches are float64. ``products`` may be
-    changed between batches.
+    Products are formed in ``products`` (float32, never TF32, or float64) around a provisional centre, the mean of the
+    first batch; sums across batches are float64. ``products`` may be changed between batches.
     """
 
     def __init__(self, products: torch.dtype = torch.float64) -> None:

@@ -36,10 +36,10 @@ class Linearity:
         stderr: standard error of that mean over folds.
     """
 
-    in_sample: float | None
-    adjusted: float | None
-    held_out: float | None
-    stderr: float | None
+    in_sample: float | None = None
+    adjusted: float | None = None
+    held_out: float | None = None
+    stderr: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
     def linearity(energy: float, which: int) -> Linearity:
         in_sample = _share(solution.residual, energy)
         if in_sample is None:
-            return Linearity(None, None, None, None)
+            return Linearity()
         adjusted = 1 - (1 - in_sample) * (n - 1) / (n - p - 1) if n > p + 1 else None
         return Linearity(in_sample, adjusted, *_mean_and_stderr([shares[which] for shares in held_out]))
 

@@ -54,10 +54,14 @@ def healing_folder(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> Ite
         Interrupted: for a `KeyboardInterrupt`, where there is a checkpoint to go on from.
     """
     folder = out.with_name(f"{out.name}.heal")
+
+    def kept(folder: Path) -> str | None:
+        return f"{folder} keeps what was healed, to go on with the same command" if last_checkpoint(folder) else None
+
     found = read_request(folder / _RECIPE)
     if last_checkpoint(folder) and not overwrite:
         check_same(folder, found, recipe)
-    with claim(folder, overwrite=overwrite or bool(found), kept=_what_is_kept):
+    with claim(folder, overwrite=overwrite or bool(found), kept=kept):
         with keeping(folder):
             if found != recipe:
                 _discard(folder)
@@ -70,10 +74,6 @@ def healing_folder(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> Ite
                 _discard(folder)
             raise
         _discard(folder)
-
-
-def _what_is_kept(folder: Path) -> str | None:
-    return f"{folder} keeps what was healed, to go on with the same command" if last_checkpoint(folder) else None
 
 
 def _discard(folder: Path) -> None:
@@ -102,14 +102,9 @@ def heal(
 
     Both models run in evaluation mode and are one: the edits are put in for the edited model's pass and taken out
     again, so that what is not replaced is in memory once. The trained weights are kept in float32 at least, and rounded
-    to the model's precision in each pass.
-
-    Args:
-        bench: the original, and the rows to train on.
-        fits: all that is replaced.
-        held_out: other rows, token ids ``[rows, seq_len]``, perhaps none, to measure on before and after.
-        fitting, seed: how, and in which order of the rows.
-        folder: where to keep the last of ten checkpoints, and to go on from the one that is there.
+    to the model's precision in each pass. They are trained on the bench's rows; ``held_out`` are others, token ids
+    ``[rows, seq_len]``, perhaps none, to measure on before and after. ``folder`` keeps the last of ten checkpoints,
+    and training goes on from the one that is there.
 
     Raises:
         JobError: a loss that is not finite, or hidden states more than twice as far from the original's as before.

@@ -120,9 +120,8 @@ def linearize(
 ) -> Linearized:
     """Replace blocks of a decoder, or their attentions or MLPs, by something linear.
 
-    Stand-ins are fitted by least squares on moments, from the first block to the last: inputs from
-    the model as edited so far, targets from the original. The last tenth of the rows is never
-    fitted on; losses in the plan are of these.
+    Stand-ins are fitted by least squares on moments, from the first block to the last: inputs from the model as edited
+    so far, targets from the original. The last tenth of the rows is never fitted on; losses in the plan are of these.
 
     Args:
         model: Hub id, path, ``"storyteller"``, or a transformers model, of which a copy is edited.

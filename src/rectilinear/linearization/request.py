@@ -67,10 +67,10 @@ class Request:
         return {"template": self.template.model_dump(mode="json"), **chosen}
 
     def group(self, indices: Sequence[int]) -> list[Replacement]:
-        """Replacements of some blocks; consecutive blocks share one where they are merged or joined."""
+        """Replacements of some blocks; consecutive blocks share one where they are merged, or the block before them has to stay."""
         indices = sorted(indices)
         runs: Iterable[Iterable[int]] = [[index] for index in indices]
-        if self.selection.merge or self.template.by.joins_blocks:
+        if self.selection.merge or self.template.by.needs_block_before:
             numbered = groupby(enumerate(indices), lambda item: item[1] - item[0])
             runs = ([index for _, index in run] for _, run in numbered)
         return [self.template.model_copy(update={"blocks": tuple(run)}) for run in runs]

@@ -22,7 +22,7 @@ def collect_moments(
     model: nn.Module,
     stack: BlockStack,
     batches: Sequence[Batch],
-    settings: Measurement | None = None,
+    settings: Measurement = Measurement(),
     progress: Progress | None = None,
     *,
     first: int = 0,
@@ -35,7 +35,6 @@ def collect_moments(
     Raises:
         JobError: a block's activations are not finite, or it has no tensor in or out.
     """
-    settings = settings or Measurement()
     folds = min(settings.folds, sum(map(count_rows, batches)))
     products = None if settings.products == "auto" else getattr(torch, settings.products)
     accumulators = [BlockAccumulator(folds, settings.sink_ratio, products) for _ in stack.blocks]

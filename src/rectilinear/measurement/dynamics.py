@@ -107,9 +107,8 @@ class Mean:
     Attributes:
         step: optimizer steps.
         mean: over blocks; None where no block has the score, as are the others then.
-        stderr: at most this is the standard error of the mean over parts of the text: the mean of the
-            blocks' own. They are measured on the same tokens, so theirs do not average out. None
-            without held-out scores.
+        stderr: at most this is the standard error of the mean over parts of the text: the mean of the blocks' own. They
+            are measured on the same tokens, so theirs do not average out. None without held-out scores.
         lowest, highest: of the blocks' scores.
         least, most: the blocks that have these.
     """
@@ -178,9 +177,8 @@ def dynamics(
         tokenizer: for text; default: each checkpoint's own, which must make the same rows.
 
     Raises:
-        RequestError: the request cannot be met, before any weights are loaded: as for `measure`, and
-            checkpoints that differ in architecture, number or width of blocks, parameters or rows of text, or two
-            of one step.
+        RequestError: the request cannot be met, before any weights are loaded: as for `measure`, and checkpoints that
+            differ in architecture, number or width of blocks, parameters or rows of text, or two of one step.
         JobError: as for `measure`.
     """
     check_batch_size(batch_size)

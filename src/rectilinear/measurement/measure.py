@@ -65,10 +65,9 @@ def measure(
         progress: see `rectilinear.progress.reporting`.
 
     Raises:
-        RequestError: the request cannot be met: no such model, text, column or block stack; text
-            shorter than one row; rows longer than the model's context.
-        JobError: activations that are not finite, a block without a tensor in or out, memory that
-            does not suffice.
+        RequestError: the request cannot be met: no such model, text, column or block stack; text shorter than one row;
+            rows longer than the model's context.
+        JobError: activations that are not finite, a block without a tensor in or out, memory that does not suffice.
     """
     check_batch_size(batch_size)
     with reporting(progress) as report:

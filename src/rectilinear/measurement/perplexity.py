@@ -72,8 +72,7 @@ def measure_perplexity(
 ) -> Perplexity:
     """The loss of a causal language model on rows of tokens.
 
-    Every token but the first of a row is predicted from those before it in the row. The model's
-    mode is left as it was.
+    Every token but the first of a row is predicted from those before it in the row. The model's mode is left as it was.
 
     Args:
         model: any module that takes ids and returns an object with ``logits`` ``[rows, seq_len, vocabulary]``.

@@ -117,8 +117,7 @@ def _cells(block: BlockRecord, few: bool, sinks: bool) -> list[Cell]:
 
 def block_record(index: int, scores: BlockScores) -> BlockRecord:
     """One block's entry of the profile."""
-    whole, without, nothing = scores.all_tokens, scores.without_sinks, Linearity(None, None, None, None)
-    factor = whole.solution.factor
+    whole, without, factor = scores.all_tokens, scores.without_sinks, scores.all_tokens.solution.factor
     return BlockRecord(
         index=index,
         linearity=whole.linearity,
@@ -131,8 +130,8 @@ def block_record(index: int, scores: BlockScores) -> BlockRecord:
             tokens=without.tokens if without else 0,
             sinks=scores.sinks,
             sink_energy=scores.sink_energy,
-            linearity=without.linearity if without else nothing,
-            update_linearity=without.update_linearity if without else nothing,
+            linearity=without.linearity if without else Linearity(),
+            update_linearity=without.update_linearity if without else Linearity(),
         ),
         solve=SolveRecord(
             rank=factor.rank,

@@ -101,9 +101,9 @@ def _about_updates(blocks: list[BlockRecord]) -> str:
     most, least = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
     return (
         f"The update. Of d itself a linear map explains {scores[most]:.1f} % at block {most}, the most linear one, and "
-        f"{scores[least]:.1f} % at block {least}, the least. What is left is what only a nonlinear block, or one that looks at "
-        "other tokens, can do. This number, not the one before, says how much of a block's own contribution a matrix "
-        "could make."
+        f"{scores[least]:.1f} % at block {least}, the least. What is left is what only a nonlinear block, or one that "
+        "looks at other tokens, can do. This number, not the one before, says how much of a block's own contribution a "
+        "matrix could make."
     )
 
 

@@ -24,7 +24,6 @@ class Folded(Kind):
     name: ClassVar[str] = "folded"
     impossible: ClassVar[Mapping[Target, str]] = {"attention": _WHOLE, "mlp": _WHOLE}
     removes_blocks: ClassVar[bool] = True
-    joins_blocks: ClassVar[bool] = True
     needs_block_before: ClassVar[bool] = True
 
     def check_model(self, model: nn.Module, stack: BlockStack, index: int) -> None:
