@@ -110,9 +110,8 @@ def heal(
         JobError: a loss that is not finite, or hidden states more than twice as far from the original's as before.
     """
     parts = torch.split(held_out, fitting.heal_batch_size) if len(held_out) else ()
-    trained = [parameter for module in merge_edits(fits).values() for parameter in module.parameters()]
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]  # Trainer seeds them all
-    frozen = _frozen([*bench.model.parameters(), *trained])
+    frozen = _frozen([bench.model, *merge_edits(fits).values()])
     with frozen, evaluating(bench.model), noting_padding(bench), own_randomness(*gpus):
         pupil = _Pupil(bench, fits, fitting.heal_logits)
 
@@ -271,9 +270,9 @@ def _exact(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def _frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
     """No gradients for parameters; those that had them get them back at the end."""
-    wanting = [parameter for parameter in parameters if parameter.requires_grad]
+    wanting = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     for parameter in wanting:
         parameter.requires_grad_(False)
     try:

@@ -67,7 +67,7 @@ class Request:
         return {"template": self.template.model_dump(mode="json"), **chosen}
 
     def group(self, indices: Sequence[int]) -> list[Replacement]:
-        """Replacements of some blocks; consecutive blocks share one where they are merged, or the block before them has to stay."""
+        """Replacements of some blocks: one for consecutive blocks where they are merged, or need a block before."""
         indices = sorted(indices)
         runs: Iterable[Iterable[int]] = [[index] for index in indices]
         if self.selection.merge or self.template.by.needs_block_before:

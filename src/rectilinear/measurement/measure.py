@@ -183,29 +183,6 @@ def score_model(
     lengths = [count_rows(batch) for batch in batches]
     if not sum(lengths):
         raise RequestError("expected at least one row to measure, got none")
-    records, width, tokens = _score_blocks(module, stack, batches, measurement, progress)
-    if measurement.products == "auto" and any(record.solve.error > ACCURACY for record in records):
-        # Float32 was taken on the evidence of the first tokens, and the rest proved it wrong.
-        exact = measurement.model_copy(update={"products": "float64"})
-        records, width, tokens = _score_blocks(module, stack, batches, exact, progress)
-    if not records:
-        raise JobError(
-            f"no block of {stack.path or 'the stack'} ran on a token; is every token masked? "
-            "If not, try `blocks` with another path"
-        )
-    data = DataRecord(
-        source=inputs.source, fingerprint=inputs.fingerprint, tokens=tokens, rows=sum(lengths), seq_len=inputs.seq_len
-    )
-    warnings = find_warnings(records, data, width, measurement.folds)
-    if idle := sorted(set(range(len(stack))) - {record.index for record in records}):
-        warnings.append(f"blocks {idle} never ran on these inputs and are left out")
-    return Scored(tuple(records), width, data, max(lengths), tuple(warnings))
-
-
-def _score_blocks(
-    module: nn.Module, stack: BlockStack, batches: Sequence[Batch], measurement: Measurement, progress: Progress | None
-) -> tuple[list[BlockRecord], int, int]:
-    """The records of the blocks that ran, their width, and the number of tokens."""
     moments = collect_moments(module, stack, batches, measurement, progress)
     device = device_of(module)
     solver = device if holds_float64(device) else torch.device("cpu")
@@ -218,4 +195,19 @@ def _score_blocks(
             width, tokens = len(scores.all_tokens.moments.mean_x), max(tokens, scores.all_tokens.tokens)
         if progress:
             progress("blocks", index + 1, len(stack))
-    return records, width, tokens
+    if measurement.products == "auto" and any(record.solve.error > ACCURACY for record in records):
+        # Float32 was taken on the evidence of the first tokens, and the rest proved it wrong.
+        exact = measurement.model_copy(update={"products": "float64"})
+        return score_model(module, stack, batches, inputs, exact, progress)
+    if not records:
+        raise JobError(
+            f"no block of {stack.path or 'the stack'} ran on a token; is every token masked? "
+            "If not, try `blocks` with another path"
+        )
+    data = DataRecord(
+        source=inputs.source, fingerprint=inputs.fingerprint, tokens=tokens, rows=sum(lengths), seq_len=inputs.seq_len
+    )
+    warnings = find_warnings(records, data, width, measurement.folds)
+    if idle := sorted(set(range(len(stack))) - {record.index for record in records}):
+        warnings.append(f"blocks {idle} never ran on these inputs and are left out")
+    return Scored(tuple(records), width, data, max(lengths), tuple(warnings))
