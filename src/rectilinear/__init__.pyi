@@ -40,9 +40,9 @@ from rectilinear.measurement.profile import Profile as Profile
 from rectilinear.measurement.settings import Measurement as Measurement
 from rectilinear.models.find_blocks import find_blocks as find_blocks
 from rectilinear.models.settings import Loading as Loading
-from rectilinear.report.dynamics_plot import plot_dynamics as plot_dynamics
+from rectilinear.report.plots import plot_dynamics as plot_dynamics
+from rectilinear.report.plots import plot_probe as plot_probe
 from rectilinear.report.plots import plot_profile as plot_profile
-from rectilinear.report.probe_plot import plot_probe as plot_probe
 from rectilinear.text.settings import Rows as Rows
 from rectilinear.text.settings import Source as Source
 from rectilinear.text.stories import generate_stories as generate_stories

@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -12,9 +13,8 @@ from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.linearization.checkpoints import healing_folder
 from rectilinear.linearization.fit import Workbench, fit_all, merge_edits, noting_padding
-from rectilinear.linearization.heal import _Lesson, _Pupil, heal
+from rectilinear.linearization.heal import _Pupil, heal, healing_folder
 from rectilinear.linearization.plan import Replacement
 from rectilinear.linearization.settings import Fitting
 from rectilinear.models.find_blocks import find_blocks
@@ -93,7 +93,7 @@ def test_finds_its_way_back(fitted, ids):
 def test_of_every_kind(case, fitted, ids):
     replacements, compared = CASES[case]
     bench, fits = fitted(replacements)
-    assert _Lesson.of(bench, fits).blocks == tuple(f"model.layers.{index}" for index in compared)
+    assert _Pupil(bench, fits, 0.0).blocks == [f"model.layers.{index}" for index in compared]
     perturb(fits)
     before = weights(fits)
     record = heal(bench, fits, ids[:4], Fitting(heal_steps=30, heal_learning_rate=1e-2))
@@ -143,9 +143,9 @@ def test_gradient_by_hand(logits_weight, padded, fitted, ids):
     if padded:
         mask[::2, :5] = 0
     batch = {"input_ids": ids, "attention_mask": mask}
-    lesson = _Lesson.of(bench, fits)
+    bench = replace(bench, batches=[batch])
     with noting_padding(bench):
-        pupil = _Pupil(lesson, lesson.variances([batch], None), logits_weight)
+        pupil = _Pupil(bench, fits, logits_weight)
         loss = pupil(**batch)
         gradients = torch.autograd.grad(loss, [*pupil.weights])
 
@@ -174,16 +174,15 @@ def test_gradient_by_hand(logits_weight, padded, fitted, ids):
 
 def test_nothing_is_in_memory_twice(fitted, ids):
     bench, fits = fitted(BLOCK)
-    lesson = _Lesson.of(bench, fits)
+    pupil = _Pupil(bench, fits, 0.0)  # what Trainer moves, saves and gives to the optimizer
     untouched = bench.model.model.layers[0].mlp.up_proj
     seen = []
     handle = untouched.register_forward_pre_hook(lambda module, args: seen.append(module.weight.data_ptr()))
     with handle:
-        lesson.original(ids)
-        lesson.edited(ids, lesson.trained)
+        pupil.original(ids)
+        pupil.edited(ids)
     assert seen == [untouched.weight.data_ptr()] * 2
-    pupil = _Pupil(lesson, torch.ones(1), 0.0)  # what Trainer moves, saves and gives to the optimizer
-    assert sum(p.numel() for p in pupil.parameters()) == sum(p.numel() for p in lesson.trained)
+    assert sum(p.numel() for p in pupil.parameters()) == sum(p.numel() for p in pupil.trained)
 
 
 def test_bfloat16_keeps_small_steps(fitted, ids):
@@ -203,13 +202,10 @@ def test_logits_alone_lower_the_divergence(fitted, ids):
     assert weighty.mse_after > light.mse_after  # it minds something else
 
     def divergence(of):
-        lesson = _Lesson.of(bench, of)
+        pupil = _Pupil(bench, of, 0.0)
         with torch.no_grad():
-            p, q = (log_softmax(part, -1) for part in (lesson.original(ids, True)[1], said(lesson)))
+            p, q = (log_softmax(logits, -1) for _, logits in (pupil.original(ids, True), pupil.edited(ids, True)))
         return float((p.exp() * (p - q)).sum(-1).mean())
-
-    def said(lesson):
-        return lesson.edited(ids, lesson.trained, True)[1]
 
     assert divergence(heavy) < divergence(fits)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rectilinear.measurement.dynamics import Dynamics
-from rectilinear.report.dynamics_plot import plot_dynamics
+from rectilinear.report.plots import plot_dynamics
 from rectilinear.report.write import write_result
 from tests.report.conftest import block
 

@@ -20,6 +20,8 @@ FLOAT32_ERROR = 1e-9
 # ... so that they are taken only below this.
 FLOAT32_LIMIT = 1e3
 
+_Folds = tuple[Moments | None, ...]
+
 # An attention sink is told by the norms of this many tokens.
 _REFERENCE_TOKENS = 256
 
@@ -33,14 +35,13 @@ class BlockMoments:
     """Moments of the pairs ``(x, d)`` of one block.
 
     Attributes:
-        regular: one `Moments` per fold, of the tokens that are not attention sinks; None where
-            a fold has none.
+        regular: one `Moments` per fold, of the tokens that are not attention sinks; None where a fold has none.
         sinks: the same of the tokens that are.
         cosine_sum: sum over all tokens of ``cos(x, y)``, uncentred.
     """
 
-    regular: tuple[Moments | None, ...]
-    sinks: tuple[Moments | None, ...]
+    regular: _Folds
+    sinks: _Folds
     cosine_sum: float
 
     @property
@@ -49,25 +50,22 @@ class BlockMoments:
         return sum(moments.count for moments in (*self.regular, *self.sinks) if moments)
 
     @property
-    def folds(self) -> tuple[Moments | None, ...]:
+    def folds(self) -> _Folds:
         """One `Moments` per fold, of all tokens."""
-        return tuple(total(pair) for pair in zip(self.regular, self.sinks, strict=True))
+        return _totals(self.regular, self.sinks)
 
     def __add__(self, other: BlockMoments) -> BlockMoments:
         """Both samples together, fold by fold."""
         return BlockMoments(
-            tuple(total(pair) for pair in zip(self.regular, other.regular, strict=True)),
-            tuple(total(pair) for pair in zip(self.sinks, other.sinks, strict=True)),
+            _totals(self.regular, other.regular),
+            _totals(self.sinks, other.sinks),
             self.cosine_sum + other.cosine_sum,
         )
 
     def to(self, device: torch.device | str) -> BlockMoments:
         """The same moments on another device."""
-        return BlockMoments(
-            tuple(m and m.to(device) for m in self.regular),
-            tuple(m and m.to(device) for m in self.sinks),
-            self.cosine_sum,
-        )
+        regular, sinks = (tuple(m and m.to(device) for m in folds) for folds in (self.regular, self.sinks))
+        return BlockMoments(regular, sinks, self.cosine_sum)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """A flat dictionary of tensors, for ``torch.save`` or ``safetensors``."""
@@ -85,16 +83,14 @@ class BlockMoments:
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> BlockMoments:
         """The inverse of `to_tensors`."""
 
-        def part(prefix: str) -> Moments | None:
-            found = {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
+        def part(kind: str, fold: int) -> Moments | None:
+            prefix = f"{kind}.{fold}."
+            found = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
             return Moments.from_tensors(found) if found else None
 
         folds = range(int(tensors["folds"]))
-        return cls(
-            tuple(part(f"regular.{fold}.") for fold in folds),
-            tuple(part(f"sinks.{fold}.") for fold in folds),
-            float(tensors["cosine_sum"]),
-        )
+        regular, sinks = (tuple(part(kind, fold) for fold in folds) for kind in ("regular", "sinks"))
+        return cls(regular, sinks, float(tensors["cosine_sum"]))
 
 
 class BlockAccumulator:
@@ -104,11 +100,10 @@ class BlockAccumulator:
 
     Args:
         folds: number of folds K.
-        sink_ratio: a token is an attention sink if ``|x|`` exceeds this many times the median
-            norm of the first 256 tokens.
-        products: precision of the products; None takes float64 until 2p regular tokens of one
-            fold have shown that float32 is accurate enough, and float32 from then on. Float64
-            activations always have float64 products.
+        sink_ratio: a token is an attention sink if ``|x|`` exceeds this many times the median norm of the first 256
+            tokens.
+        products: precision of the products; None takes float64 until 2p regular tokens of one fold have shown that
+            float32 is accurate enough, and float32 from then on. Float64 activations always have float64 products.
     """
 
     def __init__(self, folds: int = 4, sink_ratio: float = 10.0, products: torch.dtype | None = None) -> None:
@@ -142,7 +137,7 @@ class BlockAccumulator:
             self._waiting.append((x, y, fold))
             if sum(len(rows) for rows, _, _ in self._waiting) >= _REFERENCE_TOKENS:
                 self._stop_waiting()
-            else:  # What waits must not change when the model goes on.
+            else:  # what waits must not change when the model goes on
                 self._waiting[-1] = (x.clone(), y.clone(), fold)
         else:
             self._gather(x, y, fold)
@@ -170,7 +165,11 @@ class BlockAccumulator:
         # Differences and norms are as fine as the activations at least, whatever the products.
         finer = torch.promote_types(x.dtype, torch.float32)
         x, y = x.to(finer), y.to(finer)
-        norms, cosines = _norms_and_cosines(x, y)
+        norms = torch.linalg.vector_norm(x, dim=1)
+        lengths = norms * torch.linalg.vector_norm(y, dim=1)
+        if not lengths.isfinite().all():
+            raise NonFiniteError("activations are NaN, infinite, or too large to square")
+        cosines = torch.where(lengths > 0, torch.linalg.vecdot(x, y) / lengths, 0.0)
         self._cosine_sum += float(cosines.double().sum())
         if fold != self._fold:
             self._close()
@@ -219,16 +218,11 @@ class BlockAccumulator:
         self._open = {}
 
 
+def _totals(some: _Folds, others: _Folds) -> _Folds:
+    return tuple(total(pair) for pair in zip(some, others, strict=True))
+
+
 def total(parts: Sequence[Moments | None]) -> Moments | None:
     """The sum of moments, None standing for an empty sample."""
     present = [moments for moments in parts if moments is not None]
     return reduce(add, present) if present else None
-
-
-def _norms_and_cosines(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Per token ``|x|`` and ``cos(x, y)`` (zero where a vector is), refusing what is not finite."""
-    norms = torch.linalg.vector_norm(x, dim=1)
-    lengths = norms * torch.linalg.vector_norm(y, dim=1)
-    if not lengths.isfinite().all():
-        raise NonFiniteError("activations are NaN, infinite, or too large to square")
-    return norms, torch.where(lengths > 0, torch.linalg.vecdot(x, y) / lengths, 0.0)

@@ -4,9 +4,8 @@ With the Gram matrix scaled to the correlation ``R = S G S`` (``S`` diagonal) an
 
     B = S (R + u I)^-1 S C
 
-For a rank r it is projected on the r directions of the output that the fit explains most of
-(reduced-rank regression: Izenman, 1975): the leading eigenvectors V of ``C' S (R + u I)^-1 S C``,
-``B V V'``. All of it comes from moments.
+For a rank r it is projected on the r directions of the output that the fit explains most of (reduced-rank regression:
+Izenman, 1975): the leading eigenvectors V of ``C' S (R + u I)^-1 S C``, ``B V V'``. All of it comes from moments.
 """
 
 from __future__ import annotations

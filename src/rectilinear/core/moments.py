@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,10 +40,9 @@ class Moments:
         gram: ``[p, p]``, ``sum (x - mean_x)(x - mean_x)'``.
         cross: ``[p, q]``, ``sum (x - mean_x)(d - mean_d)'``.
         energy: ``sum |d - mean_d|^2``.
-        rounding: ``[p]``, the size of rounding in the diagonal of ``gram``: eps of the products
-            times the energies of the columns they were formed from.
-        products: coarsest precision in which products of activations were formed; sums are
-            always float64.
+        rounding: ``[p]``, the size of rounding in the diagonal of ``gram``: eps of the products times the energies of
+            the columns they were formed from.
+        products: coarsest precision in which products of activations were formed; sums are always float64.
     """
 
     count: int
@@ -86,45 +86,38 @@ class Moments:
         parts, output = float(self.gram.trace()) + self.energy, self.output_energy
         return max(1.0, parts / output) if output > 0 else math.inf
 
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
     def to(self, device: torch.device | str) -> Moments:
         """The same moments on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("mean_x", "mean_d", "gram", "cross", "rounding")}
-        return replace(self, **moved)
+        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
 
     def to_tensors(self) -> dict[str, Tensor]:
         """A flat dictionary of tensors, for ``torch.save`` or ``safetensors``."""
         return {
+            **self._tensors(),
             "count": torch.tensor(self.count),
-            "mean_x": self.mean_x,
-            "mean_d": self.mean_d,
-            "gram": self.gram,
-            "cross": self.cross,
             "energy": torch.tensor(self.energy, dtype=torch.float64),
-            "rounding": self.rounding,
             "products": torch.tensor(self.products.itemsize),
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Moments:
         """The inverse of `to_tensors`."""
-        return cls(
-            count=int(tensors["count"]),
-            mean_x=tensors["mean_x"],
-            mean_d=tensors["mean_d"],
-            gram=tensors["gram"],
-            cross=tensors["cross"],
-            energy=float(tensors["energy"]),
-            rounding=tensors["rounding"],
-            products={4: torch.float32, 8: torch.float64}[int(tensors["products"])],
-        )
+        numbers: dict[str, Any] = {
+            "count": int(tensors["count"]),
+            "energy": float(tensors["energy"]),
+            "products": {4: torch.float32, 8: torch.float64}[int(tensors["products"])],
+        }
+        return cls(**{**tensors, **numbers})
 
 
 class MomentsAccumulator:
     """Gathers `Moments` batch by batch.
 
-    Products are formed in ``products`` (float32, never TF32, or float64) around a provisional
-    centre, the mean of the first batch; sums across batches are float64. ``products`` may be
-    changed between batches.
+    Products are formed in ``products`` (float32, never TF32, or float64) around a provisional centre, the mean of the
+    first batch; sums across batches are float64. ``products`` may be changed between batches.
     """
 
     def __init__(self, products: torch.dtype = torch.float64) -> None:
@@ -183,8 +176,7 @@ class MomentsAccumulator:
         if not self.count:
             raise ValueError("expected at least one pair, got none")
         mean_x, mean_d = self._sum_x / self.count, self._sum_d / self.count
-        upper = self._gram.triu()
-        gram = upper + upper.triu(1).T
+        gram = self._gram.triu() + self._gram.triu(1).T
         return Moments(
             count=self.count,
             mean_x=self._centre_x + mean_x,
@@ -200,18 +192,13 @@ class MomentsAccumulator:
         p, q = x.shape[1], d.shape[1]
         home = x.device if holds_float64(x.device) else torch.device("cpu")
         zeros = partial(torch.zeros, dtype=torch.float64, device=home)
-        self._centre_x, self._centre_d = _centre(x.to(home)), _centre(d.to(home))
+        # Float32 numbers, so that they are subtracted as they are recorded in either precision.
+        self._centre_x, self._centre_d = (part.to(home).double().mean(0).float().double() for part in (x, d))
         self._sum_x, self._sum_d = zeros(p), zeros(q)
-        self._gram, self._cross, self._energy = zeros(p, p), zeros(p, q), zeros(())
-        self._rounding = zeros(p)
+        self._gram, self._cross, self._energy, self._rounding = zeros(p, p), zeros(p, q), zeros(()), zeros(p)
 
     def _host(self, part: Tensor) -> Tensor:
         return part.to(self._gram.device)
-
-
-def _centre(rows: Tensor) -> Tensor:
-    # A float32 number, so that it is subtracted as it is recorded in either precision.
-    return rows.double().mean(0).float().double()
 
 
 def holds_float64(device: torch.device) -> bool:

@@ -36,10 +36,10 @@ class Linearity:
         stderr: standard error of that mean over folds.
     """
 
-    in_sample: float | None
-    adjusted: float | None
-    held_out: float | None
-    stderr: float | None
+    in_sample: float | None = None
+    adjusted: float | None = None
+    held_out: float | None = None
+    stderr: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,19 +95,16 @@ def score_block(block: BlockMoments) -> BlockScores:
     Raises:
         ValueError: the moments hold no tokens, or x and d differ in width.
     """
-    sinks = total(block.sinks)
-    everything = score_folds(block.folds)
-    without: Scores | None = everything
-    if sinks is not None:
-        without = score_folds(block.regular) if total(block.regular) else None
-    n = everything.tokens
-    return BlockScores(
-        all_tokens=everything,
-        without_sinks=without,
-        sinks=sinks.count if sinks else 0,
-        sink_energy=_sink_energy(sinks, everything.moments) if sinks else 0.0,
-        cosine=block.cosine_sum / n,
-    )
+    sinks, everything = total(block.sinks), score_folds(block.folds)
+    cosine = block.cosine_sum / everything.tokens
+    if sinks is None:
+        return BlockScores(everything, everything, 0, 0.0, cosine)
+    moments = everything.moments
+    shift = (sinks.mean_x + sinks.mean_d) - (moments.mean_x + moments.mean_d)
+    part = sinks.output_energy + sinks.count * float(shift @ shift)
+    share = part / moments.output_energy if moments.output_energy > 0 else None
+    without = score_folds(block.regular) if any(block.regular) else None
+    return BlockScores(everything, without, sinks.count, share, cosine)
 
 
 def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
@@ -129,13 +126,13 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
     if len(present) == len(folds) > 1:
         for fold, train in zip(present, without_each(present), strict=True):
             fit = solve(train)
-            held_out.append(held_out_shares(fold, train, fit.coefficients))
-            condition = max(condition, fit.factor.condition_bound)
+            held_out.append(_held_out_shares(fold, train, fit.coefficients))
+            condition = max(condition, 1 / fit.factor.smallest)  # a lower bound of its condition, which costs nothing
 
     def linearity(energy: float, which: int) -> Linearity:
         in_sample = _share(solution.residual, energy)
         if in_sample is None:
-            return Linearity(None, None, None, None)
+            return Linearity()
         adjusted = 1 - (1 - in_sample) * (n - 1) / (n - p - 1) if n > p + 1 else None
         return Linearity(in_sample, adjusted, *_mean_and_stderr([shares[which] for shares in held_out]))
 
@@ -156,10 +153,9 @@ def score_folds(folds: tuple[Moments | None, ...]) -> Scores:
 
 def _energies(moments: Moments) -> tuple[float, float]:
     """``|Y|^2`` and ``|D|^2``, taken for zero where rounding made them (a constant has no variance)."""
-    eps = 8 * torch.finfo(torch.float64).eps
-    mean_y = moments.mean_x + moments.mean_d
+    eps, mean_y = 8 * torch.finfo(torch.float64).eps, moments.mean_x + moments.mean_d
     output, update = moments.output_energy, moments.energy
-    parts = float(moments.gram.trace()) + moments.energy
+    parts = float(moments.gram.trace()) + update
     if output <= max(eps * parts, moments.count * eps**2 * float(mean_y @ mean_y)):
         output = 0.0
     if update <= moments.count * eps**2 * float(moments.mean_d @ moments.mean_d):
@@ -167,7 +163,7 @@ def _energies(moments: Moments) -> tuple[float, float]:
     return output, update
 
 
-def held_out_shares(fold: Moments, train: Moments, coefficients: Tensor) -> tuple[float | None, float | None]:
+def _held_out_shares(fold: Moments, train: Moments, coefficients: Tensor) -> tuple[float | None, float | None]:
     """Linearity and update linearity of a fold under the means and the map of other tokens."""
     shift_x, shift_d = fold.mean_x - train.mean_x, fold.mean_d - train.mean_d
     residual = held_out_residual(fold, train, coefficients)
@@ -175,13 +171,6 @@ def held_out_shares(fold: Moments, train: Moments, coefficients: Tensor) -> tupl
     output = fold.output_energy + fold.count * float(shift_y @ shift_y)
     update = fold.energy + fold.count * float(shift_d @ shift_d)
     return _share(residual, output), _share(residual, update)
-
-
-def _sink_energy(sinks: Moments, everything: Moments) -> float | None:
-    energy = everything.output_energy
-    shift = (sinks.mean_x + sinks.mean_d) - (everything.mean_x + everything.mean_d)
-    part = sinks.output_energy + sinks.count * float(shift @ shift)
-    return part / energy if energy > 0 else None
 
 
 def _share(residual: float, energy: float) -> float | None:

@@ -55,11 +55,6 @@ class Factor:
         eigenvalues = torch.linalg.eigvalsh(self.correlation)
         return float(eigenvalues[-1] / eigenvalues[-self.rank])
 
-    @property
-    def condition_bound(self) -> float:
-        """A lower bound of `condition` that costs nothing: one over `smallest`."""
-        return 1 / self.smallest
-
     def whiten(self, cross: Tensor) -> Tensor:
         """``T' cross``, ``[rank, q]``; its squared norm is what a linear map explains."""
         scaled = cross * self.scale[:, None]

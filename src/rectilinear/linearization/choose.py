@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError
 from rectilinear.linearization.fit import Fitted, Workbench, fit_all, merge_edits
 from rectilinear.linearization.plan import SelectionRecord
-from rectilinear.linearization.request import Request, candidates, group, larger, most_blocks, saving
+from rectilinear.linearization.request import Scope
 from rectilinear.measurement.collect import collect_moments, count_rows
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.describe import count_parameters
@@ -25,19 +24,11 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What blocks are chosen by.
+    """What blocks are chosen by: what is asked for, rows to fit on, and others to measure losses on, perhaps none."""
 
-    Attributes:
-        bench: the model and the rows to fit on.
-        held_out: other rows, token ids ``[rows, seq_len]``, perhaps none, to measure losses on.
-        request: what is asked for.
-        width: of the hidden states.
-    """
-
+    scope: Scope
     bench: Workbench
-    held_out: Tensor
-    request: Request
-    width: int
+    held_out: Tensor  # ids [rows, seq_len]
 
     def make(self) -> tuple[list[Fitted], SelectionRecord]:
         """Choose, where that is left open, and fit.
@@ -45,98 +36,85 @@ class Choice:
         Raises:
             JobError: not one block can be replaced within the tolerated loss, or a fit fails.
         """
-        before = self.loss([])
-        selection = self.request.selection
+        named, selection = self.scope.request.named, self.scope.request.selection
+        before = self._loss([])
         scores: dict[int, float] = {}
-        if self.request.named is not None:
-            fits = fit_all(self.bench, self.request.named)
-            after = self.loss(fits)
-        elif selection.by_loss:
+        if named is None and selection.by_loss:
             fits, after, scores = self._by_loss(before or 0.0)
         else:
-            scores = self._order()
-            chosen: list[int] = []
-            while not self._is_enough(chosen):
-                chosen = [*scores][: len(chosen) + 1]
-            fits = self._fit(chosen)
-            after = self.loss(fits)
+            if named is None:
+                scores = self._order()
+                chosen: list[int] = []
+                while not self._is_enough(chosen):
+                    chosen = [*scores][: len(chosen) + 1]
+                named = self.scope.request.group(chosen)
+            fits = fit_all(self.bench, named)
+            after = self._loss(fits)
+        by_hand = self.scope.request.named is not None
         return fits, SelectionRecord(
-            select="by hand" if self.request.named is not None else selection.select,
-            budget=None if self.request.named is not None else selection.limit,
+            select="by hand" if by_hand else selection.select,
+            budget=None if by_hand else selection.limit,
             scores={str(index): score for index, score in scores.items()},
             loss_before=before,
             loss_after=after,
             tokens=self.held_out[:, 1:].numel(),
         )
 
-    def loss(self, fits: Sequence[Fitted]) -> float | None:
+    def _loss(self, fits: Sequence[Fitted]) -> float | None:
         """Nats per token on the held-out rows with some replacements; None where there are no rows."""
         if not len(self.held_out):
             return None
         with swapped(self.bench.model, merge_edits(fits)):
             return measure_perplexity(self.bench.model, self.held_out, count_rows(self.bench.batches[0])).loss
 
-    @cached_property
-    def _candidates(self) -> list[int]:
-        model, stack, request = self.bench.model, self.bench.stack, self.request
-        too_large = larger(model, stack, request, self.width)
-        return [index for index in candidates(stack, request.template) if index not in too_large]
-
     def _is_enough(self, chosen: Sequence[int]) -> bool:
-        selection, bench = self.request.selection, self.bench
+        selection = self.scope.request.selection
         if selection.count is not None:
             return len(chosen) >= selection.count
-        if len(chosen) == most_blocks(self._candidates, bench.stack, self.request.template):
+        if len(chosen) == self.scope.most:
             return True
         if selection.budget is None:
             return False
-        replacements = group(chosen, self.request.template, selection.merge)
-        saved = saving(bench.model, bench.stack, replacements, self.width)
-        return saved >= selection.budget * count_parameters([bench.model])
+        return self.scope.saving(chosen) >= selection.budget * count_parameters([self.bench.model])
 
-    def _fit(self, chosen: Sequence[int], known: Sequence[Fitted] = ()) -> list[Fitted]:
-        replacements = group(chosen, self.request.template, self.request.selection.merge)
-        return fit_all(self.bench, replacements, known)
-
-    def _by_loss(self, before: float) -> tuple[list[Fitted], float, dict[int, float]]:
+    def _by_loss(self, before: float) -> tuple[list[Fitted], float | None, dict[int, float]]:
         """Take blocks while the loss allows: their fits, the loss reached, and what they were ordered by."""
-        selection = self.request.selection
-        scores = {} if selection.select == "loss" else self._order()
-        order = [*scores] or self._candidates
+        request = self.scope.request
+        most, by_trial = request.selection.max_loss_increase, request.selection.select == "loss"
+        scores = {} if by_trial else self._order()
+        left = [*scores] or [*self.scope.candidates]
         chosen: list[int] = []
         fits: list[Fitted] = []
         loss = before
+
+        def tried(index: int, known: Sequence[Fitted]) -> tuple[list[Fitted], float]:
+            longer = fit_all(self.bench, request.group([*chosen, index]), known)
+            return longer, self._loss(longer) or 0.0
+
         while not self._is_enough(chosen):
-            left = [index for index in order if index not in chosen]
-            following = left[0]
-            if selection.select == "loss":
-                trials = {index: self.loss(self._fit([*chosen, index], fits)) or 0.0 for index in left}
-                following = min(left, key=lambda index: trials[index])
+            following = min(left, key=lambda index: tried(index, fits)[1]) if by_trial else left[0]
             # What comes before it saw nothing of it.
-            known = [fitted for fitted in fits if fitted.replacement.blocks[-1] < following - 1]
-            longer = self._fit([*chosen, following], known)
-            reached = self.loss(longer) or 0.0
-            if selection.max_loss_increase is not None and reached > before + selection.max_loss_increase:
+            longer, reached = tried(following, [fit for fit in fits if fit.replacement.blocks[-1] < following - 1])
+            if most is not None and reached > before + most:
                 if not chosen:
                     raise JobError(
                         f"replacing block {following} alone raises the loss by {reached - before:.4f} nats per token, "
-                        f"above the tolerated {selection.max_loss_increase}; try a larger `max_loss_increase` or "
-                        "another `kind`"
+                        f"above the tolerated {most}; try a larger `max_loss_increase` or another `kind`"
                     )
                 break
             chosen.append(following)
+            left.remove(following)
             fits, loss = longer, reached
-            if selection.select == "loss":
+            if by_trial:
                 scores[following] = reached
         return fits, loss, scores
 
     def _order(self) -> dict[int, float]:
         """Scores by block, the first to be replaced first."""
-        bench, target, found = self.bench, self.request.template.target, self._candidates
-        influence = self.request.selection.select == "influence"
-        paths = [find_target(bench.stack, index, target) for index in range(len(bench.stack))]
+        bench, request, scores = self.bench, self.scope.request, dict[int, float]()
+        influence = request.selection.select == "influence"
+        paths = [find_target(bench.stack, index, request.template.target) for index in range(len(bench.stack))]
         modules = tuple(bench.model.get_submodule(path) for path in paths)
-        scores: dict[int, float] = {}
         for start in range(0, len(modules), _AT_ONCE):
             some = BlockStack(bench.stack.path, modules[start : start + _AT_ONCE], bench.stack.rule)
             moments = collect_moments(bench.model, some, bench.batches, progress=bench.progress, first=start)
@@ -145,5 +123,5 @@ class Choice:
                 linearity = scored.all_tokens.linearity
                 share = linearity.held_out if linearity.held_out is not None else linearity.in_sample
                 scores[index] = 1 - scored.cosine if influence else (share or 0.0)
-        ordered = sorted(found, key=lambda index: scores[index] if influence else -scores[index])
+        ordered = sorted(self.scope.candidates, key=lambda index: scores[index] if influence else -scores[index])
         return {index: scores[index] for index in ordered}

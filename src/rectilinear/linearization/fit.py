@@ -15,7 +15,7 @@ from rectilinear.core.maps import FittedMap, fit_map
 from rectilinear.core.moments import MomentsAccumulator, holds_float64
 from rectilinear.errors import JobError
 from rectilinear.linearization.plan import FitRecord, Replacement
-from rectilinear.measurement.collect import count_rows, mask_of, pieces_of
+from rectilinear.measurement.collect import count_rows, in_folds, mask_of
 from rectilinear.models.capture import Passage, device_of, evaluating, run_until
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.find_blocks import BlockStack
@@ -35,23 +35,15 @@ Pairs = Callable[[Sequence[Passage], Sequence[Passage], Batch], tuple[Tensor, Te
 
 @dataclass(frozen=True)
 class Workbench:
-    """A model that is being edited, and the rows that stand-ins are fitted on.
+    """A model that is being edited, and the rows that stand-ins are fitted on, in contiguous folds for the ridge."""
 
-    Attributes:
-        model: the original, whose modules are only ever swapped out for a time.
-        stack: its blocks.
-        padding: where the stand-ins find the attention mask.
-        batches: rows to fit on.
-        folds: contiguous folds of the rows, for the ridge.
-    """
-
-    model: nn.Module
+    model: nn.Module  # the original, whose modules are only ever swapped out for a time
     stack: BlockStack
-    padding: PaddingMask
+    padding: PaddingMask  # where the stand-ins find the attention mask
     batches: Sequence[Batch]
     folds: int = 4
     progress: Progress | None = None
-    _forms: dict[str, int] = field(default_factory=dict)
+    _shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def precision(self) -> torch.dtype:
@@ -62,12 +54,20 @@ class Workbench:
         """A tensor in that precision."""
         return tensor.to(self.precision)
 
-    def form(self, path: str) -> int:
-        """Length of the tuple that a module returns, 0 for a bare tensor."""
-        if path not in self._forms:
-            module = self.model.get_submodule(path)
-            self._forms[path] = run_until(self.model, one_row(self.batches[0]), [module])[0].form
-        return self._forms[path]
+    @property
+    def one_row(self) -> Batch:
+        """The first row, to try things out on."""
+        batch = self.batches[0]
+        if isinstance(batch, Mapping):
+            return {name: value[:1] if isinstance(value, Tensor) else value for name, value in batch.items()}
+        return batch[:1]
+
+    def shape(self, path: str) -> tuple[int, int]:
+        """Width that a module takes, and length of the tuple that it returns, 0 for a bare tensor."""
+        if path not in self._shapes:
+            [passage] = run_until(self.model, self.one_row, [self.model.get_submodule(path)])
+            self._shapes[path] = passage.x.shape[-1], passage.form
+        return self._shapes[path]
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,7 @@ class Fitted:
 def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequence[Fitted] = ()) -> list[Fitted]:
     """Fit replacements from the first block to the last, each on top of those before it.
 
-    Args:
-        bench: the model and the rows.
-        replacements: what to fit; those among ``known`` are taken as they are.
-        known: earlier fits.
+    Those that are among ``known``, earlier fits, are taken as they are.
 
     Raises:
         JobError: activations that are not finite, or a module that does not run.
@@ -93,7 +90,7 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
     done: list[Fitted] = []
     for replacement in sorted(replacements, key=lambda one: (one.blocks, _WITHIN.index(one.target))):
         replacement = replacement.unfitted()
-        done.append(kept.get(replacement) or fit_replacement(bench, replacement, merge_edits(done)))
+        done.append(kept.get(replacement) or _fit(bench, replacement, merge_edits(done)))
     return done
 
 
@@ -102,16 +99,7 @@ def merge_edits(fits: Sequence[Fitted]) -> Edits:
     return {path: module for fitted in fits for path, module in fitted.edits.items()}
 
 
-def fit_replacement(bench: Workbench, replacement: Replacement, edits: Edits) -> Fitted:
-    """Fit one replacement to the model as edited so far.
-
-    The target is the residual stream that the original model has after the replaced part, so that
-    the fit also makes good for what the edits before it spoilt. Where an attention's or MLP's
-    output is not added to the stream as it is (but after a norm, say), the target is that output.
-
-    Raises:
-        JobError: activations that are not finite, or a module that does not run.
-    """
+def _fit(bench: Workbench, replacement: Replacement, edits: Edits) -> Fitted:
     site = Site(bench, replacement.target, replacement.blocks, edits)
     with evaluating(bench.model), noting_padding(bench):
         fit = replacement.by.fit(site)
@@ -129,12 +117,11 @@ def fit_replacement(bench: Workbench, replacement: Replacement, edits: Edits) ->
 @contextmanager
 def noting_padding(bench: Workbench) -> Iterator[None]:
     """While open, the stand-ins are told of padding."""
-    handle = watch_padding(bench.model, bench.stack.path, bench.padding)
-    try:
-        yield
-    finally:
-        handle.remove()
-        bench.padding.mask = None
+    with watch_padding(bench.model, bench.stack.path, bench.padding):
+        try:
+            yield
+        finally:
+            bench.padding.mask = None
 
 
 class Fit(NamedTuple):
@@ -147,19 +134,12 @@ class Fit(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """Where a replacement goes, and what it is fitted on.
-
-    Attributes:
-        bench: the original, and the rows.
-        target: what of a block is replaced.
-        blocks: indices of the block, or of consecutive ones that are replaced as one.
-        edits: what was fitted before.
-    """
+    """Where a replacement goes, and what it is fitted on."""
 
     bench: Workbench
     target: Target
-    blocks: tuple[int, ...]
-    edits: Edits
+    blocks: tuple[int, ...]  # consecutive ones, which are replaced as one
+    edits: Edits  # what was fitted before
 
     @cached_property
     def paths(self) -> list[str]:
@@ -173,39 +153,34 @@ class Site:
 
     def left_out(self) -> dict[str, nn.Module]:
         """Modules that leave out all that is replaced."""
-        return {path: self._stand_in(number, width=0, kind="drop") for number, path in enumerate(self.paths)}
+        return {path: self.stand_in(number, width=0, kind="drop") for number, path in enumerate(self.paths)}
 
-    def stand_in(self, **options: Any) -> LinearBlock:
-        """A `LinearBlock` for all that is replaced, not fitted yet."""
-        width = run_until(self.bench.model, one_row(self.bench.batches[0]), self.modules[:1])[0].x.shape[-1]
-        return self._stand_in(0, width=width, **options)
-
-    def _stand_in(self, number: int, **options: Any) -> LinearBlock:
-        return stand_in(
-            self.modules[number],
-            self.bench.padding,
-            residual=self.target == "block",
-            cache_index=None if self.target == "mlp" else self.blocks[number],
-            outputs=self.bench.form(self.paths[number]),
-            **options,
-        )
+    def stand_in(self, number: int = 0, **options: Any) -> LinearBlock:
+        """A `LinearBlock` for what is replaced, or one of it, not fitted yet."""
+        width, outputs = self.bench.shape(self.paths[number])
+        place = {
+            "width": width,
+            "residual": self.target == "block",
+            "cache_index": None if self.target == "mlp" else self.blocks[number],
+            "outputs": outputs,
+        }
+        return stand_in(self.modules[number], self.bench.padding, **place | options)
 
     def regress(
         self, new: LinearBlock, rank: int | None = None, features: Callable[[Tensor], Tensor] | None = None
     ) -> Fit:
-        """Fit what a `LinearBlock` gives to what it is to give; the fit is still to be written into it.
+        """Fit what a `LinearBlock` gives, in place of all that is replaced; the fit is still to be written into it.
 
-        Args:
-            new: it takes the place of all that is replaced; see `fit_replacement` for its target.
-            rank: of the map of its features; None for full rank.
-            features: what inputs ``[rows, seq_len, width]`` are mapped from; those of its filter when not given.
+        The target is the residual stream that the original model has after the replaced part, so that the fit also
+        makes good for what the edits before it spoilt. Where an attention's or MLP's output is not added to the stream
+        as it is (but after a norm, say), the target is that output. It is mapped from ``features`` of inputs
+        ``[rows, seq_len, width]``, those of the block's filter when not given.
         """
         bench, first, last = self.bench, self.modules[0], self.modules[-1]
         block = bench.stack.blocks[self.blocks[0]]
         # The stream that the output is added to: before the MLP it is what the block gives without it.
         through = self.target == "attention"
-        row = one_row(bench.batches[0])
-        corrects = not new.residual and adds_straight(bench.model, block, first, row, through=through)
+        corrects = not new.residual and adds_straight(bench.model, block, first, bench.one_row, through=through)
 
         def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
             x, mask = edited[0].x, mask_of(batch)
@@ -235,23 +210,18 @@ class Site:
         *,
         intercept: bool = True,
     ) -> tuple[FittedMap, int]:
-        """Least squares over all rows, and the number of tokens.
+        """Least squares over all rows (see `fit_map`), and the number of tokens.
 
-        Args:
-            edited: modules whose passages in the model as edited so far are wanted.
-            original: the same for the original model.
-            pairs: makes features and targets of these.
-            rank, intercept: see `fit_map`.
+        ``pairs`` makes features and targets of what passed the modules ``edited`` in the model as edited so far, and
+        the modules ``original`` in the original.
 
         Raises:
             JobError: activations that are not finite.
         """
         bench, name = self.bench, f"block {self.blocks[0]}"
-        lengths = [count_rows(batch) for batch in bench.batches]
-        total, done = sum(lengths), 0
-        folds = min(bench.folds, total)
+        folds = min(bench.folds, sum(map(count_rows, bench.batches)))
         accumulators = [MomentsAccumulator(bench.precision) for _ in range(folds)]
-        for batch, rows in zip(bench.batches, lengths, strict=True):
+        for batch, pieces in in_folds(bench.batches, folds, name, bench.progress):
             if self.edits:
                 theirs = run_until(bench.model, batch, original)
                 with swapped(bench.model, self.edits):
@@ -262,20 +232,10 @@ class Site:
             features, targets = pairs(ours, theirs, batch)
             if not (features.isfinite().all() and targets.isfinite().all()):
                 raise JobError(f"{name}: activations are NaN or infinite; try `dtype=float32`")
-            for piece in pieces_of(done, rows, total, folds, mask_of(batch)):
+            for piece in pieces:
                 accumulators[piece.fold].update(piece.of(features), piece.of(targets))
-            done += rows
-            if bench.progress:
-                bench.progress(name, done, total)
         moments = []
         while accumulators:  # one by one, so that each is in memory once
             accumulator = accumulators.pop(0)
             moments += [accumulator.freeze()] if accumulator.count else []
         return fit_map(moments, rank, intercept=intercept), sum(part.count for part in moments)
-
-
-def one_row(batch: Batch) -> Batch:
-    """The first row of a batch."""
-    if isinstance(batch, Mapping):
-        return {name: value[:1] if isinstance(value, Tensor) else value for name, value in batch.items()}
-    return batch[:1]

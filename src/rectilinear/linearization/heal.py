@@ -1,10 +1,9 @@
-"""Healing: training the stand-ins, and nothing else, towards the original's hidden states."""
+"""Healing: training the stand-ins, and nothing else, towards the original's hidden states; and its checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,11 +22,66 @@ from rectilinear.measurement.collect import count_rows, mask_of
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.capture import device_of, evaluating, states_after
 from rectilinear.models.series import steps_of
-from rectilinear.models.surgery import Edits, find_target, swapped
+from rectilinear.models.surgery import find_target, swapped
 from rectilinear.models.wrapped import own_randomness
-from rectilinear.progress import Progress
+from rectilinear.runs import check_same, claim, read_request, write_request
 from rectilinear.text.batches import Batch
-from rectilinear.training.trainer import GuardedTrainer, StepProgress, last_checkpoint, training_arguments
+from rectilinear.training.trainer import (
+    GuardedTrainer,
+    StepProgress,
+    discard_checkpoints,
+    keeping,
+    last_checkpoint,
+    training_arguments,
+)
+
+# Beside checkpoints: what they are checkpoints of.
+_RECIPE = "heal.json"
+
+
+@contextmanager
+def healing_folder(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> Iterator[Path]:
+    """Hold the folder of checkpoints beside ``out`` while open; it is gone when all went well, or if it has none.
+
+    Args:
+        out: where the result is to be.
+        recipe: all that the outcome depends on, as JSON has it.
+        overwrite: whether it may hold checkpoints of another recipe, which are removed, or other files, which stay.
+
+    Raises:
+        RequestError: it may not, is no folder, or another run has it.
+        JobError: it cannot be written.
+        Interrupted: for a `KeyboardInterrupt`, where there is a checkpoint to go on from.
+    """
+    folder = out.with_name(f"{out.name}.heal")
+
+    def kept(folder: Path) -> str | None:
+        return f"{folder} keeps what was healed, to go on with the same command" if last_checkpoint(folder) else None
+
+    found = read_request(folder / _RECIPE)
+    if last_checkpoint(folder) and not overwrite:
+        check_same(folder, found, recipe)
+    with claim(folder, overwrite=overwrite or bool(found), kept=kept):
+        with keeping(folder):
+            if found != recipe:
+                _discard(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_request(folder / _RECIPE, recipe)
+        try:
+            yield folder
+        except BaseException:
+            if last_checkpoint(folder) is None:
+                _discard(folder)
+            raise
+        _discard(folder)
+
+
+def _discard(folder: Path) -> None:
+    """Remove the checkpoints and the recipe of a folder, and the folder if nothing else is in it."""
+    discard_checkpoints(folder)
+    (folder / _RECIPE).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def heal(
@@ -48,34 +102,32 @@ def heal(
 
     Both models run in evaluation mode and are one: the edits are put in for the edited model's pass and taken out
     again, so that what is not replaced is in memory once. The trained weights are kept in float32 at least, and rounded
-    to the model's precision in each pass.
-
-    Args:
-        bench: the original, and the rows to train on.
-        fits: all that is replaced.
-        held_out: other rows, token ids ``[rows, seq_len]``, perhaps none, to measure on before and after.
-        fitting, seed: how, and in which order of the rows.
-        folder: where to keep the last of ten checkpoints, and to go on from the one that is there.
+    to the model's precision in each pass. They are trained on the bench's rows; ``held_out`` are others, token ids
+    ``[rows, seq_len]``, perhaps none, to measure on before and after. ``folder`` keeps the last of ten checkpoints,
+    and training goes on from the one that is there.
 
     Raises:
         JobError: a loss that is not finite, or hidden states more than twice as far from the original's as before.
     """
-    lesson = _Lesson.of(bench, fits)
     parts = torch.split(held_out, fitting.heal_batch_size) if len(held_out) else ()
-    frozen = _frozen([*bench.model.parameters(), *lesson.trained])
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]  # Trainer seeds them all
+    frozen = _frozen([bench.model, *merge_edits(fits).values()])
     with frozen, evaluating(bench.model), noting_padding(bench), own_randomness(*gpus):
-        pupil = _Pupil(lesson, lesson.variances(bench.batches, bench.progress), fitting.heal_logits)
+        pupil = _Pupil(bench, fits, fitting.heal_logits)
 
         def measured() -> tuple[float | None, float | None]:
-            with swapped(bench.model, lesson.edits):
+            with swapped(bench.model, pupil.edits):
                 loss = measure_perplexity(bench.model, held_out, fitting.heal_batch_size).loss if parts else None
             return pupil.distance(parts) if parts else None, loss
 
         mse_before, loss_before = measured()
-        _train(pupil, bench, fitting, seed, folder)
+        _train(pupil, fitting, seed, folder)
         mse_after, loss_after = measured()
-    _check_healed(mse_before, mse_after)
+    if mse_before is not None and mse_after is not None and not mse_after <= 2 * mse_before:
+        raise JobError(
+            f"healing made it worse: relative error of hidden states {mse_before:.4g} -> {mse_after:.4g}; "
+            "try a smaller `heal_learning_rate`"
+        )
     return HealRecord(
         steps=fitting.heal_steps,
         learning_rate=fitting.heal_learning_rate,
@@ -89,102 +141,74 @@ def heal(
     )
 
 
-def _check_healed(before: float | None, after: float | None) -> None:
-    if before is not None and after is not None and not after <= 2 * before:
-        raise JobError(
-            f"healing made it worse: relative error of hidden states {before:.4g} -> {after:.4g}; "
-            "try a smaller `heal_learning_rate`"
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Lesson:
-    """The original and the edited model in one, and where to compare them.
+class _Pupil(nn.Module):
+    """What is trained, and the loss of it: the rest of the model is no submodule, nor part of checkpoints.
 
     Attributes:
-        bench: the original.
-        edits: what makes it the edited model.
+        edits: what makes the original the edited model.
+        trained: the parameters of these.
+        weights: copies of them to train, in float32 at least.
         blocks: dotted paths of the blocks after which hidden states are compared.
-        trained: parameters of the edits.
     """
 
-    bench: Workbench
-    edits: Edits
-    blocks: tuple[str, ...]
-    trained: tuple[nn.Parameter, ...]
-
-    @classmethod
-    def of(cls, bench: Workbench, fits: Sequence[Fitted]) -> _Lesson:
-        """What to compare for some fits."""
-        edits = merge_edits(fits)
+    def __init__(self, bench: Workbench, fits: Sequence[Fitted], logits_weight: float) -> None:
+        super().__init__()
+        self.bench, self.edits, self.logits_weight = bench, merge_edits(fits), logits_weight
+        self.trained = tuple(parameter for module in self.edits.values() for parameter in module.parameters())
+        self.weights = nn.ParameterList([_exact(own.detach()).clone() for own in self.trained])
         first = min(fitted.replacement.blocks[0] for fitted in fits if fitted.replacement.by.trainable)
         last = {fitted.replacement.blocks[-1] for fitted in fits}
-        blocks = tuple(find_target(bench.stack, index, "block") for index in sorted(last) if index >= first)
-        trained = tuple(parameter for module in edits.values() for parameter in module.parameters())
-        return cls(bench, edits, blocks, trained)
+        self.blocks = [find_target(bench.stack, index, "block") for index in sorted(last) if index >= first]
+        self.variances = self._variances()
+
+    def _variances(self) -> Tensor:
+        """``[blocks]`` float32: mean over coordinates of the variance of the original's states over all tokens."""
+        bench, zero = self.bench, torch.zeros((), dtype=self.bench.precision)
+        sums, squares = [zero] * len(self.blocks), [zero] * len(self.blocks)
+        tokens, done, total = 0, 0, sum(map(count_rows, bench.batches))
+        for batch in bench.batches:
+            states = [bench.exact(_real(state, batch)) for state in self.original(batch)[0]]
+            sums = [old.to(state.device) + state.sum(0) for old, state in zip(sums, states, strict=True)]
+            squares = [old.to(state.device) + state.square().sum(0) for old, state in zip(squares, states, strict=True)]
+            tokens, done = tokens + len(states[0]), done + count_rows(batch)
+            if bench.progress:
+                bench.progress("states to heal towards", done, total)
+        moments = zip(sums, squares, strict=True)
+        return torch.tensor([float((both / tokens - (one / tokens).square()).mean()) for one, both in moments])
 
     def original(self, batch: Batch, logits: bool = False) -> tuple[list[Tensor], Tensor | None]:
         """Hidden states ``[rows, seq_len, width]`` after each of the blocks, and logits, of the original."""
         with torch.no_grad():
-            return states_after(self.bench.model, batch, self._modules(), logits=logits)
+            return states_after(self.bench.model, batch, self._compared(), logits=logits)
 
-    def edited(
-        self, batch: Batch, weights: Sequence[Tensor], logits: bool = False
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """The same of the edited model, with weights in the places of its trained parameters."""
-        own = {own: weight.to(own) for own, weight in zip(self.trained, weights, strict=True)}
+    def edited(self, batch: Batch, logits: bool = False) -> tuple[list[Tensor], Tensor | None]:
+        """The same of the edited model, with the weights in the places of what they are copies of."""
+        own = {own: weight.to(own) for own, weight in zip(self.trained, self.weights, strict=True)}
         with swapped(self.bench.model, self.edits):
-            return states_after(self.bench.model, batch, self._modules(), own, logits=logits)
+            return states_after(self.bench.model, batch, self._compared(), own, logits=logits)
 
-    def variances(self, batches: Sequence[Batch], progress: Progress | None) -> Tensor:
-        """``[blocks]`` float32: mean over coordinates of the variance of the original's states over all tokens."""
-        zero = torch.zeros((), dtype=self.bench.precision)
-        sums, squares = [zero] * len(self.blocks), [zero] * len(self.blocks)
-        tokens, done, total = 0, 0, sum(map(count_rows, batches))
-        for batch in batches:
-            states = [self.bench.exact(_real(state, batch)) for state in self.original(batch)[0]]
-            sums = [old.to(state.device) + state.sum(0) for old, state in zip(sums, states, strict=True)]
-            squares = [old.to(state.device) + state.square().sum(0) for old, state in zip(squares, states, strict=True)]
-            tokens, done = tokens + len(states[0]), done + count_rows(batch)
-            if progress:
-                progress("states to heal towards", done, total)
-        moments = zip(sums, squares, strict=True)
-        return torch.tensor([float((both / tokens - (one / tokens).square()).mean()) for one, both in moments])
-
-    def _modules(self) -> list[nn.Module]:
+    def _compared(self) -> list[nn.Module]:
         return [self.bench.model.get_submodule(path) for path in self.blocks]
-
-
-class _Pupil(nn.Module):
-    """What is trained, and the loss of it: the rest of the model is no submodule, nor part of checkpoints."""
-
-    def __init__(self, lesson: _Lesson, variances: Tensor, logits_weight: float) -> None:
-        super().__init__()
-        exact = [torch.promote_types(own.dtype, torch.float32) for own in lesson.trained]
-        copies = [own.detach().to(dtype, copy=True) for own, dtype in zip(lesson.trained, exact, strict=True)]
-        self.weights = nn.ParameterList(copies)
-        self.lesson, self.variances, self.logits_weight = lesson, variances, logits_weight
 
     def forward(self, **batch: Tensor) -> Tensor:
         """The loss of a batch, a scalar."""
-        wanted, predicted = self.lesson.original(batch, self.logits_weight > 0)
-        states, logits = self.lesson.edited(batch, [*self.weights], self.logits_weight > 0)
+        wanted, predicted = self.original(batch, self.logits_weight > 0)
+        states, logits = self.edited(batch, self.logits_weight > 0)
         loss = self._relative_error(states, wanted, batch)
         if logits is not None and predicted is not None:
             ours, theirs = (log_softmax(_exact(_real(part, batch)), -1) for part in (logits, predicted))
             loss = loss + self.logits_weight * kl_div(ours, theirs, reduction="batchmean", log_target=True)
         return loss.to(self.weights[0].device)
 
+    @torch.no_grad()
     def distance(self, batches: Sequence[Batch]) -> float:
         """Squared error of hidden states relative to their variance, over all tokens of some batches."""
         total = tokens = 0.0
-        with torch.no_grad():
-            for batch in batches:
-                wanted = self.lesson.original(batch)[0]
-                states = self.lesson.edited(batch, [*self.weights])[0]
-                count = len(_real(wanted[0], batch))
-                total += float(self._relative_error(states, wanted, batch)) * count
-                tokens += count
+        for batch in batches:
+            wanted, states = self.original(batch)[0], self.edited(batch)[0]
+            count = len(_real(wanted[0], batch))
+            total += float(self._relative_error(states, wanted, batch)) * count
+            tokens += count
         return total / tokens
 
     def _relative_error(self, states: Sequence[Tensor], wanted: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -204,10 +228,11 @@ class _Healer(GuardedTrainer):
         return loss
 
 
-def _train(pupil: _Pupil, bench: Workbench, fitting: Fitting, seed: int, folder: Path | None) -> None:
+def _train(pupil: _Pupil, fitting: Fitting, seed: int, folder: Path | None) -> None:
     """Train a pupil's weights, from the last checkpoint in a folder on, and give them to what it learns for."""
-    last = last_checkpoint(folder) if folder else None
-    callbacks = [StepProgress("heal", bench.progress)] if bench.progress else []
+    bench, last = pupil.bench, last_checkpoint(folder) if folder else None
+    named = ({"input_ids": batch} if isinstance(batch, Tensor) else batch for batch in bench.batches)
+    rows = [{name: batch[name][row] for name in batch} for batch in named for row in range(count_rows(batch))]
     with TemporaryDirectory() as scratch:
         arguments = training_arguments(
             folder or scratch,
@@ -226,17 +251,12 @@ def _train(pupil: _Pupil, bench: Workbench, fitting: Fitting, seed: int, folder:
         if last and steps_of(last) >= fitting.heal_steps:  # Trainer would take one step more
             pupil.load_state_dict(load_file(last / SAFE_WEIGHTS_NAME))
         else:
-            trainer = _Healer(pupil, arguments, train_dataset=_rows_of(bench.batches), callbacks=callbacks)
+            callbacks = [StepProgress("heal", bench.progress)] if bench.progress else []
+            trainer = _Healer(pupil, arguments, train_dataset=rows, callbacks=callbacks)
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     with torch.no_grad():
-        for own, weight in zip(pupil.lesson.trained, pupil.weights, strict=True):
+        for own, weight in zip(pupil.trained, pupil.weights, strict=True):
             own.copy_(weight)
-
-
-def _rows_of(batches: Sequence[Batch]) -> list[dict[str, Tensor]]:
-    """Inputs of one row each."""
-    named = ({"input_ids": batch} if isinstance(batch, Tensor) else batch for batch in batches)
-    return [{name: batch[name][row] for name in batch} for batch in named for row in range(count_rows(batch))]
 
 
 def _real(values: Tensor, batch: Batch) -> Tensor:
@@ -250,9 +270,9 @@ def _exact(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def _frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
     """No gradients for parameters; those that had them get them back at the end."""
-    wanting = [parameter for parameter in parameters if parameter.requires_grad]
+    wanting = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     for parameter in wanting:
         parameter.requires_grad_(False)
     try:

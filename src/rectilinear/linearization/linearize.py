@@ -13,17 +13,17 @@ from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
-from rectilinear.linearization.checkpoints import healing_folder
 from rectilinear.linearization.choose import Choice
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits
+from rectilinear.linearization.heal import heal, healing_folder
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionRecord, find_warnings
-from rectilinear.linearization.request import Request, larger
+from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
-from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
+from rectilinear.models.find_blocks import find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.modeling_rectilinear import PaddingMask
 from rectilinear.models.origin import Origin
@@ -120,9 +120,8 @@ def linearize(
 ) -> Linearized:
     """Replace blocks of a decoder, or their attentions or MLPs, by something linear.
 
-    Stand-ins are fitted by least squares on moments, from the first block to the last: inputs from
-    the model as edited so far, targets from the original. The last tenth of the rows is never
-    fitted on; losses in the plan are of these.
+    Stand-ins are fitted by least squares on moments, from the first block to the last: inputs from the model as edited
+    so far, targets from the original. The last tenth of the rows is never fitted on; losses in the plan are of these.
 
     Args:
         model: Hub id, path, ``"storyteller"``, or a transformers model, of which a copy is edited.
@@ -150,10 +149,10 @@ def linearize(
         out = held.enter_context(claim(run.get("out"), overwrite=overwrite))
         progress = held.enter_context(reporting(run.get("progress", True)))
         job = _Job.prepare(Origin(model, loading), text, rows, request, out, run.get("tokenizer"))
-        recipe = {**job.recipe, **settings_record(fitting), "seed": rows.seed}
-        keep = healing_folder(out, recipe, overwrite) if out and fitting.heal_steps else nullcontext()
-        folder = held.enter_context(keep)
-        made = job.carry_out(fitting, batch_size, folder, progress)
+        inputs = {"model": job.record.sha256, "text": job.data.fingerprint, "stack": job.scope.stack.path}
+        recipe = {**inputs, **request.recipe(), **settings_record(fitting), "seed": rows.seed}
+        heals = healing_folder(out, recipe, overwrite) if out and fitting.heal_steps else nullcontext()
+        made = job.carry_out(fitting, batch_size, held.enter_context(heals), progress)
         if out:
             made.save(out)
     return made
@@ -161,13 +160,10 @@ def linearize(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A request that was checked, the model (a copy of one that was in memory), its blocks, and rows of the text."""
+    """A request that was checked, with a model (a copy of one that was in memory), and rows of the text."""
 
-    request: Request
-    model: Any
-    stack: BlockStack
+    scope: Scope
     record: ModelRecord
-    width: int
     tokenizer: PreTrainedTokenizerBase
     reading: CalibrationRows
     data: DataRecord
@@ -193,7 +189,7 @@ class _Job:
         if width is None:
             raise RequestError(f"expected a transformers model with a hidden_size, got {type(skeleton).__name__}")
         path = selection.stack or (selection.plan.settings.get("stack") if selection.plan else None)
-        request.check(skeleton, find_blocks(skeleton, path), width)
+        Scope(request, skeleton, find_blocks(skeleton, path), width).check()
         tokenizer = tokenizer or origin.tokenizer()
         rows = origin.rows(text, reading, tokenizer)
         if len(rows.ids) < 2 and request.named is None and selection.by_loss:
@@ -205,54 +201,43 @@ class _Job:
             model = copy.deepcopy(model)
         if out is not None:
             check_space(model, out)
-        stack = find_blocks(model, path)
-        record = record_model(model, origin, stack, width)
-        request.check_weights(model, stack, record.sha256)
-        data = record_rows(text, rows)
-        return cls(request, model, stack, record, width, tokenizer, reading, data, rows.ids)
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """All that replacements depend on, but for how they are fitted."""
-        given = {"model": self.record.sha256, "text": self.data.fingerprint, "stack": self.stack.path}
-        return {**given, **self.request.recipe()}
+        scope = Scope(request, model, find_blocks(model, path), width)
+        record = record_model(model, origin, scope.stack, width)
+        scope.check_weights(record.sha256)
+        return cls(scope, record, tokenizer, reading, record_rows(text, rows), rows.ids)
 
     def carry_out(self, fitting: Fitting, batch_size: BatchSize, folder: Path | None, progress: Progress) -> Linearized:
         """Choose, fit, heal, and put in what was fitted."""
-        ids = self.ids
+        ids, scope, model, stack = self.ids, self.scope, self.scope.model, self.scope.stack
         fitted_rows = len(ids) - max(1, round(_HELD_OUT * len(ids))) if len(ids) > 1 else len(ids)
         held_out = ids[fitted_rows:]
 
         def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
             batches = torch.split(ids[:fitted_rows], size)
-            bench = Workbench(self.model, self.stack, PaddingMask(), batches, fitting.folds, progress)
-            return bench, *Choice(bench, held_out, self.request, self.width).make()
+            bench = Workbench(model, stack, PaddingMask(), batches, fitting.folds, progress)
+            return bench, *Choice(scope, bench, held_out).make()
 
-        too_large = larger(self.model, self.stack, self.request, self.width)
-        bench, fits, selection = with_batch_size(attempt, batch_size, self.model, ids.shape[1])
+        bench, fits, selection = with_batch_size(attempt, batch_size, model, ids.shape[1])
         replacements = tuple(fitted.replacement for fitted in fits)
-        warnings = loading_warnings(self.model)
-        warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), self.width)
-        if too_large:
-            warnings.append(f"blocks {too_large} were not considered: their replacements would be larger than they are")
-        placed = {"folds": fitting.folds, "stack": self.stack.path, "fitted_rows": fitted_rows}
+        warnings = loading_warnings(model)
+        warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), scope.width)
+        if scope.too_large:
+            warnings.append(
+                f"blocks {scope.too_large} were not considered: their replacements would be larger than they are"
+            )
+        placed = {"folds": fitting.folds, "stack": stack.path, "fitted_rows": fitted_rows}
         plan = Plan(
             model=self.record,
             data=self.data,
-            settings={**self.reading.model_dump(exclude={"seq_len"}), **self.request.settings(), **placed},
-            environment=record_environment(self.model),
+            settings={**self.reading.model_dump(exclude={"seq_len"}), **scope.request.settings(), **placed},
+            environment=record_environment(model),
             selection=selection,
             replacements=replacements,
             warnings=tuple(warnings),
         )
-        kept = [index for index in range(len(self.stack)) if index not in plan.removed]
-        check_removal(self.model, self.stack, kept)
-        healed = None
-        if fitting.heal_steps:
-            from rectilinear.linearization.heal import heal  # Trainer takes seconds to import
-
-            healed = heal(bench, fits, held_out, fitting, self.reading.seed, folder)
-        commit(self.model, self.stack, merge_edits(fits), plan.removed)
-        parameters = ParametersRecord(before=self.record.parameters, after=count_parameters([self.model]))
+        check_removal(model, stack, [index for index in range(len(stack)) if index not in plan.removed])
+        healed = heal(bench, fits, held_out, fitting, self.reading.seed, folder) if fitting.heal_steps else None
+        commit(model, stack, merge_edits(fits), plan.removed)
+        parameters = ParametersRecord(before=self.record.parameters, after=count_parameters([model]))
         plan = plan.model_copy(update={"parameters": parameters, "heal": healed})
-        return Linearized(self.model, plan, self.tokenizer, ids[-4:, :64])
+        return Linearized(model, plan, self.tokenizer, ids[-4:, :64])

@@ -53,11 +53,10 @@ class Replacement(Record):
         own = {name: given[name] for name in ("target", "blocks", "fit") if name in given}
         name = given.get("kind")
         known = next((kind.model_fields for each, kind in KINDS.items() if each == name), {})
-        options = {
-            key: value
-            for key, value in given.items()
-            if key not in {"kind", *own} and (key in known or key not in WITHOUT or value not in (WITHOUT[key], ()))
-        }
+        options = {key: value for key, value in given.items() if key not in {"kind", *own}}
+        for key in WITHOUT.keys() & options.keys() - known.keys():
+            if options[key] in (WITHOUT[key], ()):
+                del options[key]
         try:
             return {"by": make_kind(name, options), **own}
         except ValueError as error:
@@ -66,7 +65,7 @@ class Replacement(Record):
     @model_serializer(mode="plain")
     def _write(self) -> dict[str, Any]:
         fit = self.fit and self.fit.model_dump(mode="json")
-        where = {"kind": self.by.name, "target": self.target, "blocks": [*self.blocks]}
+        where = {"kind": self.kind, "target": self.target, "blocks": [*self.blocks]}
         return {**where, **WITHOUT, **self.by.model_dump(mode="json"), "fit": fit}
 
     @property
@@ -129,7 +128,7 @@ class HealRecord(Record):
 
     def __str__(self) -> str:
         text = f"Healed in {self.steps:,} step{'s' * (self.steps > 1)}"
-        if self.mse_before is None or self.mse_after is None or self.loss_before is None or self.loss_after is None:
+        if None in (self.mse_before, self.mse_after, self.loss_before, self.loss_after):
             return text
         return (
             f"{text}: relative error of hidden states {self.mse_before:.4g} -> {self.mse_after:.4g}, loss "
@@ -170,8 +169,7 @@ class Plan(ResultFile):
         if self.parameters:
             before, after = self.parameters.before, self.parameters.after
             lines.append(f"parameters {before:,} -> {after:,} ({after / before - 1:+.1%})")
-        chosen = self.selection
-        if chosen and chosen.loss_before is not None and chosen.loss_after is not None:
+        if (chosen := self.selection) and chosen.loss_before is not None and chosen.loss_after is not None:
             lines.append(
                 f"loss {chosen.loss_before:.4f} -> {chosen.loss_after:.4f} nats per token on {chosen.tokens:,} tokens "
                 "that nothing was fitted on"
@@ -182,13 +180,7 @@ class Plan(ResultFile):
 
 
 def find_warnings(replacements: Sequence[Replacement], folds: int, width: int) -> list[str]:
-    """What a reader of these fits must know, each with what to do about it.
-
-    Args:
-        replacements: with their fits.
-        folds: that the rows were split into.
-        width: of the hidden states.
-    """
+    """What a reader of these fits must know, each with what to do about it."""
     fits = [(f"{one.target} {one.where}", one.fit) for one in replacements if one.fit and one.fit.features]
     found = []
     if scarce := [(name, fit) for name, fit in fits if fit.tokens < TOKENS_A_FEATURE * fit.features]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, groupby, pairwise
 from typing import Any
 
@@ -11,7 +12,7 @@ from rectilinear.errors import RequestError
 from rectilinear.linearization.kinds import DEFAULT_KIND, make_kind
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import WITHOUT, Replacement
-from rectilinear.linearization.settings import Selection
+from rectilinear.linearization.settings import WAYS, Selection
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.export import check_exportable
 from rectilinear.models.find_blocks import BlockStack
@@ -20,17 +21,10 @@ from rectilinear.models.surgery import check_removal, find_target
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be replaced.
-
-    Attributes:
-        selection: in one of the ways to say it.
-        template: the replacement of one block, whichever it is.
-        named: the replacements, where they are named one by one; None where they are to be chosen.
-    """
+    """What is to be replaced: what is selected, by replacements of single blocks that are like a template."""
 
     selection: Selection
     template: Replacement
-    named: tuple[Replacement, ...] | None
 
     @classmethod
     def of(cls, kind: Kind | str | None, selection: Selection) -> Request:
@@ -40,18 +34,18 @@ class Request:
             RequestError: no such kind, a kind beside a plan, or nothing that is selected.
         """
         by = kind if isinstance(kind, Kind) else make_kind(DEFAULT_KIND if kind is None else kind, {})
-        template = Replacement(by=by, target=selection.target, blocks=(0,))
-        if selection.plan is not None:
-            if kind is not None:
-                raise RequestError("expected no `kind` with `plan`, where it changes nothing; try without it")
-            return cls(selection, template, selection.plan.replacements)
-        if selection.blocks is not None:
-            return cls(selection, template, tuple(group(selection.blocks, template, selection.merge)))
-        if selection.count is None and selection.budget is None and selection.max_loss_increase is None:
-            raise RequestError(
-                "expected one of `blocks`, `count`, `budget`, `max_loss_increase`, `plan`, got none of them"
-            )
-        return cls(selection, template, None)
+        if selection.plan is not None and kind is not None:
+            raise RequestError("expected no `kind` with `plan`, where it changes nothing; try without it")
+        if all(getattr(selection, way) is None for way in WAYS):
+            raise RequestError(f"expected one of {', '.join(f'`{way}`' for way in WAYS)}, got none of them")
+        return cls(selection, Replacement(by=by, target=selection.target, blocks=(0,)))
+
+    @cached_property
+    def named(self) -> Sequence[Replacement] | None:
+        """The replacements, where they are named one by one; None where they are to be chosen."""
+        if self.selection.plan is not None:
+            return self.selection.plan.replacements
+        return None if self.selection.blocks is None else self.group(self.selection.blocks)
 
     @property
     def any_trainable(self) -> bool:
@@ -72,116 +66,113 @@ class Request:
         chosen = self.selection.model_dump(include={"count", "budget", "max_loss_increase", "select", "merge"})
         return {"template": self.template.model_dump(mode="json"), **chosen}
 
-    def check(self, model: Any, stack: BlockStack, width: int) -> None:
-        """Refuse what cannot be done to a model, which may be without weights.
+    def group(self, indices: Sequence[int]) -> list[Replacement]:
+        """Replacements of some blocks: one for consecutive blocks where they are merged, or need a block before."""
+        indices = sorted(indices)
+        runs: Iterable[Iterable[int]] = [[index] for index in indices]
+        if self.selection.merge or self.template.by.needs_block_before:
+            numbered = groupby(enumerate(indices), lambda item: item[1] - item[0])
+            runs = ([index for _, index in run] for _, run in numbered)
+        return [self.template.model_copy(update={"blocks": tuple(run)}) for run in runs]
 
-        Raises:
-            RequestError: that is so.
-        """
-        last = self.template.model_copy(update={"blocks": (len(stack) - 1,)})
-        asked = [last] if self.named is None else self.named
-        check_replacements(asked, len(stack), width)
-        check_exportable(model, not all(one.is_stock for one in asked))
-        if self.named is None:
-            check_limit(model, stack, self, width)
-        for trial in self._trials(stack):
-            for replacement in trial:
-                for index in replacement.blocks:
-                    find_target(stack, index, replacement.target)
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """What a request can replace in a model, which may be without weights, and what that saves."""
+
+    request: Request
+    model: Any
+    stack: BlockStack
+    width: int
+
+    def check(self) -> None:
+        """Raise a `RequestError` for what cannot be done to this model."""
+        template, named, count = self.request.template, self.request.named, len(self.stack)
+        asked = [template.model_copy(update={"blocks": (count - 1,)})] if named is None else named
+        check_replacements(asked, count, self.width)
+        check_exportable(self.model, not all(one.is_stock for one in asked))
+        trials = [*self._trials()]
+        for replacement in chain(*trials):
+            for index in replacement.blocks:
+                find_target(self.stack, index, replacement.target)
+        if named is None:
+            self._check_limit()
+        for trial in trials:
             removed = {index for replacement in trial for index in replacement.removed}
-            check_removal(model, stack, [index for index in range(len(stack)) if index not in removed])
+            check_removal(self.model, self.stack, [index for index in range(count) if index not in removed])
 
-    def check_weights(self, model: Any, stack: BlockStack, sha256: str | None) -> None:
-        """Refuse what cannot be done to a model with these weights.
-
-        Raises:
-            RequestError: that is so.
-        """
-        plan = self.selection.plan
+    def check_weights(self, sha256: str | None) -> None:
+        """Raise a `RequestError` for what cannot be done to the model's weights, which have this hash."""
+        plan = self.request.selection.plan
         if plan is not None and plan.model.sha256 != sha256:
             raise RequestError(
                 f"expected a plan for this model, got one for {plan.model.id} with other weights (SHA-256 "
                 f"{str(plan.model.sha256)[:12]}, not {str(sha256)[:12]}); was it made with another `dtype`?"
             )
-        everything = [*chain(*self._trials(stack))]
-        check_exportable(model, not all(one.is_stock for one in everything))
+        everything = [*chain(*self._trials())]
+        check_exportable(self.model, not all(one.is_stock for one in everything))
         for replacement in everything:
-            replacement.by.check_model(model, stack, replacement.blocks[0])
+            replacement.by.check_model(self.model, self.stack, replacement.blocks[0])
 
-    def _trials(self, stack: BlockStack) -> list[list[Replacement]]:
+    def _trials(self) -> Iterable[Sequence[Replacement]]:
         """The replacements; of a choice each by itself, so that what no choice could mend is found out."""
-        if self.named is not None:
-            return [[*self.named]]
-        return [group([index], self.template, False) for index in candidates(stack, self.template)]
+        named = self.request.named
+        return map(self.request.group, ([index] for index in self._replaceable)) if named is None else [named]
 
+    @property
+    def _replaceable(self) -> range:
+        """Blocks that the template can replace: those with a block before, where it needs one."""
+        return range(int(self.request.template.by.needs_block_before), len(self.stack))
 
-def group(indices: Sequence[int], template: Replacement, merge: bool) -> list[Replacement]:
-    """Replacements of some blocks like a template; consecutive blocks share one where they are merged or joined."""
-    indices = sorted(indices)
-    if not (merge or template.by.joins_blocks):
-        return [template.model_copy(update={"blocks": (index,)}) for index in indices]
-    runs = groupby(enumerate(indices), lambda item: item[1] - item[0])
-    return [template.model_copy(update={"blocks": tuple(index for _, index in run)}) for _, run in runs]
+    @cached_property
+    def too_large(self) -> list[int]:
+        """Blocks whose replacement would have more parameters than they, where the model is to become smaller."""
+        if self.request.named is not None or self.request.selection.count is not None:
+            return []
+        return [index for index in self._replaceable if self.saving([index]) < 0]
 
+    @cached_property
+    def candidates(self) -> list[int]:
+        """Blocks to choose from."""
+        return [index for index in self._replaceable if index not in self.too_large]
 
-def candidates(stack: BlockStack, template: Replacement) -> list[int]:
-    """Blocks that a template can replace: those that have its target and, where it needs one, a block before."""
-    found = list(range(int(template.by.needs_block_before), len(stack)))
-    for index in found:
-        find_target(stack, index, template.target)
-    return found
+    @property
+    def most(self) -> int:
+        """How many of these can be replaced at once: a model keeps at least one block."""
+        return len(self.candidates) - (self.request.template.is_stock and len(self.candidates) == len(self.stack))
 
+    def saving(self, indices: Sequence[int]) -> int:
+        """Parameters that replacing some blocks takes away, less those that it brings."""
+        by, target = self.request.template.by, self.request.template.target
+        replacements = self.request.group(indices)
+        return sum(map(self._weight, replacements)) - len(replacements) * by.parameters(self.width, target)
 
-def most_blocks(found: Sequence[int], stack: BlockStack, template: Replacement) -> int:
-    """How many of some candidates can be replaced at once: a model keeps at least one block."""
-    return len(found) - (template.is_stock and len(found) == len(stack))
+    def _weight(self, replacement: Replacement) -> int:
+        """Parameters of what is replaced."""
+        paths = [find_target(self.stack, index, replacement.target) for index in replacement.blocks]
+        return count_parameters(self.model.get_submodule(path) for path in paths)
 
-
-def saving(model: Any, stack: BlockStack, replacements: Sequence[Replacement], width: int) -> int:
-    """Parameters that replacements take away, less those that they bring."""
-    saved = 0
-    for replacement in replacements:
-        paths = [find_target(stack, index, replacement.target) for index in replacement.blocks]
-        saved += count_parameters(model.get_submodule(path) for path in paths)
-        saved -= replacement.by.parameters(width, replacement.target)
-    return saved
-
-
-def larger(model: Any, stack: BlockStack, request: Request, width: int) -> list[int]:
-    """Blocks whose replacement would have more parameters than they, where the model is to become smaller."""
-    if request.named is not None or request.selection.count is not None:
-        return []
-    each = {index: group([index], request.template, False) for index in candidates(stack, request.template)}
-    return [index for index, alone in each.items() if saving(model, stack, alone, width) < 0]
-
-
-def check_limit(model: Any, stack: BlockStack, request: Request, width: int) -> None:
-    """Refuse a count or budget that no choice of blocks can meet, and replacements that are all larger.
-
-    Raises:
-        RequestError: that is so.
-    """
-    template, selection = request.template, request.selection
-    too_large = larger(model, stack, request, width)
-    found = [index for index in candidates(stack, template) if index not in too_large]
-    most, advice = most_blocks(found, stack, template), f"try a smaller `rank` or another `kind` than {template.kind}"
-    if selection.count is not None and not 1 <= selection.count <= most:
-        raise RequestError(f"expected `count` from 1 to {most}, got {selection.count}")
-    if selection.budget is not None:
-        kept = group(found[len(found) - most :], template, selection.merge)
-        largest = max(saving(model, stack, kept, width), 0) / count_parameters([model])
-        if not 0 < selection.budget <= largest:
+    def _check_limit(self) -> None:
+        """Refuse a count or budget that no choice of blocks can meet, and replacements that are all larger."""
+        template, selection, most = self.request.template, self.request.selection, self.most
+        advice = f"try a smaller `rank` or another `kind` than {template.kind}"
+        if selection.count is not None and not 1 <= selection.count <= most:
+            raise RequestError(f"expected `count` from 1 to {most}, got {selection.count}")
+        if selection.budget is not None:
+            kept = self.candidates[len(self.candidates) - most :]
+            largest = max(self.saving(kept), 0) / count_parameters([self.model])
+            if not 0 < selection.budget <= largest:
+                raise RequestError(
+                    f"expected `budget` above 0% and up to {largest:.1%}, which replacing every {template.target} "
+                    f"saves, got {selection.budget:.1%}; {advice}"
+                )
+        if self.too_large and not self.candidates:
+            before = self._weight(*self.request.group(self.too_large[:1]))
+            after = template.by.parameters(self.width, template.target)
             raise RequestError(
-                f"expected `budget` above 0% and up to {largest:.1%}, which replacing every {template.target} saves, "
-                f"got {selection.budget:.1%}; {advice}"
+                f"expected replacements that make the model smaller, got {template.by} of {after:,} parameters for "
+                f"{before:,} ({template.target} {self.too_large[0]}); {advice}"
             )
-    if too_large and not found:
-        before = count_parameters([model.get_submodule(find_target(stack, too_large[0], template.target))])
-        after = template.by.parameters(width, template.target)
-        raise RequestError(
-            f"expected replacements that make the model smaller, got {template.by} of {after:,} parameters for "
-            f"{before:,} ({template.target} {too_large[0]}); {advice}"
-        )
 
 
 def check_replacements(replacements: Sequence[Replacement], num_blocks: int, width: int) -> None:

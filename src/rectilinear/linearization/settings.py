@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: (ShortGPT, 2403.03853). ``loss``: least loss first, measured anew after each (SLEB, 2402.09025).
 Select = Literal["score", "influence", "loss"]
 
+#: The ways to say which blocks are replaced.
+WAYS = ("blocks", "count", "budget", "max_loss_increase", "plan")
+
 
 def _parse_share(value: Any) -> Any:
     """``25%`` as a number; anything else as it is."""
@@ -68,10 +71,9 @@ class Selection(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        ways = ("blocks", "count", "budget", "max_loss_increase", "plan")
-        given = [f"`{way}`" for way in ways if getattr(self, way) is not None]
+        given = [f"`{way}`" for way in WAYS if getattr(self, way) is not None]
         if len(given) > 1:
-            raise ValueError(f"expected one of {', '.join(f'`{way}`' for way in ways)}, got {' and '.join(given)}")
+            raise ValueError(f"expected one of {', '.join(f'`{way}`' for way in WAYS)}, got {' and '.join(given)}")
         if self.plan is not None:
             self.refuse_unused("with `plan`", "target", "select", "merge")
         if self.blocks is not None:

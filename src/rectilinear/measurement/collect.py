@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -22,7 +22,7 @@ def collect_moments(
     model: nn.Module,
     stack: BlockStack,
     batches: Sequence[Batch],
-    settings: Measurement | None = None,
+    settings: Measurement = Measurement(),
     progress: Progress | None = None,
     *,
     first: int = 0,
@@ -35,10 +35,7 @@ def collect_moments(
     Raises:
         JobError: a block's activations are not finite, or it has no tensor in or out.
     """
-    settings = settings or Measurement()
-    lengths = [count_rows(batch) for batch in batches]
-    total = sum(lengths)
-    folds = min(settings.folds, total)
+    folds = min(settings.folds, sum(map(count_rows, batches)))
     products = None if settings.products == "auto" else getattr(torch, settings.products)
     accumulators = [BlockAccumulator(folds, settings.sink_ratio, products) for _ in stack.blocks]
     paper = settings.convention == "paper"
@@ -50,31 +47,24 @@ def collect_moments(
         for piece in () if failures else pieces:
             try:
                 accumulators[index].update(piece.of(x), piece.of(y), piece.fold)
-            except NonFiniteError as error:
-                hint = "; try `dtype=float32`" if x.dtype.itemsize < 4 else ""
-                failures.append(JobError(f"block {first + index}: {error}{hint}"))
-            except ValueError as error:
-                failures.append(JobError(f"block {first + index}: {error}"))
+            except (NonFiniteError, ValueError) as error:
+                coarse = isinstance(error, NonFiniteError) and x.dtype.itemsize < 4
+                failures.append(JobError(f"block {first + index}: {error}{'; try `dtype=float32`' * coarse}"))
 
-    done = 0
     final = runnable(model) if paper else None
     with evaluating(model), capture_blocks(stack.blocks, consume, final=final):
-        for batch, length in zip(batches, lengths, strict=True):
-            pieces[:] = pieces_of(done, length, total, folds, None if paper else mask_of(batch))
+        for batch, found in in_folds(batches, folds, "rows", progress, padding_counts=paper):
+            pieces[:] = found
             run(model, batch)
             if failures:
                 raise failures[0]
-            done += length
-            if progress:
-                progress("rows", done, total)
-    return [_freeze(first + index, accumulator) for index, accumulator in enumerate(accumulators)]
-
-
-def _freeze(index: int, accumulator: BlockAccumulator) -> BlockMoments:
-    try:
-        return accumulator.freeze()
-    except NonFiniteError as error:  # of so few tokens that they were not looked at before
-        raise JobError(f"block {index}: {error}") from None
+    frozen = []
+    for index, accumulator in enumerate(accumulators, first):
+        try:
+            frozen.append(accumulator.freeze())
+        except NonFiniteError as error:  # of so few tokens that they were not looked at before
+            raise JobError(f"block {index}: {error}") from None
+    return frozen
 
 
 def count_rows(batch: Batch) -> int:
@@ -109,8 +99,7 @@ class Piece:
         """``[tokens, width]``: these rows' tokens of ``[rows, seq_len, width]`` or ``[rows * seq_len, width]``.
 
         Raises:
-            ValueError: hidden states of another shape, such as several residual streams or
-            sequence before batch.
+            ValueError: hidden states of another shape, such as several residual streams or sequence before batch.
         """
         if hidden.ndim not in (2, 3) or len(hidden) % self.rows or (hidden.ndim == 3 and len(hidden) != self.rows):
             raise ValueError(
@@ -120,23 +109,26 @@ class Piece:
         return hidden.flatten(0, 1) if self.mask is None else hidden[self.mask.to(hidden.device)]
 
 
-def pieces_of(done: int, rows: int, total: int, folds: int, mask: Tensor | None) -> list[Piece]:
-    """A batch of rows by fold: row i of ``total`` belongs to fold ``i * folds // total``.
+def in_folds(
+    batches: Sequence[Batch], folds: int, stage: str, progress: Progress | None, *, padding_counts: bool = False
+) -> Iterator[tuple[Batch, list[Piece]]]:
+    """Batches, and their rows by fold: row i of N belongs to fold ``i * folds // N``; progress is reported after each.
 
-    Args:
-        done: rows of earlier batches.
-        rows: rows of this one.
-        total: rows of all.
-        folds: number of folds.
-        mask: ``[rows, seq_len]`` bool, true for real tokens; None where all are.
+    Where padding counts, all tokens are taken for real ones.
     """
-    fold_of = [(done + row) * folds // total for row in range(rows)]
-    edges = [0, *(row for row in range(1, rows) if fold_of[row] != fold_of[row - 1]), rows]
-    return [
-        Piece(start, stop, rows, fold_of[start], None if mask is None else mask[start:stop])
-        for start, stop in pairwise(edges)
-        if stop > start
-    ]
+    done, total = 0, sum(map(count_rows, batches))
+    for batch in batches:
+        rows, mask = count_rows(batch), None if padding_counts else mask_of(batch)
+        fold_of = [(done + row) * folds // total for row in range(rows)]
+        starts = [row for row in range(rows) if row == 0 or fold_of[row] != fold_of[row - 1]]
+        pieces = [
+            Piece(start, stop, rows, fold_of[start], None if mask is None else mask[start:stop])
+            for start, stop in pairwise([*starts, rows])
+        ]
+        yield batch, pieces
+        done += rows
+        if progress:
+            progress(stage, done, total)
 
 
 def mask_of(batch: Batch) -> Tensor | None:

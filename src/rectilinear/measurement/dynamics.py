@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
-from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile
+from rectilinear.measurement.profile import BlockRecord, Profile
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.series import Checkpoint, check_alike, find_checkpoints
@@ -68,14 +68,11 @@ class Dynamics(ResultFile):
 
     def tables(self) -> tuple[Table, ...]:
         """One line a step: the means over blocks, their errors and spread, the least and the most linear block."""
-        steps = "1 step" if len(self.points) == 1 else f"{len(self.points)} steps"
-        scores = (Column("least"), Column("most"))
+        steps = f"{len(self.points)} step{'s' * (len(self.points) != 1)}"
+        spread, curves = (Column("least"), Column("most")), (mean_curve(self), mean_curve(self, "linearity"))
         table = Table.of(
-            [Column("step", ","), Column("update linearity", ".4f"), *scores, Column("linearity", ".4f"), *scores],
-            [
-                [update.step, *_cells(update), *_cells(output)]
-                for update, output in zip(mean_curve(self), mean_curve(self, "linearity"), strict=True)
-            ],
+            [Column("step", ","), Column("update linearity", ".4f"), *spread, Column("linearity", ".4f"), *spread],
+            [[update.step, *update.cells(), *output.cells()] for update, output in zip(*curves, strict=True)],
             title=f"{self.model.id}: {self.model.num_blocks} blocks of width {self.model.width} at {steps}, "
             f"{self.data.tokens:,} tokens of {self.data.source}",
             caption="means over blocks, held out where rows were, ±: at most the standard error over parts of the "
@@ -89,12 +86,10 @@ class Dynamics(ResultFile):
         for point in self.points:
             for warning in point.warnings:
                 steps.setdefault(warning, []).append(point.step)
-        return (
-            *self.warnings,
-            *(
-                warning if len(where) == len(self.points) else f"step {', '.join(map(str, where))}: {warning}"
-                for warning, where in steps.items()
-            ),
+        everywhere = len(self.points)
+        return self.warnings + tuple(
+            warning if len(where) == everywhere else f"step {', '.join(map(str, where))}: {warning}"
+            for warning, where in steps.items()
         )
 
     @field_validator("points")
@@ -105,13 +100,6 @@ class Dynamics(ResultFile):
         return points
 
 
-def _cells(mean: Mean) -> list[Cell]:
-    if mean.mean is None:
-        return [None, None, None]
-    spread = [f"({mean.least}) {mean.lowest:.3f}", f"({mean.most}) {mean.highest:.3f}"]
-    return [Estimate(mean.mean, mean.stderr), *spread]
-
-
 @dataclass(frozen=True)
 class Mean:
     """A score at one step, over all blocks that have it.
@@ -119,9 +107,8 @@ class Mean:
     Attributes:
         step: optimizer steps.
         mean: over blocks; None where no block has the score, as are the others then.
-        stderr: at most this is the standard error of the mean over parts of the text: the mean of the
-            blocks' own. They are measured on the same tokens, so theirs do not average out. None
-            without held-out scores.
+        stderr: at most this is the standard error of the mean over parts of the text: the mean of the blocks' own. They
+            are measured on the same tokens, so theirs do not average out. None without held-out scores.
         lowest, highest: of the blocks' scores.
         least, most: the blocks that have these.
     """
@@ -134,29 +121,24 @@ class Mean:
     least: int | None = None
     most: int | None = None
 
-
-def best_value(linearity: LinearityRecord) -> float | None:
-    """The held-out score; in sample where nothing was held out."""
-    return linearity.in_sample if linearity.held_out is None else linearity.held_out
+    def cells(self) -> list[Cell]:
+        """The mean, the least and the most linear block, as a table has them."""
+        if self.mean is None:
+            return [None, None, None]
+        spread = [f"({self.least}) {self.lowest:.3f}", f"({self.most}) {self.highest:.3f}"]
+        return [Estimate(self.mean, self.stderr), *spread]
 
 
 def mean_of(step: int, blocks: Iterable[BlockRecord], score: Score) -> Mean:
     """The mean of a score over blocks, with its spread."""
-    records = [(block.index, getattr(block, score)) for block in blocks]
-    values = {index: value for index, record in records if (value := best_value(record)) is not None}
+    records = {block.index: getattr(block, score) for block in blocks}
+    values = {index: record.best for index, record in records.items() if record.best is not None}
     if not values:
         return Mean(step)
-    errors = [record.stderr for index, record in records if index in values]
+    errors = [records[index].stderr for index in values]
+    error = None if None in errors else sum(errors) / len(errors)
     least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-    return Mean(
-        step,
-        mean=sum(values.values()) / len(values),
-        stderr=None if None in errors else sum(errors) / len(errors),
-        lowest=values[least],
-        highest=values[most],
-        least=least,
-        most=most,
-    )
+    return Mean(step, sum(values.values()) / len(values), error, values[least], values[most], least, most)
 
 
 def mean_curve(dynamics: Dynamics, score: Score = "update_linearity") -> list[Mean]:
@@ -195,9 +177,8 @@ def dynamics(
         tokenizer: for text; default: each checkpoint's own, which must make the same rows.
 
     Raises:
-        RequestError: the request cannot be met, before any weights are loaded: as for `measure`, and
-            checkpoints that differ in architecture, number or width of blocks, parameters or rows of text, or two
-            of one step.
+        RequestError: the request cannot be met, before any weights are loaded: as for `measure`, and checkpoints that
+            differ in architecture, number or width of blocks, parameters or rows of text, or two of one step.
         JobError: as for `measure`.
     """
     check_batch_size(batch_size)
@@ -238,8 +219,7 @@ def _same_inputs(
 ) -> Inputs:
     """The inputs that every checkpoint takes, and makes of the text with its own tokenizer."""
     tokens = as_batches(text)  # once: it may be an iterator
-    given = text if tokens is None else tokens
-    first, *others = series
+    given, (first, *others) = text if tokens is None else tokens, series
     inputs = read_inputs(first.origin, given, rows, tokenizer)
     for other in others:
         if read_inputs(other.origin, given, rows, tokenizer).fingerprint != inputs.fingerprint:
@@ -264,6 +244,7 @@ def _point(checkpoint: Checkpoint, profile: Profile) -> Point:
 def _name(checkpoints: str | Path | Sequence[str | Path]) -> str:
     """What was asked for, or the folder that all of it is in, or its first; without a revision."""
     names = [str(checkpoints)] if isinstance(checkpoints, (str, Path)) else [str(each) for each in checkpoints]
-    if len(names) > 1 and all(Path(name).expanduser().is_dir() for name in names):
-        return os.path.commonpath([Path(name).expanduser().absolute() for name in names])
-    return names[0] if Path(names[0]).expanduser().is_dir() else names[0].partition("@")[0]
+    folders = [Path(name).expanduser() for name in names]
+    if len(names) > 1 and all(folder.is_dir() for folder in folders):
+        return os.path.commonpath([folder.absolute() for folder in folders])
+    return names[0] if folders[0].is_dir() else names[0].partition("@")[0]

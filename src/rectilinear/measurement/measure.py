@@ -65,10 +65,9 @@ def measure(
         progress: see `rectilinear.progress.reporting`.
 
     Raises:
-        RequestError: the request cannot be met: no such model, text, column or block stack; text
-            shorter than one row; rows longer than the model's context.
-        JobError: activations that are not finite, a block without a tensor in or out, memory that
-            does not suffice.
+        RequestError: the request cannot be met: no such model, text, column or block stack; text shorter than one row;
+            rows longer than the model's context.
+        JobError: activations that are not finite, a block without a tensor in or out, memory that does not suffice.
     """
     check_batch_size(batch_size)
     with reporting(progress) as report:
@@ -85,8 +84,7 @@ class Inputs:
 
     Attributes:
         data: batches, or rows ``[rows, seq_len]`` that are cut into batches as memory allows.
-        source: where they come from.
-        fingerprint: SHA-256 of them.
+        source, fingerprint: where they come from, and their SHA-256.
         seq_len: tokens in a row; None where batches are of any shape.
         reading: how text was read, for the settings.
     """
@@ -124,10 +122,10 @@ def token_inputs(tokens: Tensor | Sequence[Batch], config: Any, source: str | No
         ids = tokens.detach().cpu()
         check_rows(config, ids)
         return Inputs(ids, source or "rows", fingerprint([ids]), ids.shape[1], {})
-    for batch in tokens:
-        for ids in tensors_of(batch)[:1]:
-            check_rows(config, ids)
-    parts = [part for batch in tokens for tensor in tensors_of(batch) for part in (f"{[*tensor.shape]}", tensor)]
+    tensors = [tensors_of(batch) for batch in tokens]
+    for first, *_ in filter(None, tensors):
+        check_rows(config, first)
+    parts = [part for some in tensors for tensor in some for part in (f"{[*tensor.shape]}", tensor)]
     return Inputs(tokens, "batches", fingerprint(parts), None, {})
 
 
@@ -159,20 +157,12 @@ def profile_model(
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of one pass: what a profile says of blocks and data.
-
-    Attributes:
-        blocks: records of the blocks that ran.
-        width: of the hidden states.
-        data: what they ran on.
-        batch_size: rows of the largest batch.
-        warnings: what to know before trusting the scores.
-    """
+    """The scores of one pass: what a profile says of the blocks that ran, and of what they ran on."""
 
     blocks: tuple[BlockRecord, ...]
     width: int
     data: DataRecord
-    batch_size: int
+    batch_size: int  # rows of the largest batch
     warnings: tuple[str, ...]
 
 
@@ -193,30 +183,6 @@ def score_model(
     lengths = [count_rows(batch) for batch in batches]
     if not sum(lengths):
         raise RequestError("expected at least one row to measure, got none")
-    records, width, tokens = _score_blocks(module, stack, batches, measurement, progress)
-    if measurement.products == "auto" and any(record.solve.error > ACCURACY for record in records):
-        # Float32 was taken on the evidence of the first tokens, and the rest proved it wrong.
-        exact = measurement.model_copy(update={"products": "float64"})
-        records, width, tokens = _score_blocks(module, stack, batches, exact, progress)
-    idle = sorted(set(range(len(stack))) - {record.index for record in records})
-    if not records:
-        raise JobError(
-            f"no block of {stack.path or 'the stack'} ran on a token; is every token masked? "
-            "If not, try `blocks` with another path"
-        )
-    data = DataRecord(
-        source=inputs.source, fingerprint=inputs.fingerprint, tokens=tokens, rows=sum(lengths), seq_len=inputs.seq_len
-    )
-    warnings = find_warnings(records, data, width, measurement.folds)
-    if idle:
-        warnings.append(f"blocks {idle} never ran on these inputs and are left out")
-    return Scored(tuple(records), width, data, max(lengths), tuple(warnings))
-
-
-def _score_blocks(
-    module: nn.Module, stack: BlockStack, batches: Sequence[Batch], measurement: Measurement, progress: Progress | None
-) -> tuple[list[BlockRecord], int, int]:
-    """The records of the blocks that ran, their width, and the number of tokens."""
     moments = collect_moments(module, stack, batches, measurement, progress)
     device = device_of(module)
     solver = device if holds_float64(device) else torch.device("cpu")
@@ -229,4 +195,19 @@ def _score_blocks(
             width, tokens = len(scores.all_tokens.moments.mean_x), max(tokens, scores.all_tokens.tokens)
         if progress:
             progress("blocks", index + 1, len(stack))
-    return records, width, tokens
+    if measurement.products == "auto" and any(record.solve.error > ACCURACY for record in records):
+        # Float32 was taken on the evidence of the first tokens, and the rest proved it wrong.
+        exact = measurement.model_copy(update={"products": "float64"})
+        return score_model(module, stack, batches, inputs, exact, progress)
+    if not records:
+        raise JobError(
+            f"no block of {stack.path or 'the stack'} ran on a token; is every token masked? "
+            "If not, try `blocks` with another path"
+        )
+    data = DataRecord(
+        source=inputs.source, fingerprint=inputs.fingerprint, tokens=tokens, rows=sum(lengths), seq_len=inputs.seq_len
+    )
+    warnings = find_warnings(records, data, width, measurement.folds)
+    if idle := sorted(set(range(len(stack))) - {record.index for record in records}):
+        warnings.append(f"blocks {idle} never ran on these inputs and are left out")
+    return Scored(tuple(records), width, data, max(lengths), tuple(warnings))

@@ -23,8 +23,7 @@ class Perplexity:
     """How well a model predicts rows of text.
 
     Attributes:
-        row_losses: ``[rows]`` float64 on the CPU, summed negative log-likelihood of each row's
-            predicted tokens, in nats.
+        row_losses: ``[rows]`` float64 on the CPU, negative log-likelihood of each row's predicted tokens, in nats.
         row_tokens: predicted tokens of a row: all but its first.
     """
 
@@ -43,11 +42,9 @@ class Perplexity:
 
     @property
     def stderr(self) -> float | None:
-        """Standard error of the loss; None for a single row.
+        """Standard error of the loss, ``std(row means) / sqrt(rows)``; None for a single row.
 
-        Rows are taken as clusters: tokens of one row depend on each other, so it is the spread of
-        the rows' mean losses that says how far another sample of as many rows might be,
-        ``std(row means) / sqrt(rows)`` with ``rows - 1`` degrees of freedom.
+        Rows are taken as clusters: tokens of one row depend on each other.
         """
         return _stderr(self.row_losses / self.row_tokens)
 
@@ -59,8 +56,7 @@ class Perplexity:
     def minus(self, other: Perplexity) -> tuple[float, float | None]:
         """How much larger this loss is than another on the same rows, and the standard error of that.
 
-        The error is that of the mean of the rows' own differences. How hard a row is moves both
-        losses alike and drops out, so it is mostly far below the errors of the two losses.
+        How hard a row is moves both losses alike and drops out: the error is that of the mean of the rows' differences.
 
         Raises:
             ValueError: rows of another number or length.
@@ -76,12 +72,10 @@ def measure_perplexity(
 ) -> Perplexity:
     """The loss of a causal language model on rows of tokens.
 
-    Every token but the first of a row is predicted from those before it in the row. The model's
-    mode is left as it was.
+    Every token but the first of a row is predicted from those before it in the row. The model's mode is left as it was.
 
     Args:
-        model: any module that takes ids and returns an object with ``logits``
-            ``[rows, seq_len, vocabulary]``.
+        model: any module that takes ids and returns an object with ``logits`` ``[rows, seq_len, vocabulary]``.
         ids: ``[rows, seq_len]`` int64.
         batch_size: rows in a forward pass.
         progress: called with ("rows", done, total).
@@ -98,7 +92,10 @@ def measure_perplexity(
         for batch in torch.split(ids, batch_size):
             logits = row_logits(model, batch)
             sums.append(token_losses(logits, batch).cpu().double().sum(1))
-            _check_finite(sums[-1], done, logits.dtype)
+            for row, loss in enumerate(sums[-1].tolist(), done):
+                if not math.isfinite(loss):
+                    hint = "; try `dtype=float32`" if logits.dtype.itemsize < 4 else ""
+                    raise JobError(f"expected a finite loss, got {loss} at row {row} of the text{hint}")
             done += len(batch)
             if progress:
                 progress("rows", done, len(ids))
@@ -116,10 +113,14 @@ def token_losses(logits: Tensor, ids: Tensor, values: int = _VALUES) -> Tensor:
     Returns:
         ``[rows, seq_len - 1]`` float32 (float64 for float64 logits), on the logits' device.
     """
-    predictions, targets = logits[:, :-1], ids[:, 1:].to(logits.device)
+    exact = torch.promote_types(logits.dtype, torch.float32)
     positions = max(1, values // (logits.shape[0] * logits.shape[2]))
-    parts = zip(torch.split(predictions, positions, 1), torch.split(targets, positions, 1), strict=True)
-    return torch.cat([_losses(part, target) for part, target in parts], 1)
+    parts = (torch.split(part, positions, 1) for part in (logits[:, :-1], ids[:, 1:].to(logits.device)))
+    losses = [
+        cross_entropy(part.to(exact).flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        for part, targets in zip(*parts, strict=True)
+    ]
+    return torch.cat(losses, 1)
 
 
 def exponential(value: float) -> float:
@@ -128,20 +129,6 @@ def exponential(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
-
-
-def _losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """``[rows, positions]`` losses of targets ``[rows, positions]`` under logits ``[rows, positions, vocabulary]``."""
-    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(exact.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
-
-
-def _check_finite(sums: Tensor, first: int, dtype: torch.dtype) -> None:
-    """Refuse ``[rows]`` losses that are not finite; ``first`` is the number of the first row."""
-    for row, loss in enumerate(sums.tolist(), first):
-        if not math.isfinite(loss):
-            hint = "; try `dtype=float32`" if dtype.itemsize < 4 else ""
-            raise JobError(f"expected a finite loss, got {loss} at row {row} of the text{hint}")
 
 
 def _stderr(values: Tensor) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from rectilinear.core.scores import BlockScores, Linearity
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
@@ -16,12 +16,19 @@ ACCURACY = 1e-6
 
 
 class LinearityRecord(Record):
-    """See `rectilinear.core.scores.Linearity`; null where the data cannot give a value."""
+    """See `rectilinear.core.scores.Linearity`, of which it is made; null where the data cannot give a value."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     in_sample: float | None
     adjusted: float | None
     held_out: float | None
     stderr: float | None
+
+    @property
+    def best(self) -> float | None:
+        """The held-out score; in sample where nothing was held out."""
+        return self.in_sample if self.held_out is None else self.held_out
 
     @property
     def estimate(self) -> Estimate | None:
@@ -110,13 +117,11 @@ def _cells(block: BlockRecord, few: bool, sinks: bool) -> list[Cell]:
 
 def block_record(index: int, scores: BlockScores) -> BlockRecord:
     """One block's entry of the profile."""
-    whole, without = scores.all_tokens, scores.without_sinks
-    nothing = Linearity(None, None, None, None)
-    factor = whole.solution.factor
+    whole, without, factor = scores.all_tokens, scores.without_sinks, scores.all_tokens.solution.factor
     return BlockRecord(
         index=index,
-        linearity=_linearity(whole.linearity),
-        update_linearity=_linearity(whole.update_linearity),
+        linearity=whole.linearity,
+        update_linearity=whole.update_linearity,
         identity=whole.identity,
         update_ratio=whole.update_ratio,
         cosine=scores.cosine,
@@ -125,8 +130,8 @@ def block_record(index: int, scores: BlockScores) -> BlockRecord:
             tokens=without.tokens if without else 0,
             sinks=scores.sinks,
             sink_energy=scores.sink_energy,
-            linearity=_linearity(without.linearity if without else nothing),
-            update_linearity=_linearity(without.update_linearity if without else nothing),
+            linearity=without.linearity if without else Linearity(),
+            update_linearity=without.update_linearity if without else Linearity(),
         ),
         solve=SolveRecord(
             rank=factor.rank,
@@ -134,7 +139,7 @@ def block_record(index: int, scores: BlockScores) -> BlockRecord:
             method=factor.method,
             cutoff=factor.cutoff,
             error=without.error if without else whole.error,  # sinks have products of their own
-            products="float64" if whole.moments.products.itemsize == 8 else "float32",
+            products=str(whole.moments.products).removeprefix("torch."),
         ),
     )
 
@@ -164,44 +169,31 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
         found.append(
             f"held-out maps were fitted on about {train} tokens, no more than width {width}: measure more tokens"
         )
-    found += _about_blocks(
-        [b for b in blocks if b.solve.rank < width and tokens > width],
-        lambda b: f"{b.solve.rank} of {width}",
-        "rank-deficient Gram matrix, directions that never vary were left out: rank",
-    )
-    found += _about_blocks(
-        [b for b in blocks if b.solve.error > ACCURACY],
-        lambda b: f"{b.solve.error:.0e}",
-        "float32 products resolve these activations poorly, try `products=float64`: scores may be off by",
-    )
-    found += _about_blocks(
-        [b for b in blocks if folds > 1 and _lacks_held_out(b)],
-        lambda b: "all tokens" if b.linearity.held_out is None else "without sinks",
-        "a fold has none of these tokens, there are no held-out scores: over",
-    )
-    found += _about_blocks(
-        [b for b in blocks if b.linearity.in_sample is None or b.update_linearity.in_sample is None],
-        lambda b: "output" if b.linearity.in_sample is None else "update",
-        "no variance to explain, scores are null: constant",
-    )
-    found += _about_blocks(
-        [b for b in blocks if (b.without_sinks.sink_energy or 0) > 0.5],
-        lambda b: f"{b.without_sinks.sinks} tokens, {b.without_sinks.sink_energy or 0:.1%}",
-        "attention sinks carry most of |Y|^2 and decide the scores over all tokens, read without_sinks: sinks",
-    )
+    about: dict[str, dict[int, str]] = {
+        "rank-deficient Gram matrix, directions that never vary were left out: rank": {
+            b.index: f"{b.solve.rank} of {width}" for b in blocks if b.solve.rank < width < tokens
+        },
+        "float32 products resolve these activations poorly, try `products=float64`: scores may be off by": {
+            b.index: f"{b.solve.error:.0e}" for b in blocks if b.solve.error > ACCURACY
+        },
+        "a fold has none of these tokens, there are no held-out scores: over": {
+            b.index: "all tokens" if b.linearity.held_out is None else "without sinks"
+            for b in blocks
+            for sets in [(b.linearity, b.without_sinks.linearity)]
+            if folds > 1 and any(scores.held_out is None and scores.in_sample is not None for scores in sets)
+        },
+        "no variance to explain, scores are null: constant": {
+            b.index: "output" if b.linearity.in_sample is None else "update"
+            for b in blocks
+            if None in (b.linearity.in_sample, b.update_linearity.in_sample)
+        },
+        "attention sinks carry most of |Y|^2 and decide the scores over all tokens, read without_sinks: sinks": {
+            b.index: f"{b.without_sinks.sinks} tokens, {share:.1%}"
+            for b in blocks
+            if (share := b.without_sinks.sink_energy or 0.0) > 0.5
+        },
+    }
+    for text, details in about.items():
+        if details:
+            found.append(f"{text} " + "; ".join(f"{detail} (block {index})" for index, detail in details.items()))
     return found
-
-
-def _lacks_held_out(block: BlockRecord) -> bool:
-    sets = (block.linearity, block.without_sinks.linearity)
-    return any(scores.held_out is None and scores.in_sample is not None for scores in sets)
-
-
-def _about_blocks(blocks: list[BlockRecord], detail: Any, text: str) -> list[str]:
-    if not blocks:
-        return []
-    return [f"{text} " + "; ".join(f"{detail(b)} (block {b.index})" for b in blocks)]
-
-
-def _linearity(linearity: Linearity) -> LinearityRecord:
-    return LinearityRecord(**vars(linearity))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from rectilinear.evaluation.record import Evaluation
 from rectilinear.linearization.plan import Plan
@@ -21,9 +22,11 @@ def explain_profile(profile: Profile) -> list[str]:
         f"What was measured. The model reads {profile.data.tokens:,} tokens. Each of its {profile.model.num_blocks} "
         f"blocks takes a vector x of {profile.model.width} numbers for each token and returns y = x + d; d is the "
         "block's update. The question is how much of y, and of d, a single matrix could have computed from x.",
-        _about_outputs(blocks),
+        f"The output. A linear map explains {_span(b.linearity.in_sample for b in blocks)} of the variation of y. Read "
+        f"that beside what doing nothing (y = x) explains: {_span(b.identity for b in blocks)}. The nearer the two, "
+        "the more a high score only says that a block adds a small update to what it was given.",
         _about_updates(blocks),
-        _about_trust(profile, blocks),
+        _about_trust(blocks),
         _about_sinks(blocks),
     ]
 
@@ -35,9 +38,8 @@ def explain_dynamics(dynamics: Dynamics) -> list[str]:
         return ["There are fewer than two steps with scores, so nothing can be said about a change."]
     first, last = curve[0], curve[-1]
     least = min(curve, key=lambda point: point.mean or 0.0)
-    between = ""
-    if least not in (first, last):
-        between = f" by way of its least, {_percent(least.mean):.1f} % at step {least.step:,},"
+    way = f" by way of its least, {_percent(least.mean):.1f} % at step {least.step:,},"
+    between = "" if least in (first, last) else way
     return [
         f"Over training. The same rows, read by the model at {len(curve)} steps of its training, none of which saw "
         f"them. The mean over blocks of the update's score went from {_percent(first.mean):.1f} % at step "
@@ -59,14 +61,14 @@ def _verdict(first: Mean, last: Mean) -> str:
 
 def explain_linearization(plan: Plan, evaluation: Evaluation) -> list[str]:
     """What was lost and what was gained by a plan, by an evaluation against the original; every number is theirs."""
-    where = [replacement.where for replacement in plan.replacements]
-    targets = {"block": "Blocks", "attention": "The attentions of blocks", "mlp": "The MLPs of blocks"}
     if not plan.replacements:
         return ["Nothing was replaced."]
+    targets = {"block": "Blocks", "attention": "The attentions of blocks", "mlp": "The MLPs of blocks"}
+    what = f"{targets[plan.replacements[0].target]} {', '.join(replacement.where for replacement in plan.replacements)}"
     kinds = " and ".join(sorted({replacement.kind for replacement in plan.replacements}))
     said = [
-        f"What was replaced. {targets[plan.replacements[0].target]} {', '.join(where)}, by stand-ins of kind {kinds}, "
-        f"fitted by least squares to {plan.data.tokens:,} tokens, without a gradient."
+        f"What was replaced. {what}, by stand-ins of kind {kinds}, fitted by least squares to {plan.data.tokens:,} "
+        "tokens, without a gradient."
     ]
     other, differences = evaluation.against, evaluation.differences
     if evaluation.data is None or other is None or differences is None:
@@ -94,28 +96,18 @@ def explain_linearization(plan: Plan, evaluation: Evaluation) -> list[str]:
     return said
 
 
-def _about_outputs(blocks: list[BlockRecord]) -> str:
-    linear = [_percent(b.linearity.in_sample) for b in blocks]
-    nothing = [_percent(b.identity) for b in blocks]
-    return (
-        f"The output. A linear map explains {_span(linear)} of the variation of y. Read that beside what doing nothing "
-        f"(y = x) explains: {_span(nothing)}. The nearer the two, the more a high score only says that a block adds "
-        "a small update to what it was given."
-    )
-
-
 def _about_updates(blocks: list[BlockRecord]) -> str:
-    most = max(blocks, key=lambda b: b.update_linearity.in_sample or 0.0)
-    least = min(blocks, key=lambda b: b.update_linearity.in_sample or 0.0)
+    scores = {b.index: _percent(b.update_linearity.in_sample) for b in blocks}
+    most, least = max(scores, key=scores.__getitem__), min(scores, key=scores.__getitem__)
     return (
-        f"The update. Of d itself a linear map explains {_percent(most.update_linearity.in_sample):.1f} % at block "
-        f"{most.index}, the most linear one, and {_percent(least.update_linearity.in_sample):.1f} % at block "
-        f"{least.index}, the least. What is left is what only a nonlinear block, or one that looks at other tokens, "
-        "can do. This number, not the one before, says how much of a block's own contribution a matrix could make."
+        f"The update. Of d itself a linear map explains {scores[most]:.1f} % at block {most}, the most linear one, and "
+        f"{scores[least]:.1f} % at block {least}, the least. What is left is what only a nonlinear block, or one that "
+        "looks at other tokens, can do. This number, not the one before, says how much of a block's own contribution a "
+        "matrix could make."
     )
 
 
-def _about_trust(profile: Profile, blocks: list[BlockRecord]) -> str:
+def _about_trust(blocks: list[BlockRecord]) -> str:
     null = _percent(blocks[0].null)
     pairs = [b.update_linearity for b in blocks if b.update_linearity.held_out is not None]
     if not pairs:
@@ -153,5 +145,6 @@ def _percent(value: float | None) -> float:
     return 100 * (value or 0.0)
 
 
-def _span(values: list[float]) -> str:
+def _span(shares: Iterable[float | None]) -> str:
+    values = [*map(_percent, shares)]
     return f"{min(values):.1f} % to {max(values):.1f} %"

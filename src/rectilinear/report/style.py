@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from rectilinear.models.origin import short_name
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers and in grey.
 BLUE, ORANGE, GREY, GREEN = "#0072B2", "#D55E00", "#666666", "#009E73"
 
-#: Colours and markers of several results in one figure.
-SERIES = ((ORANGE, "s"), (BLUE, "o"), (GREEN, "^"), ("#CC79A7", "D"), ("#E69F00", "v"), (GREY, "P"))
+# Colours and markers of several results in one figure.
+_SERIES = ((ORANGE, "s"), (BLUE, "o"), (GREEN, "^"), ("#CC79A7", "D"), ("#E69F00", "v"), (GREY, "P"))
 
 #: Scores below this are off the scale: a map that is so much worse than none is no more informative than this.
 FLOOR = -0.3
@@ -97,18 +97,11 @@ def say_what(figure: Figure, model: str, data: DataRecord) -> None:
     figure.suptitle(text, x=0.01, ha="left", fontsize=9, color=GREY, parse_math=False)
 
 
-def name_all(results: Iterable[Any]) -> list[str]:
-    """What tells results apart: their models, or with their texts where a model comes again."""
+def looks(results: Sequence[Any]) -> list[dict[str, str]]:
+    """Colour, marker and label of several results: their models, or with their texts where a model comes again."""
     found = [(short_name(result.model.id), short_name(result.data.source)) for result in results]
     unique = len({model for model, _ in found}) == len(found)
     # Escaped: a dollar sign would begin a formula.
-    return [(model if unique else f"{model}, {source}").replace("$", r"\$") for model, source in found]
-
-
-def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
-    """Write ``NAME.png`` (300 dpi) and ``NAME.svg`` into a folder."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(Path(folder) / f"{name}.png", dpi=300)
-        figure.savefig(Path(folder) / f"{name}.svg", metadata={"Date": None})
+    labels = [(model if unique else f"{model}, {source}").replace("$", r"\$") for model, source in found]
+    series = zip(labels, cycle(_SERIES), strict=False)
+    return [{"color": color, "marker": marker, "label": label} for label, (color, marker) in series]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rectilinear.evaluation.probe_record import Probe
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.profile import Profile
-from rectilinear.report.dynamics_plot import plot_dynamics
-from rectilinear.report.plots import plot_profile
-from rectilinear.report.probe_plot import plot_probe
-from rectilinear.report.style import save_figure
+from rectilinear.report.plots import plot_dynamics, plot_probe, plot_profile
+from rectilinear.report.style import STYLE
 from rectilinear.results import ResultFile
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 # Figures of results that have one.
-_FIGURES: dict[type[ResultFile], Callable[[Any], Any]] = {
+_FIGURES: dict[type[ResultFile], Callable[[Any], Figure]] = {
     Profile: plot_profile,
     Dynamics: plot_dynamics,
     Probe: plot_probe,
@@ -35,3 +36,12 @@ def write_result(result: ResultFile, folder: str | Path) -> list[str]:
         return [result.file_name]
     save_figure(_FIGURES[type(result)](result), folder, name)
     return [result.file_name, f"{name}.png", f"{name}.svg"]
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
+    """Write ``NAME.png`` (300 dpi) and ``NAME.svg`` into a folder."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(Path(folder) / f"{name}.png", dpi=300)
+        figure.savefig(Path(folder) / f"{name}.svg", metadata={"Date": None})

@@ -20,7 +20,6 @@ from rectilinear.measurement.dynamics import (
     Point,
     Score,
     TrainedModelRecord,
-    best_value,
     mean_of,
     merge_points,
 )
@@ -234,7 +233,7 @@ def _scalars(step: int, blocks: Iterable[BlockRecord]) -> dict[str, float]:
     scores: tuple[Score, ...] = ("linearity", "update_linearity")
     for score in scores:
         found[f"{score}/mean"] = mean_of(step, blocks, score).mean
-        found |= {f"{score}/block_{block.index:02d}": best_value(getattr(block, score)) for block in blocks}
+        found |= {f"{score}/block_{block.index:02d}": getattr(block, score).best for block in blocks}
     return {name: value for name, value in found.items() if value is not None}
 
 

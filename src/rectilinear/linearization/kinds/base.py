@@ -26,31 +26,22 @@ class Kind(Settings):
         name: in ``--kind`` and plan.json.
         impossible: why it cannot take a target, and what to try.
         removes_blocks: whether a block that it replaces is gone for good, so that the checkpoint is a stock one.
-        joins_blocks: whether consecutive blocks are always replaced as one.
-        needs_block_before: whether it is written into the block before, which then has to stay.
+        needs_block_before: whether it is written into the block before, which then has to stay: consecutive blocks
+            are always replaced as one.
         trainable: whether it has weights to heal.
     """
 
     name: ClassVar[str]
     impossible: ClassVar[Mapping[Target, str]] = {}
     removes_blocks: ClassVar[bool] = False
-    joins_blocks: ClassVar[bool] = False
     needs_block_before: ClassVar[bool] = False
     trainable: ClassVar[bool] = True
 
     def check(self, width: int) -> None:
-        """Refuse options that make no sense for hidden states of a width.
-
-        Raises:
-            RequestError: they do not.
-        """
+        """Raise a `RequestError` for options that make no sense for hidden states of a width."""
 
     def check_model(self, model: nn.Module, stack: BlockStack, index: int) -> None:
-        """Refuse a model, with its weights, in which the block at ``index`` cannot be replaced.
-
-        Raises:
-            RequestError: it cannot.
-        """
+        """Raise a `RequestError` for a model, with its weights, in which the block at ``index`` cannot be replaced."""
 
     def parameters(self, width: int, target: Target) -> int:
         """How many parameters take the place of those that are replaced."""

@@ -24,7 +24,6 @@ class Folded(Kind):
     name: ClassVar[str] = "folded"
     impossible: ClassVar[Mapping[Target, str]] = {"attention": _WHOLE, "mlp": _WHOLE}
     removes_blocks: ClassVar[bool] = True
-    joins_blocks: ClassVar[bool] = True
     needs_block_before: ClassVar[bool] = True
 
     def check_model(self, model: nn.Module, stack: BlockStack, index: int) -> None:
@@ -37,11 +36,11 @@ class Folded(Kind):
 
     def fit(self, site: Site) -> Fit:
         """Least squares of the stream after the removed blocks on the projection's output."""
-        from rectilinear.linearization.fit import Fit, one_row
+        from rectilinear.linearization.fit import Fit
         from rectilinear.models.surgery import find_projection, folded_projection
 
         bench, before = site.bench, site.blocks[0] - 1
-        path = find_projection(bench.model, bench.stack, before, one_row(bench.batches[0]))
+        path = find_projection(bench.model, bench.stack, before, bench.one_row)
         projection = bench.model.get_submodule(path)
 
         def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Any) -> tuple[Tensor, Tensor]:
