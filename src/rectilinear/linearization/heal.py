@@ -21,10 +21,9 @@ from rectilinear.linearization.plan import HealRecord
 from rectilinear.linearization.settings import Fitting
 from rectilinear.measurement.collect import count_rows, mask_of
 from rectilinear.measurement.perplexity import measure_perplexity
-from rectilinear.models.capture import device_of, evaluating, states_after
+from rectilinear.models.capture import device_of, evaluating, own_randomness, states_after
 from rectilinear.models.series import steps_of
 from rectilinear.models.surgery import Edits, find_target, swapped
-from rectilinear.models.wrapped import own_randomness
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch
 from rectilinear.training.trainer import GuardedTrainer, StepProgress, last_checkpoint, training_arguments

@@ -216,7 +216,7 @@ def dynamics(
         report("checkpoints", len(series), len(series))
     last = profiles[-1]
     return Dynamics(
-        model=TrainedModelRecord(**vars(anatomy) | {"id": _name(checkpoints), "width": last.model.width}),
+        model=TrainedModelRecord(**anatomy._asdict() | {"id": _name(checkpoints), "width": last.model.width}),
         data=last.data,
         settings=last.settings,
         environment=last.environment,

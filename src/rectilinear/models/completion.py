@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rectilinear.errors import RequestError
-from rectilinear.models.capture import device_of, evaluating
+from rectilinear.models.capture import device_of, evaluating, own_randomness
 from rectilinear.models.find_blocks import context_of
-from rectilinear.models.wrapped import own_randomness
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import torch
 
 from rectilinear.errors import RequestError, first_line
 from rectilinear.models.find_blocks import text_config
-from rectilinear.models.loading_info import check_loading_info, collecting_warnings
+from rectilinear.models.loading_info import Head, check_loading_info, collecting_warnings
 from rectilinear.models.peft_adapters import ADAPTER_CONFIG, Adapter, apply_adapter, find_adapter
 from rectilinear.models.released_code import own_class_of, own_model_class
 from rectilinear.settings import DType
@@ -37,9 +37,9 @@ def resolve(model: str | Path, contents: Sequence[str] = ("config.json",)) -> st
         return str(Path(__file__).parent / STORYTELLER)
     path = Path(name).expanduser()
     wanted = " or ".join(contents)
-    if path.is_dir() and not any((path / file).exists() for file in contents):
-        raise RequestError(f"no model in {name}: expected a folder with a {wanted}")
     if path.is_dir():
+        if not any((path / file).exists() for file in contents):
+            raise RequestError(f"no model in {name}: expected a folder with a {wanted}")
         return str(path)
     if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         raise RequestError(f"no model at {name}: expected a folder with a {wanted}, or a Hub id")
@@ -73,10 +73,10 @@ def load_config(model: str | Path, *, revision: str | None = None, trust_remote_
     """
     from transformers import AutoConfig
 
-    source, _ = _sources(model, revision)
-    own = None if trust_remote_code else own_model_class(*source)
-    options = {"revision": source[1], "trust_remote_code": trust_remote_code}
-    return _load(own.config_class if own else AutoConfig, source[0], "configuration", **options)
+    source, revision, _ = _find_weights(model, revision)
+    own = None if trust_remote_code else own_model_class(source, revision)
+    kind = own.config_class if own else AutoConfig
+    return _load(kind, source, "configuration", revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_model(
@@ -103,19 +103,15 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     place = pick_device(device)
-    options = {
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
-    }
-
-    def check(loaded: PreTrainedModel, info: Any) -> list[str]:
-        # Hidden states do not need a head.
-        needed = "" if head or loaded.base_model is loaded else f"{loaded.base_model_prefix}."
-        return check_loading_info(model, loaded, info, needed)
-
-    loaded = _load_weights(AutoModelForCausalLM, model, "model", check, options)
-    return loaded.to(place).eval()  # type: ignore[arg-type]
+    loaded = _load_weights(
+        AutoModelForCausalLM,
+        model,
+        "needed" if head else "optional",  # hidden states do not need one
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+    )
+    return loaded.to(place).eval()
 
 
 def load_classifier(
@@ -139,15 +135,16 @@ def load_classifier(
     """
     from transformers import AutoModelForSequenceClassification
 
-    names = dict(enumerate(labels))
-    options: dict[str, Any] = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
-    options |= {"revision": revision, "trust_remote_code": trust_remote_code, "dtype": torch.float32}
-
-    def check(loaded: PreTrainedModel, info: Any) -> list[str]:
-        prefix = f"{loaded.base_model_prefix}."  # that the head is new is what was asked for
-        return check_loading_info(model, loaded, info, prefix, prefix)
-
-    loaded = _load_weights(AutoModelForSequenceClassification, model, "classifier", check, options)
+    loaded = _load_weights(
+        AutoModelForSequenceClassification,
+        model,
+        "new",
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        dtype=torch.float32,
+        id2label=dict(enumerate(labels)),
+        label2id={name: index for index, name in enumerate(labels)},
+    )
     loaded.config.pad_token_id = text_config(loaded.config).pad_token_id = padding
     return loaded
 
@@ -224,33 +221,26 @@ def commit_of(model: str | Path, revision: str | None) -> str | None:
     return commit
 
 
-def _sources(model: str | Path, revision: str | None) -> tuple[tuple[str, str | None], Adapter | None]:
+def _find_weights(model: str | Path, revision: str | None) -> tuple[str, str | None, Adapter | None]:
     """Where the weights of a model are and in which revision, and the adapter for them, if that is what was named."""
     source = resolve(model, ("config.json", ADAPTER_CONFIG))
     adapter = find_adapter(source, revision)
-    return ((resolve(adapter.base), adapter.base_revision) if adapter else (source, revision)), adapter
+    return (resolve(adapter.base), adapter.base_revision, adapter) if adapter else (source, revision, None)
 
 
-def _load_weights(
-    auto_class: Any,
-    model: str | Path,
-    what: str,
-    check: Callable[[PreTrainedModel, Any], list[str]],
-    options: dict[str, Any],
-) -> PreTrainedModel:
-    (source, revision), adapter = _sources(model, options["revision"])
+def _load_weights(auto_class: Any, model: str | Path, head: Head, revision: str | None, **options: Any) -> Any:
+    source, revision, adapter = _find_weights(model, revision)
     if not options["trust_remote_code"]:
         auto_class = own_model_class(source, revision) or auto_class
-    options = {**options, "revision": revision, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    loaded: Any
+    options |= {"revision": revision, "output_loading_info": True, "ignore_mismatched_sizes": True}
     with collecting_warnings() as warnings:
-        loaded, info = _load(auto_class, source, what, **options)
-        warnings += check(loaded, info)
+        loaded, info = _load(auto_class, source, "classifier" if head == "new" else "model", **options)
+        warnings += check_loading_info(model, loaded, info, head)
         if adapter:
             loaded, merged = apply_adapter(loaded, adapter)
             warnings.append(merged)
     loaded.loading_warnings = warnings
-    return loaded  # type: ignore[no-any-return]
+    return loaded
 
 
 def _load(auto_class: Any, model: str | Path, what: str, **options: Any) -> Any:

@@ -70,7 +70,7 @@ def read_job(model: str | Path, name: str, tuning: Tuning, profiling: Profiling)
     access = tuning.part(Access).model_dump()
     origin = Origin(model, Loading(**access, device=tuning.device, dtype="float32"))
     task, questions = find_task(name), read_task(name, tuning.data, tuning.max_examples)
-    config, tokenizer = origin.config(), origin.tokenizer()
+    config, tokenizer = origin.config, origin.tokenizer
     find_blocks(origin.skeleton(), profiling.blocks)
     check_classifier(config, trust_remote_code=tuning.trust_remote_code)
     check_context(config, profiling.seq_len)
