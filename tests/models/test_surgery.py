@@ -173,7 +173,7 @@ def test_targets_are_found_by_structure(family):
 
 def test_targets_that_are_not_there():
     for family, target, says in (
-        ("opt", "mlp", r"got fc1 \(Linear\), fc2 \(Linear\); try --target block"),
+        ("opt", "mlp", r"got fc1 \(Linear\), fc2 \(Linear\); try `target=block`"),
         ("bloom", "attention", "which adds it itself"),
         ("bloom", "mlp", "which adds it itself"),
     ):
@@ -201,7 +201,7 @@ def test_the_projection_to_fold_into(family):
 @pytest.mark.parametrize("family", ["gemma3", "mixtral"])
 def test_no_projection_to_fold_into(family):
     model = build(family)
-    with pytest.raises(RequestError, match=r"block 1 .* has none; try --kind affine"):
+    with pytest.raises(RequestError, match=r"block 1 .* has none; try `kind=affine`"):
         find_projection(model, find_blocks(model), 1, token_rows(1))
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -81,7 +81,7 @@ def claim_stories(out: str | Path, *, resume: bool, overwrite: bool) -> Abstract
     return claim(out, resume=resume, overwrite=overwrite, kept=kept)  # type: ignore[return-value]
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def prepare_stories(
     model: str,
     out: Path,
@@ -159,7 +159,7 @@ class StoryRun:
         with stage(self.out) as folder:
             write_request(folder / REQUEST, {**kept, "judge": own})
 
-    @reporting_exhausted_memory
+    @reporting_exhausted_memory()
     def finish(self, progress: Progress) -> JudgeReport:
         """Ask the judge about the stories that are left, measure them all, and write ``judge.json``."""
         answers = self.answers

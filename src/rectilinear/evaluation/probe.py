@@ -46,7 +46,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 _TOLERANCE, _ITERATIONS = 1e-8, 20_000
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def probe(
     model: str | Path | nn.Module,
     task: str,

@@ -180,7 +180,7 @@ class Job:
         return found
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
     """Load a model and do all the work with it; the warnings are those of loading it and of its tasks."""
     module, size = origin.load(head=True), work.evaluating.batch_size

@@ -105,7 +105,7 @@ class Run(TypedDict, total=False):
     progress: bool | Progress
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def linearize(
     model: str | Path | PreTrainedModel,
     text: str | Path,

@@ -170,7 +170,7 @@ def merge_points(older: Iterable[Point], newer: Iterable[Point]) -> tuple[Point,
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def dynamics(
     checkpoints: str | Path | Sequence[str | Path],
     text: Any,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def measure(
     model: str | Path | nn.Module,
     text: Any,

@@ -241,8 +241,7 @@ def states_after(
     """Hidden states after some modules in one forward pass, and its logits; with gradients where they are enabled.
 
     Args:
-        model: what to run.
-        inputs: of one forward pass.
+        model, inputs: of the forward pass.
         modules: whose outputs are wanted, ``[rows, seq_len, width]`` each.
         weights: tensors that take the place of parameters of the model.
         logits: whether to go on to the logits; else the pass goes no further than the last of the modules.

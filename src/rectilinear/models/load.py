@@ -25,12 +25,8 @@ STORYTELLER = "storyteller"
 def resolve(model: str | Path, contents: Sequence[str] = ("config.json",)) -> str:
     """Where to load a model from: the built-in one's folder, else the path or Hub id itself.
 
-    Args:
-        model: its name.
-        contents: files of which a folder must have one.
-
     Raises:
-        RequestError: something that can only be a path is not such a folder.
+        RequestError: what can only be a path is no folder with one of the files in ``contents``.
     """
     name = str(model)
     if name == STORYTELLER:
@@ -122,13 +118,9 @@ def load_classifier(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A decoder with a new head that gives each text a score for every label, in float32.
+    """A decoder with a new head that gives each text a score for every label, in float32; see `load_model`.
 
-    Args:
-        model: as of `load_model`.
-        labels: names of the labels.
-        padding: id that texts are padded with; the head reads the last token that is not this one.
-        revision, trust_remote_code: see `rectilinear.models.settings.Access`.
+    Texts are padded with the id ``padding``: the head reads the last token that is not this one.
 
     Raises:
         RequestError: no such model, or not one that classifies texts.
@@ -150,20 +142,15 @@ def load_classifier(
 
 
 def check_classifier(config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
-    """Refuse an architecture for which there is no classifier of texts; needs no weights.
-
-    Raises:
-        RequestError: there is none.
-    """
+    """Raise `RequestError` for an architecture that there is no classifier of texts for; needs no weights."""
     from transformers import AutoModelForSequenceClassification
 
     try:
         with torch.device("meta"):
             AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError:
-        raise RequestError(
-            f"expected a model that transformers has a classifier for, got {config.model_type}"
-        ) from None
+        kind = config.model_type
+        raise RequestError(f"expected a model that transformers has a classifier for, got {kind}") from None
 
 
 def load_tokenizer(
@@ -184,8 +171,7 @@ def load_tokenizer(
     if not there and (adapter := find_adapter(place, revision)):
         return load_tokenizer(adapter.base, revision=adapter.base_revision, trust_remote_code=trust_remote_code)
     # Byte-level BPE as GPT-2's, of which transformers cannot tell the class by these two files alone.
-    bare = there == {"merges.txt"}
-    kind = GPT2TokenizerFast if bare else AutoTokenizer
+    kind = GPT2TokenizerFast if there == {"merges.txt"} else AutoTokenizer
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if not trust_remote_code and (own := own_model_class(place, revision)):
         options["config"] = own.config_class.from_pretrained(place, revision=revision)  # else read as of no known type

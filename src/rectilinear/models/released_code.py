@@ -49,11 +49,7 @@ def current_code() -> list[str]:
 
 
 def own_model_class(model: str, revision: str | None = None) -> Any:
-    """This package's class of a checkpoint with stand-ins; None for other checkpoints.
-
-    Args:
-        model: Hub id or path.
-        revision: branch, tag or commit on the Hub.
+    """This package's class of a checkpoint with stand-ins, by its Hub id or path; None for other checkpoints.
 
     Raises:
         RequestError: the checkpoint brings along code that no version of this package has written.

@@ -47,10 +47,8 @@ def find_checkpoints(
 ) -> tuple[list[Checkpoint], list[str]]:
     """The checkpoints of a series by step, each with one, and what to be warned about.
 
-    Args:
-        checkpoints: folders, Hub ids or ``ID@REVISION``. A folder that holds ``checkpoint-N`` folders stands for
-            them, and for its own model where that is of another step.
-        loading: how to load them.
+    They are folders, Hub ids or ``ID@REVISION``. A folder that holds ``checkpoint-N`` folders stands for them, and for
+    its own model where that is of another step.
 
     Raises:
         RequestError: none, no model in one of them, several of one step, a revision of a folder.

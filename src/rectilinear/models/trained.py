@@ -71,13 +71,8 @@ def own_precision(model: nn.Module) -> Iterator[None]:
 def task_loss(model: nn.Module, outputs: Any, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
     """What the model's forward pass returns as loss where it is given labels, and Trainer's number of items.
 
-    Trainer takes the labels out of a model's inputs where it has a loss function of its own.
-
-    Args:
-        model: whose loss it is.
-        outputs: what it returned without labels.
-        labels: its labels.
-        num_items: what to divide the sum over items by; None for a mean.
+    Trainer takes the labels out of a model's inputs where it has a loss function of its own, so that ``outputs`` are
+    those without labels. The sum over items is divided by ``num_items``; None is for a mean.
 
     Raises:
         RequestError: the model has no loss function of transformers.

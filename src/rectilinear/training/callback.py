@@ -169,7 +169,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._trainer.log({**_scalars(step, scored.blocks), "linearity/probe_seconds": seconds})
         control.should_log = self._trainer.control.should_log = wanted
 
-    @reporting_exhausted_memory
+    @reporting_exhausted_memory()
     def _measure(self) -> Scored:
         runner, bare = trained_model(self._trainer)
         stack = find_blocks(bare, self._path)

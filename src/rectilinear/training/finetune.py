@@ -41,7 +41,7 @@ from rectilinear.training.settings import Profiling, Tuning
 from rectilinear.training.trainer import GuardedTrainer, StepProgress, training_arguments, trains_on_cpu
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def finetune(
     model: str | Path,
     task: str,

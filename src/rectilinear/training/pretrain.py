@@ -54,7 +54,7 @@ from rectilinear.training.trainer import (
 )
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def pretrain(
     text: str | Path,
     recipe: Recipe = Recipe(),
