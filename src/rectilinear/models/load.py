@@ -13,7 +13,7 @@ from rectilinear.models.find_blocks import text_config
 from rectilinear.models.loading_info import Head, check_loading_info, collecting_warnings
 from rectilinear.models.peft_adapters import ADAPTER_CONFIG, Adapter, apply_adapter, find_adapter
 from rectilinear.models.released_code import own_class_of, own_model_class
-from rectilinear.settings import DType
+from rectilinear.models.settings import Access, Loading
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ def pick_device(device: str) -> torch.device:
     return picked
 
 
-def load_config(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_config(model: str | Path, access: Access = Access()) -> PretrainedConfig:
     """The configuration of a model, or of the one that an adapter is for.
 
     Raises:
@@ -69,28 +69,20 @@ def load_config(model: str | Path, *, revision: str | None = None, trust_remote_
     """
     from transformers import AutoConfig
 
-    source, revision, _ = _find_weights(model, revision)
-    own = None if trust_remote_code else own_model_class(source, revision)
+    source, revision, _ = _find_weights(model, access)
+    own = None if access.trust_remote_code else own_model_class(source, revision)
     kind = own.config_class if own else AutoConfig
-    return _load(kind, source, "configuration", revision=revision, trust_remote_code=trust_remote_code)
+    return _load(kind, source, "configuration", revision=revision, trust_remote_code=access.trust_remote_code)
 
 
-def load_model(
-    model: str | Path,
-    *,
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: DType = "auto",
-    trust_remote_code: bool = False,
-    head: bool = False,
-) -> PreTrainedModel:
+def load_model(model: str | Path, loading: Loading = Loading(), *, head: bool = False) -> PreTrainedModel:
     """A decoder with its weights, in evaluation mode, on a device; adapters are merged into them.
 
     What to know of it before trusting its numbers is what `loading_warnings` gives.
 
     Args:
         model: Hub id or path of a model or an adapter of PEFT, or ``"storyteller"``.
-        revision, device, dtype, trust_remote_code: see `rectilinear.models.settings.Loading`.
+        loading: how it is loaded.
         head: refuse a checkpoint without the head that gives logits.
 
     Raises:
@@ -98,25 +90,14 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    place = pick_device(device)
-    loaded = _load_weights(
-        AutoModelForCausalLM,
-        model,
-        "needed" if head else "optional",  # hidden states do not need one
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-    )
-    return loaded.to(place).eval()
+    place = pick_device(loading.device)
+    dtype = loading.dtype if loading.dtype == "auto" else getattr(torch, loading.dtype)
+    needed: Head = "needed" if head else "optional"  # hidden states do not need one
+    return _load_weights(AutoModelForCausalLM, model, needed, loading, dtype=dtype).to(place).eval()
 
 
 def load_classifier(
-    model: str | Path,
-    labels: Sequence[str],
-    padding: int,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
+    model: str | Path, labels: Sequence[str], padding: int, access: Access = Access()
 ) -> PreTrainedModel:
     """A decoder with a new head that gives each text a score for every label, in float32; see `load_model`.
 
@@ -127,35 +108,26 @@ def load_classifier(
     """
     from transformers import AutoModelForSequenceClassification
 
-    loaded = _load_weights(
-        AutoModelForSequenceClassification,
-        model,
-        "new",
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        dtype=torch.float32,
-        id2label=dict(enumerate(labels)),
-        label2id={name: index for index, name in enumerate(labels)},
-    )
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
+    kind = AutoModelForSequenceClassification
+    loaded = _load_weights(kind, model, "new", access, dtype=torch.float32, **names)
     loaded.config.pad_token_id = text_config(loaded.config).pad_token_id = padding
     return loaded
 
 
-def check_classifier(config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
+def check_classifier(config: PretrainedConfig, access: Access) -> None:
     """Raise `RequestError` for an architecture that there is no classifier of texts for; needs no weights."""
     from transformers import AutoModelForSequenceClassification
 
     try:
         with torch.device("meta"):
-            AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+            AutoModelForSequenceClassification.from_config(config, trust_remote_code=access.trust_remote_code)
     except ValueError:
         kind = config.model_type
         raise RequestError(f"expected a model that transformers has a classifier for, got {kind}") from None
 
 
-def load_tokenizer(
-    model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str | Path, access: Access = Access()) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, or one by itself; a folder may have no more than its vocab.json and merges.txt.
 
     Where an adapter has none beside it, it is that of the model that the adapter is for.
@@ -168,17 +140,18 @@ def load_tokenizer(
     described = ("tokenizer.json", "tokenizer_config.json", "config.json")
     place = resolve(model, (*described, "merges.txt", ADAPTER_CONFIG))
     there = {file for file in (*described, "merges.txt") if (Path(place) / file).exists()}
-    if not there and (adapter := find_adapter(place, revision)):
-        return load_tokenizer(adapter.base, revision=adapter.base_revision, trust_remote_code=trust_remote_code)
+    if not there and (adapter := find_adapter(place, access.revision)):
+        return load_tokenizer(adapter.base, access.model_copy(update={"revision": adapter.base_revision}))
     # Byte-level BPE as GPT-2's, of which transformers cannot tell the class by these two files alone.
     kind = GPT2TokenizerFast if there == {"merges.txt"} else AutoTokenizer
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if not trust_remote_code and (own := own_model_class(place, revision)):
-        options["config"] = own.config_class.from_pretrained(place, revision=revision)  # else read as of no known type
+    options: dict[str, Any] = access.part(Access).model_dump()
+    if not access.trust_remote_code and (own := own_model_class(place, access.revision)):
+        # Else read as of no known type.
+        options["config"] = own.config_class.from_pretrained(place, revision=access.revision)
     return _load(kind, place, "tokenizer", **options)
 
 
-def build_without_weights(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def build_without_weights(config: PretrainedConfig, access: Access = Access()) -> PreTrainedModel:
     """The decoder of a configuration on the ``meta`` device: its structure, no memory.
 
     Raises:
@@ -192,7 +165,7 @@ def build_without_weights(config: PretrainedConfig, *, trust_remote_code: bool =
         with torch.device("meta"), meta_device_safe_creation_ops():
             if own := own_class_of(config):
                 return own(config)
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=access.trust_remote_code)
     except ValueError as error:
         raise RequestError(f"expected a causal language model, got {config.model_type} ({first_line(error)})") from None
 
@@ -207,18 +180,19 @@ def commit_of(model: str | Path, revision: str | None) -> str | None:
     return commit
 
 
-def _find_weights(model: str | Path, revision: str | None) -> tuple[str, str | None, Adapter | None]:
+def _find_weights(model: str | Path, access: Access) -> tuple[str, str | None, Adapter | None]:
     """Where the weights of a model are and in which revision, and the adapter for them, if that is what was named."""
     source = resolve(model, ("config.json", ADAPTER_CONFIG))
-    adapter = find_adapter(source, revision)
-    return (resolve(adapter.base), adapter.base_revision, adapter) if adapter else (source, revision, None)
+    adapter = find_adapter(source, access.revision)
+    return (resolve(adapter.base), adapter.base_revision, adapter) if adapter else (source, access.revision, None)
 
 
-def _load_weights(auto_class: Any, model: str | Path, head: Head, revision: str | None, **options: Any) -> Any:
-    source, revision, adapter = _find_weights(model, revision)
-    if not options["trust_remote_code"]:
+def _load_weights(auto_class: Any, model: str | Path, head: Head, access: Access, **options: Any) -> Any:
+    source, revision, adapter = _find_weights(model, access)
+    if not access.trust_remote_code:
         auto_class = own_model_class(source, revision) or auto_class
-    options |= {"revision": revision, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {"revision": revision, "trust_remote_code": access.trust_remote_code}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with collecting_warnings() as warnings:
         loaded, info = _load(auto_class, source, "classifier" if head == "new" else "model", **options)
         warnings += check_loading_info(model, loaded, info, head)

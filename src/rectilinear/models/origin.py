@@ -14,7 +14,7 @@ from rectilinear.models.describe import check_context, check_rows
 from rectilinear.models.load import build_without_weights, load_config, load_model, load_tokenizer, pick_device
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.peft_adapters import has_adapters, merge_adapters
-from rectilinear.models.settings import Access, Loading
+from rectilinear.models.settings import Loading
 from rectilinear.text.rows import TokenRows, pack_rows
 from rectilinear.text.settings import Rows
 from rectilinear.text.sources import open_documents
@@ -55,23 +55,19 @@ class Origin:
         """The Hub id or path; "" for a module that was not loaded from one."""
         return getattr(self.model, "name_or_path", "") if isinstance(self.model, nn.Module) else str(self.model)
 
-    @property
-    def _access(self) -> dict[str, Any]:
-        return self.loading.part(Access).model_dump()
-
     @cached_property
     def config(self) -> Any:
         """The model's configuration; None for a module without one. RequestError where there is no such model."""
         if isinstance(self.model, nn.Module):
             return getattr(self.model, "config", None)
-        return load_config(self.model, **self._access)
+        return load_config(self.model, self.loading)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer. RequestError where there is none."""
         if not self.name:
             raise RequestError("expected tokenizer= for a model without name_or_path, got none")
-        return load_tokenizer(self.name, **self._access)
+        return load_tokenizer(self.name, self.loading)
 
     def skeleton(self) -> nn.Module:
         """The model's structure; without weights where they are not in memory yet.
@@ -81,14 +77,14 @@ class Origin:
         """
         if isinstance(self.model, nn.Module):
             return self.model
-        skeleton: nn.Module = build_without_weights(self.config, trust_remote_code=self.loading.trust_remote_code)
+        skeleton: nn.Module = build_without_weights(self.config, self.loading)
         return skeleton
 
     def load(self, *, head: bool = False) -> nn.Module:
         """The model, with its weights; those of the head that gives logits may be missing unless they are asked for."""
         if isinstance(self.model, nn.Module):
             return self.model
-        loaded: nn.Module = load_model(self.model, **self.loading.model_dump(), head=head)
+        loaded: nn.Module = load_model(self.model, self.loading, head=head)
         return loaded
 
     def rows(self, text: str | Path, rows: Rows, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenRows:

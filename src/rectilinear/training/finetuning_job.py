@@ -72,7 +72,7 @@ def read_job(model: str | Path, name: str, tuning: Tuning, profiling: Profiling)
     task, questions = find_task(name), read_task(name, tuning.data, tuning.max_examples)
     config, tokenizer = origin.config, origin.tokenizer
     find_blocks(origin.skeleton(), profiling.blocks)
-    check_classifier(config, trust_remote_code=tuning.trust_remote_code)
+    check_classifier(config, tuning)
     check_context(config, profiling.seq_len)
     padding = _find_padding(tokenizer, config)
     train, validation = (encode(part, tokenizer, profiling.seq_len) for part in (questions.train, questions.validation))
