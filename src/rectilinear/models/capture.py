@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -103,16 +103,12 @@ def hooked(
 
     A module that is there twice calls them once.
     """
-    handles = []
-    try:
+    with ExitStack() as handles:
         for module in dict.fromkeys(modules):
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
+            handles.enter_context(module.register_forward_hook(after, with_kwargs=True))
             if before is not None:
-                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                handles.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -135,7 +131,7 @@ def capture_blocks(
     Raises:
         JobError: while running, a block without a tensor input or output, or that may not write over it.
     """
-    waiting: dict[int, tuple[Tensor, Tensor, int]] = {}
+    waiting: dict[int, tuple[Tensor, Tensor, int]] = {}  # input, what is handed over, version
     overwriting: dict[int, bool] = {}
     # A module that stands several times in the stack runs as each of its indices in turn.
     turns = {block: cycle([i for i, other in enumerate(blocks) if other is block]) for block in blocks}
