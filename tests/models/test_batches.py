@@ -16,7 +16,7 @@ def attempt_with_room_for(rows, sizes):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return size
 
-    return reporting_exhausted_memory(lambda: with_batch_size(attempt, "auto", LAYER, 256))
+    return reporting_exhausted_memory()(lambda: with_batch_size(attempt, "auto", LAYER, 256))
 
 
 def test_batches_are_halved_until_they_fit():
@@ -35,4 +35,4 @@ def test_other_errors_are_passed_on():
         raise ValueError("something else")
 
     with pytest.raises(ValueError, match="something else"):
-        reporting_exhausted_memory(lambda: with_batch_size(attempt, "auto", LAYER, 256))()
+        reporting_exhausted_memory()(lambda: with_batch_size(attempt, "auto", LAYER, 256))()

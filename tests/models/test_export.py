@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationMixin, LlamaForCausalLM
 
 import rectilinear
-from rectilinear import JobError, RequestError
+from rectilinear import JobError, Loading, RequestError
 from rectilinear.models import reload_check
 from rectilinear.models.capture import evaluating
 from rectilinear.models.export import check_reload
@@ -71,7 +71,7 @@ def test_a_checkpoint_loads_and_computes_what_the_model_in_memory_does(way, fami
 def test_this_package_loads_a_checkpoint_without_trusting_it(way, family, linearized, exported, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.get_class_from_dynamic_module", None)
     folder = exported(family, **WAYS[way])
-    loaded = load_model(folder, device="cpu")
+    loaded = load_model(folder, Loading(device="cpu"))
     assert difference(loaded, linearized(family, **WAYS[way]).model, token_rows(4)) < CLOSE
     skeleton = build_without_weights(load_config(folder))
     assert [*skeleton.state_dict()] == [*loaded.state_dict()]
@@ -220,7 +220,7 @@ def test_saved_by_transformers_itself_it_is_the_same_checkpoint(way, linearized,
     model = linearized("llama", **WAYS[way]).model
     model.save_pretrained(tmp_path)
     assert difference(load(tmp_path), model, token_rows(3)) < CLOSE
-    assert difference(load_model(tmp_path, device="cpu"), model, token_rows(3)) < CLOSE
+    assert difference(load_model(tmp_path, Loading(device="cpu")), model, token_rows(3)) < CLOSE
     with pytest.raises((ValueError, OSError)):
         load(tmp_path, trust=False)
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rectilinear import Loading
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.describe import check_context, check_rows, describe, weights_sha256
 from rectilinear.models.find_blocks import find_blocks
@@ -93,12 +94,12 @@ def test_rows_that_the_model_cannot_take_are_refused(tiny_llama):
 
 def test_a_checkpoint_without_a_head_is_enough_for_hidden_states(tiny_llama, save_checkpoint):
     folder = save_checkpoint(tiny_llama.model)
-    loaded = load_model(folder, device="cpu")
+    loaded = load_model(folder, Loading(device="cpu"))
     assert torch.equal(loaded.model.norm.weight, tiny_llama.model.norm.weight)
 
 
 def test_a_loaded_checkpoint_is_the_saved_model(tiny_llama, tiny_checkpoint):
-    loaded = load_model(tiny_checkpoint, device="cpu")
+    loaded = load_model(tiny_checkpoint, Loading(device="cpu"))
     assert not loaded.training
     saved = tiny_llama.state_dict()
     assert loaded.state_dict().keys() == saved.keys()
@@ -107,13 +108,13 @@ def test_a_loaded_checkpoint_is_the_saved_model(tiny_llama, tiny_checkpoint):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_are_loaded_in_the_dtype_asked_for(tiny_checkpoint, dtype):
-    loaded = load_model(tiny_checkpoint, device="cpu", dtype=dtype)
+    loaded = load_model(tiny_checkpoint, Loading(device="cpu", dtype=dtype))
     assert {p.dtype for p in loaded.parameters()} == {getattr(torch, dtype)}
 
 
 def test_auto_dtype_is_the_checkpoints_own(save_checkpoint):
     folder = save_checkpoint(build_llama().to(torch.bfloat16))
-    assert {p.dtype for p in load_model(folder, device="cpu").parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load_model(folder, Loading(device="cpu")).parameters()} == {torch.bfloat16}
 
 
 def test_a_loaded_tokenizer_adds_its_special_tokens(tiny_checkpoint):
@@ -185,7 +186,7 @@ def test_other_weights_that_are_not_used_are_said(edited, capfd):
         tensors["value_head.weight"] = torch.ones(3)
 
     folder = edited(more)
-    model = load_model(folder, device="cpu")
+    model = load_model(folder, Loading(device="cpu"))
     named = "(2, model.layers.1.self_attn.q_proj.weight_scale among them)"
     assert loading_warnings(model) == [f"some weights of {folder} are not used by LlamaForCausalLM {named}"]
     # A classifier has no use for other heads, so that nothing is said of them.
@@ -195,11 +196,11 @@ def test_other_weights_that_are_not_used_are_said(edited, capfd):
 
 
 def test_nothing_is_said_of_a_checkpoint_that_is_used_whole(tiny_checkpoint, tiny_llama, save_checkpoint):
-    assert loading_warnings(load_model(tiny_checkpoint, device="cpu")) == []
-    assert loading_warnings(load_model("storyteller", device="cpu")) == []
+    assert loading_warnings(load_model(tiny_checkpoint, Loading(device="cpu"))) == []
+    assert loading_warnings(load_model("storyteller", Loading(device="cpu"))) == []
     assert loading_warnings(load_classifier(tiny_checkpoint, ["no", "yes"], 0)) == []
     for family in ("gpt2", "mixtral", "gemma3"):  # weights that are tied, and names that are translated
-        assert loading_warnings(load_model(save_checkpoint(build(family)), device="cpu")) == []
+        assert loading_warnings(load_model(save_checkpoint(build(family)), Loading(device="cpu"))) == []
     assert loading_warnings(tiny_llama) == loading_warnings(nn.Linear(1, 1)) == []
 
 
@@ -217,7 +218,7 @@ def test_what_transformers_warns_of_is_collected_not_silenced(tiny_checkpoint, m
     level, handlers = logging.get_verbosity(), list(logging.get_logger("transformers").handlers)
     logging.set_verbosity_error()  # as commands do
     try:
-        assert loading_warnings(load_model(tiny_checkpoint, device="cpu")) == ["these weights are odd"]
+        assert loading_warnings(load_model(tiny_checkpoint, Loading(device="cpu"))) == ["these weights are odd"]
         assert logging.get_verbosity() == logging.ERROR
     finally:
         logging.set_verbosity(level)
@@ -270,7 +271,7 @@ def test_weights_sha256_changes_with_one_weight_alone(tiny_llama):
 
 
 def test_weights_sha256_survives_a_checkpoint(tiny_llama, tiny_checkpoint):
-    assert weights_sha256(load_model(tiny_checkpoint, device="cpu")) == weights_sha256(tiny_llama)
+    assert weights_sha256(load_model(tiny_checkpoint, Loading(device="cpu"))) == weights_sha256(tiny_llama)
 
 
 def test_weights_that_have_no_bytes_have_no_hash(tiny_llama):

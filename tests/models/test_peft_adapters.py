@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rectilinear
-from rectilinear import Evaluating, Judging, Probing, Rows, Stories
+from rectilinear import Evaluating, Judging, Loading, Probing, Rows, Stories
 from rectilinear.errors import RequestError
 from rectilinear.linearization.kinds import KINDS
 from rectilinear.models.load import load_classifier, load_config, load_model, load_tokenizer
@@ -30,7 +30,7 @@ LORA = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False, "target_mo
 def adapted(tiny_checkpoint):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return peft.get_peft_model(load_model(tiny_checkpoint, device="cpu"), peft.LoraConfig(**LORA)).eval()
+        return peft.get_peft_model(load_model(tiny_checkpoint, Loading(device="cpu")), peft.LoraConfig(**LORA)).eval()
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_model_in_memory_is_merged_in_a_copy(adapted, tiny_checkpoint):
     merged = origin.load()
     assert (type(merged).__name__, layers_of(merged)) == ("LlamaForCausalLM", [])
     assert_same(merged, adapted)
-    assert float((logits(merged) - logits(load_model(tiny_checkpoint, device="cpu"))).abs().max()) > 0.1
+    assert float((logits(merged) - logits(load_model(tiny_checkpoint, Loading(device="cpu")))).abs().max()) > 0.1
     assert loading_warnings(merged) == ["the model's adapters were merged into a copy of its weights"]
     assert origin.name == str(tiny_checkpoint)
     assert Origin(merged).load() is merged
@@ -70,7 +70,7 @@ def test_a_model_in_memory_is_merged_in_a_copy(adapted, tiny_checkpoint):
 
 @pytest.mark.parametrize("way", ["peft", "transformers"])
 def test_peft_adapters_that_are_put_into_a_model_are_merged_too(way, adapted, folder, tiny_checkpoint):
-    model = load_model(tiny_checkpoint, device="cpu")
+    model = load_model(tiny_checkpoint, Loading(device="cpu"))
     if way == "transformers":
         pytest.importorskip("peft.utils.transformers_weight_conversion")  # transformers needs it for this
         model.load_adapter(str(folder))
@@ -84,11 +84,11 @@ def test_peft_adapters_that_are_put_into_a_model_are_merged_too(way, adapted, fo
     assert layers_of(model)
     assert_same(merged, adapted)
     merged.save_pretrained(folder.parent / "merged")
-    assert_same(load_model(folder.parent / "merged", device="cpu"), adapted)
+    assert_same(load_model(folder.parent / "merged", Loading(device="cpu")), adapted)
 
 
 def test_a_folder_is_loaded_and_merged(adapted, folder, tiny_checkpoint):
-    loaded = load_model(folder, device="cpu", head=True)
+    loaded = load_model(folder, Loading(device="cpu"), head=True)
     assert (type(loaded).__name__, layers_of(loaded), loaded.training) == ("LlamaForCausalLM", [], False)
     assert_same(loaded, adapted)
     (line,) = loading_warnings(loaded)
@@ -181,7 +181,7 @@ def test_an_adapter_that_lacks_weights_is_said(folder):
     weights = load_file(folder / "adapter_model.safetensors")
     weights.pop(next(iter(weights)))
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    assert any("missing adapter keys" in line for line in loading_warnings(load_model(folder, device="cpu")))
+    assert any("missing adapter keys" in line for line in loading_warnings(load_model(folder, Loading(device="cpu"))))
 
 
 @pytest.mark.parametrize("how", BROKEN)
@@ -189,7 +189,7 @@ def test_what_cannot_be_loaded_is_refused_in_a_line(how, folder):
     edit, message = BROKEN[how]
     edit(folder)
     with pytest.raises(RequestError, match=message) as caught:
-        load_model(folder, device="cpu")
+        load_model(folder, Loading(device="cpu"))
     assert "\n" not in str(caught.value)
 
 
@@ -203,7 +203,7 @@ def test_without_peft_it_is_said_what_to_install(folder, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(RequestError, match=r"expected peft for the adapter .*, got none; try pip install peft"):
-        load_model(folder, device="cpu")
+        load_model(folder, Loading(device="cpu"))
 
 
 def test_other_modules_are_taken_as_they_are():

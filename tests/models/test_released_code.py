@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rectilinear import Loading
 from rectilinear.errors import RequestError
 from rectilinear.models.load import load_config, load_model, load_tokenizer
 from rectilinear.models.released_code import FILES, current_code, hash_code, own_model_class, released_versions
@@ -59,14 +60,14 @@ def test_checkpoints_of_the_first_version_load_as_they_did(ending, first, linear
     made = linearized("llama", (1,)).model
     assert torch.equal(logits(load(first)), logits(made))  # by the code that it brings along
     (first / FILES[0]).write_bytes(FIRST.replace("\n", ending).encode())
-    loaded = load_model(first, device="cpu")
+    loaded = load_model(first, Loading(device="cpu"))
     assert type(loaded).__module__ == "rectilinear.models.modeling_rectilinear"
     assert torch.equal(logits(loaded), logits(made))
     assert len(load_tokenizer(first))
 
 
 def test_checkpoints_of_the_first_version_are_saved_as_those_of_this_one(first, load, tmp_path):
-    loaded = load_model(first, device="cpu")
+    loaded = load_model(first, Loading(device="cpu"))
     loaded.save_pretrained(tmp_path / "again")
     assert [(tmp_path / "again" / file).read_text(encoding="utf-8") for file in FILES] == current_code()
     assert torch.equal(logits(load(tmp_path / "again")), logits(loaded))
@@ -91,10 +92,10 @@ def test_a_later_version_knows_the_checkpoints_of_this_one(folder, monkeypatch):
     monkeypatch.setattr(f"{module}.current_code", lambda: later)
     versions = {**released_versions(), hash_code(later): "later"}
     monkeypatch.setattr(f"{module}.released_versions", lambda: versions)
-    before = logits(load_model(folder, device="cpu"))
+    before = logits(load_model(folder, Loading(device="cpu")))
     for file, text in zip(FILES, later, strict=True):
         (folder / file).write_text(text, encoding="utf-8")
-    assert torch.equal(logits(load_model(folder, device="cpu")), before)
+    assert torch.equal(logits(load_model(folder, Loading(device="cpu"))), before)
 
 
 def test_the_table_is_brought_up_to_date(tmp_path, monkeypatch):
@@ -112,7 +113,7 @@ def test_what_the_configuration_points_to_is_not_run(folder):
     (folder / "evil.py").write_text("raise SystemExit('it runs')")
     change(folder, auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
     assert type(load_config(folder)).model_type == "rectilinear_llama"
-    load_model(folder, device="cpu")
+    load_model(folder, Loading(device="cpu"))
 
 
 @pytest.mark.parametrize("kind", ["rectilinear_", "rectilinear_unheard", "llama", "my_rectilinear_llama"])

@@ -92,7 +92,7 @@ def test_a_balance_that_is_not_returned_is_an_error():
 
 def test_a_loss_that_takes_no_number_of_items_is_an_error(monkeypatch):
     model, batch = trained("llama"), batch_of()
-    monkeypatch.setattr("rectilinear.models.task_loss.fixed_cross_entropy", lambda source, target, **options: None)
+    monkeypatch.setattr("rectilinear.models.trained.fixed_cross_entropy", lambda source, target, **options: None)
     labels = batch.pop("labels")
     with pytest.raises(JobError, match="expected transformers to divide losses by `num_items_in_batch`"):
         Regularizer(model, strength=0)(model(**batch), labels, num_items_in_batch=100)

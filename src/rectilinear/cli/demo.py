@@ -100,7 +100,7 @@ def _stories(seed: int, placement: Placement, linearized: Linearized) -> tuple[s
     from rectilinear.models.load import STORYTELLER, load_model
 
     beginning = " ".join(next(rectilinear.generate_stories(seed + 1)).split()[:_BEGINNING_WORDS])
-    models = (load_model(STORYTELLER, **placement.model_dump(), head=True), linearized.model)
+    models = (load_model(STORYTELLER, Loading(**placement.model_dump()), head=True), linearized.model)
     tokenizer = linearized.tokenizer
     return beginning, [complete(model, tokenizer, [beginning], max_new_tokens=_NEW_TOKENS)[0] for model in models]
 

@@ -68,7 +68,7 @@ def dynamics(
             measurement,
             rows=rows,
             loading=loading,
-            tokenizer=load_tokenizer(tokenizer, trust_remote_code=loading.trust_remote_code) if tokenizer else None,
+            tokenizer=load_tokenizer(tokenizer, loading.model_copy(update={"revision": None})) if tokenizer else None,
             batch_size=runtime.batch_size,
         )
         conclude(measured, folder)

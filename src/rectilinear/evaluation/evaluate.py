@@ -122,7 +122,7 @@ def prepare(
     tasks = load_tasks(evaluating) if evaluating.tasks else None
     for origin in everyone:
         if tasks:
-            check_chat_template(tokenizer or origin.tokenizer(), tasks)
+            check_chat_template(tokenizer or origin.tokenizer, tasks)
         origin.skeleton()
     work = Work(evaluating, text, rows, packed, lengths, tasks, gathered, tokenizer)
     return Job(tuple(origins), other, work)
@@ -145,5 +145,5 @@ def _same_rows(
 
 def _prompt_lengths(origins: Sequence[Origin], seq_len: int) -> tuple[int, int]:
     """Lengths of prompt and continuation that fit into every model's context."""
-    contexts = [context for origin in origins if (context := context_of(origin.config()))]
+    contexts = [context for origin in origins if (context := context_of(origin.config))]
     return plan_speed(seq_len, min(contexts, default=None))

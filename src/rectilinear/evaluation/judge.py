@@ -81,7 +81,7 @@ def claim_stories(out: str | Path, *, resume: bool, overwrite: bool) -> Abstract
     return claim(out, resume=resume, overwrite=overwrite, kept=kept)  # type: ignore[return-value]
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def prepare_stories(
     model: str,
     out: Path,
@@ -99,8 +99,7 @@ def prepare_stories(
     origin = Origin(model, loading)
     other = Origin(judging.reference, loading.model_copy(update={"revision": None})) if judging.reference else None
     if other:
-        other.skeleton()
-        other.tokenizer()
+        _ = other.skeleton(), other.tokenizer
     request = {"model": model, **stories.model_dump(mode="json"), **loading.model_dump(include={"revision", "dtype"})}
     if not (resume and _find_run(out, request)):
         if judging.judge_model and not judging.dry_run:
@@ -160,7 +159,7 @@ class StoryRun:
         with stage(self.out) as folder:
             write_request(folder / REQUEST, {**kept, "judge": own})
 
-    @reporting_exhausted_memory
+    @reporting_exhausted_memory()
     def finish(self, progress: Progress) -> JudgeReport:
         """Ask the judge about the stories that are left, measure them all, and write ``judge.json``."""
         answers = self.answers
@@ -169,7 +168,7 @@ class StoryRun:
         compared, kept = None, read_request(self.out / REQUEST)
         warnings = list(kept.get("warnings", ()))  # not kept by earlier versions
         if self.reference:
-            module, tokenizer = self.reference.load(head=True), self.reference.tokenizer()
+            module, tokenizer = self.reference.load(head=True), self.reference.tokenizer
             compared = measure_reference(self.reference.name, module, tokenizer, self.stories, progress)
             warnings += (f"{self.reference.name}: {warning}" for warning in loading_warnings(module))
         judged = _summarize(kept["judge"], answers, self.judging) if answers else None

@@ -16,12 +16,11 @@ from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.probe_record import Probe, ProbePoint, best_of
 from rectilinear.evaluation.settings import Probing
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
-from rectilinear.models.describe import check_context
+from rectilinear.models.describe import check_context, record_environment, record_model
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.pooled import pool_states
-from rectilinear.models.records import record_environment, record_model
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.settings import BatchSize
@@ -47,7 +46,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 _TOLERANCE, _ITERATIONS = 1e-8, 20_000
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def probe(
     model: str | Path | nn.Module,
     task: str,
@@ -82,10 +81,10 @@ def probe(
         origin = Origin(model, loading)
         kind, questions = find_task(task), read_task(task, probing.data, probing.max_examples)
         find_blocks(origin.skeleton(), probing.blocks)
-        check_context(origin.config(), probing.seq_len)
-        own = tokenizer or origin.tokenizer()
+        check_context(origin.config, probing.seq_len)
+        own = tokenizer or origin.tokenizer
         train, validation = (encode(part, own, probing.seq_len) for part in (questions.train, questions.validation))
-        check_ids(origin.config(), (train, validation))
+        check_ids(origin.config, (train, validation))
         _check_questions(kind, train, probing.folds)
         module = origin.load()
         stack = find_blocks(module, probing.blocks)

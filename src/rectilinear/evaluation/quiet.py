@@ -10,7 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 
 from rectilinear.errors import JobError, RequestError, first_line
-from rectilinear.models.wrapped import own_randomness
+from rectilinear.models.capture import own_randomness
 
 
 @contextmanager

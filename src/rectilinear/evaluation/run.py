@@ -22,11 +22,10 @@ from rectilinear.evaluation.task_set import TaskSet
 from rectilinear.evaluation.warnings import find_warnings, not_included
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory, with_batch_size
-from rectilinear.models.describe import weights_sha256
+from rectilinear.models.describe import record_environment, record_model, record_rows, weights_sha256
 from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
-from rectilinear.models.records import record_environment, record_model, record_rows
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord
 from rectilinear.runs import check_same
@@ -181,7 +180,7 @@ class Job:
         return found
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
     """Load a model and do all the work with it; the warnings are those of loading it and of its tasks."""
     module, size = origin.load(head=True), work.evaluating.batch_size
@@ -192,7 +191,7 @@ def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
     if work.packed:
         rows, sizes["batch_size"], found = _read_text(module, work, work.packed.ids, progress)
     if work.tasks:
-        tasks, tokenizer = work.tasks, work.tokenizer or origin.tokenizer()
+        tasks, tokenizer = work.tasks, work.tokenizer or origin.tokenizer
 
         def answer(size: int) -> tuple[TaskScores, int]:
             return run_tasks(module, tokenizer, tasks, size, seed=work.rows.seed, progress=progress), size

@@ -13,10 +13,10 @@ from rectilinear.evaluation.judge_client import JUDGEMENTS
 from rectilinear.evaluation.judge_record import JudgeReport, Story
 from rectilinear.evaluation.settings import Stories
 from rectilinear.models.completion import complete
+from rectilinear.models.describe import record_environment, record_model
 from rectilinear.models.find_blocks import find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
-from rectilinear.models.records import record_environment, record_model
 from rectilinear.progress import Progress
 from rectilinear.results import DataRecord
 from rectilinear.runs import stage, write_request
@@ -45,7 +45,7 @@ def write_stories(origin: Origin, stories: Stories, request: dict[str, Any], out
     """
     begun = _find_beginnings(stories)
     origin.skeleton()
-    tokenizer = origin.tokenizer()
+    tokenizer = origin.tokenizer
     model: PreTrainedModel = origin.load(head=True)  # type: ignore[assignment]
     if not hasattr(model, "generate"):
         raise RequestError(f"expected a model that generates, got {type(model).__name__}")

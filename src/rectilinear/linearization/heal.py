@@ -20,10 +20,9 @@ from rectilinear.linearization.plan import HealRecord
 from rectilinear.linearization.settings import Fitting
 from rectilinear.measurement.collect import count_rows, mask_of
 from rectilinear.measurement.perplexity import measure_perplexity
-from rectilinear.models.capture import device_of, evaluating, states_after
+from rectilinear.models.capture import device_of, evaluating, own_randomness, states_after
 from rectilinear.models.series import steps_of
 from rectilinear.models.surgery import find_target, swapped
-from rectilinear.models.wrapped import own_randomness
 from rectilinear.runs import check_same, claim, read_request, write_request
 from rectilinear.text.batches import Batch
 from rectilinear.training.trainer import (

@@ -21,13 +21,12 @@ from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionReco
 from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
-from rectilinear.models.describe import count_parameters
+from rectilinear.models.describe import count_parameters, record_environment, record_model, record_rows
 from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
 from rectilinear.models.find_blocks import find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.modeling_rectilinear import PaddingMask
 from rectilinear.models.origin import Origin
-from rectilinear.models.records import record_environment, record_model, record_rows
 from rectilinear.models.settings import Loading
 from rectilinear.models.surgery import check_removal, commit
 from rectilinear.progress import Progress, reporting
@@ -106,7 +105,7 @@ class Run(TypedDict, total=False):
     progress: bool | Progress
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def linearize(
     model: str | Path | PreTrainedModel,
     text: str | Path,
@@ -190,7 +189,7 @@ class _Job:
             raise RequestError(f"expected a transformers model with a hidden_size, got {type(skeleton).__name__}")
         path = selection.stack or (selection.plan.settings.get("stack") if selection.plan else None)
         Scope(request, skeleton, find_blocks(skeleton, path), width).check()
-        tokenizer = tokenizer or origin.tokenizer()
+        tokenizer = tokenizer or origin.tokenizer
         rows = origin.rows(text, reading, tokenizer)
         if len(rows.ids) < 2 and request.named is None and selection.by_loss:
             raise RequestError(

@@ -152,7 +152,7 @@ def merge_points(older: Iterable[Point], newer: Iterable[Point]) -> tuple[Point,
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def dynamics(
     checkpoints: str | Path | Sequence[str | Path],
     text: Any,
@@ -197,7 +197,7 @@ def dynamics(
         report("checkpoints", len(series), len(series))
     last = profiles[-1]
     return Dynamics(
-        model=TrainedModelRecord(**vars(anatomy) | {"id": _name(checkpoints), "width": last.model.width}),
+        model=TrainedModelRecord(**anatomy._asdict() | {"id": _name(checkpoints), "width": last.model.width}),
         data=last.data,
         settings=last.settings,
         environment=last.environment,

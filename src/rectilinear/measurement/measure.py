@@ -18,11 +18,10 @@ from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, bloc
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.capture import device_of
-from rectilinear.models.describe import check_rows
+from rectilinear.models.describe import check_rows, record_environment, record_model
 from rectilinear.models.find_blocks import BlockStack, find_blocks
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
-from rectilinear.models.records import record_environment, record_model
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, settings_record
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def measure(
     model: str | Path | nn.Module,
     text: Any,
@@ -106,7 +105,7 @@ def read_inputs(
     """
     tokens = as_batches(text)
     if tokens is not None:
-        return token_inputs(tokens, origin.config())
+        return token_inputs(tokens, origin.config)
     packed = origin.rows(text, rows, tokenizer)
     reading = rows.model_dump(exclude={"seq_len"})
     return Inputs(packed.ids, name_source(text), packed.fingerprint, rows.seq_len, reading)

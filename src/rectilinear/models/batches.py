@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import nn
 
@@ -12,7 +12,6 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.models.capture import device_of
 from rectilinear.settings import BatchSize
 
-_Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 # Tokens of one forward pass where the batch size is not given: enough to keep the device busy.
@@ -20,11 +19,7 @@ _TOKENS_CPU, _TOKENS_ACCELERATOR = 2048, 16384
 
 
 def check_batch_size(batch_size: BatchSize) -> None:
-    """Refuse a batch size below 1.
-
-    Raises:
-        RequestError: it is.
-    """
+    """Raise `RequestError` for a batch size below 1."""
     if batch_size != "auto" and batch_size < 1:
         raise RequestError(f"expected a batch size of at least 1, got {batch_size}")
 
@@ -52,20 +47,16 @@ def with_batch_size(
     return result
 
 
-def reporting_exhausted_memory(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Turn exhausted memory into a `JobError` that says what to try."""
+@contextmanager
+def reporting_exhausted_memory() -> Iterator[None]:
+    """Turn exhausted memory into a `JobError` that says what to try; also decorates functions."""
+    from accelerate.utils.memory import should_reduce_batch_size
 
-    @wraps(function)
-    def reporting(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        from accelerate.utils.memory import should_reduce_batch_size
-
-        try:
-            return function(*args, **kwargs)
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, MemoryError) or should_reduce_batch_size(error):
-                raise JobError(
-                    "out of memory; try a smaller `batch_size`, shorter rows or, where there are `folds`, fewer"
-                ) from error
-            raise
-
-    return reporting
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+            raise JobError(
+                "out of memory; try a smaller `batch_size`, shorter rows or, where there are `folds`, fewer"
+            ) from error
+        raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import cycle
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -45,10 +47,11 @@ def run(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> None:
 def _arguments(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Inputs on the model's device, and no cache."""
     device = device_of(model)
-    named = inputs if isinstance(inputs, Mapping) else {}
-    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in named.items()}
-    unnamed = (inputs.to(device),) if isinstance(inputs, Tensor) else ()
-    return unnamed, {**_no_cache(model), **moved}
+    options = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+    if isinstance(inputs, Tensor):
+        return (inputs.to(device),), options
+    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+    return (), {**options, **moved}
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -66,21 +69,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     config = getattr(model, "config", None)
     configs = [part for part in (config, text_config(config)) if hasattr(part, "__dict__")]
-    outputs = {(id(part), name): part for part in configs for name in _outputs(part)}
+    asked = [(part, name) for part in configs for name in vars(part) if name.startswith("output_")]
+    asked = [(part, name) for part, name in asked if getattr(part, name) is True]
     model.eval()
-    for (_, name), part in outputs.items():
+    for part, name in asked:
         setattr(part, name, False)
     try:
         yield
     finally:
         for module in training:
             module.training = True
-        for (_, name), part in outputs.items():
+        for part, name in asked:
             setattr(part, name, True)
 
 
-def _outputs(config: Any) -> list[str]:
-    return [name for name, value in vars(config).items() if name.startswith("output_") and value is True]
+@contextmanager
+def own_randomness(*devices: torch.device) -> Iterator[None]:
+    """Random states of Python, numpy and torch, on the CPU and some devices, are afterwards what they were before."""
+    states = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
 
 
 @contextmanager
@@ -91,16 +103,12 @@ def hooked(
 
     A module that is there twice calls them once.
     """
-    handles = []
-    try:
+    with ExitStack() as handles:
         for module in dict.fromkeys(modules):
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
+            handles.enter_context(module.register_forward_hook(after, with_kwargs=True))
             if before is not None:
-                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                handles.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -109,21 +117,21 @@ def capture_blocks(
 ) -> Iterator[None]:
     """While open, hand ``(index, input, output)`` of each block to ``consume`` as it runs.
 
-    Nothing is kept: an input lives until its block returns. A block that writes over its input
-    is noticed at its first call and given to ``consume`` with a copy of what came in.
+    Nothing is kept: an input lives until its block returns. A block that writes over its input is noticed at its first
+    call and given to ``consume`` with a copy of what came in.
 
     Args:
         blocks: the block stack.
         consume: what to do with a pair.
-        final: where given, the last block's output is taken from this module's output instead:
-            the last hidden state after the final norm, as the paper has it.
-        copy: where false, nothing is ever copied, so that gradients flow as they would, and a block that
-            writes over its input is an error.
+        final: where given, the last block's output is taken from this module's output instead: the last hidden state
+            after the final norm, as the paper has it.
+        copy: where false, nothing is ever copied, so that gradients flow as they would, and a block that writes over
+            its input is an error.
 
     Raises:
         JobError: while running, a block without a tensor input or output, or that may not write over it.
     """
-    waiting: dict[int, tuple[Tensor, Tensor, int]] = {}
+    waiting: dict[int, tuple[Tensor, Tensor, int]] = {}  # input, what is handed over, version
     overwriting: dict[int, bool] = {}
     # A module that stands several times in the stack runs as each of its indices in turn.
     turns = {block: cycle([i for i, other in enumerate(blocks) if other is block]) for block in blocks}
@@ -149,9 +157,7 @@ def capture_blocks(
         changed = _version(original) != version
         overwriting.setdefault(index, changed or original.is_inference())
         if changed and not copy:
-            raise JobError(
-                f"block {index}: expected a block that leaves its input as it is, got one that writes over it"
-            )
+            raise JobError(f"block {index}: expected a block that leaves its input as it is, got one that changes it")
         y = _output_of(index, output)
         if x.shape != y.shape:
             raise JobError(f"block {index}: expected an output shaped like its input {[*x.shape]}, got {[*y.shape]}")
@@ -165,13 +171,8 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _no_cache(model: nn.Module) -> dict[str, bool]:
-    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
-
-
 def _input_of(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    candidates = (*args[:1], kwargs.get("hidden_states"), *kwargs.values())
-    for candidate in candidates:
+    for candidate in (*args[:1], kwargs.get("hidden_states"), *kwargs.values()):
         if isinstance(candidate, Tensor) and candidate.is_floating_point():
             return candidate
     raise JobError(f"block {index}: expected hidden states as first argument or hidden_states=, got none")
@@ -212,8 +213,8 @@ def run_until(model: nn.Module, inputs: Tensor | Mapping[str, Any], modules: Seq
         given.setdefault(module, _input_of(modules.index(module), args, kwargs).clone())
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        form = len(output) if isinstance(output, (tuple, list)) else 0
         if module not in seen:
+            form = len(output) if isinstance(output, (tuple, list)) else 0
             seen[module] = Passage(given[module], _output_of(modules.index(module), output).clone(), form)
         if len(seen) == len(set(modules)):
             raise _Enough
@@ -236,8 +237,7 @@ def states_after(
     """Hidden states after some modules in one forward pass, and its logits; with gradients where they are enabled.
 
     Args:
-        model: what to run.
-        inputs: of one forward pass.
+        model, inputs: of the forward pass.
         modules: whose outputs are wanted, ``[rows, seq_len, width]`` each.
         weights: tensors that take the place of parameters of the model.
         logits: whether to go on to the logits; else the pass goes no further than the last of the modules.

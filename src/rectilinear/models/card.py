@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rectilinear.models.origin import short_name
+from rectilinear.models.released_code import read_text_file
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -25,8 +26,7 @@ def model_card_metadata(
 
     Args:
         name: of the model, for people.
-        base_model: Hub id or path of the model that it was made from; the licence is that one's, where it is known.
-        revision: of that model.
+        base_model, revision: of the model that it was made from; the licence is that one's, where it is known.
         datasets: text sources that it was trained or fitted on.
         results: see `result_of`.
     """
@@ -34,7 +34,7 @@ def model_card_metadata(
 
     metadata = ModelCardData(
         base_model=hub_id(base_model) if base_model else None,
-        license=find_license(base_model, revision) if base_model else None,
+        license=_find_license(base_model, revision) if base_model else None,
         datasets=list(filter(None, map(hub_id, datasets))) or None,
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=name,
@@ -85,15 +85,14 @@ def bare_name(source: str) -> str:
     return (hub_id(place) or short_name(place)) + comma + what
 
 
-def find_license(model: str, revision: str | None = None) -> str | None:
+def _find_license(model: str, revision: str | None) -> str | None:
     """The licence that the card of a model names; None where there is no card, or none to be had."""
-    from huggingface_hub import ModelCard, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import ModelCard
 
-    file = Path(model).expanduser() / "README.md"
+    folder = Path(model).expanduser()
+    text = read_text_file(str(folder), "README.md", revision) if folder.is_dir() or hub_id(model) else None
     try:
-        if hub_id(model):
-            file = Path(hf_hub_download(model, "README.md", revision=revision))
-        return ModelCard.load(file, ignore_metadata_errors=True).data.license if file.is_file() else None
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError):
+        data = ModelCard(text, ignore_metadata_errors=True).data if text else None
+    except ValueError:
         return None
+    return getattr(data, "license", None)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rectilinear.errors import RequestError
-from rectilinear.models.capture import device_of, evaluating
+from rectilinear.models.capture import device_of, evaluating, own_randomness
 from rectilinear.models.find_blocks import context_of
-from rectilinear.models.wrapped import own_randomness
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,8 +27,7 @@ def complete(
     """What a model writes on from each beginning, in one batch, up to its end of text.
 
     Args:
-        model: that generates; it is left as it is.
-        tokenizer: its own.
+        model, tokenizer: that write; they are left as they are.
         beginnings: of texts, not empty.
         max_new_tokens: to write at most.
         temperature: of sampling from the whole distribution; 0 takes the likeliest token each time.
@@ -49,7 +47,8 @@ def complete(
             f"expected beginnings that leave room for {max_new_tokens} tokens in a context of {context}, "
             f"got one of {longest} tokens"
         )
-    padding = _padding(tokenizer)
+    # Where there is no padding any id will do, since the mask hides it.
+    padding = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
     ids = torch.tensor([[padding] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     device = device_of(model)
@@ -85,16 +84,9 @@ def ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
 def _prompt(tokenizer: PreTrainedTokenizerBase, beginning: str) -> list[int]:
     """Token ids of a beginning, without the end of text that some tokenizers put after every text."""
     ids: list[int] = tokenizer(beginning)["input_ids"]
-    ids = ids[: len(ids) - ends_texts(tokenizer)]
-    if not ids:
+    if not (ids := ids[: len(ids) - ends_texts(tokenizer)]):
         raise RequestError(f"expected a beginning with tokens in it, got {beginning!r}")
     return ids
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id of padding; where there is none any will do, since the mask hides it."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in known if token is not None)
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

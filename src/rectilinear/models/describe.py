@@ -1,39 +1,48 @@
-"""What there is to know of a model: its structure and size, the text that it takes, the hash of its weights."""
+"""What there is to know of a model, as commands print it and result files record it, and which rows it takes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+import rectilinear
 from rectilinear.errors import RequestError
+from rectilinear.models.capture import device_of
 from rectilinear.models.find_blocks import BlockStack, context_of, text_config, width_of
+from rectilinear.models.load import commit_of
+from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord
 from rectilinear.text.fingerprint import fingerprint
+from rectilinear.text.rows import TokenRows
+from rectilinear.text.sources import name_source
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from rectilinear.models.origin import Origin
 
 
 def describe(model: PreTrainedModel, stack: BlockStack) -> dict[str, Any]:
     """What there is to know of a decoder and its block stack without weights.
 
     Returns:
-        ``architecture``, ``blocks`` (path of the stack), ``found_by``, ``block_class``,
-        ``num_blocks``, ``width``, ``parameters``, ``block_parameters`` (of all blocks),
-        ``vocabulary`` and ``context`` in tokens (None where the model has no limit).
+        ``architecture``, ``blocks`` (path of the stack), ``found_by``, ``block_class``, ``num_blocks``, ``width``,
+        ``parameters``, ``block_parameters`` (of all blocks), ``vocabulary`` and ``context`` in tokens (None where the
+        model has no limit).
     """
-    classes = sorted({type(block).__name__ for block in stack})
     return {
         "architecture": type(model).__name__,
         "blocks": stack.path,
         "found_by": stack.rule,
-        "block_class": "/".join(classes),
+        "block_class": "/".join(sorted({type(block).__name__ for block in stack})),
         "num_blocks": len(stack),
         "width": width_of(model.config),
         "parameters": count_parameters([model]),
-        "block_parameters": count_parameters(list(stack)),
+        "block_parameters": count_parameters(stack),
         "vocabulary": getattr(text_config(model.config), "vocab_size", None),
         "context": context_of(model.config),
     }
@@ -62,12 +71,42 @@ def weights_sha256(model: nn.Module) -> str | None:
     )
 
 
-def check_context(config: PretrainedConfig | None, seq_len: int) -> None:
-    """Refuse rows longer than the model's context.
+def record_model(module: nn.Module, origin: Origin, stack: BlockStack | None, width: int | None) -> ModelRecord:
+    """Describe a model that was loaded from ``origin``; reads all of its weights, for their hash."""
+    commit = None if isinstance(origin.model, nn.Module) else commit_of(origin.model, origin.loading.revision)
+    return ModelRecord(
+        id=origin.name or type(module).__name__,
+        revision=commit or origin.loading.revision,
+        architecture=type(module).__name__,
+        num_blocks=None if stack is None else len(stack),
+        width=width,
+        parameters=count_parameters([module]),
+        sha256=weights_sha256(module),
+    )
 
-    Raises:
-        RequestError: they are.
-    """
+
+def record_rows(source: Any, rows: TokenRows) -> DataRecord:
+    """Describe the rows of a text source."""
+    count, seq_len = rows.ids.shape
+    return DataRecord(
+        source=name_source(source), fingerprint=rows.fingerprint, tokens=count * seq_len, rows=count, seq_len=seq_len
+    )
+
+
+def record_environment(module: nn.Module) -> EnvironmentRecord:
+    """Describe the software, and where the model is and in which precision."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    return EnvironmentRecord(
+        rectilinear=rectilinear.__version__,
+        torch=torch.__version__,
+        transformers=version("transformers"),
+        device=str(device_of(module)),
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def check_context(config: PretrainedConfig | None, seq_len: int) -> None:
+    """Raise `RequestError` for rows longer than the model's context."""
     context = context_of(config)
     if context is not None and context < seq_len:
         raise RequestError(
@@ -77,10 +116,9 @@ def check_context(config: PretrainedConfig | None, seq_len: int) -> None:
 
 
 def check_rows(config: PretrainedConfig | None, ids: Tensor) -> None:
-    """Refuse token ids ``[rows, seq_len]`` that the model cannot take; tensors that are not ids pass.
+    """Raise `RequestError` for token ids ``[rows, seq_len]`` beyond the model's context or vocabulary.
 
-    Raises:
-        RequestError: rows longer than its context, or an id outside its vocabulary.
+    Tensors that are not ids pass.
     """
     if ids.ndim != 2 or ids.is_floating_point() or not ids.numel():
         return

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.models import reload_check
-from rectilinear.models.capture import device_of, evaluating
+from rectilinear.models.capture import evaluating
+from rectilinear.models.logits import row_logits
 from rectilinear.models.released_code import FILES
 from rectilinear.runs import nearest_existing
 
@@ -27,14 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 #: What a checkpoint consists of: none of an older one may stay beside a new one's.
-CHECKPOINT_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "pytorch_model*",
-    "*config.json",
-    "modeling_*.py",
-    *FILES,
-)
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
+CHECKPOINT_FILES = (*_WEIGHTS, "*config.json", "modeling_*.py", *FILES)
 
 # How far logits may move between two processes, relative to the largest: kernels and their order may differ.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -42,14 +37,10 @@ _COARSE_TOLERANCE = 5e-2
 
 
 def check_exportable(model: PreTrainedModel, stand_ins: bool = True) -> None:
-    """Refuse a model that has stand-ins, or whose class a checkpoint with some could not import from transformers.
+    """Raise `RequestError` for a model, not edited yet, of which no checkpoint could be made.
 
-    Args:
-        model: before it is edited.
-        stand_ins: whether it is to have some.
-
-    Raises:
-        RequestError: it has stand-ins, or is to have some and its class is not one of transformers' own.
+    That is one with stand-ins, quantised, or with a generation config that cannot be saved; and where it is to have
+    stand-ins, one whose class is not transformers' own.
     """
     if hasattr(model.config, "rectilinear"):
         raise RequestError(
@@ -75,11 +66,7 @@ def has_own_code(model: PreTrainedModel) -> bool:
 
 
 def check_space(model: PreTrainedModel, folder: Path) -> None:
-    """Refuse a folder on a disk without room for the model's weights.
-
-    Raises:
-        RequestError: there is less free.
-    """
+    """Raise `RequestError` for a folder on a disk without room for the model's weights."""
     needed = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     free = shutil.disk_usage(nearest_existing(folder)).free
     if free < needed:
@@ -89,11 +76,7 @@ def check_space(model: PreTrainedModel, folder: Path) -> None:
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, ids: Tensor) -> None:
     """Write weights, configs, tokenizer and, for stand-ins, the code they need; then load it all afresh.
 
-    Args:
-        model: the edited model.
-        tokenizer: saved beside it.
-        folder: made where it is missing.
-        ids: token ids ``[rows, seq_len]`` to compare the models on.
+    The folder is made where it is missing; the models are compared on token ids ``[rows, seq_len]``.
 
     Raises:
         OSError: it could not be written.
@@ -111,26 +94,22 @@ def writing() -> Iterator[None]:
     """Turn the operating system's errors, as safetensors and tokenizers put them in words, into `OSError`."""
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
+        if isinstance(error, OSError) or number is None:
             raise
-        code = int(number[1])
-        raise OSError(code, os.strerror(code)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool) -> None:
     """Load a checkpoint in a fresh process; compare logits with the model's, and cached with uncached decoding.
 
-    Raises:
-        JobError: it does not load, or differs.
+    A checkpoint that does not load, or differs, is a `JobError`.
     """
     from safetensors.torch import save_file
 
-    with evaluating(model), torch.no_grad():
-        logits = model(ids.to(device_of(model)), use_cache=False).logits.float().cpu()
+    with evaluating(model):
+        logits = row_logits(model, ids).float().cpu()
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "expected.safetensors"
         with writing():
@@ -142,14 +121,13 @@ def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool
         command = [sys.executable, str(script), str(folder.absolute()), str(expected), str(int(remote))]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"
+        reason = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1]
         raise JobError(f"the checkpoint does not load in a fresh process ({reason})")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     allowed = _TOLERANCE.get(model.dtype, _COARSE_TOLERANCE)
     differences = {"logits": "loads with other logits", "cached": "decodes otherwise with its cache than without"}
     for what, said in differences.items():
-        # NaN fails too.
-        if what in answer and not answer[what] <= allowed:
+        if what in answer and not answer[what] <= allowed:  # NaN fails too
             raise JobError(
                 f"the checkpoint {said}: they differ by {answer[what]:.1e} of the largest, above {allowed:.0e}; "
                 "does this architecture number its blocks in a way that the config does not tell?"

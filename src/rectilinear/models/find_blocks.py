@@ -36,8 +36,8 @@ class BlockStack:
 def find_blocks(model: nn.Module, path: str | None = None) -> BlockStack:
     """Find the block stack of `model`, or take the list at `path`.
 
-    Lists under `model.get_decoder()` come first and lists inside other lists come last. A model without
-    a config needs exactly one list of two or more modules of one class.
+    Lists under `model.get_decoder()` come first and lists inside other lists come last. A model without a config needs
+    exactly one list of two or more modules of one class.
 
     Raises:
         RequestError: no list of modules is at `path`, or the structure leaves none or several to choose from.
@@ -162,10 +162,8 @@ def _owner_config(model: nn.Module, path: str) -> Any:
 
 def _error(expected: str, got: str, lists: _Lists, most: int = 8) -> RequestError:
     """Write the one-line error that names the lists to choose from."""
-    named = [
-        f"{k or 'the model itself'} ({len(v)} x {'/'.join(sorted({type(m).__name__ for m in v}))})"
-        for k, v in lists.items()
-    ]
+    kinds = {k: "/".join(sorted({type(m).__name__ for m in v})) for k, v in lists.items()}
+    named = [f"{k or 'the model itself'} ({len(v)} x {kinds[k]})" for k, v in lists.items()]
     more = [f"and {len(named) - most} more"] if len(named) > most else []
     hint = ", ".join(named[:most] + more) or "nothing in this model, which has no module lists"
     choose = 'try --blocks path.to.layers (--stack to linearize; in Python: blocks="path.to.layers") with one of'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,10 @@ import torch
 
 from rectilinear.errors import RequestError, first_line
 from rectilinear.models.find_blocks import text_config
-from rectilinear.models.loading_info import check_loading_info, collecting_warnings
+from rectilinear.models.loading_info import Head, check_loading_info, collecting_warnings
 from rectilinear.models.peft_adapters import ADAPTER_CONFIG, Adapter, apply_adapter, find_adapter
 from rectilinear.models.released_code import own_class_of, own_model_class
-from rectilinear.settings import DType
+from rectilinear.models.settings import Access, Loading
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,21 +25,17 @@ STORYTELLER = "storyteller"
 def resolve(model: str | Path, contents: Sequence[str] = ("config.json",)) -> str:
     """Where to load a model from: the built-in one's folder, else the path or Hub id itself.
 
-    Args:
-        model: its name.
-        contents: files of which a folder must have one.
-
     Raises:
-        RequestError: something that can only be a path is not such a folder.
+        RequestError: what can only be a path is no folder with one of the files in ``contents``.
     """
     name = str(model)
     if name == STORYTELLER:
         return str(Path(__file__).parent / STORYTELLER)
     path = Path(name).expanduser()
     wanted = " or ".join(contents)
-    if path.is_dir() and not any((path / file).exists() for file in contents):
-        raise RequestError(f"no model in {name}: expected a folder with a {wanted}")
     if path.is_dir():
+        if not any((path / file).exists() for file in contents):
+            raise RequestError(f"no model in {name}: expected a folder with a {wanted}")
         return str(path)
     if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         raise RequestError(f"no model at {name}: expected a folder with a {wanted}, or a Hub id")
@@ -65,7 +61,7 @@ def pick_device(device: str) -> torch.device:
     return picked
 
 
-def load_config(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> PretrainedConfig:
+def load_config(model: str | Path, access: Access = Access()) -> PretrainedConfig:
     """The configuration of a model, or of the one that an adapter is for.
 
     Raises:
@@ -73,28 +69,20 @@ def load_config(model: str | Path, *, revision: str | None = None, trust_remote_
     """
     from transformers import AutoConfig
 
-    source, _ = _sources(model, revision)
-    own = None if trust_remote_code else own_model_class(*source)
-    options = {"revision": source[1], "trust_remote_code": trust_remote_code}
-    return _load(own.config_class if own else AutoConfig, source[0], "configuration", **options)
+    source, revision, _ = _find_weights(model, access)
+    own = None if access.trust_remote_code else own_model_class(source, revision)
+    kind = own.config_class if own else AutoConfig
+    return _load(kind, source, "configuration", revision=revision, trust_remote_code=access.trust_remote_code)
 
 
-def load_model(
-    model: str | Path,
-    *,
-    revision: str | None = None,
-    device: str = "auto",
-    dtype: DType = "auto",
-    trust_remote_code: bool = False,
-    head: bool = False,
-) -> PreTrainedModel:
+def load_model(model: str | Path, loading: Loading = Loading(), *, head: bool = False) -> PreTrainedModel:
     """A decoder with its weights, in evaluation mode, on a device; adapters are merged into them.
 
     What to know of it before trusting its numbers is what `loading_warnings` gives.
 
     Args:
         model: Hub id or path of a model or an adapter of PEFT, or ``"storyteller"``.
-        revision, device, dtype, trust_remote_code: see `rectilinear.models.settings.Loading`.
+        loading: how it is loaded.
         head: refuse a checkpoint without the head that gives logits.
 
     Raises:
@@ -102,76 +90,44 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    place = pick_device(device)
-    options = {
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
-    }
-
-    def check(loaded: PreTrainedModel, info: Any) -> list[str]:
-        # Hidden states do not need a head.
-        needed = "" if head or loaded.base_model is loaded else f"{loaded.base_model_prefix}."
-        return check_loading_info(model, loaded, info, needed)
-
-    loaded = _load_weights(AutoModelForCausalLM, model, "model", check, options)
-    return loaded.to(place).eval()  # type: ignore[arg-type]
+    place = pick_device(loading.device)
+    dtype = loading.dtype if loading.dtype == "auto" else getattr(torch, loading.dtype)
+    needed: Head = "needed" if head else "optional"  # hidden states do not need one
+    return _load_weights(AutoModelForCausalLM, model, needed, loading, dtype=dtype).to(place).eval()
 
 
 def load_classifier(
-    model: str | Path,
-    labels: Sequence[str],
-    padding: int,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
+    model: str | Path, labels: Sequence[str], padding: int, access: Access = Access()
 ) -> PreTrainedModel:
-    """A decoder with a new head that gives each text a score for every label, in float32.
+    """A decoder with a new head that gives each text a score for every label, in float32; see `load_model`.
 
-    Args:
-        model: as of `load_model`.
-        labels: names of the labels.
-        padding: id that texts are padded with; the head reads the last token that is not this one.
-        revision, trust_remote_code: see `rectilinear.models.settings.Access`.
+    Texts are padded with the id ``padding``: the head reads the last token that is not this one.
 
     Raises:
         RequestError: no such model, or not one that classifies texts.
     """
     from transformers import AutoModelForSequenceClassification
 
-    names = dict(enumerate(labels))
-    options: dict[str, Any] = {"id2label": names, "label2id": {name: index for index, name in names.items()}}
-    options |= {"revision": revision, "trust_remote_code": trust_remote_code, "dtype": torch.float32}
-
-    def check(loaded: PreTrainedModel, info: Any) -> list[str]:
-        prefix = f"{loaded.base_model_prefix}."  # that the head is new is what was asked for
-        return check_loading_info(model, loaded, info, prefix, prefix)
-
-    loaded = _load_weights(AutoModelForSequenceClassification, model, "classifier", check, options)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
+    kind = AutoModelForSequenceClassification
+    loaded = _load_weights(kind, model, "new", access, dtype=torch.float32, **names)
     loaded.config.pad_token_id = text_config(loaded.config).pad_token_id = padding
     return loaded
 
 
-def check_classifier(config: PretrainedConfig, *, trust_remote_code: bool = False) -> None:
-    """Refuse an architecture for which there is no classifier of texts; needs no weights.
-
-    Raises:
-        RequestError: there is none.
-    """
+def check_classifier(config: PretrainedConfig, access: Access) -> None:
+    """Raise `RequestError` for an architecture that there is no classifier of texts for; needs no weights."""
     from transformers import AutoModelForSequenceClassification
 
     try:
         with torch.device("meta"):
-            AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+            AutoModelForSequenceClassification.from_config(config, trust_remote_code=access.trust_remote_code)
     except ValueError:
-        raise RequestError(
-            f"expected a model that transformers has a classifier for, got {config.model_type}"
-        ) from None
+        kind = config.model_type
+        raise RequestError(f"expected a model that transformers has a classifier for, got {kind}") from None
 
 
-def load_tokenizer(
-    model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str | Path, access: Access = Access()) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, or one by itself; a folder may have no more than its vocab.json and merges.txt.
 
     Where an adapter has none beside it, it is that of the model that the adapter is for.
@@ -184,18 +140,18 @@ def load_tokenizer(
     described = ("tokenizer.json", "tokenizer_config.json", "config.json")
     place = resolve(model, (*described, "merges.txt", ADAPTER_CONFIG))
     there = {file for file in (*described, "merges.txt") if (Path(place) / file).exists()}
-    if not there and (adapter := find_adapter(place, revision)):
-        return load_tokenizer(adapter.base, revision=adapter.base_revision, trust_remote_code=trust_remote_code)
+    if not there and (adapter := find_adapter(place, access.revision)):
+        return load_tokenizer(adapter.base, access.model_copy(update={"revision": adapter.base_revision}))
     # Byte-level BPE as GPT-2's, of which transformers cannot tell the class by these two files alone.
-    bare = there == {"merges.txt"}
-    kind = GPT2TokenizerFast if bare else AutoTokenizer
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if not trust_remote_code and (own := own_model_class(place, revision)):
-        options["config"] = own.config_class.from_pretrained(place, revision=revision)  # else read as of no known type
+    kind = GPT2TokenizerFast if there == {"merges.txt"} else AutoTokenizer
+    options: dict[str, Any] = access.part(Access).model_dump()
+    if not access.trust_remote_code and (own := own_model_class(place, access.revision)):
+        # Else read as of no known type.
+        options["config"] = own.config_class.from_pretrained(place, revision=access.revision)
     return _load(kind, place, "tokenizer", **options)
 
 
-def build_without_weights(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def build_without_weights(config: PretrainedConfig, access: Access = Access()) -> PreTrainedModel:
     """The decoder of a configuration on the ``meta`` device: its structure, no memory.
 
     Raises:
@@ -209,7 +165,7 @@ def build_without_weights(config: PretrainedConfig, *, trust_remote_code: bool =
         with torch.device("meta"), meta_device_safe_creation_ops():
             if own := own_class_of(config):
                 return own(config)
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=access.trust_remote_code)
     except ValueError as error:
         raise RequestError(f"expected a causal language model, got {config.model_type} ({first_line(error)})") from None
 
@@ -224,33 +180,27 @@ def commit_of(model: str | Path, revision: str | None) -> str | None:
     return commit
 
 
-def _sources(model: str | Path, revision: str | None) -> tuple[tuple[str, str | None], Adapter | None]:
+def _find_weights(model: str | Path, access: Access) -> tuple[str, str | None, Adapter | None]:
     """Where the weights of a model are and in which revision, and the adapter for them, if that is what was named."""
     source = resolve(model, ("config.json", ADAPTER_CONFIG))
-    adapter = find_adapter(source, revision)
-    return ((resolve(adapter.base), adapter.base_revision) if adapter else (source, revision)), adapter
+    adapter = find_adapter(source, access.revision)
+    return (resolve(adapter.base), adapter.base_revision, adapter) if adapter else (source, access.revision, None)
 
 
-def _load_weights(
-    auto_class: Any,
-    model: str | Path,
-    what: str,
-    check: Callable[[PreTrainedModel, Any], list[str]],
-    options: dict[str, Any],
-) -> PreTrainedModel:
-    (source, revision), adapter = _sources(model, options["revision"])
-    if not options["trust_remote_code"]:
+def _load_weights(auto_class: Any, model: str | Path, head: Head, access: Access, **options: Any) -> Any:
+    source, revision, adapter = _find_weights(model, access)
+    if not access.trust_remote_code:
         auto_class = own_model_class(source, revision) or auto_class
-    options = {**options, "revision": revision, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    loaded: Any
+    options |= {"revision": revision, "trust_remote_code": access.trust_remote_code}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with collecting_warnings() as warnings:
-        loaded, info = _load(auto_class, source, what, **options)
-        warnings += check(loaded, info)
+        loaded, info = _load(auto_class, source, "classifier" if head == "new" else "model", **options)
+        warnings += check_loading_info(model, loaded, info, head)
         if adapter:
             loaded, merged = apply_adapter(loaded, adapter)
             warnings.append(merged)
     loaded.loading_warnings = warnings
-    return loaded  # type: ignore[no-any-return]
+    return loaded
 
 
 def _load(auto_class: Any, model: str | Path, what: str, **options: Any) -> Any:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -17,6 +17,9 @@ from rectilinear.models.find_blocks import find_blocks, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+#: Whether the head of a model must be in its checkpoint, may be missing, or is put in anew whatever is there.
+Head = Literal["needed", "optional", "new"]
 
 
 def loading_warnings(model: nn.Module) -> list[str]:
@@ -52,7 +55,7 @@ def collecting_warnings() -> Iterator[list[str]]:
 
 
 def check_loading_info(
-    model: str | Path, loaded: PreTrainedModel, info: Mapping[str, Collection[Any]], needed: str, within: str = ""
+    model: str | Path, loaded: PreTrainedModel, info: Mapping[str, Collection[Any]], head: Head
 ) -> list[str]:
     """Refuse a model that is not what its checkpoint holds.
 
@@ -60,8 +63,7 @@ def check_loading_info(
         model: name of the checkpoint.
         loaded: what was loaded from it.
         info: what transformers says of that (``output_loading_info``).
-        needed: how names of weights begin that must be there.
-        within: how names of weights in the checkpoint begin that are to be used.
+        head: whether the checkpoint must have it.
 
     Returns:
         A line of other weights that are not used; none where all are.
@@ -70,7 +72,7 @@ def check_loading_info(
         RequestError: weights are missing or of another shape, a quantisation is not carried out, or weights of
             whole blocks are not used.
     """
-    kind = type(loaded).__name__
+    kind, body = type(loaded).__name__, f"{loaded.base_model_prefix}."
     if absent := {"missing_keys", "unexpected_keys", "mismatched_keys"} - info.keys():
         raise broken_promise(
             "transformers", f"tell which weights a checkpoint lacks and which it has left over (`{sorted(absent)[0]}`)"
@@ -89,12 +91,13 @@ def check_loading_info(
             f"cannot load {str(model)!r}: weights are not shaped as its configuration says ({len(wrong)}, {key} among "
             f"them: expected {[*wanted]}, got {[*found]})"
         )
-    if missing := sorted(key for key in info["missing_keys"] if key.startswith(needed)):
+    whole = head == "needed" or (head == "optional" and loaded.base_model is loaded)
+    if missing := sorted(key for key in info["missing_keys"] if whole or key.startswith(body)):
         raise RequestError(
             f"cannot load {str(model)!r}: weights of {kind} are not in the checkpoint ({len(missing)}, {missing[0]} "
             "among them); is it a checkpoint of a causal language model?"
         )
-    unused = sorted(key for key in info["unexpected_keys"] if key.startswith(within))
+    unused = sorted(key for key in info["unexpected_keys"] if head != "new" or key.startswith(body))
     if not unused:
         return []
     listed = f"{len(unused)}, {unused[0]} among them"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
+from types import NoneType
 from typing import Any
 
 import torch
@@ -17,12 +18,10 @@ from rectilinear.models.capture import device_of
 
 @dataclass(frozen=True, eq=False)
 class DecodingCache:
-    """What a decoder returned to be continued from.
+    """What a decoder returned to be continued from, and the tokens of each row that it stands for.
 
-    Attributes:
-        name: of the output's field that it was, and of the parameter that takes it back.
-        value: a `transformers.Cache`, or whatever else the model makes; steps may change it in place.
-        tokens: of each row that it stands for.
+    `name` is that of the output's field and of the parameter that takes it back; `value` is a `transformers.Cache`, or
+    whatever else the model makes, and steps may change it in place.
     """
 
     name: str
@@ -48,9 +47,7 @@ def row_logits(model: nn.Module, ids: Tensor) -> Tensor:
     Raises:
         RequestError: the model gives no such logits.
     """
-    with torch.no_grad():
-        output = model(ids.to(device_of(model)), **_taken(model, use_cache=False))
-    logits = _logits_of(model, output)
+    logits, _ = _forward(model, ids, _taken(model, use_cache=False))
     if logits.shape[:-1] != ids.shape:
         raise RequestError(f"expected logits {[*ids.shape, 'vocabulary']}, got {[*logits.shape]}")
     return logits
@@ -72,9 +69,7 @@ def next_logits(
         JobError: it has a cache, but returns none, takes none back, or does not keep all tokens in it.
     """
     kind, options = type(model).__name__, _taken(model, use_cache=True, logits_to_keep=1)
-    with torch.no_grad():
-        output = model(ids.to(device_of(model)), **options, **({cache.name: cache.value} if cache else {}))
-    logits = _logits_of(model, output)
+    logits, output = _forward(model, ids, options | ({cache.name: cache.value} if cache else {}))
     if "logits_to_keep" in options and logits.shape[1] != 1:
         raise broken_promise("transformers", f"have {kind} compute the logits of one token where `logits_to_keep=1`")
     tokens = ids.shape[1] + (cache.tokens if cache else 0)
@@ -87,16 +82,10 @@ def next_logits(
 
 
 def check_continued(model: nn.Module, ids: Tensor, logits: Tensor, cache: DecodingCache | None) -> None:
-    """Refuse a step from a cache that cannot count its tokens, if the cache made no difference.
+    """Raise `JobError` for a step from a cache that cannot count its tokens, if the cache made no difference.
 
-    Args:
-        model: that took the step.
-        ids: ``[rows, 1]`` that it was given.
-        logits: ``[rows, vocabulary]`` that it gave.
-        cache: that it returned.
-
-    Raises:
-        JobError: the logits are those after the ids alone.
+    That is, if the logits ``[rows, vocabulary]`` that a model gave for ids ``[rows, 1]`` and the cache are those after
+    the ids alone.
     """
     if cache and cache.counted is None and torch.equal(next_logits(model, ids)[0], logits):
         kind = type(model).__name__
@@ -117,40 +106,38 @@ def cache_bytes(cache: Any) -> int:
 def _taken(model: nn.Module, **options: Any) -> dict[str, Any]:
     """Those of some keyword arguments that the model has parameters for, or that its configuration has defaults for."""
     named, config = signature(model.forward).parameters, getattr(model, "config", None)
-    return {
-        name: value for name, value in options.items() if name in named or (_takes_any(named) and hasattr(config, name))
-    }
+    known = [name for name in options if name in named or (_takes_any(named) and hasattr(config, name))]
+    return {name: options[name] for name in known}
 
 
 def _takes_any(parameters: Mapping[str, Parameter]) -> bool:
     return any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
-def _cache_of(model: nn.Module, output: Any, tokens: int) -> DecodingCache | None:
-    """The output's field that is a `Cache`; else one that is no tensor and that the model takes back by its name."""
-    named = signature(model.forward).parameters
-    fields = dict(output) if isinstance(output, Mapping) else vars(output)
-    caches = {name: value for name, value in fields.items() if isinstance(value, Cache)}
-    found = caches or {
-        name: value
-        for name, value in fields.items()
-        if name in named and value is not None and not isinstance(value, Tensor)
-    }
-    for name, value in found.items():
-        if name in named or _takes_any(named):
-            return DecodingCache(name, value, tokens)
-        raise JobError(f"expected {type(model).__name__} to take back the cache that it returns as {name!r}")
-    return None
-
-
-def _logits_of(model: nn.Module, output: Any) -> Tensor:
+def _forward(model: nn.Module, ids: Tensor, options: dict[str, Any]) -> tuple[Tensor, Any]:
+    """Logits of a forward pass without gradients, and all that it returns."""
+    with torch.no_grad():
+        output = model(ids.to(device_of(model)), **options)
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.ndim != 3:
         raise RequestError(
             f"expected a causal language model, which returns .logits, got {type(model).__name__}, "
             f"which returns {type(output).__name__}"
         )
-    return logits
+    return logits, output
+
+
+def _cache_of(model: nn.Module, output: Any, tokens: int) -> DecodingCache | None:
+    """The output's field that is a `Cache`; else one that is no tensor and that the model takes back by its name."""
+    named = signature(model.forward).parameters
+    fields = dict(output) if isinstance(output, Mapping) else vars(output)
+    caches = [name for name, value in fields.items() if isinstance(value, Cache)]
+    others = [name for name in fields if name in named and not isinstance(fields[name], (Tensor, NoneType))]
+    for name in caches or others:
+        if name in named or _takes_any(named):
+            return DecodingCache(name, fields[name], tokens)
+        raise JobError(f"expected {type(model).__name__} to take back the cache that it returns as {name!r}")
+    return None
 
 
 def _tensors_in(held: Any) -> Iterator[Tensor]:

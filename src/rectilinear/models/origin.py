@@ -14,7 +14,7 @@ from rectilinear.models.describe import check_context, check_rows
 from rectilinear.models.load import build_without_weights, load_config, load_model, load_tokenizer, pick_device
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.peft_adapters import has_adapters, merge_adapters
-from rectilinear.models.settings import Access, Loading
+from rectilinear.models.settings import Loading
 from rectilinear.text.rows import TokenRows, pack_rows
 from rectilinear.text.settings import Rows
 from rectilinear.text.sources import open_documents
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Origin:
     """A model by name, or one that is there already, and how to load it.
+
+    Configuration and tokenizer are read once: the Hub is asked anew each time, and a large vocabulary takes a second.
 
     Attributes:
         model: Hub id or path of a model or an adapter, ``"storyteller"``, or a module, which is taken where and as it
@@ -45,7 +47,7 @@ class Origin:
             pick_device(self.loading.device)
         elif has_adapters(self.model):
             merged, line = merge_adapters(self.model)
-            merged.loading_warnings = [*loading_warnings(self.model), line]  # type: ignore[assignment]
+            merged.loading_warnings = [*loading_warnings(self.model), line]
             object.__setattr__(self, "model", merged)
 
     @property
@@ -53,9 +55,19 @@ class Origin:
         """The Hub id or path; "" for a module that was not loaded from one."""
         return getattr(self.model, "name_or_path", "") if isinstance(self.model, nn.Module) else str(self.model)
 
+    @cached_property
     def config(self) -> Any:
-        """The model's configuration; None for a module without one."""
-        return self._config
+        """The model's configuration; None for a module without one. RequestError where there is no such model."""
+        if isinstance(self.model, nn.Module):
+            return getattr(self.model, "config", None)
+        return load_config(self.model, self.loading)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer. RequestError where there is none."""
+        if not self.name:
+            raise RequestError("expected tokenizer= for a model without name_or_path, got none")
+        return load_tokenizer(self.name, self.loading)
 
     def skeleton(self) -> nn.Module:
         """The model's structure; without weights where they are not in memory yet.
@@ -65,43 +77,15 @@ class Origin:
         """
         if isinstance(self.model, nn.Module):
             return self.model
-        built: nn.Module = build_without_weights(self.config(), trust_remote_code=self.loading.trust_remote_code)
-        return built
-
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's tokenizer.
-
-        Raises:
-            RequestError: there is none.
-        """
-        return self._tokenizer
+        skeleton: nn.Module = build_without_weights(self.config, self.loading)
+        return skeleton
 
     def load(self, *, head: bool = False) -> nn.Module:
         """The model, with its weights; those of the head that gives logits may be missing unless they are asked for."""
         if isinstance(self.model, nn.Module):
             return self.model
-        module: nn.Module = load_model(
-            self.model, device=self.loading.device, dtype=self.loading.dtype, head=head, **self._access
-        )
-        return module
-
-    # Each is read once: the Hub is asked anew each time, and a tokenizer of a large vocabulary takes a second.
-
-    @cached_property
-    def _config(self) -> Any:
-        if isinstance(self.model, nn.Module):
-            return getattr(self.model, "config", None)
-        return load_config(self.model, **self._access)
-
-    @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        if not self.name:
-            raise RequestError("expected tokenizer= for a model without name_or_path, got none")
-        return load_tokenizer(self.name, **self._access)
-
-    @property
-    def _access(self) -> dict[str, Any]:
-        return self.loading.part(Access).model_dump()
+        loaded: nn.Module = load_model(self.model, self.loading, head=head)
+        return loaded
 
     def rows(self, text: str | Path, rows: Rows, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenRows:
         """Tokens of a text for this model, packed into rows; needs no weights.
@@ -110,10 +94,9 @@ class Origin:
             RequestError: no such text, rows longer than the context, ids beyond the vocabulary.
         """
         documents = open_documents(text, rows)
-        config = self.config()
-        check_context(config, rows.seq_len)
-        packed = pack_rows(documents, tokenize_with(tokenizer or self.tokenizer()), rows.seq_len, rows.max_tokens)
-        check_rows(config, packed.ids)
+        check_context(self.config, rows.seq_len)
+        packed = pack_rows(documents, tokenize_with(tokenizer or self.tokenizer), rows.seq_len, rows.max_tokens)
+        check_rows(self.config, packed.ids)
         return packed
 
 

@@ -5,29 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from rectilinear.errors import RequestError, first_line
+from rectilinear.models.released_code import read_text_file
 
 #: What tells an adapter's folder.
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter in a folder or on the Hub.
-
-    Attributes:
-        source: its folder or Hub id.
-        kind: ``LORA`` and so on.
-        base: path or Hub id of the model that it is for.
-        revision: of the adapter.
-        base_revision: of that model.
-    """
+class Adapter(NamedTuple):
+    """An adapter of some kind (``LORA``, say) in a folder or on the Hub, and the model that it is for."""
 
     source: str
     kind: str
@@ -42,14 +33,10 @@ def find_adapter(source: str, revision: str | None) -> Adapter | None:
     Raises:
         RequestError: it does not say which model it is for.
     """
-    from transformers.utils import cached_file
-
-    if (Path(source) / "config.json").exists():
-        return None
+    text = None if (Path(source) / "config.json").exists() else read_text_file(source, ADAPTER_CONFIG, revision)
     try:
-        file = cached_file(source, ADAPTER_CONFIG, revision=revision)
-        config: Any = json.loads(Path(str(file)).read_text(encoding="utf-8")) if file else None
-    except (OSError, ValueError):
+        config: Any = json.loads(text or "null")
+    except ValueError:
         return None
     if config is None:
         return None
@@ -59,7 +46,7 @@ def find_adapter(source: str, revision: str | None) -> Adapter | None:
     return Adapter(source, str(config.get("peft_type")), str(base), revision, config.get("revision"))
 
 
-def apply_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, str]:
+def apply_adapter(model: nn.Module, adapter: Adapter) -> tuple[Any, str]:
     """The model that an adapter is for with the adapter merged into its weights, and a line that says so.
 
     Raises:
@@ -72,7 +59,7 @@ def apply_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, str]:
     try:
         config = PeftConfig.from_pretrained(adapter.source, revision=adapter.revision)
         config.task_type = None  # whatever head the model has
-        adapted: nn.Module = PeftModel.from_pretrained(model, adapter.source, config=config, revision=adapter.revision)
+        adapted = PeftModel.from_pretrained(model, adapter.source, config=config, revision=adapter.revision)
     except MemoryError:
         raise
     except Exception as error:  # as of models: files, configurations and weights share no narrower class
@@ -91,7 +78,7 @@ def has_adapters(model: nn.Module) -> bool:
     return isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules())
 
 
-def merge_adapters(model: nn.Module) -> tuple[nn.Module, str]:
+def merge_adapters(model: nn.Module) -> tuple[Any, str]:
     """A copy of a model with its adapters merged into its weights, and a line that says so.
 
     Raises:
@@ -100,23 +87,21 @@ def merge_adapters(model: nn.Module) -> tuple[nn.Module, str]:
     return _merge(copy.deepcopy(model)), "the model's adapters were merged into a copy of its weights"
 
 
-def _merge(model: Any) -> nn.Module:
+def _merge(model: Any) -> Any:
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     if isinstance(model, PeftModel):
         try:
-            merged: nn.Module = model.merge_and_unload(safe_merge=True)
+            return model.merge_and_unload(safe_merge=True)
         except (AttributeError, ValueError, NotImplementedError) as error:  # of prompts and prefixes, say
             kind = type(model).__name__
             raise RequestError(f"expected adapters that can be merged, got {kind} ({first_line(error)})") from None
-        return merged
     # Put in by transformers itself.
     for path, module in [*model.named_modules()]:
         if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)  # type: ignore[attr-defined]
+            module.merge(safe_merge=True)
             model.set_submodule(path, module.get_base_layer())
     model._hf_peft_config_loaded = False
     vars(model).pop("_weight_conversions", None)  # under which it was last looked for: those of the adapter
-    whole: nn.Module = model
-    return whole
+    return model

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from rectilinear.errors import JobError
-from rectilinear.models.capture import capture_blocks, device_of, evaluating, run, runnable
+from rectilinear.models.capture import capture_blocks, device_of, evaluating, run
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.progress import Progress
 from rectilinear.settings import Pooling
@@ -30,9 +30,8 @@ def pool_states(
     pooled as blocks run, so that those of single tokens are never kept.
 
     Args:
-        module: the decoder.
-        stack: its blocks.
-        texts: token ids, int64 ``[tokens]`` each, at least one token.
+        module, stack: the decoder and its blocks.
+        texts: token ids, int64 ``[tokens]`` each, at least one text and one token.
         batch_size: texts in a forward pass.
         pooling: over the tokens of a text.
         progress: called with (stage, done, total).
@@ -43,10 +42,10 @@ def pool_states(
     Raises:
         JobError: activations that are not finite.
     """
-    device, model = device_of(module), runnable(module)
+    device = device_of(module)
     # Of similar length together, which saves padding.
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    pooled: Tensor | None = None
+    pooled = torch.empty(0)
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         ids = pad_sequence([texts[place] for place in places], batch_first=True).to(device)
@@ -60,18 +59,16 @@ def pool_states(
             states[index + 1] = _pool(y, mask, pooling)
 
         with evaluating(module), capture_blocks(list(stack), consume):
-            run(model, {"input_ids": ids, "attention_mask": mask.long()})
+            run(module, {"input_ids": ids, "attention_mask": mask.long()})
         batch = torch.stack([states[depth] for depth in sorted(states)], 1).cpu()
         if not batch.isfinite().all():
             depth = int((~batch.isfinite()).any(-1).any(0).nonzero()[0])
             raise JobError(f"expected finite hidden states, got others at depth {depth}; try `dtype=float32`")
-        if pooled is None:
+        if start == 0:
             pooled = batch.new_empty(len(texts), *batch.shape[1:])
         pooled[places] = batch
         if progress:
             progress("hidden states", min(start + batch_size, len(order)), len(order))
-    if pooled is None:
-        raise ValueError("expected at least one text")
     return pooled
 
 

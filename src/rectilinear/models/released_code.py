@@ -49,11 +49,7 @@ def current_code() -> list[str]:
 
 
 def own_model_class(model: str, revision: str | None = None) -> Any:
-    """This package's class of a checkpoint with stand-ins; None for other checkpoints.
-
-    Args:
-        model: Hub id or path.
-        revision: branch, tag or commit on the Hub.
+    """This package's class of a checkpoint with stand-ins, by its Hub id or path; None for other checkpoints.
 
     Raises:
         RequestError: the checkpoint brings along code that no version of this package has written.
@@ -69,7 +65,7 @@ def own_model_class(model: str, revision: str | None = None) -> Any:
     if before or kind not in CONFIG_MAPPING:
         return None
     made = _linearized(CONFIG_MAPPING[kind])
-    texts = [text for file in FILES if (text := _text_of(model, file, revision)) is not None]
+    texts = [text for file in FILES if (text := read_text_file(model, file, revision)) is not None]
     first = [_GENERATED.sub("", text) for text in texts] if len(texts) == 1 else texts
     if made is None or not {hash_code(texts), hash_code(first)} & released_versions().keys():
         got = "other code, perhaps of a later version" if texts else "none"
@@ -93,8 +89,8 @@ def _linearized(stock_config: Any) -> Any:
     return stock and modeling_rectilinear.linearized_model(stock, stock_config)
 
 
-def _text_of(model: str, file: str, revision: str | None) -> str | None:
-    """A file that a checkpoint brings along; None where it cannot be had."""
+def read_text_file(model: str, file: str, revision: str | None) -> str | None:
+    """The text of a file of a path or Hub id; None where it cannot be had."""
     from transformers.utils import cached_file
 
     try:

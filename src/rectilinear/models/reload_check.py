@@ -46,18 +46,9 @@ def _cached_difference(model: Any, ids: torch.Tensor) -> tuple[float, int]:
     prompt, mask = ids[:, :length].clone(), torch.ones(len(ids), length, dtype=torch.long)
     mask[-1, : length // 2] = 0
     prompt[-1, : length // 2] = prompt[-1, length // 2]
-    with_cache = model.generate(
-        prompt,
-        attention_mask=mask,
-        max_new_tokens=STEPS,
-        min_new_tokens=STEPS,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        return_dict_in_generate=True,
-        output_logits=True,
-        pad_token_id=0,
-    )
+    greedy = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "num_beams": 1, "pad_token_id": 0}
+    recorded = {"return_dict_in_generate": True, "output_logits": True}
+    with_cache = model.generate(prompt, attention_mask=mask, use_cache=True, **greedy, **recorded)
     stepwise = torch.stack(with_cache.logits, 1).float()
     mask = torch.cat([mask, mask.new_ones(len(ids), STEPS)], 1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)

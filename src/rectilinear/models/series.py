@@ -5,29 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from rectilinear.errors import RequestError
-from rectilinear.models.describe import describe
-from rectilinear.models.find_blocks import find_blocks
+from rectilinear.models.describe import count_parameters
+from rectilinear.models.find_blocks import find_blocks, width_of
 from rectilinear.models.load import STORYTELLER
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 
-# What transformers' Trainer writes into its folders.
-_STATE = "trainer_state.json"
 
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One model of a series.
-
-    Attributes:
-        origin: where it is.
-        step: optimizer steps it was trained for, as far as known.
-    """
+class Checkpoint(NamedTuple):
+    """One model of a series: where it is, and the optimizer steps it was trained for, as far as known."""
 
     origin: Origin
     step: int | None
@@ -35,21 +26,12 @@ class Checkpoint:
     @property
     def source(self) -> str:
         """Its path or Hub id, with the revision where one was asked for."""
-        return (
-            f"{self.origin.name}@{self.origin.loading.revision}" if self.origin.loading.revision else self.origin.name
-        )
+        revision = self.origin.loading.revision
+        return f"{self.origin.name}@{revision}" if revision else self.origin.name
 
 
-@dataclass(frozen=True)
-class Anatomy:
-    """What all models of a series share.
-
-    Attributes:
-        architecture: name of the model's class.
-        num_blocks: length of the block stack.
-        width: of the hidden states, as the configuration says.
-        parameters: of the whole model.
-    """
+class Anatomy(NamedTuple):
+    """What all models of a series share; the width of hidden states is that of the configuration."""
 
     architecture: str
     num_blocks: int
@@ -65,10 +47,8 @@ def find_checkpoints(
 ) -> tuple[list[Checkpoint], list[str]]:
     """The checkpoints of a series by step, each with one, and what to be warned about.
 
-    Args:
-        checkpoints: folders, Hub ids or ``ID@REVISION``. A folder that holds ``checkpoint-N`` folders stands for
-            them, and for its own model where that is of another step.
-        loading: how to load them.
+    They are folders, Hub ids or ``ID@REVISION``. A folder that holds ``checkpoint-N`` folders stands for them, and for
+    its own model where that is of another step.
 
     Raises:
         RequestError: none, no model in one of them, several of one step, a revision of a folder.
@@ -89,16 +69,15 @@ def find_checkpoints(
             f"no step is known of {unknown[0]}{f' and {len(unknown) - 1} more' if unknown[1:] else ''}: "
             "steps are places in the series as given; name checkpoints like checkpoint-500"
         )
-        found = [replace(checkpoint, step=place) for place, checkpoint in enumerate(found)]
-    by_step: dict[int, Checkpoint] = {}
-    for checkpoint in found:
-        other = by_step.setdefault(checkpoint.step or 0, checkpoint)
-        if other is not checkpoint:
+        found = [Checkpoint(checkpoint.origin, place) for place, checkpoint in enumerate(found)]
+    found.sort(key=lambda checkpoint: checkpoint.step or 0)
+    for one, other in pairwise(found):
+        if one.step == other.step:
             raise RequestError(
-                f"expected one checkpoint a step, got {other.source} and {checkpoint.source} at step "
-                f"{checkpoint.step}; leave one of them out"
+                f"expected one checkpoint a step, got {one.source} and {other.source} at step {one.step}; "
+                "leave one of them out"
             )
-    return [by_step[step] for step in sorted(by_step)], warnings
+    return found, warnings
 
 
 def check_alike(checkpoints: Sequence[Checkpoint], blocks: str | None) -> Anatomy:
@@ -107,28 +86,29 @@ def check_alike(checkpoints: Sequence[Checkpoint], blocks: str | None) -> Anatom
     Raises:
         RequestError: no configuration, weights or block stack, or one that differs from the first.
     """
-    first: Anatomy | None = None
-    for checkpoint in checkpoints:
-        checkpoint.origin.config()  # before the weights: what has none is no checkpoint
-        _check_weights(checkpoint.origin)
-        built: Any = checkpoint.origin.skeleton()
-        told = describe(built, find_blocks(built, blocks))
-        found = Anatomy(**{name: told[name] for name in ("architecture", "num_blocks", "width", "parameters")})
-        first = first or found
-        if found != first:
+    first = _anatomy_of(checkpoints[0].origin, blocks)
+    for checkpoint in checkpoints[1:]:
+        if (found := _anatomy_of(checkpoint.origin, blocks)) != first:
             raise RequestError(
                 f"expected checkpoints of one model, got {first} ({checkpoints[0].source}) and {found} "
                 f"({checkpoint.source})"
             )
-    if first is None:
-        raise RequestError("expected at least one checkpoint, got none")
     return first
+
+
+def _anatomy_of(origin: Origin, blocks: str | None) -> Anatomy:
+    folder, config = Path(origin.name).expanduser(), origin.config  # what has none is no checkpoint
+    if folder.is_dir() and not _has_weights(folder):
+        raise RequestError(f"no weights in {folder}: expected model.safetensors or its parts beside config.json")
+    built = origin.skeleton()
+    stack = find_blocks(built, blocks)
+    return Anatomy(type(built).__name__, len(stack), width_of(config), count_parameters([built]))
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """The checkpoints that transformers' Trainer left in a folder, by step; some may not be written to their end."""
-    found = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
-    return sorted((path for path in found if path.is_dir()), key=steps_of)
+    named = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return sorted(filter(Path.is_dir, named), key=steps_of)
 
 
 def steps_of(checkpoint: Path) -> int:
@@ -173,17 +153,10 @@ def _step_of(folder: Path) -> int | None:
 def state_step(folder: Path) -> int | None:
     """The step that Trainer wrote down, as the last of a checkpoint's files; None where it did not."""
     try:
-        state: Any = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-        return int(state["global_step"])
+        return int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
-
-
-def _check_weights(origin: Origin) -> None:
-    folder = Path(origin.name).expanduser()
-    if folder.is_dir() and not _has_weights(folder):
-        raise RequestError(f"no weights in {folder}: expected model.safetensors or its parts beside config.json")

@@ -27,8 +27,7 @@ Edits = Mapping[str, nn.Module]
 def find_target(stack: BlockStack, index: int, target: Target) -> str:
     """Dotted path of a block, or of its attention or MLP.
 
-    The attention is the one direct child that its class calls so, the MLP the one other direct
-    child with weight matrices.
+    The attention is the one direct child that its class calls so, the MLP the one other direct child with matrices.
 
     Raises:
         RequestError: there is no such child, or several, or it adds the residual stream itself.
@@ -37,10 +36,11 @@ def find_target(stack: BlockStack, index: int, target: Target) -> str:
     if target == "block":
         return where
     block = stack.blocks[index]
-    attentions = {name for name, child in block.named_children() if "attention" in type(child).__name__.lower()}
-    weighty = {name for name, child in block.named_children() if any(p.ndim > 1 for p in child.parameters())}
+    kinds = {name: type(child).__name__ for name, child in block.named_children()}
+    attentions = {name for name, kind in kinds.items() if "attention" in kind.lower()}
+    weighty = {name for name in kinds if any(p.ndim > 1 for p in block.get_submodule(name).parameters())}
     found = sorted(attentions if target == "attention" else weighty - attentions)
-    named = ", ".join(f"{name} ({type(getattr(block, name)).__name__})" for name in found) or "none"
+    named = ", ".join(f"{name} ({kinds[name]})" for name in found) or "none"
     if len(found) != 1:
         raise RequestError(
             f"expected one {target} in block {index} ({type(block).__name__}), got {named}; try `target=block`"
@@ -58,22 +58,22 @@ def swapped(model: nn.Module, edits: Edits) -> Iterator[None]:
     """While open, the model has the edits' modules in the places of its own."""
     own = {path: model.get_submodule(path) for path in edits}
     try:
-        for path, module in edits.items():
-            model.set_submodule(path, module)
+        _put(model, edits)
         yield
     finally:
-        for path, module in own.items():
-            model.set_submodule(path, module)
+        _put(model, own)
+
+
+def _put(model: nn.Module, modules: Edits) -> None:
+    for path, module in modules.items():
+        model.set_submodule(path, module)
 
 
 def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any) -> str:
     """Dotted path of a block's last projection, whose output goes straight into the residual stream.
 
-    It is the last matrix to run that gives vectors of the stream's width. That its output is added
-    as it is, is tried out: what is added to it must come out of the block.
-
-    Args:
-        inputs: one batch to try it on.
+    It is the last matrix to run that gives vectors of the stream's width. That its output is added as it is, is tried
+    out on ``inputs``, one batch: what is added to it must come out of the block.
 
     Raises:
         RequestError: there is no such projection.
@@ -85,7 +85,11 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any
     def note(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         ran.append((module, output.shape[-1]))
 
-    projections = {module: name for name, module in block.named_modules() if _is_projection(module)}
+    projections = {
+        module: name
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # a plain matrix too
+    }
     with evaluating(model), hooked(projections, note):
         whole = run_until(model, inputs, [block])[0]
     if not whole.y.isfinite().all():
@@ -102,16 +106,14 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any
 def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: Any, *, through: bool) -> bool:
     """Whether the output of a block's attention or MLP is added to the residual stream as it is.
 
-    Then what is added to it comes out of the block or, for a part whose output goes ``through``
-    other parts before, reaches one of these. It is tried out on ``inputs``, one batch.
+    Then what is added to it comes out of the block or, for a part whose output goes ``through`` other parts before,
+    reaches one of these. It is tried out on ``inputs``, one batch.
     """
     given: list[Tensor] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        tensors = [
-            value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.is_floating_point()
-        ]
-        given.append(tensors[0].clone() if tensors else torch.empty(0))
+        tensors = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        given.append(next((value.clone() for value in tensors if value.is_floating_point()), torch.empty(0)))
 
     def shifted(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         moved = first_value(output) + shift.view_as(first_value(output))
@@ -128,16 +130,8 @@ def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: A
     # What goes into the next part as it is, a norm say, is not yet added to anything.
     alike = [pair for pair in zip(before, given, strict=True) if pair[0].numel() == shift.numel()]
     reached = [(old, new) for old, new in alike if not torch.equal(old.flatten(), own.y.flatten())]
-    return any(_close((new - old).view_as(shift), shift) for old, new in [(whole.y, moved.y), *reached])
-
-
-def _close(one: Tensor, two: Tensor) -> bool:
-    return bool((one - two).norm() <= 0.05 * two.norm())
-
-
-def _is_projection(module: nn.Module) -> bool:
-    """Whether this is a plain matrix: torch's, or transformers' Conv1D."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    changes = [(new - old).view_as(shift) for old, new in [(whole.y, moved.y), *reached]]
+    return any(bool((change - shift).norm() <= 0.05 * shift.norm()) for change in changes)
 
 
 def folded_projection(projection: nn.Module, matrix: Tensor, bias: Tensor) -> nn.Module:
@@ -158,14 +152,11 @@ def edited_config(config: Any, kept: Sequence[int], count: int) -> Any:
     """A copy of a configuration for some of its ``count`` blocks: their number, and lists with an entry a block."""
     config = copy.deepcopy(config)
     text = text_config(config)
-    lists = {
-        name: value
-        for name, value in text.to_dict().items()
-        if isinstance(value, (list, tuple)) and len(value) == count and not name.endswith(("_id", "_ids"))
-    }
+    values = text.to_dict()
     text.num_hidden_layers = len(kept)
-    for name, value in lists.items():
-        setattr(text, name, type(value)(value[index] for index in kept))
+    for name, value in values.items():
+        if isinstance(value, (list, tuple)) and len(value) == count and not name.endswith(("_id", "_ids")):
+            setattr(text, name, type(value)(value[index] for index in kept))
     return config
 
 
@@ -210,15 +201,13 @@ def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Seq
 
     Where stand-ins are put in, the model becomes one of the classes of `linearized_model`.
     """
-    for path, module in edits.items():
-        model.set_submodule(path, module)
-    blocks = find_blocks(model, stack.path).blocks
-    kept = [index for index in range(len(blocks)) if index not in removed]
-    container = model.get_submodule(stack.path)
-    chosen = [blocks[index] for index in kept]
+    _put(model, edits)
     if removed:
-        shorter = nn.Sequential(*chosen) if isinstance(container, nn.Sequential) else nn.ModuleList(chosen)
-        model.set_submodule(stack.path, shorter)
+        blocks = find_blocks(model, stack.path).blocks
+        kept = [index for index in range(len(blocks)) if index not in removed]
+        chosen = [blocks[index] for index in kept]
+        sequential = isinstance(model.get_submodule(stack.path), nn.Sequential)
+        model.set_submodule(stack.path, nn.Sequential(*chosen) if sequential else nn.ModuleList(chosen))
         for index, block in enumerate(chosen):
             for module in block.modules():
                 if isinstance(getattr(module, "layer_idx", None), int):

@@ -27,11 +27,10 @@ from rectilinear.measurement.measure import Scored, score_model, token_inputs
 from rectilinear.measurement.profile import BlockRecord
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
-from rectilinear.models.capture import device_of
-from rectilinear.models.describe import count_parameters
+from rectilinear.models.capture import device_of, own_randomness
+from rectilinear.models.describe import count_parameters, record_environment
 from rectilinear.models.find_blocks import find_blocks
-from rectilinear.models.records import record_environment
-from rectilinear.models.wrapped import architecture_of, own_precision, own_randomness, trained_model
+from rectilinear.models.trained import architecture_of, own_precision, trained_model
 from rectilinear.results import settings_record
 from rectilinear.text.batches import as_batches
 
@@ -169,7 +168,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._trainer.log({**_scalars(step, scored.blocks), "linearity/probe_seconds": seconds})
         control.should_log = self._trainer.control.should_log = wanted
 
-    @reporting_exhausted_memory
+    @reporting_exhausted_memory()
     def _measure(self) -> Scored:
         runner, bare = trained_model(self._trainer)
         stack = find_blocks(bare, self._path)

@@ -14,7 +14,6 @@ from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.series import checkpoints_of
-from rectilinear.models.settings import Access
 from rectilinear.results import settings_record
 from rectilinear.runs import check_same, read_request, stage, write_request
 from rectilinear.text.rows import RowFile, open_rows, pack_rows, stream_rows, write_rows
@@ -106,7 +105,7 @@ def start_run(out: Path, plan: Plan) -> None:
     if corpus.tokenizer is None:
         tokenizer = train_tokenizer(map("".join, plan.documents(plan.text, corpus.seed)), preset.vocab_size)
     else:
-        tokenizer = load_tokenizer(corpus.tokenizer, **corpus.part(Access).model_dump())
+        tokenizer = load_tokenizer(corpus.tokenizer, corpus)
     with stage(out, stale=[*_STALE, *(path.name for path in checkpoints_of(out))]) as folder:
         tokenizer.save_pretrained(folder)
         contents = write_rows(folder / _ROWS, _rows_of(plan, tokenizer, _rows_wanted(plan)))

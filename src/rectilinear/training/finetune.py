@@ -20,7 +20,6 @@ from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.load import load_classifier
 from rectilinear.models.origin import Origin
-from rectilinear.models.settings import Access
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import settings_record
 from rectilinear.runs import check_same, claim, stage
@@ -41,7 +40,7 @@ from rectilinear.training.settings import Profiling, Tuning
 from rectilinear.training.trainer import GuardedTrainer, StepProgress, training_arguments, trains_on_cpu
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def finetune(
     model: str | Path,
     task: str,
@@ -159,7 +158,7 @@ def _train(job: Job, seed: int, progress: Progress) -> tuple[PreTrainedModel, tu
     """The trained model, and what Trainer logged."""
     tuning, examples = job.tuning, training_examples(job.task, job.train)
     set_seed(seed)
-    model = load_classifier(job.origin.name, job.task.labels, job.padding, **tuning.part(Access).model_dump())
+    model = load_classifier(job.origin.name, job.task.labels, job.padding, tuning)
     use_cache = model.config.use_cache  # Trainer turns it off
     loss = bradley_terry if job.task.ranks else None
     regularizer = Regularizer.of(model, tuning, job.profiling.blocks, loss)

@@ -17,9 +17,9 @@ from rectilinear.errors import RequestError
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.card import bare_name, model_card_metadata, result_of, usage_snippet
+from rectilinear.models.describe import record_environment, record_model
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.origin import Origin
-from rectilinear.models.records import record_environment, record_model
 from rectilinear.models.series import steps_of
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
@@ -54,7 +54,7 @@ from rectilinear.training.trainer import (
 )
 
 
-@reporting_exhausted_memory
+@reporting_exhausted_memory()
 def pretrain(
     text: str | Path,
     recipe: Recipe = Recipe(),

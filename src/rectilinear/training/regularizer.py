@@ -15,7 +15,7 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.models.capture import capture_blocks
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.modeling_rectilinear import PaddingMask, watch_padding
-from rectilinear.models.task_loss import items_of_rows, task_loss
+from rectilinear.models.trained import items_of_rows, task_loss
 from rectilinear.training.settings import Regularization
 
 #: Loss of a model's outputs and labels, as transformers' Trainer calls it: the sum over the items of

@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from rectilinear.errors import JobError, broken_promise
 from rectilinear.models.export import writing
 from rectilinear.models.series import checkpoints_of, state_step
-from rectilinear.models.task_loss import items_of_rows
+from rectilinear.models.trained import items_of_rows
 from rectilinear.progress import Progress
 from rectilinear.runs import Interrupted
 from rectilinear.training.regularizer import Regularizer
