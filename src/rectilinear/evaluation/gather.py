@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rectilinear.errors import RequestError
-from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.judge_client import JUDGEMENTS, read_judgements
-from rectilinear.evaluation.judge_record import JudgeReport
+from rectilinear.evaluation.judge_record import JudgeReport, Marks
 from rectilinear.evaluation.probe_record import Probe
 from rectilinear.results import ModelRecord
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.bootstrap import mean_over_groups
-from rectilinear.evaluation.criteria import INSTRUCTIONS, Marks
 from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.judge_client import (
     JUDGEMENTS,
@@ -22,11 +21,10 @@ from rectilinear.evaluation.judge_client import (
     try_judge,
     unanswered,
 )
-from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeReport, MarkRecord, Story
-from rectilinear.evaluation.reference import measure_reference
+from rectilinear.evaluation.judge_record import INSTRUCTIONS, Judged, Judgement, JudgeReport, MarkRecord, Marks, Story
 from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.evaluation.stories import REQUEST, STORIES, read_stories, write_stories
-from rectilinear.evaluation.text_measures import measure_texts
+from rectilinear.evaluation.text_measures import measure_reference, measure_texts
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.evaluation.criteria import INSTRUCTIONS, Marks
-from rectilinear.evaluation.judge_record import Judgement, Story
+from rectilinear.evaluation.judge_record import INSTRUCTIONS, Judgement, Marks, Story
 from rectilinear.evaluation.settings import Judging
 from rectilinear.progress import Progress
 
