@@ -583,7 +583,7 @@ def test_one_document_has_no_error(model, beginning, data):
 
 
 def test_what_is_not_installed(monkeypatch, data):
-    monkeypatch.setattr("rectilinear.evaluation.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("rectilinear.errors.find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"try pip install 'rectilinear\[eval\]'"):
         load_tasks(["boolq"], data)
 

@@ -21,8 +21,8 @@ from torch import nn
 
 from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.evaluation.bootstrap import RESAMPLES, bootstrap_stderr, mean, observe
-from rectilinear.evaluation.quiet import describe, is_ours, quiet
 from rectilinear.evaluation.record import DifferenceRecord, GroupRecord, MetricRecord, Observed, TaskRecord
+from rectilinear.evaluation.surroundings import describe, is_ours, quiet
 from rectilinear.evaluation.task_set import COLUMNS, SUPERGLUE_GROUP, TaskSet, check_chat_template
 from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.completion import ends_texts

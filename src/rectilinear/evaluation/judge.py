@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import RequestError, require
 from rectilinear.evaluation.bootstrap import mean_over_groups
-from rectilinear.evaluation.extras import require
 from rectilinear.evaluation.judge_client import (
     JUDGEMENTS,
     ask,

@@ -11,8 +11,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from rectilinear.errors import RequestError
-from rectilinear.evaluation.extras import require
+from rectilinear.errors import RequestError, require
 from rectilinear.evaluation.probe_record import Probe, ProbePoint, best_of
 from rectilinear.evaluation.settings import Probing
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
@@ -38,6 +37,7 @@ from rectilinear.training.classification import (
 )
 
 if TYPE_CHECKING:
+    from sklearn.model_selection import GridSearchCV
     from transformers import PreTrainedTokenizerBase
 
 #: Inverse strengths of the penalty that cross-validation chooses from.
@@ -112,22 +112,51 @@ def probe(
 
 def _probe_depths(
     task: Task, train: Encoded, validation: Encoded, states: Tensor, folds: int, progress: Progress
-) -> tuple[list[ProbePoint], list[Sequence[int]], list[str]]:
+) -> tuple[list[ProbePoint], list[list[int]], list[str]]:
     """What probes made of states ``[texts, depths, width]``: points and answers by depth, and warnings."""
     points, predictions, notes = [], [], []
-    first = sum(map(len, train.ids))
+    targets, first = _targets(task, train), sum(map(len, train.ids))
     for depth in range(states.shape[1]):
-        of_depth = states[:, depth].double().numpy()
-        parts = (train, of_depth[:first]), (validation, of_depth[first:])
-        point, answers, converged = _probe_depth(depth, task, *parts, folds)
-        points.append(point)
-        predictions.append(answers)
-        if not converged:
+        features = states[:, depth].double().numpy()
+        search = _fit(features[:first], *targets, folds)
+        scores = torch.full((len(features) - first, task.answers), -torch.inf, dtype=torch.float64)
+        with numpy.errstate(divide="ignore"):  # of probabilities that are 0
+            scores[:, search.classes_] = torch.from_numpy(search.predict_log_proba(features[first:]))
+        predictions.append(predict(task, validation, scores))
+        points.append(
+            ProbePoint(
+                depth=depth,
+                c=float(search.best_params_["logisticregression__C"]),
+                cross_validated=float(search.best_score_),
+                metrics=score_predictions(task, train, validation, predictions[-1]),
+            )
+        )
+        if (search.best_estimator_[-1].n_iter_ >= _ITERATIONS).any():
             notes.append(
                 f"the probe of depth {depth} did not converge in {_ITERATIONS:,} steps; try more `max_examples`"
             )
         progress("probes", depth + 1, states.shape[1])
     return points, predictions, notes
+
+
+def _fit(features: numpy.ndarray, labels: Sequence[int], groups: Sequence[int], folds: int) -> GridSearchCV:
+    """A logistic regression on ``[texts, width]``, with the penalty that cross-validation chooses."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(tol=_TOLERANCE, max_iter=_ITERATIONS)),
+        {"logisticregression__C": STRENGTHS},
+        cv=StratifiedGroupKFold(folds),
+        scoring="accuracy",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said later, of the penalty that is chosen
+        warnings.filterwarnings("ignore", "The least populated class")
+        return search.fit(features, labels, groups=groups)
 
 
 def _fingerprint(train: Encoded, validation: Encoded) -> str:
@@ -164,46 +193,6 @@ def _check_questions(task: Task, train: Encoded, folds: int) -> None:
             f"expected each answer for at least {folds} questions or passages to train on, got {name} for "
             f"{len(where[rarest])}; try more `max_examples` or fewer `folds`"
         )
-
-
-def _probe_depth(
-    depth: int,
-    task: Task,
-    train: tuple[Encoded, numpy.ndarray],
-    validation: tuple[Encoded, numpy.ndarray],
-    folds: int,
-) -> tuple[ProbePoint, Sequence[int], bool]:
-    """What a probe made of one depth, its answers to the questions of the validation part, and whether it converged."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    (taught, features), (tested, others) = train, validation
-    labels, groups = _targets(task, taught)
-    search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(tol=_TOLERANCE, max_iter=_ITERATIONS)),
-        {"logisticregression__C": STRENGTHS},
-        cv=StratifiedGroupKFold(folds),
-        scoring="accuracy",
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said below, of the penalty that is chosen
-        warnings.filterwarnings("ignore", "The least populated class")
-        search.fit(features, labels, groups=groups)
-    converged = bool((search.best_estimator_[-1].n_iter_ < _ITERATIONS).all())
-    scores = torch.full((len(others), task.answers), -torch.inf, dtype=torch.float64)
-    with numpy.errstate(divide="ignore"):  # of probabilities that are 0
-        scores[:, search.classes_] = torch.from_numpy(search.predict_log_proba(others))
-    predictions = predict(task, tested, scores)
-    point = ProbePoint(
-        depth=depth,
-        c=float(search.best_params_["logisticregression__C"]),
-        cross_validated=float(search.best_score_),
-        metrics=score_predictions(task, taught, tested, predictions),
-    )
-    return point, predictions, converged
 
 
 def _targets(task: Task, encoded: Encoded) -> tuple[Sequence[int], Sequence[int]]:

@@ -10,11 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rectilinear.errors import RequestError
-from rectilinear.evaluation.extras import require
-from rectilinear.evaluation.quiet import describe, is_ours, quiet
+from rectilinear.errors import RequestError, require
 from rectilinear.evaluation.settings import Tasks
-from rectilinear.evaluation.squad import provide_squad_metrics
+from rectilinear.evaluation.surroundings import describe, is_ours, provide_squad_metrics, quiet
 from rectilinear.evaluation.task_data import LocalData, find_data, forms_of
 
 if TYPE_CHECKING:

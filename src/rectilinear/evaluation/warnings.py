@@ -17,22 +17,23 @@ from rectilinear.results import ModelRecord
 from rectilinear.text.rows import TokenRows
 
 if TYPE_CHECKING:
-    from rectilinear.evaluation.run import Work
+    from rectilinear.evaluation.run import Job
 
 
-def find_warnings(ran: Sequence[tuple[Origin, Evaluation]], work: Work, *, several: bool) -> Iterator[str]:
+def find_warnings(ran: Sequence[tuple[Origin, Evaluation]], job: Job) -> Iterator[str]:
     """What a reader of an evaluation must know: of the model's run, and of the other's where there is one."""
-    if work.tasks and work.tasks.missing:
-        missing, there = ", ".join(work.tasks.missing), ", ".join(work.tasks.columns)
+    if job.tasks and job.tasks.missing:
+        missing, there = ", ".join(job.tasks.missing), ", ".join(job.tasks.columns)
         yield f"{SUPERGLUE_GROUP}: no data of {missing}; the mean is over {there}"
+    several = len(job.origins) > 1 or len(ran) > 1
     for origin, found in ran:
         whose = f"{origin.name or 'the model'}, " if several else ""
         included = [f"probe of {task}: {warning}" for task, probe in found.probes.items() for warning in probe.warnings]
         included += [f"stories: {warning}" for warning in (found.stories.warnings if found.stories else ())]
         yield from (whose + warning for warning in (*found.warnings, *included))
-        if origin.name and work.packed:
-            yield from _fitted_on(origin.name, work, work.packed)
-        yield from _other_names(work.gathered, found.model)
+        if origin.name and job.packed:
+            yield from _fitted_on(origin.name, job, job.packed)
+        yield from _other_names(job.gathered, found.model)
 
 
 def not_included(gathered: Gathered, ran: Sequence[Evaluation]) -> Iterator[str]:
@@ -53,7 +54,7 @@ def _other_names(gathered: Gathered, ours: ModelRecord) -> Iterator[str]:
             yield f"{file} is of {model.id}, which has the weights of {ours.id}: are they the same model?"
 
 
-def _fitted_on(name: str, work: Work, packed: TokenRows) -> list[str]:
+def _fitted_on(name: str, job: Job, packed: TokenRows) -> list[str]:
     """A warning where the plan beside a checkpoint says that these rows, or others of this text, went into it."""
     try:
         plan = Plan.load(resolve(name))
@@ -61,7 +62,7 @@ def _fitted_on(name: str, work: Work, packed: TokenRows) -> list[str]:
         return []
     if plan.data.fingerprint == packed.fingerprint:
         which = "these very rows"
-    elif _text_of(plan.data.source, plan.settings) == _text_of(work.text or "", work.rows.model_dump()):
+    elif _text_of(plan.data.source, plan.settings) == _text_of(job.text or "", job.rows.model_dump()):
         which = "this text, perhaps these rows"
     else:
         return []
