@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rectilinear.errors import RequestError, require
 from rectilinear.evaluation.bootstrap import mean_over_groups
 from rectilinear.evaluation.judge_client import (
+    COUNTS,
     JUDGEMENTS,
     ask,
     connect,
@@ -20,7 +21,16 @@ from rectilinear.evaluation.judge_client import (
     try_judge,
     unanswered,
 )
-from rectilinear.evaluation.judge_record import INSTRUCTIONS, Judged, Judgement, JudgeReport, MarkRecord, Marks, Story
+from rectilinear.evaluation.judge_record import (
+    INSTRUCTIONS,
+    Judged,
+    Judgement,
+    JudgeReport,
+    MarkRecord,
+    Marks,
+    Outcome,
+    Story,
+)
 from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.evaluation.stories import REQUEST, STORIES, read_stories, write_stories
 from rectilinear.evaluation.text_measures import measure_reference, measure_texts
@@ -72,22 +82,15 @@ def claim_stories(out: str | Path, *, resume: bool, overwrite: bool) -> Abstract
     """Hold the folder of a run; see `rectilinear.runs.claim`."""
 
     def kept(folder: Path) -> str | None:
-        there = (folder / STORIES).exists()
-        return f"{folder} keeps the stories and the answers so far; to go on, add `resume`" if there else None
+        said = f"{folder} keeps the stories and the answers so far; to go on, add `resume`"
+        return said if (folder / STORIES).exists() else None
 
     return claim(out, resume=resume, overwrite=overwrite, kept=kept)  # type: ignore[return-value]
 
 
 @reporting_exhausted_memory
 def prepare_stories(
-    model: str,
-    out: Path,
-    stories: Stories,
-    judging: Judging,
-    *,
-    loading: Loading,
-    resume: bool,
-    progress: Progress,
+    model: str, out: Path, stories: Stories, judging: Judging, *, loading: Loading, resume: bool, progress: Progress
 ) -> StoryRun:
     """Have the stories written, unless they are there; everything up to what is paid for. See `judge`."""
     if judging.judge_model:
@@ -99,13 +102,32 @@ def prepare_stories(
         other.skeleton()
         other.tokenizer()
     request = {"model": model, **stories.model_dump(mode="json"), **loading.model_dump(include={"revision", "dtype"})}
-    if not (resume and _find_run(out, request)):
+    if resume and (out / STORIES).exists():
+        before = read_request(out / REQUEST).get("asked")
+        if not isinstance(before, dict):
+            raise RequestError(f"expected a run of rectilinear judge in {out}, got an unreadable {REQUEST}")
+        check_same(out, before, request)
+    else:
         if judging.judge_model and not judging.dry_run:
             try_judge(judging)
         write_stories(origin, stories, request, out, progress)
     run = StoryRun(out, read_stories(out), read_judgements(out / JUDGEMENTS), judging, request, other)
-    run.bind()
+    if judging.judge_model:
+        _bind(out, judging, run.answers)
     return run
+
+
+def _bind(out: Path, judging: Judging, answers: dict[int, Judgement]) -> None:
+    """Note which judge is asked, beside the stories: answers of two judges are not to be mixed."""
+    kept = read_request(out / REQUEST)
+    own = {"model": judging.judge_model, "url": judging.where}
+    if answers and kept["judge"] != own:
+        theirs = "{model} at {url}".format(**kept["judge"])
+        raise RequestError(
+            f"{out} holds answers of {theirs}, got {own['model']} at {own['url']}; try the same, or another `out`"
+        )
+    with stage(out) as folder:
+        write_request(folder / REQUEST, {**kept, "judge": own})
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,21 +164,6 @@ class StoryRun:
         price = "; see `prices` for what that costs" if cost is None else f", at most about {cost:.2g} by `prices`"
         return f"{self.judging.judge_model} is asked about {len(self.left):,} stories: {about}{price}"
 
-    def bind(self) -> None:
-        """Note which judge is asked, beside the stories: answers of two judges are not to be mixed."""
-        if self.judging.judge_model is None:
-            return
-        kept = read_request(self.out / REQUEST)
-        own = {"model": self.judging.judge_model, "url": self.judging.where}
-        if self.answers and kept["judge"] != own:
-            theirs = "{model} at {url}".format(**kept["judge"])
-            raise RequestError(
-                f"{self.out} holds answers of {theirs}, got {own['model']} at {own['url']}; try the same, or another "
-                "`out`"
-            )
-        with stage(self.out) as folder:
-            write_request(folder / REQUEST, {**kept, "judge": own})
-
     @reporting_exhausted_memory
     def finish(self, progress: Progress) -> JudgeReport:
         """Ask the judge about the stories that are left, measure them all, and write ``judge.json``."""
@@ -186,42 +193,27 @@ class StoryRun:
         return report
 
 
-def _find_run(out: Path, request: dict[str, Any]) -> bool:
-    """Whether the folder has stories of this request."""
-    if not (out / STORIES).exists():
-        return False
-    before = read_request(out / REQUEST).get("asked")
-    if not isinstance(before, dict):
-        raise RequestError(f"expected a run of rectilinear judge in {out}, got an unreadable {REQUEST}")
-    check_same(out, before, request)
-    return True
-
-
 def _summarize(whom: dict[str, str], answers: dict[int, Judgement], judging: Judging) -> Judged:
     outcomes = Counter(answer.outcome for answer in answers.values())
     scored = [answer.marks for answer in answers.values() if answer.marks]
-    marks = {name: _mean([getattr(given, name) for given in scored]) for name in Marks.model_fields} if scored else {}
-    used = [sum(getattr(answer, f"{kind}_tokens") for answer in answers.values()) for kind in ("prompt", "completion")]
+    marks = {}
+    for name in Marks.model_fields if scored else ():
+        mean, stderr = mean_over_groups([getattr(given, name) for given in scored], [1] * len(scored))
+        marks[name] = MarkRecord(mean=mean, stderr=stderr)
+    used = {name: sum(getattr(answer, name) for answer in answers.values()) for name in COUNTS}
     return Judged(
         model=whom["model"],
         url=whom["url"],
         asked=len(answers),
-        outcomes={outcome: outcomes[outcome] for outcome in ("scored", "refused", "malformed")},
+        outcomes={outcome: outcomes[outcome] for outcome in get_args(Outcome)},
         marks=marks,
-        prompt_tokens=used[0],
-        completion_tokens=used[1],
-        cost=judging.cost(*used),
+        **used,
+        cost=judging.cost(*used.values()),
     )
 
 
-def _mean(values: Sequence[int]) -> MarkRecord:
-    mean, stderr = mean_over_groups(values, [1] * len(values))
-    return MarkRecord(mean=mean, stderr=stderr)
-
-
 def _warnings(stories: Sequence[Story], judged: Judged | None) -> Iterator[str]:
-    empty = sum(not story.completion.strip() for story in stories)
-    if empty:
+    if empty := sum(not story.completion.strip() for story in stories):
         yield f"{empty} of {len(stories)} completions are empty: the model ended the text at once"
     if judged and judged.asked < len(stories):
         yield f"the judge answered for {judged.asked} of {len(stories)} stories; for the others try `resume` with it"

@@ -42,8 +42,7 @@ class TaskSet:
     """Tasks, ready to be run on models.
 
     Attributes:
-        tasks: of the harness, by name, with their data.
-        groups: of the harness, by name.
+        tasks, groups: of the harness, by name, with their data.
         sources: of each task's data.
         columns: tasks of the paper's group; none without that group.
         missing: others of that group, which have no data.
@@ -91,7 +90,7 @@ def load_tasks(settings: Tasks) -> TaskSet:
     return TaskSet(
         tasks,
         loaded.get("groups", {}),
-        {name: _source_of(task, present.get(name)) for name, task in tasks.items()},
+        {name: str(present[name].questions) if folder else _on_hub(task) for name, task in tasks.items()},
         columns=tuple(name for name in columns if name in tasks),
         missing=tuple(name for name in columns if name not in tasks),
         settings=settings,
@@ -109,16 +108,12 @@ def _check_examples(tasks: Mapping[str, Task], num_fewshot: int | None, folder: 
             )
 
 
-def _source_of(task: Task, local: LocalData | None) -> str:
-    return str(local.questions) if local else "/".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
+def _on_hub(task: Task) -> str:
+    return "/".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> None:
-    """Refuse a tokenizer without a chat template where prompts are to be put into one.
-
-    Raises:
-        RequestError: it has none.
-    """
+    """Raise a `RequestError` for a tokenizer without a chat template where prompts are to be put into one."""
     if tasks.settings.apply_chat_template and not tokenizer.chat_template:
         raise RequestError(
             f"expected a tokenizer with a chat template, got {tokenizer.name_or_path or 'one'} without; try without "
