@@ -13,7 +13,7 @@ from rectilinear.evaluation.comparison_table import evaluation_tables
 from rectilinear.evaluation.differences import find_differences, find_unlike
 from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.judge_record import JudgeReport
-from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.probe import Probe
 from rectilinear.evaluation.record import Differences, Evaluation, Items, Measurements
 from rectilinear.results import DataRecord, Record, ResultFile
 from rectilinear.tables import Table

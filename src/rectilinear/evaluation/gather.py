@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.judge_client import JUDGEMENTS, read_judgements
 from rectilinear.evaluation.judge_record import JudgeReport, Marks
-from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.probe import Probe
+from rectilinear.models.origin import short_name
 from rectilinear.results import ModelRecord
 
 
@@ -47,6 +48,22 @@ class Gathered:
         return {file: probe.model for file, probe in self.probes.items()} | {
             file: found.report.model for file, found in self.stories.items()
         }
+
+    def others(self, ran: Sequence[ModelRecord]) -> Iterator[str]:
+        """Warnings of results that came to none of these models."""
+        weights = {model.sha256 for model in ran}
+        for file, model in self.models.items():
+            if model.sha256 not in weights:
+                yield (
+                    f"{file} is not included: it is of {model.id} with other weights than any model here has; try the "
+                    "same `dtype` and `revision` for all commands"
+                )
+
+    def namesakes(self, ours: ModelRecord) -> Iterator[str]:
+        """Warnings of results of a model's weights under another name: the configuration may be another too."""
+        for file, model in self.models.items():
+            if model.sha256 == ours.sha256 and short_name(model.id) != short_name(ours.id):
+                yield f"{file} is of {model.id}, which has the weights of {ours.id}: are they the same model?"
 
 
 def gather_results(folders: Sequence[str | Path]) -> Gathered:

@@ -32,8 +32,14 @@ from rectilinear.evaluation.judge_record import (
     Story,
 )
 from rectilinear.evaluation.settings import Judging, Stories
-from rectilinear.evaluation.stories import REQUEST, STORIES, read_stories, write_stories
-from rectilinear.evaluation.text_measures import measure_reference, measure_texts
+from rectilinear.evaluation.stories import (
+    REQUEST,
+    STORIES,
+    measure_reference,
+    measure_texts,
+    read_stories,
+    write_stories,
+)
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin

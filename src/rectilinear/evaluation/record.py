@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.evaluation.judge_record import JudgeReport, Marks
-from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.probe import Probe
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Table
 

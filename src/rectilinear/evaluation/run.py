@@ -18,12 +18,13 @@ from rectilinear.evaluation.harness import TaskScores, run_tasks
 from rectilinear.evaluation.record import Evaluation, Items, SpeedRecord, finite
 from rectilinear.evaluation.settings import Evaluating
 from rectilinear.evaluation.speed import REPEATS, measure_speed
-from rectilinear.evaluation.task_set import TaskSet
-from rectilinear.evaluation.warnings import find_warnings, not_included
+from rectilinear.evaluation.task_set import SUPERGLUE_GROUP, TaskSet
+from rectilinear.linearization.plan import Plan
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import weights_sha256
 from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
+from rectilinear.models.load import resolve
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model, record_rows
@@ -124,15 +125,45 @@ class Job:
     ) -> Evaluation:
         """An evaluation with what it takes to read it: the other model, the differences, the warnings."""
         pair = [(self.origins[place], ours)] + ([(self.against, theirs)] if self.against and theirs else [])
-        warnings = [*find_warnings(pair, self), *find_unlike(ours, before)]
+        warnings = [*self._warnings(pair), *find_unlike(ours, before)]
         if place == len(self.origins) - 1:
-            warnings += not_included(self.gathered, [*before, ours])
+            warnings += self.gathered.others([found.model for found in (*before, ours)])
         changes: dict[str, Any] = {"warnings": tuple(dict.fromkeys(warnings))}
         if theirs:
             sizes = {f"against_{name}": size for name, size in theirs.settings.items() if name.endswith("batch_size")}
             changes |= {"against": theirs.measurements(), "differences": find_differences(ours, theirs)}
             changes |= {"settings": ours.settings | sizes}
         return ours.model_copy(update=changes)
+
+    def _warnings(self, ran: Sequence[tuple[Origin, Evaluation]]) -> Iterator[str]:
+        """What a reader of an evaluation must know: of the model's run, and of the other's where there is one."""
+        if self.tasks and self.tasks.missing:
+            missing, there = ", ".join(self.tasks.missing), ", ".join(self.tasks.columns)
+            yield f"{SUPERGLUE_GROUP}: no data of {missing}; the mean is over {there}"
+        several = len(self.origins) > 1 or len(ran) > 1
+        for origin, found in ran:
+            whose = f"{origin.name or 'the model'}, " if several else ""
+            parts = {f"probe of {task}: ": probe.warnings for task, probe in found.probes.items()}
+            parts |= {"stories: ": found.stories.warnings} if found.stories else {}
+            for part, warnings in {"": found.warnings, **parts}.items():
+                yield from (whose + part + warning for warning in warnings)
+            if origin.name and self.packed:
+                yield from self._fitted_on(origin.name, self.packed)
+            yield from self.gathered.namesakes(found.model)
+
+    def _fitted_on(self, name: str, packed: TokenRows) -> Iterator[str]:
+        """A warning where the plan beside a checkpoint says that these rows, or others of this text, went into it."""
+        try:
+            plan = Plan.load(resolve(name))
+        except RequestError:  # nothing that was linearized
+            return
+        if plan.data.fingerprint == packed.fingerprint:
+            which = "these very rows"
+        elif _text_of(plan.data.source, plan.settings) == _text_of(self.text or "", self.rows.model_dump()):
+            which = "this text, perhaps these rows"
+        else:
+            return
+        yield f"{name} was fitted on {which} ({plan.data.source}), which flatters it; evaluate it on other text"
 
     def _check_any(self, ran: Sequence[Evaluation]) -> None:
         """Refuse results to include that are all of other models."""
@@ -220,3 +251,9 @@ def _find_blocks(module: nn.Module) -> BlockStack | None:
 def _named(progress: Progress, which: str) -> Progress:
     """Progress whose stages say which model they are of."""
     return lambda stage, done, total: progress(f"{stage} ({which})", done, total)
+
+
+def _text_of(source: str | Path, settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides which text a source gives."""
+    seed = settings.get("seed") if str(source) == "stories" else None
+    return Path(source).expanduser().resolve(), seed, *(settings.get(key) for key in ("column", "config", "split"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.probe import Probe
 from rectilinear.models.origin import short_name
 from rectilinear.report import style
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.probe import Probe
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.profile import Profile
 from rectilinear.report.dynamics_plot import plot_dynamics
