@@ -17,12 +17,7 @@ from rectilinear.results import ModelRecord
 
 @dataclass(frozen=True)
 class Stories:
-    """Stories of a model.
-
-    Attributes:
-        report: what was counted and judged.
-        marks: by index of the story, where the judge gave them.
-    """
+    """What was counted and judged of a model's stories, and their marks by index, where the judge gave them."""
 
     report: JudgeReport
     marks: Mapping[int, Marks]
@@ -45,9 +40,8 @@ class Gathered:
     @property
     def models(self) -> dict[Path, ModelRecord]:
         """Whom the files are about."""
-        return {file: probe.model for file, probe in self.probes.items()} | {
-            file: found.report.model for file, found in self.stories.items()
-        }
+        probed = {file: probe.model for file, probe in self.probes.items()}
+        return probed | {file: found.report.model for file, found in self.stories.items()}
 
     def others(self, ran: Sequence[ModelRecord]) -> Iterator[str]:
         """Warnings of results that came to none of these models."""

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rectilinear.errors import RequestError, require
-from rectilinear.evaluation.bootstrap import mean_over_groups
-from rectilinear.evaluation.judge_client import (
-    COUNTS,
-    JUDGEMENTS,
-    ask,
-    connect,
-    estimate_tokens,
-    read_judgements,
-    try_judge,
-    unanswered,
-)
-from rectilinear.evaluation.judge_record import (
-    INSTRUCTIONS,
-    Judged,
-    Judgement,
-    JudgeReport,
-    MarkRecord,
-    Marks,
-    Outcome,
-    Story,
-)
+from rectilinear.evaluation import judge_client
+from rectilinear.evaluation.judge_client import JUDGEMENTS
+from rectilinear.evaluation.judge_record import INSTRUCTIONS, Judged, Judgement, JudgeReport, Story
 from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.evaluation.stories import (
     REQUEST,
@@ -101,7 +82,7 @@ def prepare_stories(
     """Have the stories written, unless they are there; everything up to what is paid for. See `judge`."""
     if judging.judge_model:
         require("openai", "judge")
-        connect(judging)  # what is wrong with the request shows before there are stories
+        judge_client.connect(judging)  # what is wrong with the request shows before there are stories
     origin = Origin(model, loading)
     other = Origin(judging.reference, loading.model_copy(update={"revision": None})) if judging.reference else None
     if other:
@@ -115,9 +96,9 @@ def prepare_stories(
         check_same(out, before, request)
     else:
         if judging.judge_model and not judging.dry_run:
-            try_judge(judging)
+            judge_client.try_judge(judging)
         write_stories(origin, stories, request, out, progress)
-    run = StoryRun(out, read_stories(out), read_judgements(out / JUDGEMENTS), judging, request, other)
+    run = StoryRun(out, read_stories(out), judge_client.read_judgements(out / JUDGEMENTS), judging, request, other)
     if judging.judge_model:
         _bind(out, judging, run.answers)
     return run
@@ -159,12 +140,12 @@ class StoryRun:
     @property
     def left(self) -> list[Story]:
         """Stories that the judge is to be asked about."""
-        return unanswered(self.stories, self.answers) if self.judging.judge_model else []
+        return judge_client.unanswered(self.stories, self.answers) if self.judging.judge_model else []
 
     @property
     def announcement(self) -> str:
         """What the judge is asked, and what that will cost at most."""
-        prompt_tokens, answer_tokens = estimate_tokens(self.judging, self.left)
+        prompt_tokens, answer_tokens = judge_client.estimate_tokens(self.judging, self.left)
         about = f"about {prompt_tokens:,} tokens of requests and at most {answer_tokens:,} of answers"
         cost = self.judging.cost(prompt_tokens, answer_tokens)
         price = "; see `prices` for what that costs" if cost is None else f", at most about {cost:.2g} by `prices`"
@@ -175,14 +156,14 @@ class StoryRun:
         """Ask the judge about the stories that are left, measure them all, and write ``judge.json``."""
         answers = self.answers
         if self.judging.judge_model:
-            answers = ask(self.judging, self.stories, self.out / JUDGEMENTS, progress)
+            answers = judge_client.ask(self.judging, self.stories, self.out / JUDGEMENTS, progress)
         compared, kept = None, read_request(self.out / REQUEST)
         warnings = list(kept.get("warnings", ()))  # not kept by earlier versions
         if self.reference:
             module, tokenizer = self.reference.load(head=True), self.reference.tokenizer()
             compared = measure_reference(self.reference.name, module, tokenizer, self.stories, progress)
             warnings += (f"{self.reference.name}: {warning}" for warning in loading_warnings(module))
-        judged = _summarize(kept["judge"], answers, self.judging) if answers else None
+        judged = judge_client.summarize(kept["judge"], answers, self.judging) if answers else None
         report = JudgeReport(
             model=ModelRecord.model_validate(kept["model"]),
             data=DataRecord.model_validate(kept["data"]),
@@ -197,25 +178,6 @@ class StoryRun:
         with stage(self.out) as folder:
             report.save(folder)
         return report
-
-
-def _summarize(whom: dict[str, str], answers: dict[int, Judgement], judging: Judging) -> Judged:
-    outcomes = Counter(answer.outcome for answer in answers.values())
-    scored = [answer.marks for answer in answers.values() if answer.marks]
-    marks = {}
-    for name in Marks.model_fields if scored else ():
-        mean, stderr = mean_over_groups([getattr(given, name) for given in scored], [1] * len(scored))
-        marks[name] = MarkRecord(mean=mean, stderr=stderr)
-    used = {name: sum(getattr(answer, name) for answer in answers.values()) for name in COUNTS}
-    return Judged(
-        model=whom["model"],
-        url=whom["url"],
-        asked=len(answers),
-        outcomes={outcome: outcomes[outcome] for outcome in get_args(Outcome)},
-        marks=marks,
-        **used,
-        cost=judging.cost(*used.values()),
-    )
 
 
 def _warnings(stories: Sequence[Story], judged: Judged | None) -> Iterator[str]:

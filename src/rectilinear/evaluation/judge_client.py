@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.evaluation.judge_record import INSTRUCTIONS, Judgement, Marks, Story
+from rectilinear.evaluation.bootstrap import mean_over_groups
+from rectilinear.evaluation.judge_record import INSTRUCTIONS, Judged, Judgement, MarkRecord, Marks, Outcome, Story
 from rectilinear.evaluation.settings import Judging
 from rectilinear.progress import Progress
 
@@ -27,8 +29,8 @@ JUDGEMENTS = "judgements.jsonl"
 #: A story to try a judge with before there are any.
 TRIAL = Story(index=-1, beginning="Once there was a small cat.", ending="", completion=" It slept in the sun.")
 
-#: Counts of tokens in a judgement.
-COUNTS = ("prompt_tokens", "completion_tokens")
+# Counts of tokens in a judgement.
+_COUNTS = ("prompt_tokens", "completion_tokens")
 
 # Letters of English a token has, roughly: for estimates only.
 _LETTERS = 4
@@ -212,7 +214,7 @@ def _read(story: Story, reply: ChatCompletion, before: Judgement | None) -> Judg
     text = content if isinstance(content, str) else ""
     refused = bool(refusal) or getattr(choice, "finish_reason", None) == "content_filter"
     marks = None if refused else read_marks(text)
-    used = {name: getattr(reply.usage, name, None) for name in COUNTS}
+    used = {name: getattr(reply.usage, name, None) for name in _COUNTS}
     whole = {name: count if isinstance(count, int) and count > 0 else 0 for name, count in used.items()}
     return Judgement(
         index=story.index,
@@ -245,3 +247,23 @@ def read_marks(text: str) -> Marks | None:
             except ValidationError:
                 return None
     return None
+
+
+def summarize(whom: dict[str, str], answers: dict[int, Judgement], judging: Judging) -> Judged:
+    """What came of some answers of a judge: marks over the stories that were scored, tokens of all requests."""
+    outcomes = Counter(answer.outcome for answer in answers.values())
+    scored = [answer.marks for answer in answers.values() if answer.marks]
+    marks = {}
+    for name in Marks.model_fields if scored else ():
+        mean, stderr = mean_over_groups([getattr(given, name) for given in scored], [1] * len(scored))
+        marks[name] = MarkRecord(mean=mean, stderr=stderr)
+    used = {name: sum(getattr(answer, name) for answer in answers.values()) for name in _COUNTS}
+    return Judged(
+        model=whom["model"],
+        url=whom["url"],
+        asked=len(answers),
+        outcomes={outcome: outcomes[outcome] for outcome in get_args(Outcome)},
+        marks=marks,
+        **used,
+        cost=judging.cost(*used.values()),
+    )

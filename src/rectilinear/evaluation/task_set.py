@@ -155,9 +155,8 @@ def _find_all(
 ) -> dict[str, LocalData]:
     """Data of all tasks that are wanted, and of those of the paper's columns that have some."""
     found = {name: find_data(folder, name, name in manager.all_tasks) for name in (*wanted, *columns)}
-    present = {name: local for name, local in found.items() if local is not None}
-    lacking = [name for name in found if name not in present and (name in wanted or not present)]
-    if lacking:
+    present = {name: local for name, local in found.items() if local}
+    if lacking := [name for name in found if name not in present and (name in wanted or not present)]:
         there = ", ".join(sorted(child.name for child in folder.iterdir())) or "nothing"
         raise RequestError(f"expected data of {', '.join(lacking)} in {folder}, got {there}")
     return present
