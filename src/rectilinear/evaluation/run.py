@@ -104,7 +104,7 @@ class Job:
             theirs: Evaluation | None = None
             if self.against and len(earlier) < count:
                 theirs = self._run_model(self.against, _named(report, "against"))
-            ran = (
+            ran: Iterator[Evaluation] = (
                 self._earlier(origin, earlier[place])
                 if place in earlier
                 else self._run_model(origin, _named(report, f"{place + 1} of {count}") if count > 1 else report)
@@ -112,9 +112,13 @@ class Job:
             )
             before = [theirs] if theirs else []
             if not (self.packed or self.tasks):  # nothing takes long, and nothing may be there
-                found = [*ran]
-                self._check_any([*before, *found])
-                ran = (each for each in found)
+                ran = iter(found := [*ran])
+                if not any(each.probes or each.stories for each in (*before, *found)):
+                    others = ", ".join(sorted({model.id for model in self.gathered.models.values()}))
+                    raise RequestError(
+                        f"expected results of these models in `include`, got those of {others} with other weights; try "
+                        "the same `dtype` and `revision` for all commands"
+                    )
             for place, ours in enumerate(ran):
                 evaluation = ours if place in earlier else self._compared(place, ours, theirs, before)
                 before.append(evaluation)
@@ -164,15 +168,6 @@ class Job:
         else:
             return
         yield f"{name} was fitted on {which} ({plan.data.source}), which flatters it; evaluate it on other text"
-
-    def _check_any(self, ran: Sequence[Evaluation]) -> None:
-        """Refuse results to include that are all of other models."""
-        if not any(found.probes or found.stories for found in ran):
-            theirs = ", ".join(sorted({model.id for model in self.gathered.models.values()}))
-            raise RequestError(
-                f"expected results of these models in `include`, got those of {theirs} with other weights; try the "
-                "same `dtype` and `revision` for all commands"
-            )
 
     def _earlier(self, origin: Origin, folder: Path) -> Evaluation:
         """An evaluation that is there already, if it is what would come of this one."""
