@@ -96,8 +96,7 @@ class Differences(Record):
     tasks: dict[str, dict[str, DifferenceRecord]] = Field(default_factory=dict, description="by task and metric")
     groups: dict[str, dict[str, DifferenceRecord]] = Field(default_factory=dict, description="by group and metric")
     probes: dict[str, DifferenceRecord] = Field(
-        default_factory=dict,
-        description="by task, of accuracies at the depths that cross-validation prefers",
+        default_factory=dict, description="by task, of accuracies at the depths that cross-validation prefers"
     )
     stories: dict[str, DifferenceRecord] = Field(
         default_factory=dict, description="by mark, over stories that were scored of both"
