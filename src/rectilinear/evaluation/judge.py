@@ -26,7 +26,6 @@ from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
-from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord
 from rectilinear.runs import check_same, claim, read_request, stage, write_request
 
 
@@ -165,10 +164,10 @@ class StoryRun:
             warnings += (f"{self.reference.name}: {warning}" for warning in loading_warnings(module))
         judged = judge_client.summarize(kept["judge"], answers, self.judging) if answers else None
         report = JudgeReport(
-            model=ModelRecord.model_validate(kept["model"]),
-            data=DataRecord.model_validate(kept["data"]),
+            model=kept["model"],
+            data=kept["data"],
             settings={**self.request, "instructions": INSTRUCTIONS if judged else None},
-            environment=EnvironmentRecord.model_validate(kept["environment"]),
+            environment=kept["environment"],
             completions=measure_texts([story.completion for story in self.stories]),
             endings=measure_texts([story.ending for story in self.stories]),
             reference=compared,

@@ -86,7 +86,7 @@ class Probe(ResultFile):
     @property
     def best(self) -> ProbePoint:
         """The depth that cross-validation on the training part prefers; of equal ones the first."""
-        return best_of(self.points)
+        return max(self.points, key=lambda point: point.cross_validated)
 
     def tables(self) -> tuple[Table, ...]:
         """One line a depth: what cross-validation made of the training part, and the metrics of the other one."""
@@ -114,11 +114,6 @@ class Probe(ResultFile):
             sections=(len(self.points),),
         )
         return (table,)
-
-
-def best_of(points: Sequence[ProbePoint]) -> ProbePoint:
-    """The depth that cross-validation prefers; of equal ones the first."""
-    return max(points, key=lambda point: point.cross_validated)
 
 
 @reporting_exhausted_memory
@@ -170,6 +165,7 @@ def probe(
 
         states, size = with_batch_size(attempt, batch_size, module, probing.seq_len)
         points, predictions, notes = _probe_depths(kind, train, validation, states, probing.folds, report)
+        _, answers = max(zip(points, predictions, strict=True), key=lambda found: found[0].cross_validated)
         return Probe(
             model=record_model(module, origin, stack, states.shape[-1]),
             task=task,
@@ -179,7 +175,7 @@ def probe(
             environment=record_environment(module),
             points=tuple(points),
             questions=_fingerprint(train, validation),
-            right=_right(validation, predictions[points.index(best_of(points))]),
+            right=_right(validation, answers),
             warnings=(*loading_warnings(module), *warn_of_cuts(train, validation, probing.seq_len), *notes),
         )
 
