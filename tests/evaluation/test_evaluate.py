@@ -244,7 +244,7 @@ def test_memory_that_does_not_suffice(tiny_checkpoint, text_file, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("rectilinear.evaluation.run.measure_perplexity", exhausted)
-    with pytest.raises(JobError, match="out of memory; try a smaller --batch-size"):
+    with pytest.raises(JobError, match="out of memory; try a smaller `batch_size`"):
         rectilinear.evaluate(tiny_checkpoint, text_file, **SIZE)
 
 

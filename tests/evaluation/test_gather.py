@@ -163,7 +163,7 @@ def test_other_weights_are_another_model(models, results, text_file):
     assert (found.probes, found.stories) == ({}, None)
     for name in ("deep-cb/probe.json", "deep-judged/judge.json", "shallow-multirc/probe.json"):
         [said] = [warning for warning in found.warnings if name in warning]
-        assert "with other weights than any model here has; try the same --dtype" in said
+        assert "with other weights than any model here has; try the same `dtype`" in said
 
 
 def test_each_result_that_is_left_out_is_named_once_all_models_are_done(models, results, superglue, tmp_path):

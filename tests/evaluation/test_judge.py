@@ -332,7 +332,7 @@ def test_stories_that_the_judge_has_not_read_are_said(recipe, tmp_path):
     (tmp_path / "out" / "judgements.jsonl").write_text("\n".join(answers[:3]) + "\n")
     report = recipe.judge(tmp_path / "out", resume=True)
     assert report.judged.asked == 3
-    assert "the judge answered for 3 of 7 stories; for the others try --resume with it" in report.warnings
+    assert "the judge answered for 3 of 7 stories; for the others try `resume` with it" in report.warnings
 
 
 def prepared(recipe, out, judging):
@@ -350,7 +350,7 @@ def test_what_it_costs(recipe, tmp_path):
         again = recipe.judge(tmp_path / "out", endpoint(server), resume=True)
     prompt_tokens, answer_tokens = estimate_tokens(judging, run.left)
     assert judging.cost(prompt_tokens, answer_tokens) == pytest.approx(prompt_tokens * 2.5e-6 + 700 * 10e-6)
-    assert f"at most about {judging.cost(prompt_tokens, answer_tokens):.2g} by --prices" in run.announcement
+    assert f"at most about {judging.cost(prompt_tokens, answer_tokens):.2g} by `prices`" in run.announcement
     assert report.judged.cost == pytest.approx(700 * 2.5e-6 + 70 * 10e-6)  # as the endpoint counted
     assert again.judged.cost is None
 
