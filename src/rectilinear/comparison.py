@@ -96,8 +96,8 @@ def read_results(place: str | Path | Evaluation) -> Evaluation:
     if len(models) > 1:
         names = ", ".join(model.id for model in models.values())
         raise RequestError(f"expected results of one model in {path}, got those of {names}; try a folder for each")
-    probes, stories = gathered.of(next(iter(models)))
-    found: list[Probe | JudgeReport] = [*probes.values(), *([stories.report] if stories else [])]
+    probes, stories, marks = gathered.of(next(iter(models)))
+    found: list[Probe | JudgeReport] = [*probes.values(), *([stories] if stories else [])]
     if not found:
         raise RequestError(f"expected results of a model whose weights have a hash in {path}, got others")
     return Evaluation(
@@ -106,8 +106,8 @@ def read_results(place: str | Path | Evaluation) -> Evaluation:
         environment=found[0].environment,
         parameters=found[0].model.parameters,
         probes=probes,
-        stories=stories and stories.report,
-        items=Items(marks=stories.marks if stories else {}),
+        stories=stories,
+        items=Items(marks=marks),
     )
 
 

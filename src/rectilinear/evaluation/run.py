@@ -221,7 +221,7 @@ class Job:
             found["warnings"] += scores.warnings
             items["tasks"] = scores.items
         described = record_model(module, origin, _find_blocks(module), width_of(getattr(module, "config", None)))
-        probes, stories = self.gathered.of(described.sha256)
+        probes, stories, marks = self.gathered.of(described.sha256)
         return Evaluation(
             model=described,
             data=self.data,
@@ -229,8 +229,8 @@ class Job:
             environment=record_environment(module),
             parameters=described.parameters,
             probes=probes,
-            stories=stories and stories.report,
-            items=Items(marks=stories.marks if stories else {}, **items),
+            stories=stories,
+            items=Items(marks=marks, **items),
             **found,
         )
 
