@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rectilinear.errors import RequestError, require
-from rectilinear.evaluation.settings import Tasks
+from rectilinear.evaluation.settings import Evaluating
 from rectilinear.evaluation.surroundings import describe, is_ours, provide_squad_metrics, quiet
 from rectilinear.evaluation.task_data import LocalData, find_data, forms_of
 
@@ -54,10 +54,10 @@ class TaskSet:
     sources: Mapping[str, str]
     columns: tuple[str, ...]
     missing: tuple[str, ...]
-    settings: Tasks
+    settings: Evaluating
 
 
-def load_tasks(settings: Tasks) -> TaskSet:
+def load_tasks(settings: Evaluating) -> TaskSet:
     """Find tasks and read their data.
 
     Names are of tasks, groups or tags of the harness, patterns of these, or ``superglue``: the paper's columns. For a
