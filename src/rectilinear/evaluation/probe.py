@@ -164,8 +164,7 @@ def probe(
             return pool_states(module, stack, texts, size, probing.pooling, report), size
 
         states, size = with_batch_size(attempt, batch_size, module, probing.seq_len)
-        points, predictions, notes = _probe_depths(kind, train, validation, states, probing.folds, report)
-        _, answers = max(zip(points, predictions, strict=True), key=lambda found: found[0].cross_validated)
+        points, answers, notes = _probe_depths(kind, train, validation, states, probing.folds, report)
         return Probe(
             model=record_model(module, origin, stack, states.shape[-1]),
             task=task,
@@ -182,8 +181,8 @@ def probe(
 
 def _probe_depths(
     task: Task, train: Encoded, validation: Encoded, states: Tensor, folds: int, progress: Progress
-) -> tuple[list[ProbePoint], list[list[int]], list[str]]:
-    """What probes made of states ``[texts, depths, width]``: points and answers by depth, and warnings."""
+) -> tuple[list[ProbePoint], list[int], list[str]]:
+    """What probes made of states ``[texts, depths, width]``: by depth, the answers of the best one, and warnings."""
     points, predictions, notes = [], [], []
     targets, first = _targets(task, train), sum(map(len, train.ids))
     for depth in range(states.shape[1]):
@@ -206,7 +205,8 @@ def _probe_depths(
                 f"the probe of depth {depth} did not converge in {_ITERATIONS:,} steps; try more `max_examples`"
             )
         progress("probes", depth + 1, states.shape[1])
-    return points, predictions, notes
+    _, answers = max(zip(points, predictions, strict=True), key=lambda found: found[0].cross_validated)
+    return points, answers, notes
 
 
 def _fit(features: numpy.ndarray, labels: Sequence[int], groups: Sequence[int], folds: int) -> GridSearchCV:
