@@ -606,7 +606,7 @@ def test_numbers_of_examples_that_the_harness_does_not_change_are_said(model, be
     asked.tasks["copa"].set_config("num_fewshot", 0)
     found = run_tasks(model, beginning, asked, 4)
     assert found.tasks["copa"].num_fewshot == 0
-    assert found.warnings == ("copa: the harness asks it with 0 examples, whatever --num-fewshot says",)
+    assert found.warnings == ("copa: the harness asks it with 0 examples, whatever `num_fewshot` says",)
 
 
 def test_errors_of_a_model_s_own_code_are_told_in_a_line(model, beginning, data, monkeypatch):

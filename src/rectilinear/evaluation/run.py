@@ -103,11 +103,11 @@ class Job:
         with reporting(progress) as report:
             theirs: Evaluation | None = None
             if self.against and len(earlier) < count:
-                theirs = self._run_model(self.against, _named(report, "against"))
+                theirs = self.run_model(self.against, _named(report, "against"))
             ran: Iterator[Evaluation] = (
                 self._earlier(origin, earlier[place])
                 if place in earlier
-                else self._run_model(origin, _named(report, f"{place + 1} of {count}") if count > 1 else report)
+                else self.run_model(origin, _named(report, f"{place + 1} of {count}") if count > 1 else report)
                 for place, origin in enumerate(self.origins)
             )
             before = [theirs] if theirs else []
@@ -190,7 +190,7 @@ class Job:
         return found
 
     @reporting_exhausted_memory
-    def _run_model(self, origin: Origin, progress: Progress) -> Evaluation:
+    def run_model(self, origin: Origin, progress: Progress) -> Evaluation:
         """Load a model and do all the work with it; the warnings are those of loading it and of its tasks."""
         module, batch_size = origin.load(head=True), self.evaluating.batch_size
         sizes: dict[str, int] = {}
