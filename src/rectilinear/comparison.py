@@ -13,7 +13,7 @@ from rectilinear.evaluation.comparison_table import evaluation_tables
 from rectilinear.evaluation.differences import find_differences, find_unlike
 from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.judge_record import JudgeReport
-from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.probe import Probe
 from rectilinear.evaluation.record import Differences, Evaluation, Items, Measurements
 from rectilinear.results import DataRecord, Record, ResultFile
 from rectilinear.tables import Table
@@ -66,14 +66,13 @@ def compare(first: str | Path | Evaluation, *others: str | Path | Evaluation) ->
     warnings = [warning for ours in models for warning in (*_own_warnings(ours), *find_unlike(ours, [theirs]))]
     compared = [Compared(measured=ours.measurements(), differences=find_differences(ours, theirs)) for ours in models]
     texts = {(ours.data.fingerprint, ours.data.seq_len) if ours.data else None for ours in (theirs, *models)}
-    shared = [dict(found.settings) for found in (theirs, *models)]
     return Comparison(
         sources=tuple(place.model.id if isinstance(place, Evaluation) else str(place) for place in (first, *others)),
         data=theirs.data if len(texts) == 1 else None,
         settings={
             name: value
-            for name, value in shared[0].items()
-            if all(name in other and other[name] == value for other in shared[1:])
+            for name, value in theirs.settings.items()
+            if all(name in ours.settings and ours.settings[name] == value for ours in models)
         },
         against=theirs.measurements(),
         models=compared,
@@ -82,11 +81,7 @@ def compare(first: str | Path | Evaluation, *others: str | Path | Evaluation) ->
 
 
 def read_results(place: str | Path | Evaluation) -> Evaluation:
-    """What there is of a model in a file or a folder.
-
-    Raises:
-        RequestError: nothing, or results of several models.
-    """
+    """What there is of a model in a file or a folder; a `RequestError` for nothing, or results of several models."""
     if isinstance(place, Evaluation):
         return place
     path = Path(place).expanduser()
@@ -101,8 +96,8 @@ def read_results(place: str | Path | Evaluation) -> Evaluation:
     if len(models) > 1:
         names = ", ".join(model.id for model in models.values())
         raise RequestError(f"expected results of one model in {path}, got those of {names}; try a folder for each")
-    probes, stories = gathered.of(next(iter(models)))
-    found: list[Probe | JudgeReport] = [*probes.values(), *([stories.report] if stories else [])]
+    probes, stories, marks = gathered.of(next(iter(models)))
+    found: list[Probe | JudgeReport] = [*probes.values(), *([stories] if stories else [])]
     if not found:
         raise RequestError(f"expected results of a model whose weights have a hash in {path}, got others")
     return Evaluation(
@@ -111,8 +106,8 @@ def read_results(place: str | Path | Evaluation) -> Evaluation:
         environment=found[0].environment,
         parameters=found[0].model.parameters,
         probes=probes,
-        stories=stories and stories.report,
-        items=Items(marks=stories.marks if stories else {}),
+        stories=stories,
+        items=Items(marks=marks),
     )
 
 

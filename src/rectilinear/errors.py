@@ -6,6 +6,7 @@ Messages are one line: what was expected, what was found, what to try.
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib.metadata import version
+from importlib.util import find_spec
 
 
 class RectilinearError(Exception):
@@ -31,6 +32,16 @@ def broken_promise(library: str, promise: str) -> JobError:
         f"expected {library} to {promise}, which version {version(library)} does not do here; "
         "try a version that README says was tested"
     )
+
+
+def require(module: str, extra: str) -> None:
+    """Say how to install what an extra of this package brings.
+
+    Raises:
+        RequestError: it is not installed.
+    """
+    if find_spec(module) is None:
+        raise RequestError(f"expected {module} to be installed; try pip install 'rectilinear[{extra}]'")
 
 
 def try_nearest(got: str, names: Iterable[str], cutoff: float = 0.6) -> str:

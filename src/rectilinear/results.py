@@ -83,10 +83,9 @@ class ResultFile(Record):
             return cls.model_validate_json(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise RequestError(f"no {kind} at {file}: {error.strerror}") from None
-        except ValidationError as error:
-            raise RequestError(f"{file}: expected a rectilinear {kind} ({first_reason(error)})") from None
-        except ValueError as error:  # not even text
-            raise RequestError(f"{file}: expected a rectilinear {kind} ({error})") from None
+        except ValueError as error:  # perhaps not even text
+            reason = first_reason(error) if isinstance(error, ValidationError) else error
+            raise RequestError(f"{file}: expected a rectilinear {kind} ({reason})") from None
 
 
 class ModelRecord(Record):

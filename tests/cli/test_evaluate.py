@@ -245,7 +245,7 @@ def test_the_same_command_goes_on_with_the_models_that_are_missing(
 
 
 def test_an_interrupt_says_how_to_go_on(command, tiny_checkpoint, other_checkpoint, text_file, tmp_path, monkeypatch):
-    from rectilinear.evaluation import run
+    from rectilinear.evaluation.run import Job
 
     evaluated = []
 
@@ -255,8 +255,8 @@ def test_an_interrupt_says_how_to_go_on(command, tiny_checkpoint, other_checkpoi
         evaluated.append(arguments)
         return run_model(*arguments)
 
-    run_model = run.run_model
-    monkeypatch.setattr(run, "run_model", stop_at_the_second)
+    run_model = Job.run_model
+    monkeypatch.setattr(Job, "run_model", stop_at_the_second)
     models = (tiny_checkpoint, other_checkpoint)
     ran = command("evaluate", *models, "--text", text_file, *SIZE, "--no-speed", "--out", tmp_path / "out")
     assert ran.code == 130

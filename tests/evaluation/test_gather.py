@@ -11,12 +11,11 @@ from scipy.stats import t as student
 
 import rectilinear
 from rectilinear import Evaluating, Evaluation, Judging, Probing, RequestError, Stories
-from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.differences import are_comparable, probe_difference
 from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.judge_client import read_judgements
-from rectilinear.evaluation.judge_record import JudgeReport
-from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.judge_record import JudgeReport, Marks
+from rectilinear.evaluation.probe import Probe
 from rectilinear.models.settings import Loading
 from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import read_task

@@ -22,7 +22,6 @@ from rectilinear import Evaluating, JobError, RequestError
 from rectilinear.evaluation import task_set
 from rectilinear.evaluation.decoder import HarnessDecoder
 from rectilinear.evaluation.harness import _log_perplexity, run_tasks
-from rectilinear.evaluation.settings import Tasks
 from rectilinear.evaluation.task_set import COLUMNS
 from tests.conftest import build_llama
 from tests.superglue import ANSWERS, CLAIMS, write_lines, write_superglue
@@ -32,7 +31,7 @@ FOLDERS = dict(zip(LOCAL, ("BoolQ", "CB", "COPA", "MultiRC", "RTE", "WiC", "WSC"
 
 
 def load_tasks(names, data=None, **options):
-    return task_set.load_tasks(Tasks(tasks=names, data=data, **options))
+    return task_set.load_tasks(Evaluating(tasks=names, data=data, **options))
 
 
 @pytest.fixture(scope="module")
@@ -583,7 +582,7 @@ def test_one_document_has_no_error(model, beginning, data):
 
 
 def test_what_is_not_installed(monkeypatch, data):
-    monkeypatch.setattr("rectilinear.evaluation.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("rectilinear.errors.find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"try pip install 'rectilinear\[eval\]'"):
         load_tasks(["boolq"], data)
 

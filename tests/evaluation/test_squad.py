@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rectilinear.evaluation.squad import compute_exact, compute_f1, provide_squad_metrics
+from rectilinear.evaluation.surroundings import compute_exact, compute_f1, provide_squad_metrics
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rectilinear.evaluation.text_measures import measure_texts
+from rectilinear.evaluation.stories import measure_texts
 
 
 def test_counts_by_hand():

@@ -44,10 +44,6 @@ def mean_over_groups(
 def observe(aggregate: Aggregate, items: Sequence[Any]) -> Observed | None:
     """A score, and what it takes to compare it: its documents' values, or the score of resampled documents.
 
-    Args:
-        aggregate: makes the score.
-        items: what it is made from, document by document.
-
     Returns:
         None for a score that is not finite, which cannot be compared.
     """

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
-from typing import NamedTuple
+from itertools import count, groupby
+from typing import Any, NamedTuple
 
 from rectilinear.evaluation.harness import is_perplexity
-from rectilinear.evaluation.judge_record import JudgeReport
-from rectilinear.evaluation.record import DifferenceRecord, Differences, Evaluation, Measurements
-from rectilinear.evaluation.text_measures import DIVERSITY
+from rectilinear.evaluation.judge_record import DIVERSITY
+from rectilinear.evaluation.record import Differences, Evaluation, Measurements
 from rectilinear.measurement.perplexity import exponential
 from rectilinear.models.origin import short_name
 from rectilinear.tables import Cell, Column, Estimate, Table
@@ -32,18 +31,18 @@ class Line(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A number of a model, of how many documents, and what a constant answer has there."""
+    """A number of a model, of how many documents, and what a constant answer has there.
+
+    Or a difference from the other model, and how likely chance makes such a one; None where it was not tested.
+    """
 
     cell: Cell
     n: int | None = None
     constant: float | None = None
-
-
-class Change(NamedTuple):
-    """A difference from the other model, and how likely chance makes such a one; None where it was not tested."""
-
-    cell: Estimate | None
     p_value: float | None = None
+
+
+_Scores = Iterator[tuple[Line, Score]]
 
 
 def evaluation_tables(evaluations: Sequence[Evaluation]) -> tuple[Table, ...]:
@@ -59,7 +58,7 @@ def evaluation_tables(evaluations: Sequence[Evaluation]) -> tuple[Table, ...]:
     if first.data:
         title += f": {first.data.tokens:,} tokens of {first.data.source}"
         texts = {"title": title, "caption": _text_caption(first, len(evaluations) > 1)}
-        tables.append(_table(evaluations, (Column(""),), _quantities, _quantity_changes, **texts))
+        tables.append(_table(evaluations, (Column(""),), _quantities, _quantities, **texts))
     if any(True for found in evaluations for _ in _scores(found)):
         keys = (Column("task"), Column("n", ","), Column("metric"), Column("constant", ".4f"))
         texts = {"title": "" if first.data else title, "caption": _scores_caption(evaluations)}
@@ -70,28 +69,30 @@ def evaluation_tables(evaluations: Sequence[Evaluation]) -> tuple[Table, ...]:
 def _table(
     evaluations: Sequence[Evaluation],
     keys: tuple[Column, ...],
-    numbers: Callable[[Measurements], Iterator[tuple[Line, Score]]],
-    changes: Callable[[Differences], Iterator[tuple[Line, Change]]],
+    numbers: Callable[[Measurements], _Scores],
+    changes: Callable[[Differences], _Scores],
     **texts: str,
 ) -> Table:
-    other = evaluations[0].against
-    found = [dict(numbers(part)) for part in (*evaluations, *([other] if other else []))]
+    several, tested = len(evaluations) > 1, len(keys) > 1
+    others = [evaluations[0].against] if evaluations[0].against else []
+    found = [dict(numbers(part)) for part in ([*others, *evaluations] if several else [*evaluations, *others])]
     moved = [dict(changes(part.differences)) if part.differences else {} for part in evaluations]
-    every = {line: None for part in found for line, score in part.items() if score.cell is not None}
-    arrange = _side_by_side if len(evaluations) > 1 else _with_difference
+    every = dict.fromkeys(line for part in found for line, score in part.items() if score.cell is not None)
     rows: list[list[Cell]] = []
-    sections, kind = [], None
-    for line in sorted(every, key=lambda line: _KINDS.index(line.kind)):
-        if kind not in (None, line.kind):
-            sections.append(len(rows))
-        kind = line.kind
-        scores = [part.get(line) for part in found]
-        head = _head(line, [score for score in scores if score], len(keys))
-        cells = [score.cell if score else None for score in scores]
-        rows += arrange(head, cells, [part.get(line) for part in moved], len(keys) > 1)
-    columns = _columns(evaluations, len(keys) > 1)
-    fixed = len(keys) + (other is not None and len(evaluations) > 1)
-    return Table.of([*keys, *columns], rows, sections=tuple(sections), keys=fixed, **texts)
+    sections = []
+    for _, lines in groupby(sorted(every, key=lambda line: _KINDS.index(line.kind)), lambda line: line.kind):
+        sections.append(len(rows))
+        for line in lines:
+            head = _head(line, [part[line] for part in found if line in part], tested)
+            rows.append([*head, *(part[line].cell if line in part else None for part in found)])
+            differences = [part.get(line, Score(None)) for part in moved]
+            if several and any(change.cell for change in differences):
+                blank: list[Cell] = [""] * (len(rows[-1]) - len(moved))
+                rows.append([*blank, *map(_starred, differences)])
+            elif others and not several:
+                rows[-1] += [differences[0].cell, *([_p_value(differences[0])] if tested else [])]
+    columns = [*keys, *_columns(evaluations, tested)]
+    return Table.of(columns, rows, sections=tuple(sections[1:]), keys=len(keys) + len(others) * several, **texts)
 
 
 def _columns(evaluations: Sequence[Evaluation], tested: bool) -> list[Column]:
@@ -99,14 +100,13 @@ def _columns(evaluations: Sequence[Evaluation], tested: bool) -> list[Column]:
     if len(evaluations) == 1:
         beside = (Column("against", ".4f"), Column("difference", "+.4f")) if other else ()
         return [Column("model", ".4f"), *beside, *([Column("p", ".3f")] if beside and tested else [])]
-    models = [found.model.id for found in evaluations] + ([other.model.id] if other else [])
-    names = _distinct([_cut(short_name(model)) for model in models])
+    names = short_names([found.model.id for found in evaluations] + ([other.model.id] if other else []), _NAME)
     return [Column(name, ".4f") for name in (*names[len(evaluations) :], *names[: len(evaluations)])]
 
 
-def _head(line: Line, scores: Sequence[Score], keys: int) -> list[Cell]:
+def _head(line: Line, scores: Sequence[Score], tested: bool) -> list[Cell]:
     """What a row is of; of documents the least and the largest number, of constants none, where models differ."""
-    if keys == 1:
+    if not tested:
         return [line.name]
     counts = {score.n for score in scores if score.n is not None}
     n: Cell = f"{min(counts):,}-{max(counts):,}" if len(counts) > 1 else next(iter(counts), "")
@@ -114,85 +114,52 @@ def _head(line: Line, scores: Sequence[Score], keys: int) -> list[Cell]:
     return [line.name, n, line.metric, constants.pop() if len(constants) == 1 else None]
 
 
-def _with_difference(
-    head: list[Cell], cells: list[Cell], changes: Sequence[Change | None], tested: bool
-) -> list[list[Cell]]:
-    if len(cells) == 1:
-        return [[*head, *cells]]
-    change = changes[0] or Change(None)
-    p: Cell = "< 0.001" if change.p_value is not None and change.p_value < 0.001 else change.p_value
-    return [[*head, *cells, change.cell, *([p] if tested else [])]]
+def _p_value(change: Score) -> Cell:
+    return "< 0.001" if change.p_value is not None and change.p_value < 0.001 else change.p_value
 
 
-def _side_by_side(
-    head: list[Cell], cells: list[Cell], changes: Sequence[Change | None], tested: bool
-) -> list[list[Cell]]:
-    models = len(changes)
-    rows = [[*head, *cells[models:], *cells[:models]]]
-    below: list[Cell] = [_starred(change) for change in changes]
-    if any(below):
-        blank: list[Cell] = [""] * (len(head) + len(cells) - models)
-        rows.append([*blank, *below])
-    return rows
-
-
-def _starred(change: Change | None) -> Cell:
-    if change is None or change.cell is None:
+def _starred(change: Score) -> Cell:
+    if not isinstance(change.cell, Estimate):
         return ""
-    sure = change.p_value is not None and change.p_value < SURE
-    return change.cell._replace(mark=" *" if sure else "")
+    return change.cell._replace(mark=" *" if change.p_value is not None and change.p_value < SURE else "")
 
 
-def short_names(models: Sequence[str]) -> list[str]:
-    """What comes after the last slash, with a number where that is another's name already."""
-    return _distinct([short_name(model) for model in models])
+def short_names(models: Sequence[str], letters: int | None = None) -> list[str]:
+    """What comes after the last slash, with a number where that is another's name already.
 
-
-def _distinct(names: Sequence[str]) -> list[str]:
+    A name of more ``letters`` is cut in the middle: models of one family differ at their ends.
+    """
     found: list[str] = []
-    for name in names:
+    for name in map(short_name, models):
+        if letters and len(name) > letters:
+            name = f"{name[: letters // 2 - 2]}…{name[-(letters // 2) :]}"
         numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
         found.append(next(one for one in numbered if one not in found))
     return found
 
 
-def _cut(name: str) -> str:
-    """A name that fits over a column; models of one family differ at their ends rather than in the middle."""
-    return name if len(name) <= _NAME else f"{name[: _NAME // 2 - 2]}…{name[-(_NAME // 2) :]}"
-
-
-def _quantities(measured: Measurements) -> Iterator[tuple[Line, Score]]:
-    """Perplexity, size and speed of a model."""
-    speed, perplexity = measured.tokens_per_second, measured.perplexity
-    yield from _named_quantities(
-        None if perplexity is None else Estimate(perplexity, None, "#.4g" if perplexity < 1000 else ".4g"),
-        None if measured.loss is None else Estimate(measured.loss, measured.stderr),
-        Estimate(measured.parameters, None, ","),
-        *(
-            None if value is None else Estimate(value, None, ",.0f")
-            for value in (speed.prefill, speed.decode, measured.cache_bytes)
-        ),
+def _quantities(part: Measurements | Differences) -> _Scores:
+    """Perplexity, size and speed of a model, or the same of its differences from another: ratios, but of two."""
+    speed = part.tokens_per_second
+    if isinstance(part, Differences):
+        perplexity, stderr = part.perplexity_ratio, part.loss_stderr
+        formats = ("x {:.3f}", "+.4f", "+,", "x {:.3f}")
+    else:
+        perplexity, stderr = part.perplexity, part.stderr
+        formats = ("#.4g" if (perplexity or 0) < 1000 else ".4g", "", ",", ",.0f")
+    values: tuple[tuple[str, Any, float | None, str], ...] = (
+        ("perplexity", perplexity, None, formats[0]),
+        ("loss (nats a token)", part.loss, stderr, formats[1]),
+        ("parameters", part.parameters, None, formats[2]),
+        ("prefill tokens/s", speed.prefill, None, formats[3]),
+        ("decode tokens/s", speed.decode, None, formats[3]),
+        ("cache bytes", part.cache_bytes, None, formats[3]),
     )
+    for name, value, error, form in values:
+        yield Line("text", name), Score(None if value is None else Estimate(value, error, form))
 
 
-def _quantity_changes(differences: Differences) -> Iterator[tuple[Line, Change]]:
-    """The same of the differences from another: ratios, but of loss and parameters."""
-    speed = differences.tokens_per_second
-    ratios = (differences.perplexity_ratio, speed.prefill, speed.decode, differences.cache_bytes)
-    ratio, *others = (None if value is None else Estimate(value, None, "x {:.3f}") for value in ratios)
-    loss = None if differences.loss is None else Estimate(differences.loss, differences.loss_stderr, "+.4f")
-    parameters = Estimate(differences.parameters, None, "+,")
-    for line, score in _named_quantities(ratio, loss, parameters, *others):
-        yield line, Change(score.cell)  # type: ignore[arg-type]
-
-
-def _named_quantities(*cells: Estimate | None) -> Iterator[tuple[Line, Score]]:
-    names = ("perplexity", "loss (nats a token)", "parameters", "prefill tokens/s", "decode tokens/s", "cache bytes")
-    for name, cell in zip(names, cells, strict=True):
-        yield Line("text", name), Score(cell)
-
-
-def _scores(measured: Measurements) -> Iterator[tuple[Line, Score]]:
+def _scores(measured: Measurements) -> _Scores:
     """What a model scored on tasks and groups of them, its probes and its stories."""
     for name, task in measured.tasks.items():
         for metric, found in task.metrics.items():
@@ -206,15 +173,13 @@ def _scores(measured: Measurements) -> Iterator[tuple[Line, Score]]:
             cell = _number(answered.value, answered.stderr)
             yield Line("probes", name, metric), Score(cell, n, answered.baseline)
         yield Line("probes", name, "depth"), Score(f"{probe.best.depth} of {probe.points[-1].depth}", n)
-    if stories := measured.stories:
-        yield from _story_scores(stories)
-
-
-def _story_scores(stories: JudgeReport) -> Iterator[tuple[Line, Score]]:
+    if not (stories := measured.stories):
+        return
+    if judged := stories.judged:
+        for metric, mark in judged.marks.items():
+            cell = Estimate(mark.mean, mark.stderr, ".2f")
+            yield Line("stories", "stories", metric), Score(cell, judged.outcomes["scored"])
     n = stories.completions.texts
-    for metric, mark in (stories.judged.marks if stories.judged else {}).items():
-        scored = stories.judged.outcomes["scored"] if stories.judged else 0
-        yield Line("stories", "stories", metric), Score(Estimate(mark.mean, mark.stderr, ".2f"), scored)
     for metric in DIVERSITY:
         yield Line("stories", "stories", metric), Score(getattr(stories.completions, metric), n)
     if reference := stories.reference:
@@ -222,21 +187,20 @@ def _story_scores(stories: JudgeReport) -> Iterator[tuple[Line, Score]]:
         yield Line("stories", "stories", f"loss under {short_name(reference.model)}"), Score(cell, n)
 
 
-def _score_changes(differences: Differences) -> Iterator[tuple[Line, Change]]:
-    for kind, found in (("tasks", differences.tasks), ("groups", differences.groups)):
+def _score_changes(differences: Differences) -> _Scores:
+    every = {
+        "tasks": differences.tasks,
+        "groups": differences.groups,
+        "probes": {f"probe of {task}": {"accuracy": change} for task, change in differences.probes.items()},
+        "stories": {"stories": differences.stories},
+    }
+    for kind, found in every.items():
         for name, metrics in found.items():
-            yield from ((Line(kind, name, metric), _change(metric, change)) for metric, change in metrics.items())
-    for task, change in differences.probes.items():
-        yield Line("probes", f"probe of {task}", "accuracy"), _change("accuracy", change)
-    for mark, change in differences.stories.items():
-        cell = Estimate(change.value, change.stderr, "+.2f")
-        yield Line("stories", "stories", mark), Change(cell, change.p_value)
-
-
-def _change(metric: str, change: DifferenceRecord) -> Change:
-    if is_perplexity(metric):
-        return Change(Estimate(exponential(change.value), None, "x {:.4g}"), change.p_value)
-    return Change(Estimate(change.value, change.stderr, "+.4f"), change.p_value)
+            for metric, change in metrics.items():
+                cell = Estimate(change.value, change.stderr, "+.2f" if kind == "stories" else "+.4f")
+                if is_perplexity(metric):
+                    cell = Estimate(exponential(change.value), None, "x {:.4g}")
+                yield Line(kind, name, metric), Score(cell, p_value=change.p_value)
 
 
 def _number(value: float, error: float | None) -> Estimate:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import count
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
@@ -81,16 +83,6 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
 
     def _count(self, total: int) -> None:
         """Report each answer through the hook that the harness calls with it."""
-        if self._progress is not None:
-            self.set_cache_hook(_Counting(self._progress, total))
-
-
-class _Counting:
-    """A hook that counts answers."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def add_partial(self, *answer: Any) -> None:
-        self._done += 1
-        self._progress("tasks", self._done, self._total)
+        if progress := self._progress:
+            done = count(1)
+            self.set_cache_hook(SimpleNamespace(add_partial=lambda *answer: progress("tasks", next(done), total)))

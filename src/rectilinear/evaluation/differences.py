@@ -10,10 +10,9 @@ import numpy
 import torch
 
 from rectilinear.evaluation.bootstrap import mean, mean_over_groups, no_spread, paired_difference, sign_test
-from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.harness import combine, mean_of_columns
-from rectilinear.evaluation.judge_record import JudgeReport
-from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.judge_record import JudgeReport, Marks
+from rectilinear.evaluation.probe import Probe
 from rectilinear.evaluation.record import (
     DifferenceRecord,
     Differences,
@@ -34,21 +33,16 @@ def find_differences(ours: Evaluation, theirs: Evaluation) -> Differences:
 
     What the two were not asked in the same way has no difference; see `find_unlike`.
     """
-    loss, stderr = (None, None)
-    if _same_rows(ours, theirs):
-        loss, stderr = _perplexity(ours).minus(_perplexity(theirs))
-    timed = _alike(ours.settings, theirs.settings, ("prompt_tokens", "new_tokens"))
+    loss, stderr = _perplexity(ours).minus(_perplexity(theirs)) if _same_rows(ours, theirs) else (None, None)
     tasks = dict(_task_differences(ours, theirs))
+    prefill, decode, cache_bytes = _speed_ratios(ours, theirs)
     return Differences(
         loss=loss,
         loss_stderr=stderr,
         perplexity_ratio=None if loss is None else finite(exponential(loss)),
         parameters=ours.parameters - theirs.parameters,
-        tokens_per_second=SpeedRecord(
-            prefill=_ratio(ours.tokens_per_second.prefill, theirs.tokens_per_second.prefill) if timed else None,
-            decode=_ratio(ours.tokens_per_second.decode, theirs.tokens_per_second.decode) if timed else None,
-        ),
-        cache_bytes=_ratio(ours.cache_bytes, theirs.cache_bytes) if timed else None,
+        tokens_per_second=SpeedRecord(prefill=prefill, decode=decode),
+        cache_bytes=cache_bytes,
         tasks=tasks,
         groups=dict(_group_differences(ours, theirs, tasks)),
         probes={
@@ -165,13 +159,13 @@ def _group_differences(
             found = {"mean": mean_of_columns(columns)}
         else:
             found = dict(_combined(group, ours, tasks))
-        yield (
-            name,
-            {
-                metric: DifferenceRecord(value=value, stderr=stderr, p_value=_normal_p_value(value, stderr))
-                for metric, (value, stderr) in found.items()
-            },
-        )
+        changes = {}
+        for metric, (value, stderr) in found.items():
+            p_value = math.erfc(abs(value) / stderr / math.sqrt(2)) if stderr else None
+            if stderr == value == 0:
+                p_value = 1.0
+            changes[metric] = DifferenceRecord(value=value, stderr=stderr, p_value=p_value)
+        yield name, changes
 
 
 def _combined(
@@ -186,12 +180,6 @@ def _combined(
             combine([ours.tasks[task].metrics[metric] for task in members], sizes, weighted)[0], score.value
         ):
             yield metric, combine([tasks[task][metric] for task in members], sizes, weighted)
-
-
-def _normal_p_value(value: float, stderr: float | None) -> float | None:
-    if not stderr:
-        return 1.0 if stderr == value == 0 else None
-    return math.erfc(abs(value) / stderr / math.sqrt(2))
 
 
 def probe_difference(ours: Probe, theirs: Probe) -> DifferenceRecord:
@@ -226,5 +214,8 @@ def _paired(ours: Sequence[float], theirs: Sequence[float]) -> DifferenceRecord:
     return paired_difference(*(Observed(score=mean(of), n=len(of), values=of) for of in (ours, theirs)))
 
 
-def _ratio(one: float | None, other: float | None) -> float | None:
-    return None if one is None or not other else one / other
+def _speed_ratios(ours: Evaluation, theirs: Evaluation) -> list[float | None]:
+    """Of reading, of decoding and of the cache, where both were timed on as many tokens."""
+    timed = _alike(ours.settings, theirs.settings, ("prompt_tokens", "new_tokens"))
+    found = [(of.tokens_per_second.prefill, of.tokens_per_second.decode, of.cache_bytes) for of in (ours, theirs)]
+    return [one / other if timed and one is not None and other else None for one, other in zip(*found, strict=True)]

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from rectilinear.errors import RequestError
-from rectilinear.evaluation.extras import require
+from rectilinear.errors import RequestError, require
 from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.record import Evaluation
-from rectilinear.evaluation.run import Job, Work
+from rectilinear.evaluation.run import Job
 from rectilinear.evaluation.settings import Evaluating
 from rectilinear.evaluation.speed import plan_speed
 from rectilinear.evaluation.task_set import check_chat_template, load_tasks
@@ -117,15 +116,17 @@ def prepare(
     other = None if against is None else Origin(against, loading.model_copy(update={"revision": None}))
     everyone = [*origins, other] if other else origins
     packed = None if text is None else _same_rows(everyone, text, rows, tokenizer)
-    lengths = _prompt_lengths(everyone, rows.seq_len) if packed and evaluating.speed else None
+    lengths = None
+    if packed and evaluating.speed:  # of prompt and continuation, to fit into every model's context
+        contexts = [context for origin in everyone if (context := context_of(origin.config))]
+        lengths = plan_speed(rows.seq_len, min(contexts, default=None))
     gathered = gather_results(evaluating.include)
     tasks = load_tasks(evaluating) if evaluating.tasks else None
     for origin in everyone:
         if tasks:
             check_chat_template(tokenizer or origin.tokenizer, tasks)
         origin.skeleton()
-    work = Work(evaluating, text, rows, packed, lengths, tasks, gathered, tokenizer)
-    return Job(tuple(origins), other, work)
+    return Job(tuple(origins), other, evaluating, text, rows, packed, lengths, tasks, gathered, tokenizer)
 
 
 def _same_rows(
@@ -141,9 +142,3 @@ def _same_rows(
                 "try models with the same tokenizer"
             )
     return first
-
-
-def _prompt_lengths(origins: Sequence[Origin], seq_len: int) -> tuple[int, int]:
-    """Lengths of prompt and continuation that fit into every model's context."""
-    contexts = [context for origin in origins if (context := context_of(origin.config))]
-    return plan_speed(seq_len, min(contexts, default=None))

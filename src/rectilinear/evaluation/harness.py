@@ -21,8 +21,8 @@ from torch import nn
 
 from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.evaluation.bootstrap import RESAMPLES, bootstrap_stderr, mean, observe
-from rectilinear.evaluation.quiet import describe, is_ours, quiet
 from rectilinear.evaluation.record import DifferenceRecord, GroupRecord, MetricRecord, Observed, TaskRecord
+from rectilinear.evaluation.surroundings import describe, is_ours, quiet
 from rectilinear.evaluation.task_set import COLUMNS, SUPERGLUE_GROUP, TaskSet, check_chat_template
 from rectilinear.models.capture import device_of, evaluating, own_randomness
 from rectilinear.models.completion import ends_texts
@@ -39,13 +39,7 @@ _SEED = 1234
 
 @dataclass(frozen=True, eq=False)
 class TaskScores:
-    """What a model scored.
-
-    Attributes:
-        tasks, groups: by name.
-        items: by task and metric, what it takes to compare it.
-        warnings: prompts that were cut, numbers of examples that the harness does not change.
-    """
+    """What a model scored on tasks and groups, by name, and by task and metric what it takes to compare it."""
 
     tasks: Mapping[str, TaskRecord]
     groups: Mapping[str, GroupRecord]
@@ -62,15 +56,14 @@ def run_tasks(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TaskScores:
-    """Run a model on tasks.
+    """Run a causal language model of transformers, which is left as it is, on tasks.
 
     Args:
-        module: a causal language model of transformers; it is left as it is.
-        tokenizer: its own.
+        module, tokenizer: the model.
         task_set: the tasks, with their data.
         batch_size: requests at once.
         seed: of the choice of examples and of sampling.
-        progress: called with (stage, done, total).
+        progress: called with ("tasks", done, total).
 
     Raises:
         RequestError: no transformers model, a tokenizer without the chat template that is asked for.
@@ -190,10 +183,12 @@ def _groups(results: Any, task_set: TaskSet, tasks: Mapping[str, TaskRecord]) ->
             metrics={label: MetricRecord(value=value, stderr=_number(error)) for label, value, error in _values(found)},
             weight_by_size={part.metric: part.weight_by_size for part in group.aggregate_metric_list or ()},
         )
-    if task_set.columns:
-        records[SUPERGLUE_GROUP] = GroupRecord(
-            tasks=task_set.columns, missing=task_set.missing, metrics={"mean": _mean_column(task_set.columns, tasks)}
-        )
+    if columns := task_set.columns:
+        cells = [[tasks[name].metrics[metric] for metric in COLUMNS[name]] for name in columns]
+        value, stderr = mean_of_columns(cells)
+        constant = mean([mean([cell.constant or 0.0 for cell in row]) for row in cells])
+        column = MetricRecord(value=value, stderr=stderr, constant=constant, higher_is_better=True)
+        records[SUPERGLUE_GROUP] = GroupRecord(tasks=columns, missing=task_set.missing, metrics={"mean": column})
     return records
 
 
@@ -218,13 +213,6 @@ def combine(
         return value, None
     pooled = sum((size - 1) * size * error**2 for size, error in zip(sizes, errors, strict=True))
     return value, math.sqrt(pooled / (sum(sizes) - len(sizes)) / sum(sizes))
-
-
-def _mean_column(columns: Sequence[str], tasks: Mapping[str, TaskRecord]) -> MetricRecord:
-    cells = [[tasks[name].metrics[metric] for metric in COLUMNS[name]] for name in columns]
-    value, stderr = mean_of_columns(cells)
-    constant = mean([mean([cell.constant or 0.0 for cell in row]) for row in cells])
-    return MetricRecord(value=value, stderr=stderr, constant=constant, higher_is_better=True)
 
 
 def mean_of_columns(rows: Sequence[Sequence[MetricRecord | DifferenceRecord]]) -> tuple[float, float | None]:
@@ -257,8 +245,10 @@ def _constant_answers(task: Task, samples: Sequence[Mapping[str, Any]]) -> dict[
         choices = min(len(sample["arguments"]) for sample in samples)
         scored = [_always(task, samples, choice) for choice in range(choices)]
         higher = task.higher_is_better()
-        best = {metric: min if higher.get(metric) is False else max for metric in scored[0]}
-        return {metric: best[metric](found[metric] for found in scored) for metric in scored[0]}
+        return {
+            metric: (min if higher.get(metric) is False else max)(found[metric] for found in scored)
+            for metric in scored[0]
+        }
     if task.OUTPUT_TYPE == "loglikelihood":
         targets = Counter(str(sample["target"]) for sample in samples)
         return {"acc": targets.most_common(1)[0][1] / len(samples)}

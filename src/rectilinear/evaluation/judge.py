@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rectilinear.errors import RequestError
-from rectilinear.evaluation.bootstrap import mean_over_groups
-from rectilinear.evaluation.criteria import INSTRUCTIONS, Marks
-from rectilinear.evaluation.extras import require
-from rectilinear.evaluation.judge_client import (
-    JUDGEMENTS,
-    ask,
-    connect,
-    estimate_tokens,
-    read_judgements,
-    try_judge,
-    unanswered,
-)
-from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeReport, MarkRecord, Story
-from rectilinear.evaluation.reference import measure_reference
+from rectilinear.errors import RequestError, require
+from rectilinear.evaluation import judge_client
+from rectilinear.evaluation.judge_client import JUDGEMENTS
+from rectilinear.evaluation.judge_record import INSTRUCTIONS, Judged, Judgement, JudgeReport, Story
 from rectilinear.evaluation.settings import Judging, Stories
-from rectilinear.evaluation.stories import REQUEST, STORIES, read_stories, write_stories
-from rectilinear.evaluation.text_measures import measure_texts
+from rectilinear.evaluation.stories import (
+    REQUEST,
+    STORIES,
+    measure_reference,
+    measure_texts,
+    read_stories,
+    write_stories,
+)
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
-from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord
 from rectilinear.runs import check_same, claim, read_request, stage, write_request
 
 
@@ -75,39 +68,51 @@ def claim_stories(out: str | Path, *, resume: bool, overwrite: bool) -> Abstract
     """Hold the folder of a run; see `rectilinear.runs.claim`."""
 
     def kept(folder: Path) -> str | None:
-        there = (folder / STORIES).exists()
-        return f"{folder} keeps the stories and the answers so far; to go on, add `resume`" if there else None
+        said = f"{folder} keeps the stories and the answers so far; to go on, add `resume`"
+        return said if (folder / STORIES).exists() else None
 
     return claim(out, resume=resume, overwrite=overwrite, kept=kept)  # type: ignore[return-value]
 
 
 @reporting_exhausted_memory()
 def prepare_stories(
-    model: str,
-    out: Path,
-    stories: Stories,
-    judging: Judging,
-    *,
-    loading: Loading,
-    resume: bool,
-    progress: Progress,
+    model: str, out: Path, stories: Stories, judging: Judging, *, loading: Loading, resume: bool, progress: Progress
 ) -> StoryRun:
     """Have the stories written, unless they are there; everything up to what is paid for. See `judge`."""
     if judging.judge_model:
         require("openai", "judge")
-        connect(judging)  # what is wrong with the request shows before there are stories
+        judge_client.connect(judging)  # what is wrong with the request shows before there are stories
     origin = Origin(model, loading)
     other = Origin(judging.reference, loading.model_copy(update={"revision": None})) if judging.reference else None
     if other:
         _ = other.skeleton(), other.tokenizer
     request = {"model": model, **stories.model_dump(mode="json"), **loading.model_dump(include={"revision", "dtype"})}
-    if not (resume and _find_run(out, request)):
+    if resume and (out / STORIES).exists():
+        before = read_request(out / REQUEST).get("asked")
+        if not isinstance(before, dict):
+            raise RequestError(f"expected a run of rectilinear judge in {out}, got an unreadable {REQUEST}")
+        check_same(out, before, request)
+    else:
         if judging.judge_model and not judging.dry_run:
-            try_judge(judging)
+            judge_client.try_judge(judging)
         write_stories(origin, stories, request, out, progress)
-    run = StoryRun(out, read_stories(out), read_judgements(out / JUDGEMENTS), judging, request, other)
-    run.bind()
+    run = StoryRun(out, read_stories(out), judge_client.read_judgements(out / JUDGEMENTS), judging, request, other)
+    if judging.judge_model:
+        _bind(out, judging, run.answers)
     return run
+
+
+def _bind(out: Path, judging: Judging, answers: dict[int, Judgement]) -> None:
+    """Note which judge is asked, beside the stories: answers of two judges are not to be mixed."""
+    kept = read_request(out / REQUEST)
+    own = {"model": judging.judge_model, "url": judging.where}
+    if answers and kept["judge"] != own:
+        theirs = "{model} at {url}".format(**kept["judge"])
+        raise RequestError(
+            f"{out} holds answers of {theirs}, got {own['model']} at {own['url']}; try the same, or another `out`"
+        )
+    with stage(out) as folder:
+        write_request(folder / REQUEST, {**kept, "judge": own})
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,50 +138,35 @@ class StoryRun:
     @property
     def left(self) -> list[Story]:
         """Stories that the judge is to be asked about."""
-        return unanswered(self.stories, self.answers) if self.judging.judge_model else []
+        return judge_client.unanswered(self.stories, self.answers) if self.judging.judge_model else []
 
     @property
     def announcement(self) -> str:
         """What the judge is asked, and what that will cost at most."""
-        prompt_tokens, answer_tokens = estimate_tokens(self.judging, self.left)
+        prompt_tokens, answer_tokens = judge_client.estimate_tokens(self.judging, self.left)
         about = f"about {prompt_tokens:,} tokens of requests and at most {answer_tokens:,} of answers"
         cost = self.judging.cost(prompt_tokens, answer_tokens)
         price = "; see `prices` for what that costs" if cost is None else f", at most about {cost:.2g} by `prices`"
         return f"{self.judging.judge_model} is asked about {len(self.left):,} stories: {about}{price}"
-
-    def bind(self) -> None:
-        """Note which judge is asked, beside the stories: answers of two judges are not to be mixed."""
-        if self.judging.judge_model is None:
-            return
-        kept = read_request(self.out / REQUEST)
-        own = {"model": self.judging.judge_model, "url": self.judging.where}
-        if self.answers and kept["judge"] != own:
-            theirs = "{model} at {url}".format(**kept["judge"])
-            raise RequestError(
-                f"{self.out} holds answers of {theirs}, got {own['model']} at {own['url']}; try the same, or another "
-                "`out`"
-            )
-        with stage(self.out) as folder:
-            write_request(folder / REQUEST, {**kept, "judge": own})
 
     @reporting_exhausted_memory()
     def finish(self, progress: Progress) -> JudgeReport:
         """Ask the judge about the stories that are left, measure them all, and write ``judge.json``."""
         answers = self.answers
         if self.judging.judge_model:
-            answers = ask(self.judging, self.stories, self.out / JUDGEMENTS, progress)
+            answers = judge_client.ask(self.judging, self.stories, self.out / JUDGEMENTS, progress)
         compared, kept = None, read_request(self.out / REQUEST)
         warnings = list(kept.get("warnings", ()))  # not kept by earlier versions
         if self.reference:
             module, tokenizer = self.reference.load(head=True), self.reference.tokenizer
             compared = measure_reference(self.reference.name, module, tokenizer, self.stories, progress)
             warnings += (f"{self.reference.name}: {warning}" for warning in loading_warnings(module))
-        judged = _summarize(kept["judge"], answers, self.judging) if answers else None
+        judged = judge_client.summarize(kept["judge"], answers, self.judging) if answers else None
         report = JudgeReport(
-            model=ModelRecord.model_validate(kept["model"]),
-            data=DataRecord.model_validate(kept["data"]),
+            model=kept["model"],
+            data=kept["data"],
             settings={**self.request, "instructions": INSTRUCTIONS if judged else None},
-            environment=EnvironmentRecord.model_validate(kept["environment"]),
+            environment=kept["environment"],
             completions=measure_texts([story.completion for story in self.stories]),
             endings=measure_texts([story.ending for story in self.stories]),
             reference=compared,
@@ -188,42 +178,8 @@ class StoryRun:
         return report
 
 
-def _find_run(out: Path, request: dict[str, Any]) -> bool:
-    """Whether the folder has stories of this request."""
-    if not (out / STORIES).exists():
-        return False
-    before = read_request(out / REQUEST).get("asked")
-    if not isinstance(before, dict):
-        raise RequestError(f"expected a run of rectilinear judge in {out}, got an unreadable {REQUEST}")
-    check_same(out, before, request)
-    return True
-
-
-def _summarize(whom: dict[str, str], answers: dict[int, Judgement], judging: Judging) -> Judged:
-    outcomes = Counter(answer.outcome for answer in answers.values())
-    scored = [answer.marks for answer in answers.values() if answer.marks]
-    marks = {name: _mean([getattr(given, name) for given in scored]) for name in Marks.model_fields} if scored else {}
-    used = [sum(getattr(answer, f"{kind}_tokens") for answer in answers.values()) for kind in ("prompt", "completion")]
-    return Judged(
-        model=whom["model"],
-        url=whom["url"],
-        asked=len(answers),
-        outcomes={outcome: outcomes[outcome] for outcome in ("scored", "refused", "malformed")},
-        marks=marks,
-        prompt_tokens=used[0],
-        completion_tokens=used[1],
-        cost=judging.cost(*used),
-    )
-
-
-def _mean(values: Sequence[int]) -> MarkRecord:
-    mean, stderr = mean_over_groups(values, [1] * len(values))
-    return MarkRecord(mean=mean, stderr=stderr)
-
-
 def _warnings(stories: Sequence[Story], judged: Judged | None) -> Iterator[str]:
-    empty = sum(not story.completion.strip() for story in stories)
-    if empty:
+    if empty := sum(not story.completion.strip() for story in stories):
         yield f"{empty} of {len(stories)} completions are empty: the model ended the text at once"
     if judged and judged.asked < len(stories):
         yield f"the judge answered for {judged.asked} of {len(stories)} stories; for the others try `resume` with it"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import ValidationError
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.evaluation.criteria import INSTRUCTIONS, Marks
-from rectilinear.evaluation.judge_record import Judgement, Story
+from rectilinear.evaluation.bootstrap import mean_over_groups
+from rectilinear.evaluation.judge_record import INSTRUCTIONS, Judged, Judgement, MarkRecord, Marks, Outcome, Story
 from rectilinear.evaluation.settings import Judging
 from rectilinear.progress import Progress
 
@@ -27,6 +28,9 @@ JUDGEMENTS = "judgements.jsonl"
 
 #: A story to try a judge with before there are any.
 TRIAL = Story(index=-1, beginning="Once there was a small cat.", ending="", completion=" It slept in the sun.")
+
+# Counts of tokens in a judgement.
+_COUNTS = ("prompt_tokens", "completion_tokens")
 
 # Letters of English a token has, roughly: for estimates only.
 _LETTERS = 4
@@ -102,14 +106,8 @@ def unanswered(stories: Sequence[Story], answers: dict[int, Judgement]) -> list[
 def ask(judging: Judging, stories: Sequence[Story], path: Path, progress: Progress) -> dict[int, Judgement]:
     """Have stories judged that have no answer on disk yet, or a malformed one.
 
-    Each answer is appended to the file as it comes. When this is stopped, requests that are under way are waited for,
-    so that none is paid for twice; only a kill loses those, ``concurrency`` at most.
-
-    Args:
-        judging: the judge.
-        stories: to be judged.
-        path: ``judgements.jsonl``.
-        progress: called with (stage, done, total).
+    Each answer is appended to ``judgements.jsonl`` at ``path`` as it comes. When this is stopped, requests that are
+    under way are waited for, so that none is paid for twice; only a kill loses those, ``concurrency`` at most.
 
     Returns:
         All answers, by index of the story.
@@ -179,12 +177,7 @@ def _ask_one(judging: Judging, client: OpenAI, story: Story, before: Judgement |
             f"expected chat completions of the judge at {judging.where}, got {got}; try "
             f"`judge_url=http://HOST:PORT/v1`{go_on}"
         )
-    judgement = _read(story, reply)
-    used = {name: getattr(judgement, name) + (getattr(before, name) if before else 0) for name in _COUNTS}
-    return judgement.model_copy(update=used)
-
-
-_COUNTS = ("prompt_tokens", "completion_tokens")
+    return _read(story, reply, before)
 
 
 def _explain(judging: Judging, error: Any, go_on: str) -> Exception:
@@ -210,7 +203,7 @@ def _explain(judging: Judging, error: Any, go_on: str) -> Exception:
     )
 
 
-def _read(story: Story, reply: ChatCompletion) -> Judgement:
+def _read(story: Story, reply: ChatCompletion, before: Judgement | None) -> Judgement:
     """A reply as a judgement: marks, a refusal, or something else. Endpoints leave out, or put in, what they like."""
     choice = reply.choices[0]
     message = getattr(choice, "message", None)
@@ -221,17 +214,15 @@ def _read(story: Story, reply: ChatCompletion) -> Judgement:
     text = content if isinstance(content, str) else ""
     refused = bool(refusal) or getattr(choice, "finish_reason", None) == "content_filter"
     marks = None if refused else read_marks(text)
+    used = {name: getattr(reply.usage, name, None) for name in _COUNTS}
+    whole = {name: count if isinstance(count, int) and count > 0 else 0 for name, count in used.items()}
     return Judgement(
         index=story.index,
         outcome="refused" if refused else "malformed" if marks is None else "scored",
         answer=str(refusal) if refusal else text,
         marks=marks,
-        **{name: _count(getattr(reply.usage, name, None)) for name in _COUNTS},
+        **{name: count + (getattr(before, name) if before else 0) for name, count in whole.items()},
     )
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
 
 
 def read_marks(text: str) -> Marks | None:
@@ -256,3 +247,23 @@ def read_marks(text: str) -> Marks | None:
             except ValidationError:
                 return None
     return None
+
+
+def summarize(whom: dict[str, str], answers: dict[int, Judgement], judging: Judging) -> Judged:
+    """What came of some answers of a judge: marks over the stories that were scored, tokens of all requests."""
+    outcomes = Counter(answer.outcome for answer in answers.values())
+    scored = [answer.marks for answer in answers.values() if answer.marks]
+    marks = {}
+    for name in Marks.model_fields if scored else ():
+        mean, stderr = mean_over_groups([getattr(given, name) for given in scored], [1] * len(scored))
+        marks[name] = MarkRecord(mean=mean, stderr=stderr)
+    used = {name: sum(getattr(answer, name) for answer in answers.values()) for name in _COUNTS}
+    return Judged(
+        model=whom["model"],
+        url=whom["url"],
+        asked=len(answers),
+        outcomes={outcome: outcomes[outcome] for outcome in get_args(Outcome)},
+        marks=marks,
+        **used,
+        cost=judging.cost(*used.values()),
+    )

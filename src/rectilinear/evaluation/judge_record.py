@@ -1,22 +1,46 @@
-"""What a judge said of a model's stories: the schema of ``judge.json``."""
+"""What a judge is asked of a model's stories, and what it said: the schema of ``judge.json``."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from rectilinear.evaluation.criteria import Marks
-from rectilinear.evaluation.text_measures import DIVERSITY, TextMeasures
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Cell, Column, Estimate, Table
 
 #: How a request ended.
 Outcome = Literal["scored", "refused", "malformed"]
 
-
 #: A text as it came, but for halves of letters, which no file can hold.
 Answer = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "replace").decode())]
+
+#: A whole number from 1 to 10, of which 7.0 is one too in JSON.
+Mark = Annotated[
+    int,
+    BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value),
+    Field(ge=1, le=10),
+]
+
+#: What a judge is told; there is a question for each of the marks.
+INSTRUCTIONS = (
+    "You grade stories that young writers completed. You are given the beginning of a story and how a writer went on "
+    "from it. The writer may have been stopped in the middle of a sentence, which is no fault. Judge only what the "
+    "writer added. Give whole numbers from 1 (very poor) to 10 (excellent) for: grammar; creativity; consistency with "
+    "the beginning; and plot, whether what happens makes sense. Answer with a JSON object that has exactly the keys "
+    '"grammar", "creativity", "consistency" and "plot", and nothing else.'
+)
+
+
+class Marks(BaseModel):
+    """What a judge is to answer with, from 1 to 10."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    grammar: Mark
+    creativity: Mark
+    consistency: Mark
+    plot: Mark
 
 
 class Story(Record):
@@ -59,6 +83,23 @@ class Judged(Record):
     prompt_tokens: int
     completion_tokens: int
     cost: float | None = Field(default=None, description="of these tokens by `prices`; null where none were given")
+
+
+class TextMeasures(Record):
+    """Of some texts, word by word; case and punctuation between words aside."""
+
+    texts: int
+    words: float = Field(description="mean over texts")
+    distinct_1: float | None = Field(description="different words over words, of all texts; null where there are none")
+    distinct_2: float | None = Field(description="the same of pairs of neighbours (arXiv 1510.03055)")
+    distinct_3: float | None = Field(description="of threes")
+    repetition: float | None = Field(
+        description="share of runs of four words that were in the same text before, mean over texts that have any"
+    )
+
+
+#: Those that are shares of runs of words.
+DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "repetition")
 
 
 class ReferenceLoss(Record):

@@ -1,19 +1,18 @@
-"""Linear probes (arXiv 1610.01644): what a linear map can read off the hidden states at every depth."""
+"""Linear probes (arXiv 1610.01644): what a linear map can read off the hidden states at every depth; ``probe.json``."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from rectilinear.errors import RequestError
-from rectilinear.evaluation.extras import require
-from rectilinear.evaluation.probe_record import Probe, ProbePoint, best_of
+from rectilinear.errors import RequestError, require
 from rectilinear.evaluation.settings import Probing
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import check_context, record_environment, record_model
@@ -23,7 +22,9 @@ from rectilinear.models.origin import Origin
 from rectilinear.models.pooled import pool_states
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
+from rectilinear.results import EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.settings import BatchSize
+from rectilinear.tables import Cell, Column, Estimate, Table
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.tasks import Task, find_task, read_task
 from rectilinear.training.classification import (
@@ -35,8 +36,11 @@ from rectilinear.training.classification import (
     score_predictions,
     warn_of_cuts,
 )
+from rectilinear.training.metrics import MetricRecord
+from rectilinear.training.results import TaskDataRecord
 
 if TYPE_CHECKING:
+    from sklearn.model_selection import GridSearchCV
     from transformers import PreTrainedTokenizerBase
 
 #: Inverse strengths of the penalty that cross-validation chooses from.
@@ -44,6 +48,71 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 
 # Of the solver: probabilities within 1e-6 of the optimum's. At its usual 1e-4 answers would depend on where it stops.
 _TOLERANCE, _ITERATIONS = 1e-8, 20_000
+
+
+class ProbePoint(Record):
+    """The probe of one depth."""
+
+    depth: int = Field(description="0: what goes into the first block; k: what comes out of block k - 1")
+    c: float = Field(description="inverse strength of the penalty, chosen by cross-validation")
+    cross_validated: float = Field(description="accuracy over texts of the training part, on held-out folds")
+    metrics: dict[str, MetricRecord] = Field(description="on the validation part")
+
+
+class Probe(ResultFile):
+    """What can be read off the hidden states of a model by a linear map, depth by depth."""
+
+    file_name: ClassVar[str] = "probe.json"
+
+    schema_: Literal["rectilinear.probe/1"] = Field(default="rectilinear.probe/1", alias="schema")
+    model: ModelRecord
+    task: str
+    data: TaskDataRecord
+    settings: dict[str, Any]
+    environment: EnvironmentRecord
+    points: tuple[ProbePoint, ...] = Field(description="by depth")
+    questions: str | None = Field(
+        default=None, description="SHA-256 of texts, answers and groups of both parts; null in older files"
+    )
+    right: str | None = Field(
+        default=None,
+        pattern="^[01]+( [01]+)*$",
+        description="a digit a question of the validation part, 1 where the best depth's answer is right; questions "
+        "that depend on one another stand together, spaces between others",
+    )
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> ProbePoint:
+        """The depth that cross-validation on the training part prefers; of equal ones the first."""
+        return max(self.points, key=lambda point: point.cross_validated)
+
+    def tables(self) -> tuple[Table, ...]:
+        """One line a depth: what cross-validation made of the training part, and the metrics of the other one."""
+        names, best = [*self.points[0].metrics], self.best
+        rows: list[list[Cell]] = [
+            [
+                f"{point.depth} {'*' if point is best else ' '}",
+                f"{1 / point.c:g}",
+                point.cross_validated,
+                *(Estimate(point.metrics[name].value, point.metrics[name].stderr) for name in names),
+            ]
+            for point in self.points
+        ]
+        rows.append(["constant  ", "", "", *(self.points[0].metrics[name].baseline for name in names)])
+        counted = f"{self.data.train:,} questions of {self.data.source}, {self.data.validation:,} asked"
+        # Formats, so that these columns stand on the right.
+        columns = [Column(name, ".4f") for name in ("depth", "penalty 1/C", "cross-validated")]
+        table = Table.of(
+            [*columns, *(Column(name.replace("_", " "), ".4f") for name in names)],
+            rows,
+            title=f"{self.model.id}, {self.task}: {counted}",
+            caption="depth 0: what goes into the first block, k: what comes out of block k - 1; ±: standard error over "
+            "questions, or the passages they are about; *: the best in cross-validation; constant: the training part's "
+            "commonest answer",
+            sections=(len(self.points),),
+        )
+        return (table,)
 
 
 @reporting_exhausted_memory()
@@ -94,7 +163,7 @@ def probe(
             return pool_states(module, stack, texts, size, probing.pooling, report), size
 
         states, size = with_batch_size(attempt, batch_size, module, probing.seq_len)
-        points, predictions, notes = _probe_depths(kind, train, validation, states, probing.folds, report)
+        points, answers, notes = _probe_depths(kind, train, validation, states, probing.folds, report)
         return Probe(
             model=record_model(module, origin, stack, states.shape[-1]),
             task=task,
@@ -104,29 +173,59 @@ def probe(
             environment=record_environment(module),
             points=tuple(points),
             questions=_fingerprint(train, validation),
-            right=_right(validation, predictions[points.index(best_of(points))]),
+            right=_right(validation, answers),
             warnings=(*loading_warnings(module), *warn_of_cuts(train, validation, probing.seq_len), *notes),
         )
 
 
 def _probe_depths(
     task: Task, train: Encoded, validation: Encoded, states: Tensor, folds: int, progress: Progress
-) -> tuple[list[ProbePoint], list[Sequence[int]], list[str]]:
-    """What probes made of states ``[texts, depths, width]``: points and answers by depth, and warnings."""
+) -> tuple[list[ProbePoint], list[int], list[str]]:
+    """What probes made of states ``[texts, depths, width]``: by depth, the answers of the best one, and warnings."""
     points, predictions, notes = [], [], []
-    first = sum(map(len, train.ids))
+    targets, first = _targets(task, train), sum(map(len, train.ids))
     for depth in range(states.shape[1]):
-        of_depth = states[:, depth].double().numpy()
-        parts = (train, of_depth[:first]), (validation, of_depth[first:])
-        point, answers, converged = _probe_depth(depth, task, *parts, folds)
-        points.append(point)
-        predictions.append(answers)
-        if not converged:
+        features = states[:, depth].double().numpy()
+        search = _fit(features[:first], *targets, folds)
+        scores = torch.full((len(features) - first, task.answers), -torch.inf, dtype=torch.float64)
+        with numpy.errstate(divide="ignore"):  # of probabilities that are 0
+            scores[:, search.classes_] = torch.from_numpy(search.predict_log_proba(features[first:]))
+        predictions.append(predict(task, validation, scores))
+        points.append(
+            ProbePoint(
+                depth=depth,
+                c=float(search.best_params_["logisticregression__C"]),
+                cross_validated=float(search.best_score_),
+                metrics=score_predictions(task, train, validation, predictions[-1]),
+            )
+        )
+        if (search.best_estimator_[-1].n_iter_ >= _ITERATIONS).any():
             notes.append(
                 f"the probe of depth {depth} did not converge in {_ITERATIONS:,} steps; try more `max_examples`"
             )
         progress("probes", depth + 1, states.shape[1])
-    return points, predictions, notes
+    _, answers = max(zip(points, predictions, strict=True), key=lambda found: found[0].cross_validated)
+    return points, answers, notes
+
+
+def _fit(features: numpy.ndarray, labels: Sequence[int], groups: Sequence[int], folds: int) -> GridSearchCV:
+    """A logistic regression on ``[texts, width]``, with the penalty that cross-validation chooses."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(tol=_TOLERANCE, max_iter=_ITERATIONS)),
+        {"logisticregression__C": STRENGTHS},
+        cv=StratifiedGroupKFold(folds),
+        scoring="accuracy",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said later, of the penalty that is chosen
+        warnings.filterwarnings("ignore", "The least populated class")
+        return search.fit(features, labels, groups=groups)
 
 
 def _fingerprint(train: Encoded, validation: Encoded) -> str:
@@ -141,7 +240,7 @@ def _fingerprint(train: Encoded, validation: Encoded) -> str:
 
 
 def _right(validation: Encoded, predictions: Sequence[int]) -> str:
-    """Which answers are right; see `rectilinear.evaluation.probe_record.Probe`."""
+    """Which answers are right; see `Probe`."""
     groups: dict[int, str] = {}
     for question, prediction in zip(validation.questions, predictions, strict=True):
         groups[question.group] = groups.get(question.group, "") + str(int(prediction == question.answer))
@@ -163,46 +262,6 @@ def _check_questions(task: Task, train: Encoded, folds: int) -> None:
             f"expected each answer for at least {folds} questions or passages to train on, got {name} for "
             f"{len(where[rarest])}; try more `max_examples` or fewer `folds`"
         )
-
-
-def _probe_depth(
-    depth: int,
-    task: Task,
-    train: tuple[Encoded, numpy.ndarray],
-    validation: tuple[Encoded, numpy.ndarray],
-    folds: int,
-) -> tuple[ProbePoint, Sequence[int], bool]:
-    """What a probe made of one depth, its answers to the questions of the validation part, and whether it converged."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    (taught, features), (tested, others) = train, validation
-    labels, groups = _targets(task, taught)
-    search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(tol=_TOLERANCE, max_iter=_ITERATIONS)),
-        {"logisticregression__C": STRENGTHS},
-        cv=StratifiedGroupKFold(folds),
-        scoring="accuracy",
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said below, of the penalty that is chosen
-        warnings.filterwarnings("ignore", "The least populated class")
-        search.fit(features, labels, groups=groups)
-    converged = bool((search.best_estimator_[-1].n_iter_ < _ITERATIONS).all())
-    scores = torch.full((len(others), task.answers), -torch.inf, dtype=torch.float64)
-    with numpy.errstate(divide="ignore"):  # of probabilities that are 0
-        scores[:, search.classes_] = torch.from_numpy(search.predict_log_proba(others))
-    predictions = predict(task, tested, scores)
-    point = ProbePoint(
-        depth=depth,
-        c=float(search.best_params_["logisticregression__C"]),
-        cross_validated=float(search.best_score_),
-        metrics=score_predictions(task, taught, tested, predictions),
-    )
-    return point, predictions, converged
 
 
 def _targets(task: Task, encoded: Encoded) -> tuple[Sequence[int], Sequence[int]]:

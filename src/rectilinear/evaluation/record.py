@@ -8,9 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rectilinear.evaluation.criteria import Marks
-from rectilinear.evaluation.judge_record import JudgeReport
-from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.judge_record import JudgeReport, Marks
+from rectilinear.evaluation.probe import Probe
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Table
 
@@ -97,8 +96,7 @@ class Differences(Record):
     tasks: dict[str, dict[str, DifferenceRecord]] = Field(default_factory=dict, description="by task and metric")
     groups: dict[str, dict[str, DifferenceRecord]] = Field(default_factory=dict, description="by group and metric")
     probes: dict[str, DifferenceRecord] = Field(
-        default_factory=dict,
-        description="by task, of accuracies at the depths that cross-validation prefers",
+        default_factory=dict, description="by task, of accuracies at the depths that cross-validation prefers"
     )
     stories: dict[str, DifferenceRecord] = Field(
         default_factory=dict, description="by mark, over stories that were scored of both"

@@ -1,4 +1,4 @@
-"""What one model makes of what is asked."""
+"""Models to evaluate, and what each makes of what is asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.differences import find_differences, find_unlike
@@ -18,12 +18,13 @@ from rectilinear.evaluation.harness import TaskScores, run_tasks
 from rectilinear.evaluation.record import Evaluation, Items, SpeedRecord, finite
 from rectilinear.evaluation.settings import Evaluating
 from rectilinear.evaluation.speed import REPEATS, measure_speed
-from rectilinear.evaluation.task_set import TaskSet
-from rectilinear.evaluation.warnings import find_warnings, not_included
+from rectilinear.evaluation.task_set import SUPERGLUE_GROUP, TaskSet
+from rectilinear.linearization.plan import Plan
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import record_environment, record_model, record_rows, weights_sha256
 from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
+from rectilinear.models.load import resolve
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.progress import Progress, reporting
@@ -40,10 +41,12 @@ _REQUEST_TOKENS = 128
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
-    """What is asked of every model.
+class Job:
+    """Models to evaluate, and what is asked of each.
 
     Attributes:
+        origins: of the models.
+        against: the model that they are compared with; None for none.
         evaluating: the request.
         text: to be predicted; None for none.
         rows: how it is read.
@@ -54,6 +57,8 @@ class Work:
         tokenizer: for all models; None for each model's own.
     """
 
+    origins: tuple[Origin, ...]
+    against: Origin | None
     evaluating: Evaluating
     text: str | Path | None
     rows: Rows
@@ -76,27 +81,12 @@ class Work:
         if self.packed:
             settings |= self.rows.model_dump(exclude={"seq_len"}) | {"speed": self.lengths is not None}
         if self.lengths:
-            settings |= dict(zip(("prompt_tokens", "new_tokens", "repeats"), (*self.lengths, REPEATS), strict=True))
+            settings |= {"prompt_tokens": self.lengths[0], "new_tokens": self.lengths[1], "repeats": REPEATS}
         if self.tasks:
             names = ("limit", "num_fewshot", "apply_chat_template", "system_instruction")
             settings |= {name: options[name] for name in names}
             settings |= {"lm_eval": version("lm_eval"), "task_data": options["data"]}
         return settings | ({"include": options["include"]} if options["include"] else {})
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """Models to evaluate.
-
-    Attributes:
-        origins: of the models.
-        against: the model that they are compared with; None for none.
-        work: what is asked of each.
-    """
-
-    origins: tuple[Origin, ...]
-    against: Origin | None
-    work: Work
 
     def run(self, progress: bool | Progress = True, done: Mapping[int, Path] | None = None) -> Iterator[Evaluation]:
         """Evaluate the models one by one, after the one that they are compared with.
@@ -108,25 +98,28 @@ class Job:
         Raises:
             RequestError: an earlier evaluation is of other weights or another request.
         """
-        done = done or {}
+        earlier, count = done or {}, len(self.origins)
         with reporting(progress) as report:
-            several = len(self.origins) > 1
             theirs: Evaluation | None = None
-            if self.against and len(done) < len(self.origins):
-                theirs = run_model(self.against, self.work, _named(report, "against"))
-            ran = (
-                self._earlier(place, done[place])
-                if place in done
-                else run_model(origin, self.work, _named(report, f"{place + 1} of {len(self.origins)}" * several))
+            if self.against and len(earlier) < count:
+                theirs = self.run_model(self.against, _named(report, "against"))
+            ran: Iterator[Evaluation] = (
+                self._earlier(origin, earlier[place])
+                if place in earlier
+                else self.run_model(origin, _named(report, f"{place + 1} of {count}") if count > 1 else report)
                 for place, origin in enumerate(self.origins)
             )
             before = [theirs] if theirs else []
-            if not (self.work.packed or self.work.tasks):  # nothing takes long, and nothing may be there
-                found = [*ran]
-                self._check_any([*before, *found])
-                ran = (each for each in found)
+            if not (self.packed or self.tasks):  # nothing takes long, and nothing may be there
+                ran = iter(found := [*ran])
+                if not any(each.probes or each.stories for each in (*before, *found)):
+                    others = ", ".join(sorted({model.id for model in self.gathered.models.values()}))
+                    raise RequestError(
+                        f"expected results of these models in `include`, got those of {others} with other weights; try "
+                        "the same `dtype` and `revision` for all commands"
+                    )
             for place, ours in enumerate(ran):
-                evaluation = ours if place in done else self._compared(place, ours, theirs, before)
+                evaluation = ours if place in earlier else self._compared(place, ours, theirs, before)
                 before.append(evaluation)
                 yield evaluation
 
@@ -135,43 +128,59 @@ class Job:
     ) -> Evaluation:
         """An evaluation with what it takes to read it: the other model, the differences, the warnings."""
         pair = [(self.origins[place], ours)] + ([(self.against, theirs)] if self.against and theirs else [])
-        several = len(self.origins) > 1 or theirs is not None
-        warnings = [*find_warnings(pair, self.work, several=several), *find_unlike(ours, before)]
+        warnings = [*self._warnings(pair), *find_unlike(ours, before)]
         if place == len(self.origins) - 1:
-            warnings += not_included(self.work.gathered, [*before, ours])
+            warnings += self.gathered.others([found.model for found in (*before, ours)])
         changes: dict[str, Any] = {"warnings": tuple(dict.fromkeys(warnings))}
         if theirs:
-            sizes = {f"against_{name}": size for name, size in _sizes_of(theirs.settings).items()}
+            sizes = {f"against_{name}": size for name, size in theirs.settings.items() if name.endswith("batch_size")}
             changes |= {"against": theirs.measurements(), "differences": find_differences(ours, theirs)}
             changes |= {"settings": ours.settings | sizes}
         return ours.model_copy(update=changes)
 
-    def _check_any(self, ran: Sequence[Evaluation]) -> None:
-        """Refuse results to include that are all of other models."""
-        if not any(found.probes or found.stories for found in ran):
-            theirs = ", ".join(sorted({model.id for model in self.work.gathered.models.values()}))
-            raise RequestError(
-                f"expected results of these models in `include`, got those of {theirs} with other weights; try the "
-                "same `dtype` and `revision` for all commands"
-            )
+    def _warnings(self, ran: Sequence[tuple[Origin, Evaluation]]) -> Iterator[str]:
+        """What a reader of an evaluation must know: of the model's run, and of the other's where there is one."""
+        if self.tasks and self.tasks.missing:
+            missing, there = ", ".join(self.tasks.missing), ", ".join(self.tasks.columns)
+            yield f"{SUPERGLUE_GROUP}: no data of {missing}; the mean is over {there}"
+        several = len(self.origins) > 1 or len(ran) > 1
+        for origin, found in ran:
+            whose = f"{origin.name or 'the model'}, " if several else ""
+            parts = {f"probe of {task}: ": probe.warnings for task, probe in found.probes.items()}
+            parts |= {"stories: ": found.stories.warnings} if found.stories else {}
+            for part, warnings in {"": found.warnings, **parts}.items():
+                yield from (whose + part + warning for warning in warnings)
+            if origin.name and self.packed:
+                yield from self._fitted_on(origin.name, self.packed)
+            yield from self.gathered.namesakes(found.model)
 
-    def _earlier(self, place: int, folder: Path) -> Evaluation:
+    def _fitted_on(self, name: str, packed: TokenRows) -> Iterator[str]:
+        """A warning where the plan beside a checkpoint says that these rows, or others of this text, went into it."""
+        try:
+            plan = Plan.load(resolve(name))
+        except RequestError:  # nothing that was linearized
+            return
+        if plan.data.fingerprint == packed.fingerprint:
+            which = "these very rows"
+        elif _text_of(plan.data.source, plan.settings) == _text_of(self.text or "", self.rows.model_dump()):
+            which = "this text, perhaps these rows"
+        else:
+            return
+        yield f"{name} was fitted on {which} ({plan.data.source}), which flatters it; evaluate it on other text"
+
+    def _earlier(self, origin: Origin, folder: Path) -> Evaluation:
         """An evaluation that is there already, if it is what would come of this one."""
-        origin, found = self.origins[place], Evaluation.load(folder)
+        found = Evaluation.load(folder)
 
         def request(model: str, data: Any, against: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
             kept = {name: value for name, value in settings.items() if not name.endswith("batch_size")}
-            return {
-                "model": model,
-                "text": data and data.fingerprint,
-                "against": against,
-                **json.loads(json.dumps(kept)),
-            }
+            about = {"model": model, "text": data and data.fingerprint, "against": against}
+            return {**about, **json.loads(json.dumps(kept))}
 
         check_same(
             folder,
             request(found.model.id, found.data, found.against.model.id if found.against else None, found.settings),
-            request(origin.name, self.work.data, self.against.name if self.against else None, self.work.settings),
+            request(origin.name, self.data, self.against.name if self.against else None, self.settings),
         )
         if weights_sha256(origin.load(head=True)) != found.model.sha256:
             raise RequestError(
@@ -179,65 +188,50 @@ class Job:
             )
         return found
 
+    @reporting_exhausted_memory()
+    def run_model(self, origin: Origin, progress: Progress) -> Evaluation:
+        """Load a model and do all the work with it; the warnings are those of loading it and of its tasks."""
+        module, batch_size = origin.load(head=True), self.evaluating.batch_size
+        sizes: dict[str, int] = {}
+        found: dict[str, Any] = {"warnings": loading_warnings(module)}
+        items: dict[str, Any] = {}
+        if self.packed:
+            ids = self.packed.ids
 
-@reporting_exhausted_memory()
-def run_model(origin: Origin, work: Work, progress: Progress) -> Evaluation:
-    """Load a model and do all the work with it; the warnings are those of loading it and of its tasks."""
-    module, size = origin.load(head=True), work.evaluating.batch_size
-    sizes: dict[str, int] = {}
-    found: dict[str, Any] = {}
-    rows: Tensor | None = None
-    scores: TaskScores | None = None
-    if work.packed:
-        rows, sizes["batch_size"], found = _read_text(module, work, work.packed.ids, progress)
-    if work.tasks:
-        tasks, tokenizer = work.tasks, work.tokenizer or origin.tokenizer
+            def predict(size: int) -> tuple[Perplexity, int]:
+                return measure_perplexity(module, ids, size, progress), size
 
-        def answer(size: int) -> tuple[TaskScores, int]:
-            return run_tasks(module, tokenizer, tasks, size, seed=work.rows.seed, progress=progress), size
+            text, size = with_batch_size(predict, batch_size, module, ids.shape[1])
+            sizes["batch_size"], items["rows"] = min(size, len(ids)), text.row_losses.tolist()
+            found |= {"perplexity": finite(text.perplexity), "loss": text.loss, "stderr": text.stderr}
+            found["tokens"] = text.tokens
+            if self.lengths:
+                speed = measure_speed(module, ids[:1, : self.lengths[0]], self.lengths[1], progress=progress)
+                found["tokens_per_second"] = SpeedRecord(prefill=speed.prefill, decode=speed.decode)
+                found["cache_bytes"] = speed.cache_bytes
+        if self.tasks:
+            tasks, tokenizer = self.tasks, self.tokenizer or origin.tokenizer
 
-        scores, sizes["tasks_batch_size"] = with_batch_size(answer, size, module, _REQUEST_TOKENS)
-        found |= {"tasks": scores.tasks, "groups": scores.groups}
-    found["warnings"] = (*loading_warnings(module), *(scores.warnings if scores else ()))
-    described = record_model(module, origin, _find_blocks(module), width_of(getattr(module, "config", None)))
-    probes, stories = work.gathered.of(described.sha256)
-    return Evaluation(
-        model=described,
-        data=work.data,
-        settings=work.settings | sizes,
-        environment=record_environment(module),
-        parameters=described.parameters,
-        probes=probes,
-        stories=stories and stories.report,
-        items=Items(
-            rows=() if rows is None else rows.tolist(),
-            tasks=scores.items if scores else {},
-            marks=stories.marks if stories else {},
-        ),
-        **found,
-    )
+            def answer(size: int) -> tuple[TaskScores, int]:
+                return run_tasks(module, tokenizer, tasks, size, seed=self.rows.seed, progress=progress), size
 
-
-def _read_text(module: nn.Module, work: Work, ids: Tensor, progress: Progress) -> tuple[Tensor, int, dict[str, Any]]:
-    """``[rows]`` losses, how many rows at once, and what was measured on the text."""
-
-    def predict(size: int) -> tuple[Perplexity, int]:
-        return measure_perplexity(module, ids, size, progress), size
-
-    perplexity, size = with_batch_size(predict, work.evaluating.batch_size, module, ids.shape[1])
-    found: dict[str, Any] = {"perplexity": finite(perplexity.perplexity), "loss": perplexity.loss}
-    found |= {"stderr": perplexity.stderr, "tokens": perplexity.tokens}
-    if work.lengths:
-        prompt_tokens, new_tokens = work.lengths
-        ran = measure_speed(module, ids[:1, :prompt_tokens], new_tokens, progress=progress)
-        found |= {"tokens_per_second": SpeedRecord(prefill=ran.prefill, decode=ran.decode)}
-        found |= {"cache_bytes": ran.cache_bytes}
-    return perplexity.row_losses, min(size, len(ids)), found
-
-
-def _sizes_of(settings: Mapping[str, Any]) -> dict[str, int]:
-    """Those settings of an evaluation that say how many rows and requests were taken at once."""
-    return {name: size for name, size in settings.items() if name in ("batch_size", "tasks_batch_size")}
+            scores, sizes["tasks_batch_size"] = with_batch_size(answer, batch_size, module, _REQUEST_TOKENS)
+            found |= {"tasks": scores.tasks, "groups": scores.groups}
+            found["warnings"] += scores.warnings
+            items["tasks"] = scores.items
+        described = record_model(module, origin, _find_blocks(module), width_of(getattr(module, "config", None)))
+        probes, stories, marks = self.gathered.of(described.sha256)
+        return Evaluation(
+            model=described,
+            data=self.data,
+            settings=self.settings | sizes,
+            environment=record_environment(module),
+            parameters=described.parameters,
+            probes=probes,
+            stories=stories,
+            items=Items(marks=marks, **items),
+            **found,
+        )
 
 
 def _find_blocks(module: nn.Module) -> BlockStack | None:
@@ -250,6 +244,10 @@ def _find_blocks(module: nn.Module) -> BlockStack | None:
 
 def _named(progress: Progress, which: str) -> Progress:
     """Progress whose stages say which model they are of."""
-    if not which:
-        return progress
     return lambda stage, done, total: progress(f"{stage} ({which})", done, total)
+
+
+def _text_of(source: str | Path, settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What decides which text a source gives."""
+    seed = settings.get("seed") if str(source) == "stories" else None
+    return Path(source).expanduser().resolve(), seed, *(settings.get(key) for key in ("column", "config", "split"))

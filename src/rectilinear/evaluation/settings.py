@@ -21,8 +21,8 @@ _ANSWER_TOKENS, _REASONING_TOKENS = 100, 4000
 _PYTHON_ONLY = Parameter(parse=False)
 
 
-class Tasks(Settings):
-    """Which tasks of lm-evaluation-harness are run, and how they are asked."""
+class Evaluating(Settings):
+    """What a model is evaluated on beside a text, and how."""
 
     tasks: Names = ()
     """Tasks, groups or tags of lm-evaluation-harness, or superglue, the paper's columns: a,b."""
@@ -37,22 +37,19 @@ class Tasks(Settings):
     system_instruction: str | None = None
     """Text before the prompts of tasks; each task's own when not given."""
 
-    @model_validator(mode="after")
-    def _check_use(self) -> Tasks:
-        if not self.tasks:
-            self.refuse_unused("without `tasks`", *(name for name in Tasks.model_fields if name != "tasks"))
-        return self
-
-
-class Evaluating(Tasks):
-    """What a model is evaluated on beside a text, and how."""
-
     include: tuple[Path, ...] = ()
     """Folder with results of rectilinear probe and judge of these models, at any depth; may be repeated."""
     speed: Annotated[bool, Parameter(negative="--no-speed")] = True
     """Time the reading of a prompt and decoding from it."""
     batch_size: Annotated[BatchSize, Parameter(group="Runtime")] = "auto"
     """Rows, or requests of tasks, in a forward pass; 'auto' halves it when memory runs out."""
+
+    @model_validator(mode="after")
+    def _check_use(self) -> Evaluating:
+        if not self.tasks:
+            asked = ("data", "limit", "num_fewshot", "apply_chat_template", "system_instruction")
+            self.refuse_unused("without `tasks`", *asked)
+        return self
 
 
 class Probing(TaskSource, Stack):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +13,6 @@ from rectilinear.errors import RequestError
 from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.logits import DecodingCache, cache_bytes, check_continued, next_logits
 from rectilinear.progress import Progress
-
-_Result = TypeVar("_Result")
 
 #: How many tokens are decoded, and how often the prompt is read, after once to warm up.
 NEW_TOKENS, REPEATS = 32, 5
@@ -30,8 +26,7 @@ class Speed:
         prefill: tokens of the prompt per second, from the median time to read it.
         decode: tokens per second, from the median time of a step; None for a model without a cache.
         cache_bytes: what the cache held after prompt and new tokens; None for a model without one.
-        tokens: ``[rows, new_tokens]`` int64 on the CPU, the tokens that were decoded; None without
-            a cache.
+        tokens: ``[rows, new_tokens]`` int64 on the CPU, the tokens that were decoded; None without a cache.
     """
 
     prefill: float
@@ -43,8 +38,8 @@ class Speed:
 def plan_speed(seq_len: int, context: int | None) -> tuple[int, int]:
     """Lengths of prompt and continuation, within the context where there is one.
 
-    The continuation is `NEW_TOKENS` long, or half a context that is shorter than twice that; the
-    prompt as long as a row, where that leaves room for it.
+    The continuation is `NEW_TOKENS` long, or half a context that is shorter than twice that; the prompt as long as a
+    row, where that leaves room for it.
 
     Raises:
         RequestError: a context with room for no more than one token.
@@ -66,9 +61,8 @@ def measure_speed(
 ) -> Speed:
     """Time the reading of a prompt and greedy decoding from it, step by step.
 
-    The prompt is read once to warm up and then ``repeats`` times, each time into a new cache; the
-    last cache is decoded from. Each step is given the likeliest next token, so all of the
-    new tokens are in the cache at the end. The model's mode is left as it was.
+    The prompt is read once to warm up and then ``repeats`` times, each time into a new cache; the last cache is decoded
+    from. Each step is given the likeliest next token, so all of the new tokens are in the cache at the end.
 
     Args:
         model: any module that takes ids and returns an object with ``logits``.
@@ -87,7 +81,11 @@ def measure_speed(
 
     def timed(ids: Tensor, cache: DecodingCache | None = None) -> tuple[Tensor, DecodingCache | None, float]:
         nonlocal done
-        (logits, cache), seconds = _time(device, lambda: next_logits(model, ids, cache))
+        _wait(device)
+        start = perf_counter()
+        logits, cache = next_logits(model, ids, cache)
+        _wait(device)
+        seconds = perf_counter() - start
         done += 1
         if progress:
             progress("speed", done, total)
@@ -114,15 +112,6 @@ def measure_speed(
             tokens.append(token.cpu())
             steps.append(seconds)
     return Speed(prefill, len(prompt) / median(steps), cache_bytes(cache), torch.cat(tokens, 1))
-
-
-def _time(device: torch.device, call: Callable[[], _Result]) -> tuple[_Result, float]:
-    """What a call gives, and the seconds until the device is done with it."""
-    _wait(device)
-    start = perf_counter()
-    result = call()
-    _wait(device)
-    return result, perf_counter() - start
 
 
 def _wait(device: torch.device) -> None:

@@ -44,13 +44,8 @@ def find_data(folder: Path, task: str, known: bool) -> LocalData | None:
     """A task's data in a folder; None where it has none.
 
     They are ``TASK/val.jsonl`` and perhaps ``TASK/train.jsonl`` in SuperGLUE's own form, or ``task.jsonl`` of objects
-    with ``query``, ``choices`` and ``gold``, with ``context`` and ``continuation``, or with the columns that the task
-    has on the Hub.
-
-    Args:
-        folder: to look in.
-        task: its name in the harness, or that of a file with prompts of its own.
-        known: whether the harness knows it.
+    with ``query``, ``choices`` and ``gold``, with ``context`` and ``continuation``, or, where the harness has
+    ``known`` of the task, with the columns that it has on the Hub.
 
     Raises:
         RequestError: a SuperGLUE folder without ``val.jsonl``, a file in none of these forms.

@@ -10,11 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rectilinear.errors import RequestError
-from rectilinear.evaluation.extras import require
-from rectilinear.evaluation.quiet import describe, is_ours, quiet
-from rectilinear.evaluation.settings import Tasks
-from rectilinear.evaluation.squad import provide_squad_metrics
+from rectilinear.errors import RequestError, require
+from rectilinear.evaluation.settings import Evaluating
+from rectilinear.evaluation.surroundings import describe, is_ours, provide_squad_metrics, quiet
 from rectilinear.evaluation.task_data import LocalData, find_data, forms_of
 
 if TYPE_CHECKING:
@@ -44,8 +42,7 @@ class TaskSet:
     """Tasks, ready to be run on models.
 
     Attributes:
-        tasks: of the harness, by name, with their data.
-        groups: of the harness, by name.
+        tasks, groups: of the harness, by name, with their data.
         sources: of each task's data.
         columns: tasks of the paper's group; none without that group.
         missing: others of that group, which have no data.
@@ -57,10 +54,10 @@ class TaskSet:
     sources: Mapping[str, str]
     columns: tuple[str, ...]
     missing: tuple[str, ...]
-    settings: Tasks
+    settings: Evaluating
 
 
-def load_tasks(settings: Tasks) -> TaskSet:
+def load_tasks(settings: Evaluating) -> TaskSet:
     """Find tasks and read their data.
 
     Names are of tasks, groups or tags of the harness, patterns of these, or ``superglue``: the paper's columns. For a
@@ -93,7 +90,7 @@ def load_tasks(settings: Tasks) -> TaskSet:
     return TaskSet(
         tasks,
         loaded.get("groups", {}),
-        {name: _source_of(task, present.get(name)) for name, task in tasks.items()},
+        {name: str(present[name].questions) if folder else _on_hub(task) for name, task in tasks.items()},
         columns=tuple(name for name in columns if name in tasks),
         missing=tuple(name for name in columns if name not in tasks),
         settings=settings,
@@ -111,16 +108,12 @@ def _check_examples(tasks: Mapping[str, Task], num_fewshot: int | None, folder: 
             )
 
 
-def _source_of(task: Task, local: LocalData | None) -> str:
-    return str(local.questions) if local else "/".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
+def _on_hub(task: Task) -> str:
+    return "/".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, tasks: TaskSet) -> None:
-    """Refuse a tokenizer without a chat template where prompts are to be put into one.
-
-    Raises:
-        RequestError: it has none.
-    """
+    """Raise a `RequestError` for a tokenizer without a chat template where prompts are to be put into one."""
     if tasks.settings.apply_chat_template and not tokenizer.chat_template:
         raise RequestError(
             f"expected a tokenizer with a chat template, got {tokenizer.name_or_path or 'one'} without; try without "
@@ -162,9 +155,8 @@ def _find_all(
 ) -> dict[str, LocalData]:
     """Data of all tasks that are wanted, and of those of the paper's columns that have some."""
     found = {name: find_data(folder, name, name in manager.all_tasks) for name in (*wanted, *columns)}
-    present = {name: local for name, local in found.items() if local is not None}
-    lacking = [name for name in found if name not in present and (name in wanted or not present)]
-    if lacking:
+    present = {name: local for name, local in found.items() if local}
+    if lacking := [name for name in found if name not in present and (name in wanted or not present)]:
         there = ", ".join(sorted(child.name for child in folder.iterdir())) or "nothing"
         raise RequestError(f"expected data of {', '.join(lacking)} in {folder}, got {there}")
     return present

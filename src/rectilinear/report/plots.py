@@ -7,7 +7,7 @@ from itertools import pairwise
 from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
-from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.probe import Probe
 from rectilinear.measurement.dynamics import Dynamics, Mean, Score, mean_curve
 from rectilinear.measurement.profile import LinearityRecord, Profile
 from rectilinear.models.origin import short_name

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.probe import Probe
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.profile import Profile
 from rectilinear.report.plots import plot_dynamics, plot_probe, plot_profile
