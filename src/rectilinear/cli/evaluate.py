@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import MODEL, TEXT, WORK, LoadingOptions, OutputOptions, RowsOptions
+from rectilinear.cli.panels import MODEL, TEXT, WORK, ModelOptions, RuntimeOptions, TextOptions, WorkOptions
 from rectilinear.evaluation.settings import Evaluating
 from rectilinear.models.settings import Loading
 from rectilinear.runs import Output, claim, contents, stage
@@ -23,10 +23,10 @@ def evaluate(
         str | None,
         Parameter(help="Another model to compare with, in its default revision.", group=WORK),
     ] = None,
-    rows: RowsOptions = Rows(),
-    evaluating: Annotated[Evaluating, Parameter("*", group=WORK)] = Evaluating(),
-    loading: LoadingOptions = Loading(),
-    output: OutputOptions = Output(),
+    rows: TextOptions[Rows] = Rows(),
+    evaluating: WorkOptions[Evaluating] = Evaluating(),
+    loading: ModelOptions[Loading] = Loading(),
+    output: RuntimeOptions[Output] = Output(),
 ) -> None:
     """Measure how well decoders predict some text, how fast they run, and what they score on tasks.
 
