@@ -20,55 +20,33 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Line:
-    """An object of a data file, and where it is.
-
-    Attributes:
-        where: file and line, for errors.
-        record: the object.
-    """
+    """An object of a data file, and where it is: file and line, which begin every `RequestError` about it."""
 
     where: str
     record: Mapping[str, Any]
 
     def get(self, column: str, kind: type[_Kind]) -> _Kind:
-        """The value of a column.
-
-        Raises:
-            RequestError: no such column, or a value of another kind.
-        """
+        """The value of a column, which is to be there and of that kind."""
         if column not in self.record:
-            raise RequestError(
-                f"{self.where}: expected a column {column!r}, got {', '.join(self.record) or 'no columns'}"
-            )
+            there = ", ".join(self.record) or "no columns"
+            raise RequestError(f"{self.where}: expected a column {column!r}, got {there}")
         value = self.record[column]
         if not isinstance(value, kind):
             raise RequestError(f"{self.where}: expected {kind.__name__} in {column!r}, got {type(value).__name__}")
         return value
 
     def texts(self, *columns: str) -> dict[str, str]:
-        """The texts of some columns, by column.
-
-        Raises:
-            RequestError: no such column, or no text in it.
-        """
+        """The texts of some columns, by column."""
         return {column: self.get(column, str) for column in columns}
 
     def inside(self, value: Any, name: str) -> Line:
-        """A part of this object that is an object itself.
-
-        Raises:
-            RequestError: it is not.
-        """
+        """A part of this object that is to be an object itself."""
         if not isinstance(value, Mapping):
             raise RequestError(f"{self.where}: expected an object in {name!r}, got {type(value).__name__}")
         return Line(f"{self.where}, {name}", value)
 
     def one_of(self, column: str, values: tuple[Any, ...]) -> int:
-        """The index, among some values, of the one in a column.
-
-        Raises:
-            RequestError: it is none of them.
-        """
+        """The index, among some values, of the one in a column."""
         found = self.get(column, object)
         if found not in values:
             choices = ", ".join(map(json.dumps, values))
@@ -120,19 +98,13 @@ def replace_surrogates(text: str) -> str:
 
 def warn_of_surrogates(where: str) -> None:
     """Say that a text has halves of surrogate pairs."""
-    warnings.warn(
-        f"{where}: half a surrogate pair is no character and is read as U+FFFD, here and wherever there are others",
-        stacklevel=3,
-    )
+    said = f"{where}: half a surrogate pair is no character and is read as U+FFFD, here and wherever there are others"
+    warnings.warn(said, stacklevel=3)
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Say what is wrong with a file that cannot be read as text.
-
-    Raises:
-        RequestError: it cannot.
-    """
+    """While open, what cannot be read is a file of text: a `RequestError`."""
     try:
         yield
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,7 @@ def stream_rows(
     done = 0
     for ids in tokenize(trim_documents(documents)):
         tokens.extend(ids)
-        rows = len(tokens) // seq_len
-        if max_rows is not None:
-            rows = min(rows, max_rows - done)
+        rows = len(tokens) // seq_len if max_rows is None else min(len(tokens) // seq_len, max_rows - done)
         if rows:
             yield torch.tensor(tokens[: rows * seq_len], dtype=torch.int64).view(rows, seq_len)
             tokens, done = tokens[rows * seq_len :], done + rows
@@ -72,13 +71,7 @@ def stream_rows(
 
 
 class RowFile(NamedTuple):
-    """What a file of rows contains.
-
-    Attributes:
-        rows: number of rows.
-        seq_len: tokens in each.
-        fingerprint: that of `TokenRows`.
-    """
+    """What a file of rows contains: how many, of how many tokens, with the fingerprint of `TokenRows`."""
 
     rows: int
     seq_len: int
@@ -91,11 +84,7 @@ class RowFile(NamedTuple):
 
 
 def write_rows(path: Path, chunks: Iterable[Tensor]) -> RowFile:
-    """Write rows, int64 ``[rows, seq_len]`` some at a time, as little-endian int32 one after another.
-
-    Raises:
-        OSError: they could not be written.
-    """
+    """Write rows, int64 ``[rows, seq_len]`` some at a time, as little-endian int32 one after another."""
     rows = seq_len = 0
     with path.open("wb") as file:
 
@@ -112,6 +101,5 @@ def write_rows(path: Path, chunks: Iterable[Tensor]) -> RowFile:
 
 def open_rows(path: Path, contents: RowFile) -> Tensor:
     """``[rows, seq_len]`` int32, read from the file where and when they are needed."""
-    size = contents.rows * contents.seq_len
-    flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.int32)
-    return flat.view(contents.rows, contents.seq_len)
+    shape = contents.rows, contents.seq_len
+    return torch.from_file(str(path), shared=False, size=math.prod(shape), dtype=torch.int32).view(shape)

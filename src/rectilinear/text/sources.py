@@ -53,10 +53,7 @@ def open_text(
     return map("".join, open_documents(source, Source(column=column, config=config, split=split, seed=seed)))
 
 
-def open_documents(
-    source: str | Path | Iterable[Any],
-    reading: Source = Source(),
-) -> Iterator[Document]:
+def open_documents(source: str | Path | Iterable[Any], reading: Source = Source()) -> Iterator[Document]:
     """The documents of `open_text`, those of ``.txt`` files in pieces that are read when they are needed."""
     if not isinstance(source, (str, Path)):
         return _read_memory(source, reading)
@@ -77,7 +74,9 @@ def open_documents(
         if path.suffix.lower() not in _SUFFIXES:
             raise RequestError(f"expected a .txt, .jsonl or .parquet file, got {path}")
         return _read_file(path, reading.column)
-    return _read_hub(_hub_id(str(source)), reading)
+    name = _hub_id(str(source))
+    rows = read_hub(name, reading.config, reading.split, f"no text {name!r}: expected {_KINDS}")
+    return _texts_of(rows, reading.column, name)
 
 
 def name_source(source: str | Path | Iterable[Any]) -> str:
@@ -88,15 +87,17 @@ def name_source(source: str | Path | Iterable[Any]) -> str:
 def _hub_id(source: str) -> str:
     """A source that is no file, where it may be the id of a dataset."""
     is_text = len(source) > _LONGEST_ID or "\n" in source
-    path = Path(source)
-    if not is_text and (
-        path.suffix.lower() in _SUFFIXES or path.is_absolute() or source.startswith(("./", "../", "~"))
-    ):
+    if not is_text and (Path(source).suffix.lower() in _SUFFIXES or is_path(source)):
         raise RequestError(f"no text at {source}: expected a file, a folder, a Hub dataset id or 'stories'")
     if is_text or len(source.split()) != 1:
         shown = f"{source[:40]!r}{'...' if len(source) > 40 else ''}"
         raise RequestError(f"expected {_KINDS}, got a text ({shown}); try [text]")
     return source
+
+
+def is_path(source: str) -> bool:
+    """Whether it can be nothing but a path; a Hub id looks like a relative one."""
+    return Path(source).is_absolute() or source.startswith(("./", "../", "~"))
 
 
 def _read_memory(source: Iterable[Any], reading: Source) -> Iterator[str]:
@@ -109,8 +110,7 @@ def _read_memory(source: Iterable[Any], reading: Source) -> Iterator[str]:
     column, where = reading.column, type(source).__name__
     if not isinstance(source, Iterable):
         raise RequestError(f"expected {_KINDS}, or texts, got {where}")
-    # A data frame, which goes through the names of its columns.
-    if hasattr(source, "columns") and not hasattr(source, "column_names"):
+    if hasattr(source, "columns") and not hasattr(source, "column_names"):  # a data frame, which iterates over columns
         names = [*map(str, source.columns)]
         if column not in names:
             raise _missing_column(column, names, where)
@@ -136,10 +136,13 @@ def _texts_of(items: Iterable[Any], column: str, where: str) -> Iterator[str]:
 
 
 def _read_file(path: Path, column: str) -> Iterator[Document]:
-    kind = path.suffix.lower()
-    if kind == ".txt":
-        return _read_txt(path)
-    return (_read_jsonl if kind == ".jsonl" else _read_parquet)(path, column)
+    match path.suffix.lower():
+        case ".txt":
+            return _read_txt(path)
+        case ".jsonl":
+            return (_text_of(line.record, column, line.where) for line in read_lines(path))
+        case _:
+            return _read_parquet(path, column)
 
 
 def _read_txt(path: Path) -> Iterator[Iterator[str]]:
@@ -174,11 +177,6 @@ def _lines(path: Path) -> Iterator[tuple[str, bool]]:
             begins = piece.endswith("\n")
 
 
-def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    for line in read_lines(path):
-        yield _text_of(line.record, column, line.where)
-
-
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
@@ -196,21 +194,22 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
         raise RequestError(f"cannot read {path} as parquet: {first_line(error)}") from None
 
 
-def _read_hub(source: str, reading: Source) -> Iterator[str]:
+def read_hub(name: str, config: str | None, split: str, refusal: str) -> Iterator[dict[str, Any]]:
+    """The rows of a Hub dataset, read when they are needed; refused at once where there is no such dataset."""
     import datasets
 
     try:
-        records = datasets.load_dataset(source, reading.config, split=reading.split, streaming=True)
+        rows = datasets.load_dataset(name, config, split=split, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise RequestError(f"no text {source!r}: expected {_KINDS} ({first_line(error)})") from None
-    return _stream_hub(records, reading.column, source)
+        raise RequestError(f"{refusal} ({first_line(error)})") from None
 
+    def unbroken() -> Iterator[dict[str, Any]]:
+        try:
+            yield from rows
+        except OSError as error:
+            raise JobError(f"reading {name} from the Hub broke off ({first_line(error)})") from error
 
-def _stream_hub(records: Iterable[dict[str, object]], column: str, source: str) -> Iterator[str]:
-    try:
-        yield from _texts_of(records, column, source)
-    except OSError as error:
-        raise JobError(f"reading {source} from the Hub broke off ({first_line(error)})") from error
+    return unbroken()
 
 
 def _text_of(record: Mapping[str, object], column: str, where: str) -> str:

@@ -16,12 +16,7 @@ Rows = Callable[[Line], Iterator[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a task.
-
-    Attributes:
-        folder: the folder that has them.
-        rows: the rows of a line; raises `RequestError` for a column that is missing, or has something else in it.
-    """
+    """The files of a task: the folder that has them, and the rows of a line."""
 
     folder: str
     rows: Rows
@@ -33,11 +28,7 @@ class Files:
 
 
 def split_file(folder: Path, split: str) -> Path:
-    """``SPLIT.jsonl`` in a folder.
-
-    Raises:
-        RequestError: there is none.
-    """
+    """``SPLIT.jsonl`` in a folder; `RequestError` where there is none."""
     file = folder / f"{split}.jsonl"
     if not file.is_file():
         there = ", ".join(sorted(child.name for child in folder.iterdir())) or "nothing"
