@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -105,7 +105,8 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if not sum(map(count_rows, self._batches)):
             raise RequestError("expected at least one row to measure, got none")
         stack = find_blocks(model, measurement.blocks)
-        self._path = stack.path
+        # All that scores depend on beside the model and the rows.
+        self._settings = settings_record(measurement, blocks=stack.path)
         self._out = Path(trainer.args.output_dir if out is None else out)
         # Counted here, where the trainer has not sharded the model yet.
         self._model: dict[str, Any] = {
@@ -160,10 +161,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._save(state)
             return
         seconds = time.perf_counter() - started
-        point = Point(
-            step=step, source="training", revision=None, sha256=None, blocks=scored.blocks, warnings=scored.warnings
-        )
-        self.dynamics = self._dynamics(scored, merge_points(self.dynamics.points if self.dynamics else (), [point]))
+        self._add_point(step, scored)
         self._save(state)
         # Logging counts as an answer to the trainer's own request to log, which would lose its loss.
         wanted = control.should_log
@@ -173,23 +171,22 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     @reporting_exhausted_memory
     def _measure(self) -> Scored:
         runner, bare = trained_model(self._trainer)
-        stack = find_blocks(bare, self._path)
+        stack = find_blocks(bare, self._settings["blocks"])
         with own_precision(bare), own_randomness(device_of(bare)):
             return score_model(runner, stack, self._batches, self._inputs, self._measurement)
 
-    def _dynamics(self, scored: Scored, points: tuple[Point, ...]) -> Dynamics:
-        return Dynamics(
+    def _add_point(self, step: int, scored: Scored) -> None:
+        point = Point(
+            step=step, source="training", revision=None, sha256=None, blocks=scored.blocks, warnings=scored.warnings
+        )
+        self.dynamics = Dynamics(
             model=TrainedModelRecord(**self._model, width=scored.width),
             data=scored.data,
-            settings=self._recorded() | {"batch_size": scored.batch_size, "every": self._every},
+            settings=self._settings | {"batch_size": scored.batch_size, "every": self._every},
             environment=record_environment(trained_model(self._trainer)[1]),
-            points=points,
+            points=merge_points(self.dynamics.points if self.dynamics else (), [point]),
             warnings=self._skipped,
         )
-
-    def _recorded(self) -> dict[str, Any]:
-        """All that scores depend on beside the model and the rows."""
-        return settings_record(self._measurement, blocks=self._path)
 
     def _save(self, state: Any) -> None:
         if self.dynamics is None:
@@ -202,26 +199,20 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 _logger.warning(f"cannot write {self._out / Dynamics.file_name}: {error.strerror or error}")
 
     def _resume(self, step: int) -> None:
-        """Take up the points up to a step of the file that is there.
-
-        Raises:
-            RequestError: they are of other rows, settings or another model.
-        """
+        """Take up the points up to a step of the file that is there; refused where it is of something else."""
         file = self._out / Dynamics.file_name
         found = Dynamics.load(file)
-        model = {name: getattr(found.model, name) for name in self._model if name != "id"}
-        settings = {name: found.settings.get(name) for name in self._recorded()}
-        theirs = {"rows": found.data.fingerprint, "model": model, "settings": settings}
-        ours = {
-            "rows": self._inputs.fingerprint,
-            "model": {name: self._model[name] for name in model},
-            "settings": self._recorded(),
-        }
-        if other := [what for what in ours if theirs[what] != ours[what]]:
-            raise RequestError(
-                f"expected points of the same {other[0]} in {file}, to go on from, got {theirs[other[0]]} there and "
-                f"{ours[other[0]]} here; move that file away, or give the callback another out="
-            )
+        model = {name: value for name, value in self._model.items() if name != "id"}
+        for what, theirs, ours in (
+            ("rows", found.data.fingerprint, self._inputs.fingerprint),
+            ("model", {name: getattr(found.model, name) for name in model}, model),
+            ("settings", {name: found.settings.get(name) for name in self._settings}, self._settings),
+        ):
+            if theirs != ours:
+                raise RequestError(
+                    f"expected points of the same {what} in {file}, to go on from, got {theirs} there and {ours} here; "
+                    "move that file away, or give the callback another out="
+                )
         kept = tuple(point for point in found.points if point.step <= step)
         self._skipped = tuple(warning for warning in found.warnings if _step_of(warning) <= step)
         if kept:
@@ -231,8 +222,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 def _scalars(step: int, blocks: Iterable[BlockRecord]) -> dict[str, float]:
     """What to log, by name; scores that are not there are left out."""
     found: dict[str, float | None] = {}
-    scores: tuple[Score, ...] = ("linearity", "update_linearity")
-    for score in scores:
+    for score in get_args(Score):
         found[f"{score}/mean"] = mean_of(step, blocks, score).mean
         found |= {f"{score}/block_{block.index:02d}": best_value(getattr(block, score)) for block in blocks}
     return {name: value for name, value in found.items() if value is not None}

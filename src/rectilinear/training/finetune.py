@@ -40,6 +40,10 @@ from rectilinear.training.results import Finetuning, SeedRun, change_of, lineari
 from rectilinear.training.settings import Profiling, Tuning
 from rectilinear.training.trainer import GuardedTrainer, StepProgress, training_arguments, trains_on_cpu
 
+# What fine-tunings leave in a folder: the results of all seeds and, while others run, of each; their models.
+_RESULTS = rf"seed-\d+\.json|{Finetuning.file_name}"
+_EVERYTHING = rf"{_RESULTS}|seed-\d+"
+
 
 @reporting_exhausted_memory
 def finetune(
@@ -74,31 +78,27 @@ def finetune(
             shorter than one row, rows longer than the context, no token to pad with, a folder of something else.
         JobError: a loss, logits or activations that are not finite, memory or disk that do not suffice.
     """
-    if PartialState(cpu=trains_on_cpu(tuning.device)).num_processes > 1:
+    if PartialState(cpu=trains_on_cpu(tuning)).num_processes > 1:
         raise RequestError("expected one process to fine-tune with, got several; try it without torchrun")
     if out is None and (tuning.save_models or resume):
         raise RequestError(f"expected `out` with `{'save_models' if tuning.save_models else 'resume'}`, got none")
-    with (
-        claim(out, overwrite=overwrite, resume=resume, kept=_find_seeds) as folder,
-        reporting(progress) as report,
-    ):
+    with claim(out, overwrite=overwrite, resume=resume, kept=_find_seeds) as folder, reporting(progress) as report:
         job = read_job(model, task, tuning, profiling)
         profile = profile_model(job.origin, job.inputs, profiling.part(Measurement), "auto", report)
         result = _describe(job, profile)
         done = _done_seeds(folder, result, tuning.save_models) if folder and resume else {}
-        stale = [] if folder is None or resume else [path.name for path in _seed_files(folder)]
-        runs = []
-        for seed in range(profiling.seed, profiling.seed + tuning.seeds):
+        stale = [] if folder is None or resume else _names_in(folder, _EVERYTHING)
+        seeds = range(profiling.seed, profiling.seed + tuning.seeds)
+        for seed in seeds:
             if seed not in done:
                 trained, done[seed] = _run_seed(job, result, seed, report)
                 if folder:
                     _save_seed(folder, job, trained, result.with_runs([done[seed]]), stale)
                     stale = []
                 del trained
-            runs.append(done[seed])
-        result = result.with_runs(runs)
+        result = result.with_runs([done[seed] for seed in seeds])
         if folder:
-            with stage(folder, [path.name for path in _seed_files(folder) if path.suffix == ".json"]) as scratch:
+            with stage(folder, _names_in(folder, _RESULTS)) as scratch:
                 result.save(scratch)
         return result
 
@@ -110,13 +110,13 @@ def _describe(job: Job, profile: Profile) -> Finetuning:
         warnings.append(
             "all questions to train on have the same answer, so that none is to be learnt; try other `data`"
         )
+    settings = {"bfloat16": job.in_bfloat16, "embedding": job.tuning.penalize_embedding, "profile": profile.settings}
     return Finetuning(
         model=profile.model,
         task=job.name,
         data=describe_questions(job.source, job.train, job.validation),
         text=profile.data,
-        settings=_settings_of(job.tuning, job.profiling)
-        | {"bfloat16": job.in_bfloat16, "embedding": job.tuning.penalize_embedding, "profile": profile.settings},
+        settings=_settings_of(job.tuning, job.profiling) | settings,
         environment=profile.environment,
         before=linearities_of(profile),
         runs=(),
@@ -141,9 +141,9 @@ def _run_seed(job: Job, result: Finetuning, seed: int, progress: Progress) -> tu
     except JobError as error:
         raise JobError(f"seed {seed}: {error}") from error
     predictions = predict(job.task, job.validation, scores)
-    measurement = job.profiling.part(Measurement)
-    after = linearities_of(profile_model(Origin(trained), job.inputs, measurement, "auto", progress))
-    run = SeedRun(
+    profile = profile_model(Origin(trained), job.inputs, job.profiling.part(Measurement), "auto", progress)
+    after = linearities_of(profile)
+    return trained, SeedRun(
         seed=seed,
         steps=int(log[-1]["step"]),
         seconds=time.perf_counter() - started,
@@ -152,7 +152,6 @@ def _run_seed(job: Job, result: Finetuning, seed: int, progress: Progress) -> tu
         change=change_of(result.before, after),
         log=log,
     )
-    return trained, run
 
 
 def _train(job: Job, seed: int, progress: Progress) -> tuple[PreTrainedModel, tuple[dict[str, float], ...]]:
@@ -161,14 +160,13 @@ def _train(job: Job, seed: int, progress: Progress) -> tuple[PreTrainedModel, tu
     set_seed(seed)
     model = load_classifier(job.origin.name, job.task.labels, job.padding, **tuning.part(Access).model_dump())
     use_cache = model.config.use_cache  # Trainer turns it off
-    loss = bradley_terry if job.task.ranks else None
-    regularizer = Regularizer.of(model, tuning, job.profiling.blocks, loss)
+    regularizer = Regularizer.of(model, tuning, job.profiling.blocks, bradley_terry if job.task.ranks else None)
     steps = tuning.max_steps or max(1, int(tuning.epochs * math.ceil(len(examples) / tuning.batch_size)))
     with tempfile.TemporaryDirectory() as scratch:  # Trainer wants a folder, and leaves it empty
         arguments = training_arguments(
             scratch,
             steps,
-            trains_on_cpu(tuning.device),
+            trains_on_cpu(tuning),
             per_device_train_batch_size=tuning.batch_size,
             learning_rate=tuning.learning_rate,
             lr_scheduler_type="linear",
@@ -202,27 +200,21 @@ def _save_seed(folder: Path, job: Job, trained: PreTrainedModel, result: Finetun
         (scratch / f"{name}.json").write_text(result.to_json(), encoding="utf-8")
 
 
-def _seed_files(folder: Path) -> list[Path]:
-    """What fine-tunings left in a folder: results of seeds while others run, their models, and the result of all."""
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in found if re.fullmatch(rf"seed-\d+(\.json)?|{Finetuning.file_name}", path.name)]
+def _names_in(folder: Path, pattern: str) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if re.fullmatch(pattern, path.name))
 
 
 def _find_seeds(folder: Path) -> str | None:
     """What to say of a folder to whoever stops a fine-tuning in it; None where no seed is done."""
-    done = any(path.suffix == ".json" for path in _seed_files(folder))
+    done = _names_in(folder, _RESULTS)
     return f"{folder} keeps the seeds that are done; to go on, add `resume`" if done else None
 
 
 def _done_seeds(folder: Path, wanted: Finetuning, save_models: bool) -> dict[int, SeedRun]:
-    """The seeds that are done in a folder.
-
-    Raises:
-        RequestError: they are of another request.
-    """
+    """The seeds that are done in a folder; refused where they are of another request."""
     done: dict[int, SeedRun] = {}
-    for file in (path for path in _seed_files(folder) if path.suffix == ".json"):
-        found = Finetuning.load(file)
+    for name in _names_in(folder, _RESULTS):
+        found = Finetuning.load(folder / name)
         check_same(folder, _identity(found), _identity(wanted))
         done |= {run.seed: run for run in found.runs if not save_models or (folder / f"seed-{run.seed}").is_dir()}
     return done
@@ -231,10 +223,10 @@ def _done_seeds(folder: Path, wanted: Finetuning, save_models: bool) -> dict[int
 def _identity(result: Finetuning) -> dict[str, Any]:
     """All that a seed's run depends on, but for the machine; files of earlier versions have fewer settings."""
     settings = _settings_of(Tuning(), Profiling()) | result.settings
-    settings["penalize_embedding"] = settings["embedding"]
-    names = ("profile", "data", "device", "revision", "trust_remote_code")
-    return {
-        **{name: value for name, value in settings.items() if name not in names},
+    for name in ("profile", "device", "revision", "trust_remote_code"):
+        settings.pop(name, None)
+    return settings | {
+        "penalize_embedding": settings["embedding"],
         "model": result.model.sha256,
         "task": result.task,
         "data": result.data.fingerprint,

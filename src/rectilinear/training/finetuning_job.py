@@ -19,7 +19,7 @@ from rectilinear.text.tasks import Task, TaskData, find_task, read_task
 from rectilinear.text.tokens import tokenize_with
 from rectilinear.training.classification import Encoded, check_ids, encode
 from rectilinear.training.settings import Profiling, Tuning
-from rectilinear.training.trainer import has_bfloat16, trains_on_cpu
+from rectilinear.training.trainer import precision_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,14 +30,11 @@ class Job:
     """All that the training with a seed needs.
 
     Attributes:
-        name: of the task.
-        task: what to learn.
-        source: of its questions.
-        train, validation: these, as tokens.
+        name, task: what to learn.
+        source, train, validation: its questions, and where they come from.
         inputs: what linearity is measured on.
         origin: the model.
-        tokenizer: its tokenizer; pads with ``padding``, on the right.
-        padding: the id to pad with.
+        tokenizer: of the model; pads with the id ``padding``, on the right.
         tuning, profiling: as given.
     """
 
@@ -56,8 +53,7 @@ class Job:
     @property
     def in_bfloat16(self) -> bool:
         """Whether products are in bfloat16."""
-        tuning = self.tuning
-        return tuning.dtype == "bfloat16" or (tuning.dtype == "auto" and has_bfloat16(trains_on_cpu(tuning.device)))
+        return precision_of(self.tuning) == "bfloat16"
 
 
 def read_job(model: str | Path, name: str, tuning: Tuning, profiling: Profiling) -> Job:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -59,11 +59,10 @@ def score_answers(
         labels: number of possible answers.
     """
     counts = _confusions(answers, predictions, groups, labels)
-    total = counts.sum(0)
     always = None if constant is None else _confusions(answers, [constant] * len(answers), groups, labels).sum(0)
     return {
         name: MetricRecord(
-            value=float(_METRICS[name](total)),
+            value=float(_METRICS[name](counts.sum(0))),
             stderr=_jackknife(_METRICS[name], counts),
             baseline=0.5 if always is None else float(_METRICS[name](always)),
         )
@@ -73,15 +72,14 @@ def score_answers(
 
 def commonest(answers: Sequence[int]) -> int:
     """The answer that is there most often; of several the first."""
-    counts = Counter(answers)
-    return min(counts, key=lambda answer: (-counts[answer], answer))
+    return statistics.mode(sorted(answers))
 
 
 def _confusions(answers: Sequence[int], predictions: Sequence[int], groups: Sequence[int], labels: int) -> Tensor:
     """``[groups, answers, predictions]``: how often each of the groups has each."""
-    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
-    counts = torch.zeros(len(places), labels, labels, dtype=torch.float64)
-    at = (torch.tensor([places[group] for group in groups]), torch.tensor(answers), torch.tensor(predictions))
+    distinct, places = torch.unique(torch.tensor(groups), return_inverse=True)
+    counts = torch.zeros(len(distinct), labels, labels, dtype=torch.float64)
+    at = (places, torch.tensor(answers), torch.tensor(predictions))
     return counts.index_put_(at, torch.ones(len(answers), dtype=torch.float64), accumulate=True)
 
 

@@ -72,7 +72,11 @@ class Regularizer:
         Raises:
             RequestError: a strength that is negative or not finite, another kind, no block stack.
         """
-        self.kind, self.strength = check_penalty(kind, strength)
+        if kind not in ("cosine", "mse"):
+            raise RequestError(f"expected regularizer 'cosine' or 'mse', got {kind!r}")
+        if not (math.isfinite(strength) and strength >= 0):
+            raise RequestError(f"expected a regularizer strength of at least 0, got {strength}")
+        self.kind, self.strength = kind, strength
         self.last: Tensor | None = None
         self._model, self._loss = model, loss
         self._first = 0 if embedding else 1
@@ -88,17 +92,13 @@ class Regularizer:
 
     @classmethod
     def of(
-        cls,
-        model: nn.Module,
-        settings: Regularization,
-        blocks: str | None = None,
-        loss: LossFunction | None = None,
+        cls, model: nn.Module, settings: Regularization, blocks: str | None = None, loss: LossFunction | None = None
     ) -> Regularizer:
         """The penalty that settings ask for; of strength 0 where they ask for none."""
-        none = settings.regularizer == "none"
-        kind: PenaltyKind = "cosine" if settings.regularizer == "none" else settings.regularizer
-        strength, embedding = 0.0 if none else settings.strength, settings.penalize_embedding
-        return cls(model, kind, strength, embedding=embedding, blocks=blocks, loss=loss)
+        if settings.regularizer == "none":
+            return cls(model, strength=0, loss=loss)
+        embedding = settings.penalize_embedding
+        return cls(model, settings.regularizer, settings.strength, embedding=embedding, blocks=blocks, loss=loss)
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The loss of a batch, with the penalty where gradients are taken: a ``compute_loss_func``.
@@ -159,16 +159,3 @@ class Regularizer:
                 "try Regularizer(model) with the model that is trained"
             )
         return tokens, self._padding.of_last(tokens.shape[-1])
-
-
-def check_penalty(kind: PenaltyKind, strength: float) -> tuple[PenaltyKind, float]:
-    """The two, if they can be used.
-
-    Raises:
-        RequestError: they cannot.
-    """
-    if kind not in ("cosine", "mse"):
-        raise RequestError(f"expected regularizer 'cosine' or 'mse', got {kind!r}")
-    if not (math.isfinite(strength) and strength >= 0):
-        raise RequestError(f"expected a regularizer strength of at least 0, got {strength}")
-    return kind, strength
