@@ -45,22 +45,19 @@ _logger = logging.get_logger(__name__)
 class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Measures how linear each block is, on the same rows again and again, while a model is trained.
 
+        trainer.add_callback(LinearityCallback(trainer, rows, every=100))
+
     At the first step, every ``every`` optimizer steps and at the end of training, the model is measured as
-    `rectilinear.measure` does it: in evaluation mode, in the precision of its weights, with the random states
-    and modes left as they were, so that training is the same to the bit with and without it. Scores (held out where
-    there are rows for folds, else in sample) go to `Trainer.log`, and so to the console, TensorBoard and what else
-    listens: ``linearity/mean``, ``linearity/block_00``, ..., ``update_linearity/mean``, ... and
-    ``linearity/probe_seconds``. All scores are in ``dynamics.json``, which is renewed at each point.
+    `rectilinear.measure` does it: in evaluation mode, in the precision of its weights, with the random states and
+    modes left as they were, so that training is the same to the bit with and without it. Scores (held out where there
+    are rows for folds, else in sample) go to `Trainer.log`, and so to whatever listens: ``linearity/mean``,
+    ``linearity/block_00``, ..., ``update_linearity/mean``, ... and ``linearity/probe_seconds``. All scores are in
+    ``dynamics`` (None before the first point) and ``dynamics.json``, which is renewed at each point.
 
     A run that goes on from a checkpoint keeps the points up to there; a run from the start replaces the file.
     A point that cannot be measured (weights that are not finite) is left out, with a warning in the log and the file.
     Under torchrun every process measures, as sharded models need, and the first one writes. A model sharded by
     FSDP is measured in the precision that FSDP runs it in, its head included.
-
-        trainer.add_callback(LinearityCallback(trainer, rows, every=100))
-
-    Attributes:
-        dynamics: what was measured so far; None before the first point.
     """
 
     def __init__(
@@ -92,15 +89,12 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if every < 1:
             raise RequestError(f"expected a point every 1 or more steps, got every={every}")
         check_batch_size(batch_size)
-        self._trainer = trainer
-        self._every = every
-        self._measurement = measurement
+        self._trainer, self._every, self._measurement = trainer, every, measurement
         _, model = trained_model(trainer)
-        config = getattr(model, "config", None)
         tokens = as_batches(rows)
         if tokens is None:
             raise RequestError(f"expected token ids [rows, seq_len] or batches, got {type(rows).__name__}")
-        self._inputs = token_inputs(tokens, config, source)
+        self._inputs = token_inputs(tokens, getattr(model, "config", None), source)
         self._batches = [*torch.split(tokens, batch_size)] if isinstance(tokens, Tensor) else tokens
         if not sum(map(count_rows, self._batches)):
             raise RequestError("expected at least one row to measure, got none")
@@ -115,6 +109,9 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             "num_blocks": len(stack),
             "parameters": count_parameters([model]),
         }
+        self._reset()
+
+    def _reset(self) -> None:
         self.dynamics: Dynamics | None = None
         self._skipped: tuple[str, ...] = ()
         self._warned = False
@@ -122,7 +119,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take up the points of a run that goes on, or measure the model as it is before the first step."""
-        self.dynamics, self._skipped, self._warned, self._tried = None, (), False, None
+        self._reset()
         if state.global_step == 0:
             self._probe(state, control)
         elif state.is_world_process_zero and (self._out / Dynamics.file_name).exists():

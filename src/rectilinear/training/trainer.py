@@ -166,8 +166,8 @@ class SaveAtSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
 def training_arguments(folder: str | Path, steps: int, on_cpu: bool, **options: Any) -> TrainingArguments:
     """Trainer's arguments, with what all trainings here share."""
-    options |= {"dataloader_pin_memory": not on_cpu, "disable_tqdm": True, "use_cpu": on_cpu}
-    arguments = TrainingArguments(output_dir=str(folder), max_steps=steps, **options)
+    shared = {"dataloader_pin_memory": not on_cpu, "disable_tqdm": True, "report_to": "none", "use_cpu": on_cpu}
+    arguments = TrainingArguments(output_dir=str(folder), max_steps=steps, **shared | options)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process a GPU: no torch.nn.DataParallel
     return arguments
 
