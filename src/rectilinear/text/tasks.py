@@ -29,34 +29,21 @@ _HELD_OUT_EVERY = 10
 
 
 class Question(NamedTuple):
-    """Texts that are judged together, and the right answer.
+    """Texts that are judged together, and the right answer."""
 
-    Attributes:
-        texts: one that is to be given a label, or one for each choice.
-        answer: index of that label, or of the right choice.
-        group: questions of one group depend on one another, such as those about one passage.
-    """
-
-    texts: tuple[str, ...]
-    answer: int
-    group: int
+    texts: tuple[str, ...]  # one that is to be given a label, or one for each choice
+    answer: int  # index of that label, or of the right choice
+    group: int  # questions of one group depend on one another, such as those about one passage
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task.
+    """What a model is asked, and how its answers are scored."""
 
-    Attributes:
-        labels: of a text, as the trained model's configuration has them.
-        texts: what the model reads, from a row of the Hub.
-        metrics: to report.
-        choices: whether the texts of a question are compared; else each is given a label.
-    """
-
-    labels: tuple[str, ...]
-    texts: Callable[[Line], tuple[str, ...]]
+    labels: tuple[str, ...]  # of a text, as the trained model's configuration has them
+    texts: Callable[[Line], tuple[str, ...]]  # what the model reads, from a row of the Hub
     metrics: tuple[MetricName, ...] = ("accuracy",)
-    choices: bool = False
+    choices: bool = False  # whether the texts of a question are compared; else each is given a label
 
     @property
     def ranks(self) -> bool:
@@ -153,15 +140,14 @@ def read_task(name: str, data: str | Path | None = None, max_examples: int | Non
 
     Args:
         name: name of the task, one of `TASKS`.
-        data: a folder with ``TASK/train.jsonl`` and ``TASK/val.jsonl``, or a Hub id of SuperGLUE
-            (the default). For ``reward`` a file of objects with ``chosen``, ``rejected`` and
-            perhaps ``prompt``, of which every tenth is held out, or a folder with ``train.jsonl``
-            and ``val.jsonl``.
+        data: a folder with ``TASK/train.jsonl`` and ``TASK/val.jsonl``, or a Hub id of SuperGLUE (the default). For
+            ``reward`` a file of objects with ``chosen``, ``rejected`` and perhaps ``prompt``, of which every tenth is
+            held out, or a folder with ``train.jsonl`` and ``val.jsonl``.
         max_examples: lines of each file (rows of each split) to read at most, from the first.
 
     Raises:
-        RequestError: no such task, folder, file or split; an empty one; a line that is not JSON;
-            a column that is missing, or has something else in it; an unknown label.
+        RequestError: no such task, folder, file or split; an empty one; a line that is not JSON; a column that is
+            missing, or has something else in it; an unknown label.
         JobError: reading from the Hub broke off.
     """
     task = find_task(name)

@@ -64,18 +64,12 @@ class Plan:
 
 @dataclass(frozen=True, eq=False)
 class PackedText:
-    """What a decoder is trained and measured on.
-
-    Attributes:
-        contents: of the file of rows.
-        train: ``[rows, seq_len]`` int32, whole steps of them, read from disk where they are needed.
-        held_out, held_out_source: ``[rows, seq_len]`` int64, not among them, and where these come from.
-    """
+    """What a decoder is trained and measured on."""
 
     tokenizer: PreTrainedTokenizerBase
     contents: RowFile
-    train: Tensor
-    held_out: Tensor
+    train: Tensor  # [rows, seq_len] int32, whole steps of them, read from disk where they are needed
+    held_out: Tensor  # [rows, seq_len] int64, not among these
     held_out_source: str
 
 

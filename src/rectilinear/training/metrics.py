@@ -47,16 +47,11 @@ def score_answers(
     constant: int | None,
     labels: int,
 ) -> dict[str, MetricRecord]:
-    """Metrics of some predictions.
+    """Metrics of predictions, ``[questions]`` each with its answer out of ``labels`` possible ones, and its group.
 
-    The standard error is a jackknife that leaves out one group at a time; where each question is
-    its own group, that of the accuracy is the usual ``sqrt(p (1 - p) / (n - 1))``.
-
-    Args:
-        names: which metrics.
-        answers, predictions, groups: ``[questions]`` each.
-        constant: the answer of the baseline; None for one that is right half of the time.
-        labels: number of possible answers.
+    The standard error is a jackknife that leaves out one group at a time; where each question is its own group, that
+    of the accuracy is the usual ``sqrt(p (1 - p) / (n - 1))``. The baseline always answers ``constant``; None for one
+    that is right half of the time.
     """
     counts = _confusions(answers, predictions, groups, labels)
     always = None if constant is None else _confusions(answers, [constant] * len(answers), groups, labels).sum(0)

@@ -68,15 +68,14 @@ def pretrain(
 ) -> Training:
     """Pretrain a decoder, and leave a checkpoint in a folder.
 
-    Runs in one process or, under torchrun or ``accelerate launch``, in several (DDP, FSDP). While
-    it runs, the folder has the rows, the recipe and Trainer's checkpoints. At the end it has the
-    model, its tokenizer, ``training.json``, ``dynamics.json`` and a model card, and still the last
-    checkpoints. Ctrl-C and SIGTERM leave a checkpoint of the step that they meet.
+    Runs in one process or, under torchrun or ``accelerate launch``, in several (DDP, FSDP). While it runs, the folder
+    has the rows, the recipe and Trainer's checkpoints. At the end it has the model, its tokenizer, ``training.json``,
+    ``dynamics.json`` and a model card, and still the last checkpoints. Ctrl-C and SIGTERM leave a checkpoint of the
+    step that they meet.
 
     Args:
         text: a text source; see `rectilinear.text.sources.open_text`.
-        recipe: which decoder, and how to train it.
-        corpus: how the text becomes rows, and what is held out.
+        recipe, corpus: which decoder, and how to train it; how the text becomes rows, and what is held out.
         out: the folder.
         monitoring: what to see and keep while it runs.
         resume: go on from the last checkpoint in the folder, which must be of the same request or of one for fewer
