@@ -55,20 +55,14 @@ def _libraries_without_bars() -> Iterator[None]:
 
 @contextmanager
 def _bar() -> Iterator[Progress]:
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     console = Console(stderr=True)
     shown = console.is_terminal or console.is_jupyter
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not shown) as bar:
+    columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()]
+    columns += [progress.TimeRemainingColumn(), progress.TimeElapsedColumn()]
+    with progress.Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task("starting", total=None)  # a sign of life while libraries are imported
 
         def report(stage: str, done: int, total: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +58,9 @@ def read_lines(path: Path, *, required: bool = False) -> Iterator[Line]:
     """The objects of a file in order; empty lines are skipped. Half a surrogate pair is read as U+FFFD, with a warning.
 
     Raises:
-        RequestError: while reading, a line that is not JSON or not an object, a file that cannot be read or is not
-            UTF-8, or has no objects where some are required.
+        RequestError: while reading, a line that is no JSON object, no UTF-8, no such file, or none where required.
     """
-    warned = False
+    replace_surrogates = surrogate_replacer()
     with readable(path), path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -70,11 +69,7 @@ def read_lines(path: Path, *, required: bool = False) -> Iterator[Line]:
             try:
                 record = json.loads(line)
                 if r"\u" in line:  # no other way to write what is no character
-                    plain = json.dumps(record, ensure_ascii=False)
-                    record = json.loads(replace_surrogates(plain))
-                    if not warned and _SURROGATE.search(plain):
-                        warn_of_surrogates(where)
-                        warned = True
+                    record = json.loads(replace_surrogates(json.dumps(record, ensure_ascii=False), where))
             except (ValueError, RecursionError) as error:
                 raise RequestError(f"{where}: expected JSON, got {line.strip()[:40]!r} ({_reason(error)})") from None
             if not isinstance(record, dict):
@@ -91,15 +86,26 @@ def _reason(error: Exception) -> str:
     return "too deeply nested" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
-def replace_surrogates(text: str) -> str:
-    """A text with U+FFFD for each half of a surrogate pair, which is no character and has no UTF-8."""
-    return _SURROGATE.sub("\ufffd", text)
+def surrogate_replacer() -> Callable[[str, str], str]:
+    """A function of a text and where it is, that replaces halves of surrogate pairs and warns of the first one.
 
+    They are no characters and have no UTF-8; U+FFFD takes their places.
+    """
+    warned = False
 
-def warn_of_surrogates(where: str) -> None:
-    """Say that a text has halves of surrogate pairs."""
-    said = f"{where}: half a surrogate pair is no character and is read as U+FFFD, here and wherever there are others"
-    warnings.warn(said, stacklevel=3)
+    def replace(text: str, where: str) -> str:
+        nonlocal warned
+        plain = text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+        if plain != text and not warned:
+            warnings.warn(
+                f"{where}: half a surrogate pair is no character and is read as U+FFFD, "
+                "here and wherever there are others",
+                stacklevel=3,
+            )
+            warned = True
+        return plain
+
+    return replace
 
 
 @contextmanager

@@ -32,10 +32,10 @@ class TokenRows:
 def pack_rows(documents: Iterable[Document], tokenize: Tokenize, seq_len: int, max_tokens: int) -> TokenRows:
     """Pack documents into rows of equal length.
 
-    Documents are trimmed of surrounding white space, empty ones skipped, each tokenised with the
-    tokenizer's own special tokens, concatenated in order and cut into rows of ``seq_len``; the
-    remainder is dropped and the first ``max_tokens // seq_len`` rows are kept. Documents are read
-    64 at a time and long ones piece by piece, no further than needed.
+    Documents are trimmed of surrounding white space, empty ones skipped, each tokenised with the tokenizer's own
+    special tokens, concatenated in order and cut into rows of ``seq_len``; the remainder is dropped and the first
+    ``max_tokens // seq_len`` rows are kept. Documents are read 64 at a time and long ones piece by piece, no further
+    than needed.
 
     Raises:
         RequestError: not even one row.
@@ -49,11 +49,7 @@ def pack_rows(documents: Iterable[Document], tokenize: Tokenize, seq_len: int, m
 def stream_rows(
     documents: Iterable[Document], tokenize: Tokenize, seq_len: int, max_rows: int | None = None
 ) -> Iterator[Tensor]:
-    """The rows of `pack_rows`, some at a time: int64 ``[rows, seq_len]``, in all ``max_rows`` at most.
-
-    Raises:
-        RequestError: not even one row, when the text has come to its end.
-    """
+    """The rows of `pack_rows`, some at a time: int64 ``[rows, seq_len]``, in all one at least, ``max_rows`` at most."""
     tokens: list[int] = []
     done = 0
     for ids in tokenize(trim_documents(documents)):

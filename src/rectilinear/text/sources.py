@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from rectilinear.errors import JobError, RequestError, first_line
-from rectilinear.text.lines import read_lines, readable, replace_surrogates, warn_of_surrogates
+from rectilinear.text.lines import read_lines, readable, surrogate_replacer
 from rectilinear.text.settings import Source
 from rectilinear.text.stories import generate_stories
 from rectilinear.text.tokens import Document
@@ -119,7 +120,7 @@ def _read_memory(source: Iterable[Any], reading: Source) -> Iterator[str]:
 
 
 def _texts_of(items: Iterable[Any], column: str, where: str) -> Iterator[str]:
-    warned = False
+    replace_surrogates = surrogate_replacer()
     for place, item in enumerate(items):
         there = f"{where}, item {place}"
         if isinstance(item, Mapping):
@@ -128,11 +129,7 @@ def _texts_of(items: Iterable[Any], column: str, where: str) -> Iterator[str]:
             text = item
         else:
             raise RequestError(f"{there}: expected a text, got {type(item).__name__}")
-        plain = text if text.isascii() else replace_surrogates(text)
-        if plain != text and not warned:
-            warn_of_surrogates(there)
-            warned = True
-        yield plain
+        yield replace_surrogates(text, there)
 
 
 def _read_file(path: Path, column: str) -> Iterator[Document]:
@@ -146,35 +143,25 @@ def _read_file(path: Path, column: str) -> Iterator[Document]:
 
 
 def _read_txt(path: Path) -> Iterator[Iterator[str]]:
-    lines, ended = _lines(path), False
-
-    def document() -> Iterator[str]:
-        nonlocal ended
-        for line, separates in lines:
-            if separates:
-                return
-            yield line
-        ended = True
-
-    while not ended:
-        current = document()
-        yield current
-        for _ in current:  # what was not wanted of it
-            pass
+    for _, pieces in groupby(_number_pieces(path), itemgetter(0)):
+        yield (piece for _, piece in pieces)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bool]]:
-    """The lines of a file, long ones in pieces, and whether they separate documents."""
+def _number_pieces(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file, long ones in pieces, with the number of their document; "" for what ends a document."""
+    number, begins = 0, True
     with readable(path), path.open(encoding="utf-8-sig") as file:
-        begins = True
         while piece := file.readline(_PIECE):
             # White space around a separator may be longer than a piece.
             while begins and not piece.endswith("\n") and SEPARATOR.startswith(piece.strip()):
                 if not (more := file.readline(_PIECE)):
                     break
                 piece += more
-            yield piece, begins and piece.strip() == SEPARATOR
+            separates = begins and piece.strip() == SEPARATOR
+            yield number, "" if separates else piece
+            number += separates
             begins = piece.endswith("\n")
+    yield number, ""
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:

@@ -23,10 +23,7 @@ _GROUP, _GROUP_CHARACTERS = 64, 1_048_576
 
 
 def trim_documents(documents: Iterable[Document], longest: int = _WINDOW) -> Iterator[Document]:
-    """Documents without surrounding white space; empty ones are left out, those up to ``longest`` characters are texts.
-
-    No more of a longer one is read than is taken from it.
-    """
+    """Documents without surrounding white space, of which empty ones are left out and long ones are read as needed."""
     for document in documents:
         beginning, length = [], 0
         pieces = _trim(_slices([document] if isinstance(document, str) else document, longest))

@@ -25,19 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """The texts of some questions as tokens.
-
-    Attributes:
-        questions: as they were read.
-        ids: of each question, for each of its texts int64 ``[tokens]``.
-        cut: texts that were too long and lost their beginning.
-        longest: tokens of the longest text before that.
-    """
+    """The texts of some questions as tokens."""
 
     questions: tuple[Question, ...]
-    ids: tuple[tuple[Tensor, ...], ...]
-    cut: int
-    longest: int
+    ids: tuple[tuple[Tensor, ...], ...]  # of each question, for each of its texts int64 [tokens]
+    cut: int  # texts that were too long and lost their beginning
+    longest: int  # tokens of the longest text before that
 
     @property
     def fingerprint(self) -> str:
@@ -49,11 +42,7 @@ class Encoded:
 
 
 def encode(questions: tuple[Question, ...], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Encoded:
-    """Tokens of questions, with the tokenizer's own special tokens; long texts lose their beginning, see `shorten`.
-
-    Raises:
-        RequestError: a text without a token.
-    """
+    """Tokens of questions, with the tokenizer's own special tokens; long texts lose their beginning, see `shorten`."""
     texts = [text for question in questions for text in question.texts]
     encoded = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
     whole, special = encoded["input_ids"], encoded["special_tokens_mask"]
@@ -112,15 +101,13 @@ class Example(NamedTuple):
 
 def training_examples(task: Task, encoded: Encoded) -> list[Example]:
     """The examples of questions: pairs where texts are ranked, else each text; choices are right (1) or not (0)."""
-    examples = []
-    for question, ids in zip(encoded.questions, encoded.ids, strict=True):
-        if task.ranks:
-            examples.append(Example(ids, (1, 0)))
-        elif task.choices:
-            examples += [Example((text,), (int(place == question.answer),)) for place, text in enumerate(ids)]
-        else:
-            examples.append(Example(ids, (question.answer,)))
-    return examples
+    if task.ranks:
+        return [Example(ids, (1, 0)) for ids in encoded.ids]
+    pairs = zip(encoded.questions, encoded.ids, strict=True)
+    if task.choices:
+        choices = ((text, place == question.answer) for question, ids in pairs for place, text in enumerate(ids))
+        return [Example((text,), (int(right),)) for text, right in choices]
+    return [Example(ids, (question.answer,)) for question, ids in pairs]
 
 
 @dataclass(frozen=True)
@@ -188,15 +175,11 @@ def score_texts(model: nn.Module, texts: Sequence[Tensor], padding: int, batch_s
 def predict(task: Task, encoded: Encoded, scores: Tensor) -> list[int]:
     """The answer to each question, from the scores ``[texts, labels]`` of its texts.
 
-    A choice is more plausible, the higher its last label is over its first; of equal ones the
-    later is taken, so that a model which cannot tell chosen from rejected is never right.
+    A choice is more plausible, the higher its last label is over its first; of equal ones the later is taken, so that
+    a model which cannot tell chosen from rejected is never right.
     """
     if not task.choices:
         return [int(answer) for answer in scores.argmax(1)]
     plausible = scores[:, -1] - (0 if task.ranks else scores[:, 0])
-    answers, done = [], 0
-    for ids in encoded.ids:
-        of_choices = plausible[done : done + len(ids)].flip(0)
-        answers.append(len(ids) - 1 - int(of_choices.argmax()))
-        done += len(ids)
-    return answers
+    of_questions = torch.split(plausible, [len(ids) for ids in encoded.ids])
+    return [len(choices) - 1 - int(choices.flip(0).argmax()) for choices in of_questions]

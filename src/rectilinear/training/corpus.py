@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Beside the checkpoints.
-_REQUEST, _ROWS = "recipe.json", "rows.bin"
+_REQUEST, ROWS = "recipe.json", "rows.bin"
 
 # What a run before this one left beside its checkpoints, and is not replaced at once.
 _STALE = (Training.file_name, Dynamics.file_name, "config.json", "generation_config.json", "model*.safetensors*")
@@ -83,8 +83,7 @@ def start_run(out: Path, plan: Plan) -> None:
     """Make the tokenizer and the rows of a run in its folder, in the place of what an earlier one left there.
 
     Raises:
-        RequestError: no such text or tokenizer, a text shorter than a batch.
-        JobError: they could not be written.
+        RequestError: no such text or tokenizer, a text shorter than a step.
     """
     preset, corpus = plan.preset, plan.corpus
     if corpus.tokenizer is None:
@@ -106,11 +105,10 @@ def start_run(out: Path, plan: Plan) -> None:
 
 
 def resume_run(out: Path, plan: Plan) -> None:
-    """Make ready a run that is there: of the same request, or of one for more steps.
+    """Make ready a run that is there, of this request or one for fewer steps.
 
     Raises:
-        RequestError: the request is another, or its rows are not there any more.
-        JobError: they could not be written.
+        RequestError: it is of another, or its rows are not there any more.
     """
     record, wanted = read_request(out / _REQUEST), plan.request()
     found = settings_record(Recipe(), Corpus())
@@ -121,10 +119,10 @@ def resume_run(out: Path, plan: Plan) -> None:
     check_same(out, *({**request, "device": None} for request in (found, wanted)))
     if is_over(out, plan):
         return
-    contents, file = RowFile(**record["rows"]), out / _ROWS
+    contents, file = RowFile(**record["rows"]), out / ROWS
     with stage(out) as folder:
         if (out / Training.file_name).exists() and not file.exists():
-            file = folder / _ROWS
+            file = folder / ROWS
             if _write_rows(folder, plan, load_tokenizer(out), contents.rows) != contents:
                 raise RequestError(f"expected the text that the run in {out} was trained on, got another")
         if not file.is_file() or file.stat().st_size != contents.bytes:
@@ -146,7 +144,7 @@ def open_run(out: Path, plan: Plan) -> PackedText:
     record = read_request(out / _REQUEST)
     contents = RowFile(**record["rows"])
     tokenizer = load_tokenizer(out)
-    rows = open_rows(out / _ROWS, contents)
+    rows = open_rows(out / ROWS, contents)
     if plan.corpus.held_out:
         held_out, source = _held_out_rows(plan, tokenizer), plan.corpus.held_out
     else:
@@ -157,14 +155,9 @@ def open_run(out: Path, plan: Plan) -> PackedText:
     return PackedText(tokenizer, contents, train, held_out, source)
 
 
-def discard_rows(out: Path) -> None:
-    """Remove the rows, which are not needed once the run is over."""
-    (out / _ROWS).unlink(missing_ok=True)
-
-
 def _write_rows(folder: Path, plan: Plan, tokenizer: PreTrainedTokenizerBase, rows: int | None) -> RowFile:
     documents = open_documents(plan.text, plan.corpus)
-    return write_rows(folder / _ROWS, stream_rows(documents, tokenize_with(tokenizer), plan.preset.seq_len, rows))
+    return write_rows(folder / ROWS, stream_rows(documents, tokenize_with(tokenizer), plan.preset.seq_len, rows))
 
 
 def _held_out_rows(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Tensor:

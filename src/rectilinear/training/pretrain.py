@@ -27,16 +27,7 @@ from rectilinear.results import DataRecord
 from rectilinear.runs import claim, stage
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.training.callback import LinearityCallback
-from rectilinear.training.corpus import (
-    PackedText,
-    Plan,
-    discard_rows,
-    find_run,
-    is_over,
-    open_run,
-    resume_run,
-    start_run,
-)
+from rectilinear.training.corpus import ROWS, PackedText, Plan, find_run, is_over, open_run, resume_run, start_run
 from rectilinear.training.presets import fill_preset
 from rectilinear.training.regularizer import Regularizer
 from rectilinear.training.results import HeldOutRecord, Training
@@ -205,7 +196,7 @@ def _finish(out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, 
         training = _describe(model, plan, packed, trainer, new, seconds)
         training.save(folder)
         (folder / "README.md").write_text(_model_card(training), encoding="utf-8")
-    discard_rows(out)
+    (out / ROWS).unlink(missing_ok=True)
 
 
 def _describe(
