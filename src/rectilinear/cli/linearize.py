@@ -15,7 +15,6 @@ from rectilinear.runs import Runtime, claim
 from rectilinear.settings import Settings
 
 _HELP = "What stands in. " + " ".join(f"{name}: {(kind.__doc__ or '').splitlines()[0]}" for name, kind in KINDS.items())
-_OPTIONS = {name: field for kind in KINDS.values() for name, field in kind.model_fields.items()}
 
 if TYPE_CHECKING:
     AnyKind = Settings
@@ -24,7 +23,7 @@ else:  # the options of all kinds, and which of them is meant
         "AnyKind",
         __base__=Settings,
         kind=(Literal[tuple(KINDS)], Field(DEFAULT_KIND, description=_HELP)),
-        **{name: (field.annotation, field) for name, field in _OPTIONS.items()},
+        **{name: (field.annotation, field) for kind in KINDS.values() for name, field in kind.model_fields.items()},
     )
 
 

@@ -39,11 +39,16 @@ class Line:
         """The texts of some columns, by column."""
         return {column: self.get(column, str) for column in columns}
 
-    def inside(self, value: Any, name: str) -> Line:
-        """A part of this object that is to be an object itself."""
-        if not isinstance(value, Mapping):
-            raise RequestError(f"{self.where}: expected an object in {name!r}, got {type(value).__name__}")
-        return Line(f"{self.where}, {name}", value)
+    def part(self, column: str) -> Line:
+        """The object in a column."""
+        return Line(f"{self.where}, {column}", self.get(column, dict))
+
+    def parts(self, column: str) -> Iterator[Line]:
+        """The objects of the list in a column."""
+        for value in self.get(column, list):
+            if not isinstance(value, Mapping):
+                raise RequestError(f"{self.where}: expected an object in {column!r}, got {type(value).__name__}")
+            yield Line(f"{self.where}, {column}", value)
 
     def one_of(self, column: str, values: tuple[Any, ...]) -> int:
         """The index, among some values, of the one in a column."""

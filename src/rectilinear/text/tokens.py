@@ -23,7 +23,7 @@ _GROUP, _GROUP_CHARACTERS = 64, 1_048_576
 
 
 def trim_documents(documents: Iterable[Document], longest: int = _WINDOW) -> Iterator[Document]:
-    """Documents without surrounding white space, of which empty ones are left out and long ones are read as needed."""
+    """Documents without surrounding white space, empty ones left out; those longer than ``longest`` are read as needed."""
     for document in documents:
         beginning, length = [], 0
         pieces = _trim(_slices([document] if isinstance(document, str) else document, longest))
@@ -62,8 +62,10 @@ def tokenize_with(tokenizer: PreTrainedTokenizerBase, window: int = _WINDOW, ove
             yield from ids_of(group)
             group = []
             if not isinstance(document, str):
-                windows = _tokenize_windows(document, tokenizer, window, overlap)
-                yield from windows if tokenizer.is_fast else ids_of(["".join(document)])
+                if tokenizer.is_fast:
+                    yield from _tokenize_windows(document, tokenizer, window, overlap)
+                else:
+                    yield from ids_of(["".join(document)])
         yield from ids_of(group)
 
     def ids_of(texts: list[str]) -> Sequence[Sequence[int]]:
