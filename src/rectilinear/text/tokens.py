@@ -23,7 +23,7 @@ _GROUP, _GROUP_CHARACTERS = 64, 1_048_576
 
 
 def trim_documents(documents: Iterable[Document], longest: int = _WINDOW) -> Iterator[Document]:
-    """Documents without surrounding white space, empty ones left out; those longer than ``longest`` are read as needed."""
+    """Documents without surrounding white space, empty ones left out; longer ones than ``longest`` read as needed."""
     for document in documents:
         beginning, length = [], 0
         pieces = _trim(_slices([document] if isinstance(document, str) else document, longest))
