@@ -116,7 +116,7 @@ def command_parameters():
         [command] = [n for n in TREES[f"cli/{name}.py"].body if isinstance(n, ast.FunctionDef) and n.name == name]
         for parameter in parameters(command):
             kind = ast.unparse(parameter.annotation)
-            if not kind.endswith("Options") and "Parameter('*'" not in kind:  # those are settings
+            if "Options[" not in kind:  # those are settings
                 yield Option(parameter.arg, (name,), next(help_in(parameter.annotation), None))
 
 

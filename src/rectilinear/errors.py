@@ -22,12 +22,7 @@ class JobError(RectilinearError, RuntimeError):
 
 
 def broken_promise(library: str, promise: str) -> JobError:
-    """The error to raise where a number rests on something that another library no longer does.
-
-    Args:
-        library: its distribution.
-        promise: what it is expected to do, in words that go on from "expected ... to".
-    """
+    """The error to raise where a number rests on what a library (its distribution) no longer does: ``promise``."""
     return JobError(
         f"expected {library} to {promise}, which version {version(library)} does not do here; "
         "try a version that README says was tested"

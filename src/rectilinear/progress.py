@@ -34,48 +34,35 @@ def reporting(progress: bool | Progress) -> Iterator[Progress]:
 @contextmanager
 def _libraries_without_bars() -> Iterator[None]:
     """No bars of transformers, huggingface_hub and datasets; afterwards they are as they were."""
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub import utils as hub
     from transformers.utils import logging
 
-    switches: list[tuple[Callable[[], bool], Callable[[], Any], Callable[[], Any]]] = [
-        (logging.is_progress_bar_enabled, logging.disable_progress_bar, logging.enable_progress_bar),
-        # After those of transformers, which turns these off and on with its own.
-        (lambda: not are_progress_bars_disabled(), disable_progress_bars, enable_progress_bars),
-    ]
-    if data := sys.modules.get("datasets"):
-        switches.append((data.is_progress_bar_enabled, data.disable_progress_bars, data.enable_progress_bars))
-    before = [is_on() for is_on, _, _ in switches]
-    for _, disable, _ in switches:
-        disable()
+    # Beside transformers, which turns the bars of the Hub off and on with its own.
+    others: list[Any] = [hub, *filter(None, [sys.modules.get("datasets")])]
+    was_on, were_off = logging.is_progress_bar_enabled(), [other.are_progress_bars_disabled() for other in others]
+    logging.disable_progress_bar()
+    for other in others:
+        other.disable_progress_bars()
     try:
         yield
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the environment has the last word
-            for was_on, (_, disable, enable) in zip(before, switches, strict=True):
-                (enable if was_on else disable)()
+            (logging.enable_progress_bar if was_on else logging.disable_progress_bar)()
+            for other, off in zip(others, were_off, strict=True):
+                (other.disable_progress_bars if off else other.enable_progress_bars)()
 
 
 @contextmanager
 def _bar() -> Iterator[Progress]:
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     console = Console(stderr=True)
     shown = console.is_terminal or console.is_jupyter
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not shown) as bar:
+    columns = [progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn()]
+    columns += [progress.TimeRemainingColumn(), progress.TimeElapsedColumn()]
+    with progress.Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task("starting", total=None)  # a sign of life while libraries are imported
 
         def report(stage: str, done: int, total: int) -> None:

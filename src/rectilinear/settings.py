@@ -46,11 +46,7 @@ class Settings(BaseModel):
         return kind(**self.model_dump(include=set(kind.model_fields), exclude_unset=True))
 
     def refuse_unused(self, when: str, *names: str) -> None:
-        """Refuse fields that were given and would change nothing.
-
-        Raises:
-            RequestError: one of them was given.
-        """
+        """Raise `RequestError` for fields that were given and would change nothing."""
         for name in names:
             if name in self.model_fields_set:
                 raise RequestError(f"expected no `{name}` {when}, where it changes nothing; try without it")
@@ -129,14 +125,8 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: How a field is read that the command line takes as one word, which the field's own check parses.
 ONE_WORD = Parameter(n_tokens=1, accepts_keys=False)
 
-
 #: Names: a list of them, or a text such as ``a,b``.
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(_parse_names),
-    ONE_WORD,
-    Parameter(metavar="A,B"),
-]
+Names = Annotated[tuple[str, ...], BeforeValidator(_parse_names), ONE_WORD, Parameter(metavar="A,B")]
 
 #: Indices of blocks, counted from 0: numbers, or a text such as ``2-4,7``.
 Indices = Annotated[tuple[int, ...], BeforeValidator(_parse_indices), ONE_WORD]

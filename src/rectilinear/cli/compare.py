@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import WORK, OutputOptions
+from rectilinear.cli.panels import WORK, RuntimeOptions
 from rectilinear.runs import Output, claim
 
 
@@ -22,7 +22,7 @@ def compare(
     ],
     /,
     *,
-    output: OutputOptions = Output(),
+    output: RuntimeOptions[Output] = Output(),
 ) -> None:
     """Compare models with a first one by the files of their results, piece by piece.
 

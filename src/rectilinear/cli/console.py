@@ -12,15 +12,9 @@ from rectilinear.runs import stage
 
 def conclude(result: ResultFile, out: Path | None) -> None:
     """Write a result, where there is a folder for it, and show it."""
-    names: list[str] = []
     if out:  # files first: whoever reads the table may close the pipe
         with stage(out) as folder:
-            names = write_result(result, folder)
+            *others, last = write_result(result, folder)
     show(result)
     if out:
-        print(f"wrote {join_names(names)} to {out}")
-
-
-def join_names(names: list[str]) -> str:
-    """Names in a sentence."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        print(f"wrote {' and '.join(filter(None, [', '.join(others), last]))} to {out}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from rectilinear.cli.panels import RUNTIME, RuntimeOptions
+from rectilinear.cli.panels import RuntimeOptions
 from rectilinear.models.settings import Loading, Placement
 from rectilinear.runs import Runtime, claim, stage
 from rectilinear.settings import BatchSize
@@ -22,9 +20,9 @@ _BEGINNING_WORDS, _NEW_TOKENS, _TOKENS = 24, 100, 50_000
 
 def demo(
     *,
-    seeded: Annotated[Seeded, Parameter("*", group=RUNTIME)] = Seeded(),
-    placement: Annotated[Placement, Parameter("*", group=RUNTIME)] = Placement(),
-    runtime: RuntimeOptions = Runtime(),
+    seeded: RuntimeOptions[Seeded] = Seeded(),
+    placement: RuntimeOptions[Placement] = Placement(),
+    runtime: RuntimeOptions[Runtime] = Runtime(),
 ) -> None:
     """Take the built-in decoder through all of it and say in plain words what the numbers mean.
 

@@ -6,14 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import (
-    MODEL,
-    MeasurementOptions,
-    RowsOptions,
-    RuntimeOptions,
-    TextOption,
-    TokenizerOption,
-)
+from rectilinear.cli.panels import MODEL, TEXT, ModelOptions, RuntimeOptions, TextOption, TextOptions, WorkOptions
 from rectilinear.errors import RequestError
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Loading
@@ -39,11 +32,13 @@ def dynamics(
     /,
     *,
     text: TextOption,
-    tokenizer: TokenizerOption = None,
-    rows: RowsOptions = Rows(),
-    measurement: MeasurementOptions = Measurement(),
-    loading: Annotated[Series, Parameter("*", group=MODEL)] = Series(),
-    runtime: RuntimeOptions = Runtime(),
+    tokenizer: Annotated[
+        str | None, Parameter(help="Hub id or path of the tokenizer; the model's own when not given.", group=TEXT)
+    ] = None,
+    rows: TextOptions[Rows] = Rows(),
+    measurement: WorkOptions[Measurement] = Measurement(),
+    loading: ModelOptions[Series] = Series(),
+    runtime: RuntimeOptions[Runtime] = Runtime(),
 ) -> None:
     """Profile a series of checkpoints of one training on the same text, step by step.
 

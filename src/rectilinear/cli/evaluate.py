@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from rectilinear.cli.panels import MODEL, TEXT, WORK, LoadingOptions, OutputOptions, RowsOptions
+from rectilinear.cli.panels import MODEL, TEXT, WORK, ModelOptions, RuntimeOptions, TextOptions, WorkOptions
 from rectilinear.evaluation.settings import Evaluating
 from rectilinear.models.settings import Loading
 from rectilinear.runs import Output, claim, contents, stage
@@ -23,10 +23,10 @@ def evaluate(
         str | None,
         Parameter(help="Another model to compare with, in its default revision.", group=WORK),
     ] = None,
-    rows: RowsOptions = Rows(),
-    evaluating: Annotated[Evaluating, Parameter("*", group=WORK)] = Evaluating(),
-    loading: LoadingOptions = Loading(),
-    output: OutputOptions = Output(),
+    rows: TextOptions[Rows] = Rows(),
+    evaluating: WorkOptions[Evaluating] = Evaluating(),
+    loading: ModelOptions[Loading] = Loading(),
+    output: RuntimeOptions[Output] = Output(),
 ) -> None:
     """Measure how well decoders predict some text, how fast they run, and what they score on tasks.
 
@@ -39,7 +39,7 @@ def evaluate(
 
     Example: rectilinear evaluate smaller smallest --against dense --text valid.txt --include probed --include judged
     """
-    from rectilinear.evaluation.comparison_table import short_names
+    from rectilinear.evaluation.comparison_table import evaluation_tables, short_names
 
     names = short_names(model) if len(model) > 1 else []
     resume = not output.overwrite and _holds_only(output.out, names)
@@ -49,7 +49,6 @@ def evaluate(
         return f"{folder} keeps the models that are done; to go on, run the same command again" if there else None
 
     with claim(output.out, overwrite=output.overwrite, resume=resume, kept=kept) as out:
-        from rectilinear.evaluation.comparison_table import evaluation_tables
         from rectilinear.evaluation.evaluate import prepare
         from rectilinear.evaluation.record import Evaluation
         from rectilinear.report.terminal import show_table, show_warnings, stdout
@@ -59,11 +58,13 @@ def evaluate(
         earlier = {place: folder for place, folder in enumerate(folders) if resume and folder and folder.exists()}
         job = prepare(model, text, evaluating, against=against, rows=rows, loading=loading)
         done: list[Evaluation] = []
+        written: list[str] = []
         try:
             for evaluation, folder in zip(job.run(done=earlier), folders, strict=True):
                 if folder and folder not in earlier.values():
                     with stage(folder) as staged:
                         evaluation.save(staged)
+                    written.append(str(folder))
                 done.append(evaluation)
         finally:  # what some models scored is not lost where another fails
             if done:
@@ -71,7 +72,6 @@ def evaluate(
                 for table in evaluation_tables(done):
                     show_table(table, console)
                 show_warnings(dict.fromkeys(warning for each in done for warning in each.all_warnings()), console)
-                written = [str(folder) for folder in folders[: len(done)] if folder and folder not in earlier.values()]
                 if written:
                     print(f"wrote {Evaluation.file_name} to {', '.join(written)}", flush=True)
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
-from rectilinear.cli.panels import LINEARITY, WORK, ModelArgument, ResumableOutputOptions, TaskOption
+from rectilinear.cli.panels import LinearityOptions, ModelArgument, RuntimeOptions, TaskOption, WorkOptions
 from rectilinear.runs import ResumableOutput
 from rectilinear.training.settings import Profiling, Tuning
 
@@ -16,9 +12,9 @@ def finetune(
     /,
     *,
     task: TaskOption,
-    tuning: Annotated[Tuning, Parameter("*", group=WORK)] = Tuning(),
-    profiling: Annotated[Profiling, Parameter("*", group=LINEARITY)] = Profiling(),
-    output: ResumableOutputOptions = ResumableOutput(),
+    tuning: WorkOptions[Tuning] = Tuning(),
+    profiling: LinearityOptions[Profiling] = Profiling(),
+    output: RuntimeOptions[ResumableOutput] = ResumableOutput(),
 ) -> None:
     """Fine-tune a decoder on a task with several seeds, and measure its linearity before and after.
 

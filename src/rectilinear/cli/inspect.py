@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rectilinear.cli.panels import AccessOptions, ModelArgument, OutputOptions, StackOptions
+from rectilinear.cli.panels import ModelArgument, ModelOptions, RuntimeOptions, WorkOptions
 from rectilinear.models.settings import Access, Loading, Stack
 from rectilinear.runs import Output, claim, stage
 
@@ -14,9 +14,9 @@ def inspect(
     model: ModelArgument,
     /,
     *,
-    stack: StackOptions = Stack(),
-    access: AccessOptions = Access(),
-    output: OutputOptions = Output(),
+    stack: WorkOptions[Stack] = Stack(),
+    access: ModelOptions[Access] = Access(),
+    output: RuntimeOptions[Output] = Output(),
 ) -> None:
     """Show the block stack that would be measured, without loading weights.
 

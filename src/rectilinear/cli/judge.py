@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from rectilinear.cli.panels import TEXT, WORK, LoadingOptions, ModelArgument, ResumableOutputOptions
+from rectilinear.cli.panels import ModelArgument, ModelOptions, RuntimeOptions, TextOptions, WorkOptions
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.models.settings import Loading
@@ -19,10 +16,10 @@ def judge(
     model: ModelArgument,
     /,
     *,
-    stories: Annotated[Stories, Parameter("*", group=TEXT)] = Stories(),
-    judging: Annotated[Judging, Parameter("*", group=WORK)] = Judging(),
-    loading: LoadingOptions = Loading(),
-    output: ResumableOutputOptions = ResumableOutput(),
+    stories: TextOptions[Stories] = Stories(),
+    judging: WorkOptions[Judging] = Judging(),
+    loading: ModelOptions[Loading] = Loading(),
+    output: RuntimeOptions[ResumableOutput] = ResumableOutput(),
 ) -> None:
     """Have a model complete held-out stories, measure what it wrote, and have a judge mark it.
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from cyclopts import Parameter
 from pydantic import Field, create_model
 
-from rectilinear.cli.panels import TEXT as TEXT_PANEL
-from rectilinear.cli.panels import (
-    WORK,
-    LoadingOptions,
-    ModelArgument,
-    RuntimeOptions,
-    TextOption,
-)
+from rectilinear.cli.panels import ModelArgument, ModelOptions, RuntimeOptions, TextOption, TextOptions, WorkOptions
 from rectilinear.errors import RequestError
 from rectilinear.linearization.kinds import DEFAULT_KIND, KINDS, make_kind
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
@@ -23,7 +15,6 @@ from rectilinear.runs import Runtime, claim
 from rectilinear.settings import Settings
 
 _HELP = "What stands in. " + " ".join(f"{name}: {(kind.__doc__ or '').splitlines()[0]}" for name, kind in KINDS.items())
-_OPTIONS = {name: field for kind in KINDS.values() for name, field in kind.model_fields.items()}
 
 if TYPE_CHECKING:
     AnyKind = Settings
@@ -32,13 +23,7 @@ else:  # the options of all kinds, and which of them is meant
         "AnyKind",
         __base__=Settings,
         kind=(Literal[tuple(KINDS)], Field(DEFAULT_KIND, description=_HELP)),
-        **{
-            name: (
-                Annotated[(field.annotation, *field.metadata, None)],
-                Field(field.default, description=field.description),
-            )
-            for name, field in _OPTIONS.items()
-        },
+        **{name: (field.annotation, field) for kind in KINDS.values() for name, field in kind.model_fields.items()},
     )
 
 
@@ -47,12 +32,12 @@ def linearize(
     /,
     *,
     text: TextOption,
-    kind: Annotated[AnyKind, Parameter("*", group=WORK)] = AnyKind(),
-    selection: Annotated[Selection, Parameter("*", group=WORK)] = Selection(),
-    fitting: Annotated[Fitting, Parameter("*", group=WORK)] = Fitting(),
-    rows: Annotated[CalibrationRows, Parameter("*", group=TEXT_PANEL)] = CalibrationRows(),
-    loading: LoadingOptions = Loading(),
-    runtime: RuntimeOptions = Runtime(),
+    kind: WorkOptions[AnyKind] = AnyKind(),
+    selection: WorkOptions[Selection] = Selection(),
+    fitting: WorkOptions[Fitting] = Fitting(),
+    rows: TextOptions[CalibrationRows] = CalibrationRows(),
+    loading: ModelOptions[Loading] = Loading(),
+    runtime: RuntimeOptions[Runtime] = Runtime(),
 ) -> None:
     """Replace blocks, attentions or MLPs by something linear, and write a checkpoint that works.
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Iterable
 from importlib import import_module
-from types import FrameType
 from typing import Any
 
+import cyclopts
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.argument import ArgumentCollection
+from cyclopts.exceptions import MissingArgumentError
+from pydantic import TypeAdapter, ValidationError
 
 import rectilinear
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import JobError, RequestError, try_nearest
 from rectilinear.runs import Interrupted
-from rectilinear.settings import in_flags
+from rectilinear.settings import first_reason, in_flags
 
 # In the order in which help shows them; each is a function of that name in a module of that name.
 COMMANDS = (
@@ -40,7 +43,7 @@ def main() -> None:
 
     An interrupted command exits 130 (Ctrl-C) or 143 (SIGTERM), as shells expect.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # Read when libraries are first imported: no bars beside ours, no warnings about what a command does on purpose.
     for name, value in (("TQDM_DISABLE", "1"), ("TRANSFORMERS_VERBOSITY", "error")):
         os.environ.setdefault(name, value)
@@ -51,13 +54,9 @@ def main() -> None:
         code = _run(sys.argv[1:])
         sys.stdout.flush()  # here, where a reader that is gone is known what to do about
     except CycloptsError as error:
-        from rectilinear.cli.refusals import reason
-
-        code = _fail(reason(error, COMMANDS), 2)
-    except RequestError as error:
-        code = _fail(str(error), 2)
-    except JobError as error:
-        code = _fail(str(error), 1)
+        code = _fail(_reason(error), 2)
+    except (RequestError, JobError) as error:
+        code = _fail(str(error), 2 if isinstance(error, RequestError) else 1)
     except KeyboardInterrupt as interrupt:
         kept = str(interrupt) if isinstance(interrupt, Interrupted) else ""
         print(f"rectilinear: interrupted, {in_flags(kept) or 'nothing was written'}", file=sys.stderr)
@@ -125,5 +124,27 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    sys.exit(128 + signum)
+def _reason(error: CycloptsError) -> str:
+    """What is wrong with a command line, in one line: what was expected, what was got, what to try."""
+    name = error.argument.name if error.argument else ""
+    if isinstance(error.__cause__, ValidationError):
+        return first_reason(error.__cause__, name)
+    match error:
+        case cyclopts.UnknownCommandError(unused_tokens=[str(got), *_]):
+            return f"expected a command, got {got!r}{try_nearest(got, COMMANDS, 0.7) or '; try ' + ', '.join(COMMANDS)}"
+        case cyclopts.UnknownOptionError():
+            got = error.token.keyword or error.token.value
+            known = [option for argument in error.argument_collection for option in argument.names]
+            return f"expected an option of the command, got {got}{try_nearest(got, known, 0.7) or '; try --help'}"
+        case MissingArgumentError(keyword=str(option)):
+            return f"expected a value after {option}, got none"
+        case MissingArgumentError():
+            return f"expected {name}, got none; try --help"
+        case cyclopts.UnusedCliTokensError():
+            return f"expected no further arguments, got {shlex.join(error.unused_tokens or ())}; try --help"
+        case cyclopts.CoercionError() if error.argument and error.token:
+            try:
+                TypeAdapter(error.argument.field_info.annotation).validate_python(error.token.value)
+            except ValidationError as found:
+                return first_reason(found, name)
+    return f"{error}; try --help"

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from rectilinear.cli.panels import (
-    LoadingOptions,
-    MeasurementOptions,
-    ModelArgument,
-    RowsOptions,
-    RuntimeOptions,
-    TextOption,
-)
+from rectilinear.cli.panels import ModelArgument, ModelOptions, RuntimeOptions, TextOption, TextOptions, WorkOptions
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Loading
 from rectilinear.runs import Runtime, claim
@@ -21,10 +14,10 @@ def measure(
     /,
     *,
     text: TextOption,
-    rows: RowsOptions = Rows(),
-    measurement: MeasurementOptions = Measurement(),
-    loading: LoadingOptions = Loading(),
-    runtime: RuntimeOptions = Runtime(),
+    rows: TextOptions[Rows] = Rows(),
+    measurement: WorkOptions[Measurement] = Measurement(),
+    loading: ModelOptions[Loading] = Loading(),
+    runtime: RuntimeOptions[Runtime] = Runtime(),
 ) -> None:
     """Profile how linear each block of a decoder is on some text.
 

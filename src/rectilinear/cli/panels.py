@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from cyclopts import Group, Parameter
-
-from rectilinear.measurement.settings import Measurement
-from rectilinear.models.settings import Access, Loading, Stack
-from rectilinear.runs import Output, ResumableOutput, Runtime
-from rectilinear.text.settings import Rows, Source
 
 MODEL, TEXT, WORK, LINEARITY, RUNTIME = (
     Group(name, sort_key=place) for place, name in enumerate(("Model", "Text", "What to do", "Linearity", "Runtime"))
 )
+
+_Settings = TypeVar("_Settings")
+
+# The fields of a settings object as options, in a panel: ``TextOptions[Rows]``.
+ModelOptions = Annotated[_Settings, Parameter("*", group=MODEL)]
+TextOptions = Annotated[_Settings, Parameter("*", group=TEXT)]
+WorkOptions = Annotated[_Settings, Parameter("*", group=WORK)]
+LinearityOptions = Annotated[_Settings, Parameter("*", group=LINEARITY)]
+RuntimeOptions = Annotated[_Settings, Parameter("*", group=RUNTIME)]
 
 ModelArgument = Annotated[str, Parameter(help="Hub id, path, or 'storyteller' (built in).", group=MODEL)]
 TextOption = Annotated[
@@ -23,18 +27,6 @@ TextOption = Annotated[
         "dataset id, or 'stories' (generated).",
         group=TEXT,
     ),
-]
-AccessOptions = Annotated[Access, Parameter("*", group=MODEL)]
-LoadingOptions = Annotated[Loading, Parameter("*", group=MODEL)]
-SourceOptions = Annotated[Source, Parameter("*", group=TEXT)]
-RowsOptions = Annotated[Rows, Parameter("*", group=TEXT)]
-StackOptions = Annotated[Stack, Parameter("*", group=WORK)]
-MeasurementOptions = Annotated[Measurement, Parameter("*", group=WORK)]
-OutputOptions = Annotated[Output, Parameter("*", group=RUNTIME)]
-ResumableOutputOptions = Annotated[ResumableOutput, Parameter("*", group=RUNTIME)]
-RuntimeOptions = Annotated[Runtime, Parameter("*", group=RUNTIME)]
-TokenizerOption = Annotated[
-    str | None, Parameter(help="Hub id or path of the tokenizer; the model's own when not given.", group=TEXT)
 ]
 TaskOption = Annotated[
     str, Parameter(help="boolq, cb, copa, multirc, rte, wic or wsc of SuperGLUE, or reward: preferences.", group=WORK)

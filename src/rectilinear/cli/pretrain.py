@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
-from rectilinear.cli.panels import RUNTIME, TEXT, WORK, ResumableOutputOptions, TextOption
+from rectilinear.cli.panels import RuntimeOptions, TextOption, TextOptions, WorkOptions
 from rectilinear.errors import RequestError
 from rectilinear.runs import ResumableOutput
 from rectilinear.training.settings import Corpus, Monitoring, Recipe
@@ -15,10 +11,10 @@ from rectilinear.training.settings import Corpus, Monitoring, Recipe
 def pretrain(
     *,
     text: TextOption,
-    recipe: Annotated[Recipe, Parameter("*", group=WORK)] = Recipe(),
-    corpus: Annotated[Corpus, Parameter("*", group=TEXT)] = Corpus(),
-    monitoring: Annotated[Monitoring, Parameter("*", group=RUNTIME)] = Monitoring(),
-    output: ResumableOutputOptions = ResumableOutput(),
+    recipe: WorkOptions[Recipe] = Recipe(),
+    corpus: TextOptions[Corpus] = Corpus(),
+    monitoring: RuntimeOptions[Monitoring] = Monitoring(),
+    output: RuntimeOptions[ResumableOutput] = ResumableOutput(),
 ) -> None:
     """Pretrain a decoder from random weights, with or without a penalty on neighbouring hidden states.
 

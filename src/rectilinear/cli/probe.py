@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
-from rectilinear.cli.panels import WORK, LoadingOptions, ModelArgument, RuntimeOptions, TaskOption
+from rectilinear.cli.panels import ModelArgument, ModelOptions, RuntimeOptions, TaskOption, WorkOptions
 from rectilinear.evaluation.settings import Probing
 from rectilinear.models.settings import Loading
 from rectilinear.runs import Runtime, claim
@@ -17,9 +13,9 @@ def probe(
     /,
     *,
     task: TaskOption,
-    probing: Annotated[Probing, Parameter("*", group=WORK)] = Probing(),
-    loading: LoadingOptions = Loading(),
-    runtime: RuntimeOptions = Runtime(),
+    probing: WorkOptions[Probing] = Probing(),
+    loading: ModelOptions[Loading] = Loading(),
+    runtime: RuntimeOptions[Runtime] = Runtime(),
 ) -> None:
     """Fit a logistic regression to the hidden states at every depth, and see what it gets right.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,55 +20,38 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Line:
-    """An object of a data file, and where it is.
-
-    Attributes:
-        where: file and line, for errors.
-        record: the object.
-    """
+    """An object of a data file, and where it is: file and line, which begin every `RequestError` about it."""
 
     where: str
     record: Mapping[str, Any]
 
     def get(self, column: str, kind: type[_Kind]) -> _Kind:
-        """The value of a column.
-
-        Raises:
-            RequestError: no such column, or a value of another kind.
-        """
+        """The value of a column, which is to be there and of that kind."""
         if column not in self.record:
-            raise RequestError(
-                f"{self.where}: expected a column {column!r}, got {', '.join(self.record) or 'no columns'}"
-            )
+            there = ", ".join(self.record) or "no columns"
+            raise RequestError(f"{self.where}: expected a column {column!r}, got {there}")
         value = self.record[column]
         if not isinstance(value, kind):
             raise RequestError(f"{self.where}: expected {kind.__name__} in {column!r}, got {type(value).__name__}")
         return value
 
     def texts(self, *columns: str) -> dict[str, str]:
-        """The texts of some columns, by column.
-
-        Raises:
-            RequestError: no such column, or no text in it.
-        """
+        """The texts of some columns, by column."""
         return {column: self.get(column, str) for column in columns}
 
-    def inside(self, value: Any, name: str) -> Line:
-        """A part of this object that is an object itself.
+    def part(self, column: str) -> Line:
+        """The object in a column."""
+        return Line(f"{self.where}, {column}", self.get(column, dict))
 
-        Raises:
-            RequestError: it is not.
-        """
-        if not isinstance(value, Mapping):
-            raise RequestError(f"{self.where}: expected an object in {name!r}, got {type(value).__name__}")
-        return Line(f"{self.where}, {name}", value)
+    def parts(self, column: str) -> Iterator[Line]:
+        """The objects of the list in a column."""
+        for value in self.get(column, list):
+            if not isinstance(value, Mapping):
+                raise RequestError(f"{self.where}: expected an object in {column!r}, got {type(value).__name__}")
+            yield Line(f"{self.where}, {column}", value)
 
     def one_of(self, column: str, values: tuple[Any, ...]) -> int:
-        """The index, among some values, of the one in a column.
-
-        Raises:
-            RequestError: it is none of them.
-        """
+        """The index, among some values, of the one in a column."""
         found = self.get(column, object)
         if found not in values:
             choices = ", ".join(map(json.dumps, values))
@@ -80,10 +63,9 @@ def read_lines(path: Path, *, required: bool = False) -> Iterator[Line]:
     """The objects of a file in order; empty lines are skipped. Half a surrogate pair is read as U+FFFD, with a warning.
 
     Raises:
-        RequestError: while reading, a line that is not JSON or not an object, a file that cannot be read or is not
-            UTF-8, or has no objects where some are required.
+        RequestError: while reading, a line that is no JSON object, no UTF-8, no such file, or none where required.
     """
-    warned = False
+    replace_surrogates = surrogate_replacer()
     with readable(path), path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -92,11 +74,7 @@ def read_lines(path: Path, *, required: bool = False) -> Iterator[Line]:
             try:
                 record = json.loads(line)
                 if r"\u" in line:  # no other way to write what is no character
-                    plain = json.dumps(record, ensure_ascii=False)
-                    record = json.loads(replace_surrogates(plain))
-                    if not warned and _SURROGATE.search(plain):
-                        warn_of_surrogates(where)
-                        warned = True
+                    record = json.loads(replace_surrogates(json.dumps(record, ensure_ascii=False), where))
             except (ValueError, RecursionError) as error:
                 raise RequestError(f"{where}: expected JSON, got {line.strip()[:40]!r} ({_reason(error)})") from None
             if not isinstance(record, dict):
@@ -113,26 +91,31 @@ def _reason(error: Exception) -> str:
     return "too deeply nested" if isinstance(error, RecursionError) else "a number of too many digits"
 
 
-def replace_surrogates(text: str) -> str:
-    """A text with U+FFFD for each half of a surrogate pair, which is no character and has no UTF-8."""
-    return _SURROGATE.sub("\ufffd", text)
+def surrogate_replacer() -> Callable[[str, str], str]:
+    """A function of a text and where it is, that replaces halves of surrogate pairs and warns of the first one.
 
+    They are no characters and have no UTF-8; U+FFFD takes their places.
+    """
+    warned = False
 
-def warn_of_surrogates(where: str) -> None:
-    """Say that a text has halves of surrogate pairs."""
-    warnings.warn(
-        f"{where}: half a surrogate pair is no character and is read as U+FFFD, here and wherever there are others",
-        stacklevel=3,
-    )
+    def replace(text: str, where: str) -> str:
+        nonlocal warned
+        plain = text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+        if plain != text and not warned:
+            warnings.warn(
+                f"{where}: half a surrogate pair is no character and is read as U+FFFD, "
+                "here and wherever there are others",
+                stacklevel=3,
+            )
+            warned = True
+        return plain
+
+    return replace
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Say what is wrong with a file that cannot be read as text.
-
-    Raises:
-        RequestError: it cannot.
-    """
+    """While open, what cannot be read is a file of text: a `RequestError`."""
     try:
         yield
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,10 @@ class TokenRows:
 def pack_rows(documents: Iterable[Document], tokenize: Tokenize, seq_len: int, max_tokens: int) -> TokenRows:
     """Pack documents into rows of equal length.
 
-    Documents are trimmed of surrounding white space, empty ones skipped, each tokenised with the
-    tokenizer's own special tokens, concatenated in order and cut into rows of ``seq_len``; the
-    remainder is dropped and the first ``max_tokens // seq_len`` rows are kept. Documents are read
-    64 at a time and long ones piece by piece, no further than needed.
+    Documents are trimmed of surrounding white space, empty ones skipped, each tokenised with the tokenizer's own
+    special tokens, concatenated in order and cut into rows of ``seq_len``; the remainder is dropped and the first
+    ``max_tokens // seq_len`` rows are kept. Documents are read 64 at a time and long ones piece by piece, no further
+    than needed.
 
     Raises:
         RequestError: not even one row.
@@ -48,18 +49,12 @@ def pack_rows(documents: Iterable[Document], tokenize: Tokenize, seq_len: int, m
 def stream_rows(
     documents: Iterable[Document], tokenize: Tokenize, seq_len: int, max_rows: int | None = None
 ) -> Iterator[Tensor]:
-    """The rows of `pack_rows`, some at a time: int64 ``[rows, seq_len]``, in all ``max_rows`` at most.
-
-    Raises:
-        RequestError: not even one row, when the text has come to its end.
-    """
+    """The rows of `pack_rows`, some at a time: int64 ``[rows, seq_len]``, in all one at least, ``max_rows`` at most."""
     tokens: list[int] = []
     done = 0
     for ids in tokenize(trim_documents(documents)):
         tokens.extend(ids)
-        rows = len(tokens) // seq_len
-        if max_rows is not None:
-            rows = min(rows, max_rows - done)
+        rows = len(tokens) // seq_len if max_rows is None else min(len(tokens) // seq_len, max_rows - done)
         if rows:
             yield torch.tensor(tokens[: rows * seq_len], dtype=torch.int64).view(rows, seq_len)
             tokens, done = tokens[rows * seq_len :], done + rows
@@ -72,13 +67,7 @@ def stream_rows(
 
 
 class RowFile(NamedTuple):
-    """What a file of rows contains.
-
-    Attributes:
-        rows: number of rows.
-        seq_len: tokens in each.
-        fingerprint: that of `TokenRows`.
-    """
+    """What a file of rows contains: how many, of how many tokens, with the fingerprint of `TokenRows`."""
 
     rows: int
     seq_len: int
@@ -91,11 +80,7 @@ class RowFile(NamedTuple):
 
 
 def write_rows(path: Path, chunks: Iterable[Tensor]) -> RowFile:
-    """Write rows, int64 ``[rows, seq_len]`` some at a time, as little-endian int32 one after another.
-
-    Raises:
-        OSError: they could not be written.
-    """
+    """Write rows, int64 ``[rows, seq_len]`` some at a time, as little-endian int32 one after another."""
     rows = seq_len = 0
     with path.open("wb") as file:
 
@@ -112,6 +97,5 @@ def write_rows(path: Path, chunks: Iterable[Tensor]) -> RowFile:
 
 def open_rows(path: Path, contents: RowFile) -> Tensor:
     """``[rows, seq_len]`` int32, read from the file where and when they are needed."""
-    size = contents.rows * contents.seq_len
-    flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.int32)
-    return flat.view(contents.rows, contents.seq_len)
+    shape = contents.rows, contents.seq_len
+    return torch.from_file(str(path), shared=False, size=math.prod(shape), dtype=torch.int32).view(shape)

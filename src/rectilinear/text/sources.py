@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from rectilinear.errors import JobError, RequestError, first_line
-from rectilinear.text.lines import read_lines, readable, replace_surrogates, warn_of_surrogates
+from rectilinear.text.lines import read_lines, readable, surrogate_replacer
 from rectilinear.text.settings import Source
 from rectilinear.text.stories import generate_stories
 from rectilinear.text.tokens import Document
@@ -53,10 +54,7 @@ def open_text(
     return map("".join, open_documents(source, Source(column=column, config=config, split=split, seed=seed)))
 
 
-def open_documents(
-    source: str | Path | Iterable[Any],
-    reading: Source = Source(),
-) -> Iterator[Document]:
+def open_documents(source: str | Path | Iterable[Any], reading: Source = Source()) -> Iterator[Document]:
     """The documents of `open_text`, those of ``.txt`` files in pieces that are read when they are needed."""
     if not isinstance(source, (str, Path)):
         return _read_memory(source, reading)
@@ -77,7 +75,9 @@ def open_documents(
         if path.suffix.lower() not in _SUFFIXES:
             raise RequestError(f"expected a .txt, .jsonl or .parquet file, got {path}")
         return _read_file(path, reading.column)
-    return _read_hub(_hub_id(str(source)), reading)
+    name = _hub_id(str(source))
+    rows = read_hub(name, reading.config, reading.split, f"no text {name!r}: expected {_KINDS}")
+    return _texts_of(rows, reading.column, name)
 
 
 def name_source(source: str | Path | Iterable[Any]) -> str:
@@ -88,15 +88,17 @@ def name_source(source: str | Path | Iterable[Any]) -> str:
 def _hub_id(source: str) -> str:
     """A source that is no file, where it may be the id of a dataset."""
     is_text = len(source) > _LONGEST_ID or "\n" in source
-    path = Path(source)
-    if not is_text and (
-        path.suffix.lower() in _SUFFIXES or path.is_absolute() or source.startswith(("./", "../", "~"))
-    ):
+    if not is_text and (Path(source).suffix.lower() in _SUFFIXES or is_path(source)):
         raise RequestError(f"no text at {source}: expected a file, a folder, a Hub dataset id or 'stories'")
     if is_text or len(source.split()) != 1:
         shown = f"{source[:40]!r}{'...' if len(source) > 40 else ''}"
         raise RequestError(f"expected {_KINDS}, got a text ({shown}); try [text]")
     return source
+
+
+def is_path(source: str) -> bool:
+    """Whether it can be nothing but a path; a Hub id looks like a relative one."""
+    return Path(source).is_absolute() or source.startswith(("./", "../", "~"))
 
 
 def _read_memory(source: Iterable[Any], reading: Source) -> Iterator[str]:
@@ -109,8 +111,7 @@ def _read_memory(source: Iterable[Any], reading: Source) -> Iterator[str]:
     column, where = reading.column, type(source).__name__
     if not isinstance(source, Iterable):
         raise RequestError(f"expected {_KINDS}, or texts, got {where}")
-    # A data frame, which goes through the names of its columns.
-    if hasattr(source, "columns") and not hasattr(source, "column_names"):
+    if hasattr(source, "columns") and not hasattr(source, "column_names"):  # a data frame, which iterates over columns
         names = [*map(str, source.columns)]
         if column not in names:
             raise _missing_column(column, names, where)
@@ -119,7 +120,7 @@ def _read_memory(source: Iterable[Any], reading: Source) -> Iterator[str]:
 
 
 def _texts_of(items: Iterable[Any], column: str, where: str) -> Iterator[str]:
-    warned = False
+    replace_surrogates = surrogate_replacer()
     for place, item in enumerate(items):
         there = f"{where}, item {place}"
         if isinstance(item, Mapping):
@@ -128,55 +129,39 @@ def _texts_of(items: Iterable[Any], column: str, where: str) -> Iterator[str]:
             text = item
         else:
             raise RequestError(f"{there}: expected a text, got {type(item).__name__}")
-        plain = text if text.isascii() else replace_surrogates(text)
-        if plain != text and not warned:
-            warn_of_surrogates(there)
-            warned = True
-        yield plain
+        yield replace_surrogates(text, there)
 
 
 def _read_file(path: Path, column: str) -> Iterator[Document]:
-    kind = path.suffix.lower()
-    if kind == ".txt":
-        return _read_txt(path)
-    return (_read_jsonl if kind == ".jsonl" else _read_parquet)(path, column)
+    match path.suffix.lower():
+        case ".txt":
+            return _read_txt(path)
+        case ".jsonl":
+            return (_text_of(line.record, column, line.where) for line in read_lines(path))
+        case _:
+            return _read_parquet(path, column)
 
 
 def _read_txt(path: Path) -> Iterator[Iterator[str]]:
-    lines, ended = _lines(path), False
-
-    def document() -> Iterator[str]:
-        nonlocal ended
-        for line, separates in lines:
-            if separates:
-                return
-            yield line
-        ended = True
-
-    while not ended:
-        current = document()
-        yield current
-        for _ in current:  # what was not wanted of it
-            pass
+    for _, pieces in groupby(_number_pieces(path), itemgetter(0)):
+        yield (piece for _, piece in pieces)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bool]]:
-    """The lines of a file, long ones in pieces, and whether they separate documents."""
+def _number_pieces(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file, long ones in pieces, with the number of their document; "" for what ends a document."""
+    number, begins = 0, True
     with readable(path), path.open(encoding="utf-8-sig") as file:
-        begins = True
         while piece := file.readline(_PIECE):
             # White space around a separator may be longer than a piece.
             while begins and not piece.endswith("\n") and SEPARATOR.startswith(piece.strip()):
                 if not (more := file.readline(_PIECE)):
                     break
                 piece += more
-            yield piece, begins and piece.strip() == SEPARATOR
+            separates = begins and piece.strip() == SEPARATOR
+            yield number, "" if separates else piece
+            number += separates
             begins = piece.endswith("\n")
-
-
-def _read_jsonl(path: Path, column: str) -> Iterator[str]:
-    for line in read_lines(path):
-        yield _text_of(line.record, column, line.where)
+    yield number, ""
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
@@ -196,21 +181,22 @@ def _read_parquet(path: Path, column: str) -> Iterator[str]:
         raise RequestError(f"cannot read {path} as parquet: {first_line(error)}") from None
 
 
-def _read_hub(source: str, reading: Source) -> Iterator[str]:
+def read_hub(name: str, config: str | None, split: str, refusal: str) -> Iterator[dict[str, Any]]:
+    """The rows of a Hub dataset, read when they are needed; refused at once where there is no such dataset."""
     import datasets
 
     try:
-        records = datasets.load_dataset(source, reading.config, split=reading.split, streaming=True)
+        rows = datasets.load_dataset(name, config, split=split, streaming=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise RequestError(f"no text {source!r}: expected {_KINDS} ({first_line(error)})") from None
-    return _stream_hub(records, reading.column, source)
+        raise RequestError(f"{refusal} ({first_line(error)})") from None
 
+    def unbroken() -> Iterator[dict[str, Any]]:
+        try:
+            yield from rows
+        except OSError as error:
+            raise JobError(f"reading {name} from the Hub broke off ({first_line(error)})") from error
 
-def _stream_hub(records: Iterable[dict[str, object]], column: str, source: str) -> Iterator[str]:
-    try:
-        yield from _texts_of(records, column, source)
-    except OSError as error:
-        raise JobError(f"reading {source} from the Hub broke off ({first_line(error)})") from error
+    return unbroken()
 
 
 def _text_of(record: Mapping[str, object], column: str, where: str) -> str:

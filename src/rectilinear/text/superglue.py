@@ -16,12 +16,7 @@ Rows = Callable[[Line], Iterator[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a task.
-
-    Attributes:
-        folder: the folder that has them.
-        rows: the rows of a line; raises `RequestError` for a column that is missing, or has something else in it.
-    """
+    """The files of a task: the folder that has them, and the rows of a line."""
 
     folder: str
     rows: Rows
@@ -33,11 +28,7 @@ class Files:
 
 
 def split_file(folder: Path, split: str) -> Path:
-    """``SPLIT.jsonl`` in a folder.
-
-    Raises:
-        RequestError: there is none.
-    """
+    """``SPLIT.jsonl`` in a folder; `RequestError` where there is none."""
     file = folder / f"{split}.jsonl"
     if not file.is_file():
         there = ", ".join(sorted(child.name for child in folder.iterdir())) or "nothing"
@@ -63,11 +54,9 @@ def _copa(line: Line) -> Iterator[dict[str, Any]]:
 
 
 def _multirc(line: Line) -> Iterator[dict[str, Any]]:
-    passage = line.inside(line.get("passage", dict), "passage")
-    for item in passage.get("questions", list):
-        question = passage.inside(item, "questions")
-        for choice in question.get("answers", list):
-            answer = question.inside(choice, "answers")
+    passage = line.part("passage")
+    for question in passage.parts("questions"):
+        for answer in question.parts("answers"):
             yield {
                 "paragraph": passage.get("text", str),
                 "question": question.get("question", str),
@@ -77,14 +66,12 @@ def _multirc(line: Line) -> Iterator[dict[str, Any]]:
 
 
 def _record(line: Line) -> Iterator[dict[str, Any]]:
-    passage = line.inside(line.get("passage", dict), "passage")
-    text = passage.get("text", str)
-    spans = [passage.inside(entity, "entities") for entity in passage.get("entities", list)]
+    passage = line.part("passage")
+    text, spans = passage.get("text", str), passage.parts("entities")
     entities = sorted({text[span.get("start", int) : span.get("end", int) + 1] for span in spans})  # the end is inside
-    for item in line.get("qas", list):
-        question = line.inside(item, "qas")
-        answers = {question.inside(answer, "answers").get("text", str) for answer in question.get("answers", list)}
-        yield {"passage": text, "query": question.get("query", str), "entities": entities, "answers": sorted(answers)}
+    for question in line.parts("qas"):
+        answers = sorted({answer.get("text", str) for answer in question.parts("answers")})
+        yield {"passage": text, "query": question.get("query", str), "entities": entities, "answers": answers}
 
 
 def _wic(line: Line) -> Iterator[dict[str, Any]]:
@@ -93,7 +80,7 @@ def _wic(line: Line) -> Iterator[dict[str, Any]]:
 
 
 def _wsc(line: Line) -> Iterator[dict[str, Any]]:
-    target = line.inside(line.get("target", dict), "target")
+    target = line.part("target")
     spans = {f"{span}_index": target.get(f"{span}_index", int) for span in ("span1", "span2")}
     texts = {**line.texts("text"), **target.texts("span1_text", "span2_text")}
     yield {**texts, **spans, "label": line.one_of("label", _TRUTH)}

@@ -9,8 +9,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Literal, NamedTuple
 
-from rectilinear.errors import JobError, RequestError, first_line, try_nearest
+from rectilinear.errors import RequestError, try_nearest
 from rectilinear.text.lines import Line, read_lines
+from rectilinear.text.sources import is_path, read_hub
 from rectilinear.text.superglue import SUPERGLUE, split_file
 
 #: ``accuracy``: share of answers that are right. ``macro_f1``: mean over labels of their F1. ``f1a``: F1 of the
@@ -28,34 +29,21 @@ _HELD_OUT_EVERY = 10
 
 
 class Question(NamedTuple):
-    """Texts that are judged together, and the right answer.
+    """Texts that are judged together, and the right answer."""
 
-    Attributes:
-        texts: one that is to be given a label, or one for each choice.
-        answer: index of that label, or of the right choice.
-        group: questions of one group depend on one another, such as those about one passage.
-    """
-
-    texts: tuple[str, ...]
-    answer: int
-    group: int
+    texts: tuple[str, ...]  # one that is to be given a label, or one for each choice
+    answer: int  # index of that label, or of the right choice
+    group: int  # questions of one group depend on one another, such as those about one passage
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task.
+    """What a model is asked, and how its answers are scored."""
 
-    Attributes:
-        labels: of a text, as the trained model's configuration has them.
-        texts: what the model reads, from a row of the Hub.
-        metrics: to report.
-        choices: whether the texts of a question are compared; else each is given a label.
-    """
-
-    labels: tuple[str, ...]
-    texts: Callable[[Line], tuple[str, ...]]
+    labels: tuple[str, ...]  # of a text, as the trained model's configuration has them
+    texts: Callable[[Line], tuple[str, ...]]  # what the model reads, from a row of the Hub
     metrics: tuple[MetricName, ...] = ("accuracy",)
-    choices: bool = False
+    choices: bool = False  # whether the texts of a question are compared; else each is given a label
 
     @property
     def ranks(self) -> bool:
@@ -132,11 +120,7 @@ TASKS = {
 
 
 def find_task(name: str) -> Task:
-    """The task of that name.
-
-    Raises:
-        RequestError: there is none.
-    """
+    """The task of that name; `RequestError` where there is none."""
     if name not in TASKS:
         raise RequestError(f"expected `task` {', '.join(TASKS)}, got {name!r}{try_nearest(name, TASKS, 0.5)}")
     return TASKS[name]
@@ -144,12 +128,7 @@ def find_task(name: str) -> Task:
 
 @dataclass(frozen=True)
 class TaskData:
-    """Questions to train on, and others to validate on.
-
-    Attributes:
-        source: where they come from.
-        train, validation: the questions.
-    """
+    """Questions to train on, others to validate on, and where they come from."""
 
     source: str
     train: tuple[Question, ...]
@@ -161,15 +140,14 @@ def read_task(name: str, data: str | Path | None = None, max_examples: int | Non
 
     Args:
         name: name of the task, one of `TASKS`.
-        data: a folder with ``TASK/train.jsonl`` and ``TASK/val.jsonl``, or a Hub id of SuperGLUE
-            (the default). For ``reward`` a file of objects with ``chosen``, ``rejected`` and
-            perhaps ``prompt``, of which every tenth is held out, or a folder with ``train.jsonl``
-            and ``val.jsonl``.
+        data: a folder with ``TASK/train.jsonl`` and ``TASK/val.jsonl``, or a Hub id of SuperGLUE (the default). For
+            ``reward`` a file of objects with ``chosen``, ``rejected`` and perhaps ``prompt``, of which every tenth is
+            held out, or a folder with ``train.jsonl`` and ``val.jsonl``.
         max_examples: lines of each file (rows of each split) to read at most, from the first.
 
     Raises:
-        RequestError: no such task, folder, file or split; an empty one; a line that is not JSON;
-            a column that is missing, or has something else in it; an unknown label.
+        RequestError: no such task, folder, file or split; an empty one; a line that is not JSON; a column that is
+            missing, or has something else in it; an unknown label.
         JobError: reading from the Hub broke off.
     """
     task = find_task(name)
@@ -181,7 +159,7 @@ def read_task(name: str, data: str | Path | None = None, max_examples: int | Non
     elif path.is_dir():
         folder = path if task.ranks else _task_folder(path, name)
         splits = [[*islice(_file_units(name, split_file(folder, split)), max_examples)] for split in ("train", "val")]
-    elif task.ranks or path.exists() or path.is_absolute() or str(data).startswith(("./", "../", "~")):
+    elif task.ranks or path.exists() or is_path(str(data)):
         wanted = "a .jsonl file or a folder" if task.ranks else "a folder or a Hub id"
         raise RequestError(f"no data at {data}: expected {wanted}")
     else:
@@ -217,18 +195,8 @@ def _file_units(name: str, path: Path) -> Iterator[_Unit]:
 
 
 def _hub_units(source: str, name: str, split: str) -> Iterator[_Unit]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(source, name, split=split, streaming=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise RequestError(
-            f"no data {source!r}: expected a folder or a Hub id of SuperGLUE ({first_line(error)})"
-        ) from None
+    rows = read_hub(source, name, split, f"no data {source!r}: expected a folder or a Hub id of SuperGLUE")
     lines = (Line(f"{source}, {name}, {split}, row {index}", row) for index, row in enumerate(rows))
-    try:
-        # The rows of a passage of MultiRC follow one another.
-        for _, unit in groupby(lines, lambda line: line.record.get("paragraph") if name == "multirc" else line.where):
-            yield [*unit]
-    except OSError as error:
-        raise JobError(f"reading {source} from the Hub broke off ({first_line(error)})") from error
+    # The rows of a passage of MultiRC follow one another.
+    for _, unit in groupby(lines, lambda line: line.record.get("paragraph") if name == "multirc" else line.where):
+        yield [*unit]

@@ -23,10 +23,7 @@ _GROUP, _GROUP_CHARACTERS = 64, 1_048_576
 
 
 def trim_documents(documents: Iterable[Document], longest: int = _WINDOW) -> Iterator[Document]:
-    """Documents without surrounding white space; empty ones are left out, those up to ``longest`` characters are texts.
-
-    No more of a longer one is read than is taken from it.
-    """
+    """Documents without surrounding white space, empty ones left out; longer ones than ``longest`` read as needed."""
     for document in documents:
         beginning, length = [], 0
         pieces = _trim(_slices([document] if isinstance(document, str) else document, longest))
@@ -48,10 +45,11 @@ def tokenize_with(tokenizer: PreTrainedTokenizerBase, window: int = _WINDOW, ove
     the overlap must be the same, ids and places: then neither the end of the one nor the beginning of the other
     reaches so far, and the second goes on where the first is left. Where they differ, the first window is doubled.
 
+    A tokenizer that does not tell places in the text gets whole documents.
+
     Args:
-        tokenizer: of transformers; one that does not tell places in the text gets whole documents.
-        window: characters of a window.
-        overlap: characters that two windows share; at most half a window.
+        tokenizer: of transformers.
+        window, overlap: characters of a window, and those that two windows share; at most half of one.
     """
 
     def tokenize(documents: Iterable[Document]) -> Iterator[Sequence[int]]:
@@ -59,23 +57,20 @@ def tokenize_with(tokenizer: PreTrainedTokenizerBase, window: int = _WINDOW, ove
         for document in documents:
             if isinstance(document, str):
                 group.append(document)
-                if len(group) == _GROUP or sum(map(len, group)) > _GROUP_CHARACTERS:
-                    yield from ids_of(group)
-                    group = []
-                continue
+                if len(group) < _GROUP and sum(map(len, group)) <= _GROUP_CHARACTERS:
+                    continue
             yield from ids_of(group)
             group = []
-            yield from long_ids(document)
+            if not isinstance(document, str):
+                if tokenizer.is_fast:
+                    yield from _tokenize_windows(document, tokenizer, window, overlap)
+                else:
+                    yield from ids_of(["".join(document)])
         yield from ids_of(group)
 
-    def ids_of(texts: list[str]) -> Iterator[Sequence[int]]:
+    def ids_of(texts: list[str]) -> Sequence[Sequence[int]]:
         # verbose=False: documents longer than the context are cut into rows, no need to warn.
-        return iter(tokenizer(texts, verbose=False)["input_ids"] if texts else ())
-
-    def long_ids(pieces: Iterable[str]) -> Iterator[Sequence[int]]:
-        if not tokenizer.is_fast:
-            return ids_of(["".join(pieces)])
-        return _tokenize_windows(pieces, tokenizer, window, overlap)
+        return tokenizer(texts, verbose=False)["input_ids"] if texts else []
 
     return tokenize
 

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -43,22 +43,19 @@ _logger = logging.get_logger(__name__)
 class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Measures how linear each block is, on the same rows again and again, while a model is trained.
 
+        trainer.add_callback(LinearityCallback(trainer, rows, every=100))
+
     At the first step, every ``every`` optimizer steps and at the end of training, the model is measured as
-    `rectilinear.measure` does it: in evaluation mode, in the precision of its weights, with the random states
-    and modes left as they were, so that training is the same to the bit with and without it. Scores (held out where
-    there are rows for folds, else in sample) go to `Trainer.log`, and so to the console, TensorBoard and what else
-    listens: ``linearity/mean``, ``linearity/block_00``, ..., ``update_linearity/mean``, ... and
-    ``linearity/probe_seconds``. All scores are in ``dynamics.json``, which is renewed at each point.
+    `rectilinear.measure` does it: in evaluation mode, in the precision of its weights, with the random states and
+    modes left as they were, so that training is the same to the bit with and without it. Scores (held out where there
+    are rows for folds, else in sample) go to `Trainer.log`, and so to whatever listens: ``linearity/mean``,
+    ``linearity/block_00``, ..., ``update_linearity/mean``, ... and ``linearity/probe_seconds``. All scores are in
+    ``dynamics`` (None before the first point) and ``dynamics.json``, which is renewed at each point.
 
     A run that goes on from a checkpoint keeps the points up to there; a run from the start replaces the file.
     A point that cannot be measured (weights that are not finite) is left out, with a warning in the log and the file.
     Under torchrun every process measures, as sharded models need, and the first one writes. A model sharded by
     FSDP is measured in the precision that FSDP runs it in, its head included.
-
-        trainer.add_callback(LinearityCallback(trainer, rows, every=100))
-
-    Attributes:
-        dynamics: what was measured so far; None before the first point.
     """
 
     def __init__(
@@ -90,20 +87,18 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if every < 1:
             raise RequestError(f"expected a point every 1 or more steps, got every={every}")
         check_batch_size(batch_size)
-        self._trainer = trainer
-        self._every = every
-        self._measurement = measurement
+        self._trainer, self._every, self._measurement = trainer, every, measurement
         _, model = trained_model(trainer)
-        config = getattr(model, "config", None)
         tokens = as_batches(rows)
         if tokens is None:
             raise RequestError(f"expected token ids [rows, seq_len] or batches, got {type(rows).__name__}")
-        self._inputs = token_inputs(tokens, config, source)
+        self._inputs = token_inputs(tokens, getattr(model, "config", None), source)
         self._batches = [*torch.split(tokens, batch_size)] if isinstance(tokens, Tensor) else tokens
         if not sum(map(count_rows, self._batches)):
             raise RequestError("expected at least one row to measure, got none")
         stack = find_blocks(model, measurement.blocks)
-        self._path = stack.path
+        # All that scores depend on beside the model and the rows.
+        self._settings = settings_record(measurement, blocks=stack.path)
         self._out = Path(trainer.args.output_dir if out is None else out)
         # Counted here, where the trainer has not sharded the model yet.
         self._model: dict[str, Any] = {
@@ -112,6 +107,9 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             "num_blocks": len(stack),
             "parameters": count_parameters([model]),
         }
+        self._reset()
+
+    def _reset(self) -> None:
         self.dynamics: Dynamics | None = None
         self._skipped: tuple[str, ...] = ()
         self._warned = False
@@ -119,7 +117,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take up the points of a run that goes on, or measure the model as it is before the first step."""
-        self.dynamics, self._skipped, self._warned, self._tried = None, (), False, None
+        self._reset()
         if state.global_step == 0:
             self._probe(state, control)
         elif state.is_world_process_zero and (self._out / Dynamics.file_name).exists():
@@ -158,10 +156,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self._save(state)
             return
         seconds = time.perf_counter() - started
-        point = Point(
-            step=step, source="training", revision=None, sha256=None, blocks=scored.blocks, warnings=scored.warnings
-        )
-        self.dynamics = self._dynamics(scored, merge_points(self.dynamics.points if self.dynamics else (), [point]))
+        self._add_point(step, scored)
         self._save(state)
         # Logging counts as an answer to the trainer's own request to log, which would lose its loss.
         wanted = control.should_log
@@ -171,23 +166,22 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     @reporting_exhausted_memory()
     def _measure(self) -> Scored:
         runner, bare = trained_model(self._trainer)
-        stack = find_blocks(bare, self._path)
+        stack = find_blocks(bare, self._settings["blocks"])
         with own_precision(bare), own_randomness(device_of(bare)):
             return score_model(runner, stack, self._batches, self._inputs, self._measurement)
 
-    def _dynamics(self, scored: Scored, points: tuple[Point, ...]) -> Dynamics:
-        return Dynamics(
+    def _add_point(self, step: int, scored: Scored) -> None:
+        point = Point(
+            step=step, source="training", revision=None, sha256=None, blocks=scored.blocks, warnings=scored.warnings
+        )
+        self.dynamics = Dynamics(
             model=TrainedModelRecord(**self._model, width=scored.width),
             data=scored.data,
-            settings=self._recorded() | {"batch_size": scored.batch_size, "every": self._every},
+            settings=self._settings | {"batch_size": scored.batch_size, "every": self._every},
             environment=record_environment(trained_model(self._trainer)[1]),
-            points=points,
+            points=merge_points(self.dynamics.points if self.dynamics else (), [point]),
             warnings=self._skipped,
         )
-
-    def _recorded(self) -> dict[str, Any]:
-        """All that scores depend on beside the model and the rows."""
-        return settings_record(self._measurement, blocks=self._path)
 
     def _save(self, state: Any) -> None:
         if self.dynamics is None:
@@ -200,26 +194,20 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
                 _logger.warning(f"cannot write {self._out / Dynamics.file_name}: {error.strerror or error}")
 
     def _resume(self, step: int) -> None:
-        """Take up the points up to a step of the file that is there.
-
-        Raises:
-            RequestError: they are of other rows, settings or another model.
-        """
+        """Take up the points up to a step of the file that is there; refused where it is of something else."""
         file = self._out / Dynamics.file_name
         found = Dynamics.load(file)
-        model = {name: getattr(found.model, name) for name in self._model if name != "id"}
-        settings = {name: found.settings.get(name) for name in self._recorded()}
-        theirs = {"rows": found.data.fingerprint, "model": model, "settings": settings}
-        ours = {
-            "rows": self._inputs.fingerprint,
-            "model": {name: self._model[name] for name in model},
-            "settings": self._recorded(),
-        }
-        if other := [what for what in ours if theirs[what] != ours[what]]:
-            raise RequestError(
-                f"expected points of the same {other[0]} in {file}, to go on from, got {theirs[other[0]]} there and "
-                f"{ours[other[0]]} here; move that file away, or give the callback another out="
-            )
+        model = {name: value for name, value in self._model.items() if name != "id"}
+        for what, theirs, ours in (
+            ("rows", found.data.fingerprint, self._inputs.fingerprint),
+            ("model", {name: getattr(found.model, name) for name in model}, model),
+            ("settings", {name: found.settings.get(name) for name in self._settings}, self._settings),
+        ):
+            if theirs != ours:
+                raise RequestError(
+                    f"expected points of the same {what} in {file}, to go on from, got {theirs} there and {ours} here; "
+                    "move that file away, or give the callback another out="
+                )
         kept = tuple(point for point in found.points if point.step <= step)
         self._skipped = tuple(warning for warning in found.warnings if _step_of(warning) <= step)
         if kept:
@@ -229,8 +217,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 def _scalars(step: int, blocks: Iterable[BlockRecord]) -> dict[str, float]:
     """What to log, by name; scores that are not there are left out."""
     found: dict[str, float | None] = {}
-    scores: tuple[Score, ...] = ("linearity", "update_linearity")
-    for score in scores:
+    for score in get_args(Score):
         found[f"{score}/mean"] = mean_of(step, blocks, score).mean
         found |= {f"{score}/block_{block.index:02d}": getattr(block, score).best for block in blocks}
     return {name: value for name, value in found.items() if value is not None}

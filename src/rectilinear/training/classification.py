@@ -25,19 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """The texts of some questions as tokens.
-
-    Attributes:
-        questions: as they were read.
-        ids: of each question, for each of its texts int64 ``[tokens]``.
-        cut: texts that were too long and lost their beginning.
-        longest: tokens of the longest text before that.
-    """
+    """The texts of some questions as tokens."""
 
     questions: tuple[Question, ...]
-    ids: tuple[tuple[Tensor, ...], ...]
-    cut: int
-    longest: int
+    ids: tuple[tuple[Tensor, ...], ...]  # of each question, for each of its texts int64 [tokens]
+    cut: int  # texts that were too long and lost their beginning
+    longest: int  # tokens of the longest text before that
 
     @property
     def fingerprint(self) -> str:
@@ -49,11 +42,7 @@ class Encoded:
 
 
 def encode(questions: tuple[Question, ...], tokenizer: PreTrainedTokenizerBase, seq_len: int) -> Encoded:
-    """Tokens of questions, with the tokenizer's own special tokens; long texts lose their beginning, see `shorten`.
-
-    Raises:
-        RequestError: a text without a token.
-    """
+    """Tokens of questions, with the tokenizer's own special tokens; long texts lose their beginning, see `shorten`."""
     texts = [text for question in questions for text in question.texts]
     encoded = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
     whole, special = encoded["input_ids"], encoded["special_tokens_mask"]
@@ -69,25 +58,14 @@ def encode(questions: tuple[Question, ...], tokenizer: PreTrainedTokenizerBase, 
 
 
 def shorten(ids: Sequence[int], special: Sequence[int], seq_len: int) -> list[int]:
-    """``seq_len`` tokens at most: the first are left out, but not those that the tokenizer puts around a text.
-
-    Args:
-        ids: of a text.
-        special: like ``ids``, 1 where the tokenizer put a token of its own.
-        seq_len: tokens to keep.
-    """
-    excess = max(0, len(ids) - seq_len)
+    """The last ``seq_len`` tokens, and before others those that the tokenizer put around the text (``special`` 1)."""
     ordinary = [place for place, own in enumerate(special) if not own]
-    left_out = {*ordinary[:excess]}
+    left_out = {*ordinary[: max(0, len(ids) - seq_len)]}
     return [token for place, token in enumerate(ids) if place not in left_out][-seq_len:]
 
 
 def check_ids(config: PretrainedConfig | None, parts: Iterable[Encoded]) -> None:
-    """Refuse ids that a model has no embedding for.
-
-    Raises:
-        RequestError: there are such.
-    """
+    """Raise `RequestError` for ids that a model has no embedding for."""
     largest = max(int(ids.max()) for part in parts for texts in part.ids for ids in texts)
     check_rows(config, torch.tensor([[largest]]))
 
@@ -105,11 +83,9 @@ def describe_questions(source: str, train: Encoded, validation: Encoded) -> Task
 
 def warn_of_cuts(train: Encoded, validation: Encoded, seq_len: int) -> list[str]:
     """A warning where texts were too long."""
-    parts = (train, validation)
-    cut, texts = sum(part.cut for part in parts), sum(len(ids) for part in parts for ids in part.ids)
-    if not cut:
+    if not (cut := train.cut + validation.cut):
         return []
-    longest = max(part.longest for part in parts)
+    texts, longest = sum(map(len, train.ids + validation.ids)), max(train.longest, validation.longest)
     return [
         f"texts longer than {seq_len} tokens: {cut} of {texts}, which lost their beginning; the longest "
         f"has {longest}, try a larger `seq_len`"
@@ -117,12 +93,7 @@ def warn_of_cuts(train: Encoded, validation: Encoded, seq_len: int) -> list[str]
 
 
 class Example(NamedTuple):
-    """What is trained on at once: one text and its label, or a pair of texts, the better one first.
-
-    Attributes:
-        ids: int64 ``[tokens]`` of each text.
-        labels: of each text.
-    """
+    """One text (ids int64 ``[tokens]``) and its label, or a pair of texts to compare, the better one first."""
 
     ids: tuple[Tensor, ...]
     labels: tuple[int, ...]
@@ -130,71 +101,54 @@ class Example(NamedTuple):
 
 def training_examples(task: Task, encoded: Encoded) -> list[Example]:
     """The examples of questions: pairs where texts are ranked, else each text; choices are right (1) or not (0)."""
-    examples = []
-    for question, ids in zip(encoded.questions, encoded.ids, strict=True):
-        if task.ranks:
-            examples.append(Example(ids, (1, 0)))
-        elif task.choices:
-            examples += [Example((text,), (int(place == question.answer),)) for place, text in enumerate(ids)]
-        else:
-            examples.append(Example(ids, (question.answer,)))
-    return examples
+    if task.ranks:
+        return [Example(ids, (1, 0)) for ids in encoded.ids]
+    pairs = zip(encoded.questions, encoded.ids, strict=True)
+    if task.choices:
+        choices = ((text, place == question.answer) for question, ids in pairs for place, text in enumerate(ids))
+        return [Example((text,), (int(right),)) for text, right in choices]
+    return [Example(ids, (question.answer,)) for question, ids in pairs]
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Examples to a batch, padded on the right, where padding changes no position and no causal model sees it.
-
-    Attributes:
-        padding: the id to pad with.
-    """
+    """Examples to a batch, padded on the right, where padding changes no position and no causal model sees it."""
 
     padding: int
 
     def __call__(self, examples: Iterable[Example]) -> dict[str, Tensor]:
         """``input_ids``, ``attention_mask`` ``[texts, tokens]`` and ``labels`` ``[texts]``, all int64."""
-        listed = list(examples)
-        batch = self.pad([text for example in listed for text in example.ids])
-        return {**batch, "labels": torch.tensor([label for example in listed for label in example.labels])}
+        pairs = [pair for example in examples for pair in zip(example.ids, example.labels, strict=True)]
+        return {**self.pad([text for text, _ in pairs]), "labels": torch.tensor([label for _, label in pairs])}
 
     def pad(self, texts: Sequence[Tensor]) -> dict[str, Tensor]:
         """``input_ids`` and ``attention_mask`` ``[texts, tokens]``, int64."""
-        real = pad_sequence([torch.ones_like(text) for text in texts], batch_first=True)
         return {
             "input_ids": pad_sequence(list(texts), batch_first=True, padding_value=self.padding),
-            "attention_mask": real,
+            "attention_mask": pad_sequence([torch.ones_like(text) for text in texts], batch_first=True),
         }
 
 
 def bradley_terry(outputs: object, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-    """Loss of pairs, ``-log sigmoid(r_chosen - r_rejected)``, as transformers' Trainer calls a loss function.
+    """``-log sigmoid(r_chosen - r_rejected)``, summed over pairs and divided by those of the optimizer step.
 
     Args:
-        outputs: of a model with one label: ``logits`` ``[2 pairs, 1]``.
-        labels: ``[2 pairs]``: 1 for a chosen text, 0 for the rejected one that comes next.
+        outputs: of a model with one label: ``logits`` ``[2 pairs, 1]``, each chosen text before the rejected one.
+        labels: ``[2 pairs]``, as transformers' Trainer hands them to a loss function; only their number counts.
         num_items: texts in all batches of the optimizer step; default: in this one.
-
-    Returns:
-        The sum over pairs, divided by the pairs of the optimizer step.
     """
     logits: Tensor = outputs.logits  # type: ignore[attr-defined]
     chosen, rejected = logits.float().view(-1, 2).unbind(1)
-    texts = len(labels) if num_items is None else num_items
-    return -logsigmoid(chosen - rejected).sum() / (texts / 2)
+    return -logsigmoid(chosen - rejected).sum() / ((len(labels) if num_items is None else num_items) / 2)
 
 
 def score_predictions(
     task: Task, train: Encoded, validation: Encoded, predictions: Sequence[int]
 ) -> dict[str, MetricRecord]:
     """A task's metrics on the validation part, beside those of the training part's commonest answer."""
-    return score_answers(
-        task.metrics,
-        [question.answer for question in validation.questions],
-        predictions,
-        [question.group for question in validation.questions],
-        constant=None if task.ranks else commonest([question.answer for question in train.questions]),
-        labels=task.answers,
-    )
+    _, answers, groups = zip(*validation.questions, strict=True)
+    constant = None if task.ranks else commonest([question.answer for question in train.questions])
+    return score_answers(task.metrics, answers, predictions, groups, constant, task.answers)
 
 
 @torch.no_grad()
@@ -206,14 +160,13 @@ def score_texts(model: nn.Module, texts: Sequence[Tensor], padding: int, batch_s
     """
     device, pad = device_of(model), Collator(padding).pad
     # Of similar length together, which saves padding.
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    scores: list[Tensor] = []
+    order = torch.tensor([len(text) for text in texts]).argsort(stable=True)
+    scores = []
     with evaluating(model):
-        for start in range(0, len(order), batch_size):
-            batch = pad([texts[place] for place in order[start : start + batch_size]])
-            logits = model(**{name: value.to(device) for name, value in batch.items()}).logits
-            scores += logits.float().cpu()
-    stacked = torch.stack(scores)[torch.tensor(order).argsort()]
+        for places in torch.split(order, batch_size):
+            batch = pad([texts[place] for place in places])
+            scores.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
+    stacked = torch.cat(scores)[order.argsort()]
     if not stacked.isfinite().all():
         raise JobError("expected finite logits of the trained model, got others; try a smaller `learning_rate`")
     return stacked
@@ -222,15 +175,11 @@ def score_texts(model: nn.Module, texts: Sequence[Tensor], padding: int, batch_s
 def predict(task: Task, encoded: Encoded, scores: Tensor) -> list[int]:
     """The answer to each question, from the scores ``[texts, labels]`` of its texts.
 
-    A choice is more plausible, the higher its last label is over its first; of equal ones the
-    later is taken, so that a model which cannot tell chosen from rejected is never right.
+    A choice is more plausible, the higher its last label is over its first; of equal ones the later is taken, so that
+    a model which cannot tell chosen from rejected is never right.
     """
     if not task.choices:
         return [int(answer) for answer in scores.argmax(1)]
     plausible = scores[:, -1] - (0 if task.ranks else scores[:, 0])
-    answers, done = [], 0
-    for ids in encoded.ids:
-        of_choices = plausible[done : done + len(ids)].flip(0)
-        answers.append(len(ids) - 1 - int(of_choices.argmax()))
-        done += len(ids)
-    return answers
+    of_questions = torch.split(plausible, [len(ids) for ids in encoded.ids])
+    return [len(choices) - 1 - int(choices.flip(0).argmax()) for choices in of_questions]

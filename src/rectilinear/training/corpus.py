@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from rectilinear.results import settings_record
 from rectilinear.runs import check_same, read_request, stage, write_request
 from rectilinear.text.rows import RowFile, open_rows, pack_rows, stream_rows, write_rows
 from rectilinear.text.sources import open_documents
-from rectilinear.text.tokens import Document, tokenize_with
+from rectilinear.text.tokens import tokenize_with
 from rectilinear.training.presets import Preset
 from rectilinear.training.results import Training
 from rectilinear.training.settings import Corpus, Recipe
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Beside the checkpoints.
-_REQUEST, _ROWS = "recipe.json", "rows.bin"
+_REQUEST, ROWS = "recipe.json", "rows.bin"
 
 # What a run before this one left beside its checkpoints, and is not replaced at once.
 _STALE = (Training.file_name, Dynamics.file_name, "config.json", "generation_config.json", "model*.safetensors*")
@@ -43,12 +42,9 @@ _RENAMED = {"vocabulary": "vocab_size", "accumulation": "gradient_accumulation",
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pretraining is asked for, with the preset filled in; its outcome depends on nothing else but the machine.
+    """What a pretraining is asked for; its outcome depends on nothing else but the machine.
 
-    Attributes:
-        text: to train on.
-        recipe, corpus: as given, but with a dtype that is not ``auto``.
-        preset: filled in by them.
+    The recipe's dtype is not ``auto``, and the preset is filled in by recipe and corpus.
     """
 
     text: str
@@ -64,27 +60,15 @@ class Plan:
         """Optimizer steps on so many rows to train on."""
         return self.recipe.max_steps or max(1, int(self.recipe.epochs * (rows // self.preset.rows)))
 
-    def documents(self, source: str, seed: int) -> Iterator[Document]:
-        """The documents of a source, read as the text is."""
-        return open_documents(source, self.corpus.model_copy(update={"seed": seed}))
-
 
 @dataclass(frozen=True, eq=False)
 class PackedText:
-    """What a decoder is trained and measured on.
-
-    Attributes:
-        tokenizer: of the text.
-        contents: of the file of rows.
-        train: ``[rows, seq_len]`` int32, whole steps of them, read from disk where they are needed.
-        held_out: ``[rows, seq_len]`` int64, not among them.
-        held_out_source: where these come from.
-    """
+    """What a decoder is trained and measured on."""
 
     tokenizer: PreTrainedTokenizerBase
     contents: RowFile
-    train: Tensor
-    held_out: Tensor
+    train: Tensor  # [rows, seq_len] int32, whole steps of them, read from disk where they are needed
+    held_out: Tensor  # [rows, seq_len] int64, not among these
     held_out_source: str
 
 
@@ -98,35 +82,32 @@ def start_run(out: Path, plan: Plan) -> None:
     """Make the tokenizer and the rows of a run in its folder, in the place of what an earlier one left there.
 
     Raises:
-        RequestError: no such text or tokenizer, a text shorter than a batch.
-        JobError: they could not be written.
+        RequestError: no such text or tokenizer, a text shorter than a step.
     """
     preset, corpus = plan.preset, plan.corpus
     if corpus.tokenizer is None:
-        tokenizer = train_tokenizer(map("".join, plan.documents(plan.text, corpus.seed)), preset.vocab_size)
+        tokenizer = train_tokenizer(map("".join, open_documents(plan.text, corpus)), preset.vocab_size)
     else:
         tokenizer = load_tokenizer(corpus.tokenizer, corpus)
     with stage(out, stale=[*_STALE, *(path.name for path in checkpoints_of(out))]) as folder:
         tokenizer.save_pretrained(folder)
-        contents = write_rows(folder / _ROWS, _rows_of(plan, tokenizer, _rows_wanted(plan)))
+        contents = _write_rows(folder, plan, tokenizer, _rows_wanted(plan))
         if corpus.held_out:
             _held_out_rows(plan, tokenizer)  # refused now, if at all
         held_out = 0 if corpus.held_out else _count_held_out(plan, contents.rows)
-        if contents.rows - held_out < preset.rows:
+        if (train := contents.rows - held_out) < preset.rows:
             raise RequestError(
                 f"expected text for at least one step of {preset.rows} rows of {preset.seq_len} tokens, got "
-                f"{max(0, contents.rows - held_out)} rows to train on; try a smaller `batch_size` and "
-                "`gradient_accumulation=1`"
+                f"{max(0, train)} rows to train on; try a smaller `batch_size` and `gradient_accumulation=1`"
             )
         write_request(folder / _REQUEST, {"recipe": plan.request(), "rows": contents._asdict(), "held_out": held_out})
 
 
 def resume_run(out: Path, plan: Plan) -> None:
-    """Make ready a run that is there: of the same request, or of one for more steps.
+    """Make ready a run that is there, of this request or one for fewer steps.
 
     Raises:
-        RequestError: the request is another, or its rows are not there any more.
-        JobError: they could not be written.
+        RequestError: it is of another, or its rows are not there any more.
     """
     record, wanted = read_request(out / _REQUEST), plan.request()
     found = settings_record(Recipe(), Corpus())
@@ -137,12 +118,11 @@ def resume_run(out: Path, plan: Plan) -> None:
     check_same(out, *({**request, "device": None} for request in (found, wanted)))
     if is_over(out, plan):
         return
-    contents, file = RowFile(**record["rows"]), out / _ROWS
+    contents, file = RowFile(**record["rows"]), out / ROWS
     with stage(out) as folder:
         if (out / Training.file_name).exists() and not file.exists():
-            file = folder / _ROWS
-            made = write_rows(file, _rows_of(plan, load_tokenizer(out), contents.rows))
-            if made != contents:
+            file = folder / ROWS
+            if _write_rows(folder, plan, load_tokenizer(out), contents.rows) != contents:
                 raise RequestError(f"expected the text that the run in {out} was trained on, got another")
         if not file.is_file() or file.stat().st_size != contents.bytes:
             raise RequestError(
@@ -159,15 +139,11 @@ def is_over(out: Path, plan: Plan) -> bool:
 
 
 def open_run(out: Path, plan: Plan) -> PackedText:
-    """What `start_run` made.
-
-    Raises:
-        RequestError: the text that is held out is not there, or not long enough for one row.
-    """
+    """What `start_run` made; refused where the text to hold out is not there any more, or shorter than a row."""
     record = read_request(out / _REQUEST)
     contents = RowFile(**record["rows"])
     tokenizer = load_tokenizer(out)
-    rows = open_rows(out / _ROWS, contents)
+    rows = open_rows(out / ROWS, contents)
     if plan.corpus.held_out:
         held_out, source = _held_out_rows(plan, tokenizer), plan.corpus.held_out
     else:
@@ -178,19 +154,15 @@ def open_run(out: Path, plan: Plan) -> PackedText:
     return PackedText(tokenizer, contents, train, held_out, source)
 
 
-def discard_rows(out: Path) -> None:
-    """Remove the rows, which are not needed once the run is over."""
-    (out / _ROWS).unlink(missing_ok=True)
-
-
-def _rows_of(plan: Plan, tokenizer: PreTrainedTokenizerBase, rows: int | None) -> Iterator[Tensor]:
-    documents = plan.documents(plan.text, plan.corpus.seed)
-    return stream_rows(documents, tokenize_with(tokenizer), plan.preset.seq_len, rows)
+def _write_rows(folder: Path, plan: Plan, tokenizer: PreTrainedTokenizerBase, rows: int | None) -> RowFile:
+    documents = open_documents(plan.text, plan.corpus)
+    return write_rows(folder / ROWS, stream_rows(documents, tokenize_with(tokenizer), plan.preset.seq_len, rows))
 
 
 def _held_out_rows(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """``[rows, seq_len]`` int64 of the text that is held out."""
-    documents = plan.documents(str(plan.corpus.held_out), plan.corpus.seed + 1)  # other stories
+    reading = plan.corpus.model_copy(update={"seed": plan.corpus.seed + 1})  # other stories
+    documents = open_documents(str(plan.corpus.held_out), reading)
     return pack_rows(documents, tokenize_with(tokenizer), plan.preset.seq_len, plan.corpus.held_out_tokens).ids
 
 

@@ -6,38 +6,55 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.measure import profile_model
+from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
 from rectilinear.measurement.profile import Profile
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import reporting_exhausted_memory
-from rectilinear.models.load import load_classifier
+from rectilinear.models.describe import check_context
+from rectilinear.models.find_blocks import find_blocks, text_config
+from rectilinear.models.load import check_classifier, load_classifier
 from rectilinear.models.origin import Origin
+from rectilinear.models.settings import Access, Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import settings_record
 from rectilinear.runs import check_same, claim, stage
+from rectilinear.text.rows import pack_rows
+from rectilinear.text.settings import Rows
+from rectilinear.text.tasks import Task, find_task, read_task
+from rectilinear.text.tokens import tokenize_with
 from rectilinear.training.classification import (
     Collator,
+    Encoded,
     bradley_terry,
+    check_ids,
     describe_questions,
+    encode,
     predict,
     score_predictions,
     score_texts,
     training_examples,
     warn_of_cuts,
 )
-from rectilinear.training.finetuning_job import Job, read_job
 from rectilinear.training.regularizer import Regularizer
 from rectilinear.training.results import Finetuning, SeedRun, change_of, linearities_of, summarize
 from rectilinear.training.settings import Profiling, Tuning
-from rectilinear.training.trainer import GuardedTrainer, StepProgress, training_arguments, trains_on_cpu
+from rectilinear.training.trainer import GuardedTrainer, StepProgress, precision_of, training_arguments, trains_on_cpu
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What fine-tunings leave in a folder: the results of all seeds and, while others run, of each; their models.
+_RESULTS = rf"seed-\d+\.json|{Finetuning.file_name}"
+_EVERYTHING = rf"{_RESULTS}|seed-\d+"
 
 
 @reporting_exhausted_memory()
@@ -54,68 +71,118 @@ def finetune(
 ) -> Finetuning:
     """Fine-tune a decoder on a task, and measure its linearity before and after, on the same rows.
 
-    Each seed begins with the checkpoint and a new head, which reads the last token of a text, and
-    trains all weights (AdamW without weight decay). Linearity is measured as `rectilinear.measure` does it, in float32.
+    Each seed begins with the checkpoint and a new head, which reads the last token of a text, and trains all weights
+    (AdamW without weight decay). Linearity is measured as `rectilinear.measure` does it, in float32.
 
     Args:
         model: Hub id, path, or ``"storyteller"``.
         task: ``boolq``, ``cb``, ``copa``, ``multirc``, ``rte``, ``wic``, ``wsc`` or ``reward``.
         tuning: the task's data, and how to train. Seeds are those from the rows' on.
-        profiling: what to measure linearity on, and how. A text of the task has as many tokens as a row at most, and
-            loses its beginning.
+        profiling: what to measure linearity on, and how. Longer texts of the task than a row lose their beginning.
         out: folder for ``finetuning.json``; while the job runs, for the result of each seed that is done.
         resume: take over the seeds that are done in ``out``, which must be of the same request.
         overwrite: begin anew in a folder that is not empty.
         progress: see `rectilinear.progress.reporting`.
 
     Raises:
-        RequestError: the request cannot be met: no such model or task, data as in `read_task`, text
-            shorter than one row, rows longer than the context, no token to pad with, a folder of something else.
+        RequestError: no such model or task, data as in `read_task`, text shorter than one row, rows longer than the
+            context, no token to pad with, a folder of something else.
         JobError: a loss, logits or activations that are not finite, memory or disk that do not suffice.
     """
-    if PartialState(cpu=trains_on_cpu(tuning.device)).num_processes > 1:
+    if PartialState(cpu=trains_on_cpu(tuning)).num_processes > 1:
         raise RequestError("expected one process to fine-tune with, got several; try it without torchrun")
     if out is None and (tuning.save_models or resume):
         raise RequestError(f"expected `out` with `{'save_models' if tuning.save_models else 'resume'}`, got none")
-    with (
-        claim(out, overwrite=overwrite, resume=resume, kept=_find_seeds) as folder,
-        reporting(progress) as report,
-    ):
-        job = read_job(model, task, tuning, profiling)
+    with claim(out, overwrite=overwrite, resume=resume, kept=_find_seeds) as folder, reporting(progress) as report:
+        job = _read_job(model, task, tuning, profiling)
         profile = profile_model(job.origin, job.inputs, profiling.part(Measurement), "auto", report)
         result = _describe(job, profile)
         done = _done_seeds(folder, result, tuning.save_models) if folder and resume else {}
-        stale = [] if folder is None or resume else [path.name for path in _seed_files(folder)]
-        runs = []
-        for seed in range(profiling.seed, profiling.seed + tuning.seeds):
+        stale = [] if folder is None or resume else _names_in(folder, _EVERYTHING)
+        seeds = range(profiling.seed, profiling.seed + tuning.seeds)
+        for seed in seeds:
             if seed not in done:
                 trained, done[seed] = _run_seed(job, result, seed, report)
                 if folder:
                     _save_seed(folder, job, trained, result.with_runs([done[seed]]), stale)
                     stale = []
                 del trained
-            runs.append(done[seed])
-        result = result.with_runs(runs)
+        result = result.with_runs([done[seed] for seed in seeds])
         if folder:
-            with stage(folder, [path.name for path in _seed_files(folder) if path.suffix == ".json"]) as scratch:
+            with stage(folder, _names_in(folder, _RESULTS)) as scratch:
                 result.save(scratch)
         return result
 
 
-def _describe(job: Job, profile: Profile) -> Finetuning:
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """All that the training with a seed needs: the task, its questions as tokens, and rows to measure linearity on."""
+
+    name: str
+    task: Task
+    source: str
+    train: Encoded
+    validation: Encoded
+    inputs: Inputs
+    origin: Origin
+    tokenizer: PreTrainedTokenizerBase
+    padding: int
+    tuning: Tuning
+    profiling: Profiling
+
+
+def _read_job(model: str | Path, name: str, tuning: Tuning, profiling: Profiling) -> _Job:
+    """Read, and refuse, all that can be read before there are weights."""
+    origin = Origin(model, Loading(**tuning.part(Access).model_dump(), device=tuning.device, dtype="float32"))
+    task, questions = find_task(name), read_task(name, tuning.data, tuning.max_examples)
+    config, tokenizer = origin.config, origin.tokenizer
+    find_blocks(origin.skeleton(), profiling.blocks)
+    check_classifier(config, tuning)
+    check_context(config, profiling.seq_len)
+    padding = _find_padding(tokenizer, config)
+    train, validation = (encode(part, tokenizer, profiling.seq_len) for part in (questions.train, questions.validation))
+    check_ids(config, (train, validation))
+    if profiling.text is None:
+        texts = (text for question in questions.validation for text in question.texts)
+        inputs = _read_rows(f"{questions.source}, validation texts of {name}", texts, tokenizer, profiling)
+    else:
+        inputs = read_inputs(origin, profiling.text, profiling.part(Rows), tokenizer)
+    return _Job(name, task, questions.source, train, validation, inputs, origin, tokenizer, padding, tuning, profiling)
+
+
+def _read_rows(source: str, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, profiling: Profiling) -> Inputs:
+    """Rows of what the model is asked."""
+    rows = pack_rows(texts, tokenize_with(tokenizer), profiling.seq_len, profiling.max_tokens)
+    return Inputs(rows.ids, source, rows.fingerprint, profiling.seq_len, {"max_tokens": profiling.max_tokens})
+
+
+def _find_padding(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
+    """The id to pad with: the tokenizer's, or that of the end of a text, which then is its padding."""
+    vocab_size = text_config(config).vocab_size
+    for padding in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if padding is not None and padding < vocab_size:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+            tokenizer.padding_side = "right"  # as in training
+            return int(padding)
+    raise RequestError("expected a tokenizer with a token for padding or for the end of a text, got neither")
+
+
+def _describe(job: _Job, profile: Profile) -> Finetuning:
     """The result, before any seed."""
     warnings = warn_of_cuts(job.train, job.validation, job.profiling.seq_len)
     if not job.task.ranks and len({question.answer for question in job.train.questions}) == 1:
-        warnings.append(
-            "all questions to train on have the same answer, so that none is to be learnt; try other `data`"
-        )
+        warnings.append("all questions to train on have the same answer, so none is to be learnt; try other `data`")
+    settings = {
+        "bfloat16": precision_of(job.tuning) == "bfloat16",
+        "embedding": job.tuning.penalize_embedding,
+        "profile": profile.settings,
+    }
     return Finetuning(
         model=profile.model,
         task=job.name,
         data=describe_questions(job.source, job.train, job.validation),
         text=profile.data,
-        settings=_settings_of(job.tuning, job.profiling)
-        | {"bfloat16": job.in_bfloat16, "embedding": job.tuning.penalize_embedding, "profile": profile.settings},
+        settings=_settings_of(job.tuning, job.profiling) | settings,
         environment=profile.environment,
         before=linearities_of(profile),
         runs=(),
@@ -130,7 +197,7 @@ def _settings_of(tuning: Tuning, profiling: Profiling) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("seeds", "save_models")}
 
 
-def _run_seed(job: Job, result: Finetuning, seed: int, progress: Progress) -> tuple[PreTrainedModel, SeedRun]:
+def _run_seed(job: _Job, result: Finetuning, seed: int, progress: Progress) -> tuple[PreTrainedModel, SeedRun]:
     """Train, ask and measure."""
     started = time.perf_counter()
     try:
@@ -140,9 +207,9 @@ def _run_seed(job: Job, result: Finetuning, seed: int, progress: Progress) -> tu
     except JobError as error:
         raise JobError(f"seed {seed}: {error}") from error
     predictions = predict(job.task, job.validation, scores)
-    measurement = job.profiling.part(Measurement)
-    after = linearities_of(profile_model(Origin(trained), job.inputs, measurement, "auto", progress))
-    run = SeedRun(
+    profile = profile_model(Origin(trained), job.inputs, job.profiling.part(Measurement), "auto", progress)
+    after = linearities_of(profile)
+    return trained, SeedRun(
         seed=seed,
         steps=int(log[-1]["step"]),
         seconds=time.perf_counter() - started,
@@ -151,32 +218,29 @@ def _run_seed(job: Job, result: Finetuning, seed: int, progress: Progress) -> tu
         change=change_of(result.before, after),
         log=log,
     )
-    return trained, run
 
 
-def _train(job: Job, seed: int, progress: Progress) -> tuple[PreTrainedModel, tuple[dict[str, float], ...]]:
+def _train(job: _Job, seed: int, progress: Progress) -> tuple[PreTrainedModel, tuple[dict[str, float], ...]]:
     """The trained model, and what Trainer logged."""
     tuning, examples = job.tuning, training_examples(job.task, job.train)
     set_seed(seed)
     model = load_classifier(job.origin.name, job.task.labels, job.padding, tuning)
     use_cache = model.config.use_cache  # Trainer turns it off
-    loss = bradley_terry if job.task.ranks else None
-    regularizer = Regularizer.of(model, tuning, job.profiling.blocks, loss)
+    regularizer = Regularizer.of(model, tuning, job.profiling.blocks, bradley_terry if job.task.ranks else None)
     steps = tuning.max_steps or max(1, int(tuning.epochs * math.ceil(len(examples) / tuning.batch_size)))
     with tempfile.TemporaryDirectory() as scratch:  # Trainer wants a folder, and leaves it empty
         arguments = training_arguments(
             scratch,
             steps,
-            trains_on_cpu(tuning.device),
+            trains_on_cpu(tuning),
             per_device_train_batch_size=tuning.batch_size,
             learning_rate=tuning.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=steps // 20,
             weight_decay=0.0,
-            bf16=job.in_bfloat16,
+            bf16=precision_of(tuning) == "bfloat16",
             logging_steps=max(1, steps // 50),
             save_strategy="no",
-            report_to="none",
             remove_unused_columns=False,
             seed=seed,
         )
@@ -191,8 +255,7 @@ def _train(job: Job, seed: int, progress: Progress) -> tuple[PreTrainedModel, tu
     return trained, tuple(trainer.state.log_history)
 
 
-def _save_seed(folder: Path, job: Job, trained: PreTrainedModel, result: Finetuning, stale: Sequence[str]) -> None:
-    """Leave the result of a seed, and its model where that is asked for."""
+def _save_seed(folder: Path, job: _Job, trained: PreTrainedModel, result: Finetuning, stale: Sequence[str]) -> None:
     name = f"seed-{result.runs[0].seed}"
     with stage(folder, stale) as scratch:
         if job.tuning.save_models:
@@ -201,27 +264,21 @@ def _save_seed(folder: Path, job: Job, trained: PreTrainedModel, result: Finetun
         (scratch / f"{name}.json").write_text(result.to_json(), encoding="utf-8")
 
 
-def _seed_files(folder: Path) -> list[Path]:
-    """What fine-tunings left in a folder: results of seeds while others run, their models, and the result of all."""
-    found = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in found if re.fullmatch(rf"seed-\d+(\.json)?|{Finetuning.file_name}", path.name)]
+def _names_in(folder: Path, pattern: str) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if re.fullmatch(pattern, path.name))
 
 
 def _find_seeds(folder: Path) -> str | None:
     """What to say of a folder to whoever stops a fine-tuning in it; None where no seed is done."""
-    done = any(path.suffix == ".json" for path in _seed_files(folder))
+    done = _names_in(folder, _RESULTS)
     return f"{folder} keeps the seeds that are done; to go on, add `resume`" if done else None
 
 
 def _done_seeds(folder: Path, wanted: Finetuning, save_models: bool) -> dict[int, SeedRun]:
-    """The seeds that are done in a folder.
-
-    Raises:
-        RequestError: they are of another request.
-    """
+    """The seeds that are done in a folder; refused where they are of another request."""
     done: dict[int, SeedRun] = {}
-    for file in (path for path in _seed_files(folder) if path.suffix == ".json"):
-        found = Finetuning.load(file)
+    for name in _names_in(folder, _RESULTS):
+        found = Finetuning.load(folder / name)
         check_same(folder, _identity(found), _identity(wanted))
         done |= {run.seed: run for run in found.runs if not save_models or (folder / f"seed-{run.seed}").is_dir()}
     return done
@@ -230,10 +287,10 @@ def _done_seeds(folder: Path, wanted: Finetuning, save_models: bool) -> dict[int
 def _identity(result: Finetuning) -> dict[str, Any]:
     """All that a seed's run depends on, but for the machine; files of earlier versions have fewer settings."""
     settings = _settings_of(Tuning(), Profiling()) | result.settings
-    settings["penalize_embedding"] = settings["embedding"]
-    names = ("profile", "data", "device", "revision", "trust_remote_code")
-    return {
-        **{name: value for name, value in settings.items() if name not in names},
+    for name in ("profile", "device", "revision", "trust_remote_code"):
+        settings.pop(name, None)
+    return settings | {
+        "penalize_embedding": settings["embedding"],
         "model": result.model.sha256,
         "task": result.task,
         "data": result.data.fingerprint,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -47,23 +47,17 @@ def score_answers(
     constant: int | None,
     labels: int,
 ) -> dict[str, MetricRecord]:
-    """Metrics of some predictions.
+    """Metrics of predictions, ``[questions]`` each with its answer out of ``labels`` possible ones, and its group.
 
-    The standard error is a jackknife that leaves out one group at a time; where each question is
-    its own group, that of the accuracy is the usual ``sqrt(p (1 - p) / (n - 1))``.
-
-    Args:
-        names: which metrics.
-        answers, predictions, groups: ``[questions]`` each.
-        constant: the answer of the baseline; None for one that is right half of the time.
-        labels: number of possible answers.
+    The standard error is a jackknife that leaves out one group at a time; where each question is its own group, that
+    of the accuracy is the usual ``sqrt(p (1 - p) / (n - 1))``. The baseline always answers ``constant``; None for one
+    that is right half of the time.
     """
     counts = _confusions(answers, predictions, groups, labels)
-    total = counts.sum(0)
     always = None if constant is None else _confusions(answers, [constant] * len(answers), groups, labels).sum(0)
     return {
         name: MetricRecord(
-            value=float(_METRICS[name](total)),
+            value=float(_METRICS[name](counts.sum(0))),
             stderr=_jackknife(_METRICS[name], counts),
             baseline=0.5 if always is None else float(_METRICS[name](always)),
         )
@@ -73,15 +67,14 @@ def score_answers(
 
 def commonest(answers: Sequence[int]) -> int:
     """The answer that is there most often; of several the first."""
-    counts = Counter(answers)
-    return min(counts, key=lambda answer: (-counts[answer], answer))
+    return statistics.mode(sorted(answers))
 
 
 def _confusions(answers: Sequence[int], predictions: Sequence[int], groups: Sequence[int], labels: int) -> Tensor:
     """``[groups, answers, predictions]``: how often each of the groups has each."""
-    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
-    counts = torch.zeros(len(places), labels, labels, dtype=torch.float64)
-    at = (torch.tensor([places[group] for group in groups]), torch.tensor(answers), torch.tensor(predictions))
+    distinct, places = torch.unique(torch.tensor(groups), return_inverse=True)
+    counts = torch.zeros(len(distinct), labels, labels, dtype=torch.float64)
+    at = (places, torch.tensor(answers), torch.tensor(predictions))
     return counts.index_put_(at, torch.ones(len(answers), dtype=torch.float64), accumulate=True)
 
 

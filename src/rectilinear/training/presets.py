@@ -19,35 +19,25 @@ class Preset:
 
     The paper (arXiv 2405.12250) pretrained Mistral decoders of 150M and 650M parameters and states
     neither depth nor width nor the steps; these are choices of this project.
-
-    Attributes:
-        vocab_size: tokens of the tokenizer that is trained for it, and with which it has the parameters of its name.
-        blocks, width, mlp_width, heads, key_value_heads: of the decoder.
-        tied: whether embedding and head are one.
-        seq_len: tokens in a row.
-        rows: rows in an optimizer step.
-        batch_size: of these at once.
-        learning_rate: the highest of the schedule.
     """
 
-    vocab_size: int
+    vocab_size: int  # of the tokenizer that is trained for it, and with which it has the parameters of its name
     blocks: int
     width: int
     mlp_width: int
     heads: int
     key_value_heads: int
-    tied: bool
+    tied: bool  # whether embedding and head are one
     seq_len: int
-    rows: int
-    batch_size: int
-    learning_rate: float
+    rows: int  # in an optimizer step
+    batch_size: int  # of these at once
+    learning_rate: float  # the highest of the schedule
 
     def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         """The decoder for a tokenizer, with random weights."""
         from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig
 
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        special = {name: getattr(tokenizer, name) for name in names}
+        special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         config = MistralConfig(
             vocab_size=len(tokenizer),
             hidden_size=self.width,
@@ -74,11 +64,7 @@ PRESETS = {
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of that name.
-
-    Raises:
-        RequestError: there is none.
-    """
+    """The preset of that name; `RequestError` where there is none."""
     if name not in PRESETS:
         near = try_nearest(name, PRESETS, 0.9)
         raise RequestError(f"expected `preset` to be one of {', '.join(PRESETS)}, got {name!r}{near}")
@@ -86,12 +72,10 @@ def find_preset(name: str) -> Preset:
 
 
 def fill_preset(recipe: Recipe, corpus: Corpus, processes: int = 1) -> Preset:
-    """The recipe's preset, with what is asked for in the place of its own, for a number of processes.
+    """The recipe's preset, with what is asked for in the place of its own.
 
-    Where nothing is said of batches, a step has the preset's number of rows, however many processes share them.
-
-    Raises:
-        RequestError: they cannot share them evenly.
+    Where nothing is said of batches, a step has the preset's number of rows, shared evenly by any number of processes;
+    `RequestError` where these cannot.
     """
     preset = find_preset(recipe.preset)
     given = None if recipe.batch_size == "auto" else recipe.batch_size

@@ -27,16 +27,7 @@ from rectilinear.results import DataRecord
 from rectilinear.runs import claim, stage
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.training.callback import LinearityCallback
-from rectilinear.training.corpus import (
-    PackedText,
-    Plan,
-    discard_rows,
-    find_run,
-    is_over,
-    open_run,
-    resume_run,
-    start_run,
-)
+from rectilinear.training.corpus import ROWS, PackedText, Plan, find_run, is_over, open_run, resume_run, start_run
 from rectilinear.training.presets import fill_preset
 from rectilinear.training.regularizer import Regularizer
 from rectilinear.training.results import HeldOutRecord, Training
@@ -47,8 +38,8 @@ from rectilinear.training.trainer import (
     SaveAtSignal,
     StepProgress,
     discard_checkpoints,
-    has_bfloat16,
     last_checkpoint,
+    precision_of,
     training_arguments,
     trains_on_cpu,
 )
@@ -68,15 +59,14 @@ def pretrain(
 ) -> Training:
     """Pretrain a decoder, and leave a checkpoint in a folder.
 
-    Runs in one process or, under torchrun or ``accelerate launch``, in several (DDP, FSDP). While
-    it runs, the folder has the rows, the recipe and Trainer's checkpoints. At the end it has the
-    model, its tokenizer, ``training.json``, ``dynamics.json`` and a model card, and still the last
-    checkpoints. Ctrl-C and SIGTERM leave a checkpoint of the step that they meet.
+    Runs in one process or, under torchrun or ``accelerate launch``, in several (DDP, FSDP). While it runs, the folder
+    has the rows, the recipe and Trainer's checkpoints. At the end it has the model, its tokenizer, ``training.json``,
+    ``dynamics.json`` and a model card, and still the last checkpoints. Ctrl-C and SIGTERM leave a checkpoint of the
+    step that they meet.
 
     Args:
         text: a text source; see `rectilinear.text.sources.open_text`.
-        recipe: which decoder, and how to train it.
-        corpus: how the text becomes rows, and what is held out.
+        recipe, corpus: which decoder, and how to train it; how the text becomes rows, and what is held out.
         out: the folder.
         monitoring: what to see and keep while it runs.
         resume: go on from the last checkpoint in the folder, which must be of the same request or of one for fewer
@@ -90,11 +80,9 @@ def pretrain(
         Interrupted: a signal ended it, with a checkpoint to go on from.
     """
     _check_request(str(text), recipe, corpus, monitoring)
-    on_cpu = trains_on_cpu(recipe.device)
-    if recipe.dtype == "auto":
-        recipe = recipe.model_copy(update={"dtype": "bfloat16" if has_bfloat16(on_cpu) else "float32"})
+    recipe = recipe.model_copy(update={"dtype": precision_of(recipe)})
     # The others wait while one process packs the text, and while it scores the model.
-    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
+    state = PartialState(cpu=trains_on_cpu(recipe), timeout=timedelta(days=1))
     plan = Plan(str(text), recipe, corpus, fill_preset(recipe, corpus, state.num_processes))
     folder = Path(out).expanduser().absolute()
     with (
@@ -140,19 +128,19 @@ def _train(folder: Path, plan: Plan, monitoring: Monitoring, progress: Progress)
     started = time.perf_counter()
     with saving.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    _finish(folder, plan, packed, trainer, steps_of(checkpoint) if checkpoint else 0, time.perf_counter() - started)
+    new = trainer.state.global_step - (steps_of(checkpoint) if checkpoint else 0)
+    _finish(folder, plan, packed, trainer, new, time.perf_counter() - started)
 
 
 def _make_trainer(folder: Path, plan: Plan, packed: PackedText, monitoring: Monitoring) -> GuardedTrainer:
     """Trainer, ready to start."""
-    recipe, preset, on_cpu = plan.recipe, plan.preset, trains_on_cpu(plan.recipe.device)
-    steps = plan.steps(len(packed.train))
+    recipe, preset, steps = plan.recipe, plan.preset, plan.steps(len(packed.train))
     tenth = max(1, steps // 10)
     probe_every = tenth if monitoring.probe_every is None else monitoring.probe_every
     arguments = training_arguments(
         folder,
         steps,
-        on_cpu,
+        trains_on_cpu(recipe),
         per_device_train_batch_size=preset.batch_size,
         per_device_eval_batch_size=preset.batch_size,
         gradient_accumulation_steps=preset.rows // (preset.batch_size * PartialState().num_processes),
@@ -190,9 +178,7 @@ def _make_trainer(folder: Path, plan: Plan, packed: PackedText, monitoring: Moni
     return trainer
 
 
-def _finish(
-    out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, first_step: int, seconds: float
-) -> None:
+def _finish(out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, new: int, seconds: float) -> None:
     """Save the model and what there is to say of it, all or nothing."""
     if trainer.is_fsdp_enabled:  # else each process would save its shard
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
@@ -207,47 +193,41 @@ def _finish(
         model.config.use_cache = True  # Trainer turned it off
         model.config.save_pretrained(folder)
         model.name_or_path = str(out)
-        training = _describe(model, plan, packed, trainer, first_step, seconds)
+        training = _describe(model, plan, packed, trainer, new, seconds)
         training.save(folder)
         (folder / "README.md").write_text(_model_card(training), encoding="utf-8")
-    discard_rows(out)
+    (out / ROWS).unlink(missing_ok=True)
 
 
 def _describe(
-    model: Any, plan: Plan, packed: PackedText, trainer: GuardedTrainer, first_step: int, seconds: float
+    model: Any, plan: Plan, packed: PackedText, trainer: GuardedTrainer, new: int, seconds: float
 ) -> Training:
-    """What came of it."""
+    """What came of all steps, of which some are new and took some seconds."""
     preset, steps = plan.preset, trainer.state.global_step
-    loss = measure_perplexity(model, packed.held_out, preset.batch_size)
-    data = DataRecord(
-        source=packed.held_out_source,
-        fingerprint=fingerprint([packed.held_out]),
-        tokens=loss.tokens,
-        rows=len(packed.held_out),
-        seq_len=preset.seq_len,
-    )
+    tokens, loss = preset.rows * preset.seq_len, measure_perplexity(model, packed.held_out, preset.batch_size)
+
+    def record(source: str, rows: Tensor, digest: str, tokens: int) -> DataRecord:
+        return DataRecord(source=source, fingerprint=digest, tokens=tokens, rows=len(rows), seq_len=preset.seq_len)
+
     probes = [each for each in trainer.callback_handler.callbacks if isinstance(each, LinearityCallback)]
     settings = plan.request()
     known = {"vocab_size": len(packed.tokenizer), "vocabulary": len(packed.tokenizer)}  # not what was asked for
     earlier = {"embedding": settings["penalize_embedding"], "accumulation": settings["gradient_accumulation"]}
     return Training(
         model=record_model(model, Origin(model), find_blocks(model), preset.width),
-        data=DataRecord(
-            source=plan.text,
-            fingerprint=packed.contents.fingerprint,
-            tokens=steps * preset.rows * preset.seq_len,
-            rows=len(packed.train),
-            seq_len=preset.seq_len,
+        data=record(plan.text, packed.train, packed.contents.fingerprint, steps * tokens),
+        held_out=HeldOutRecord(
+            data=record(packed.held_out_source, packed.held_out, fingerprint([packed.held_out]), loss.tokens),
+            loss=loss.loss,
+            stderr=loss.stderr,
+            perplexity=loss.perplexity,
         ),
-        held_out=HeldOutRecord(data=data, loss=loss.loss, stderr=loss.stderr, perplexity=loss.perplexity),
         settings=settings | known | earlier,
         environment=record_environment(trainer.model),
         processes=PartialState().num_processes,
         steps=steps,
         seconds=seconds,
-        tokens_per_second=(
-            (steps - first_step) * preset.rows * preset.seq_len / seconds if steps > first_step else None
-        ),
+        tokens_per_second=new * tokens / seconds if new else None,
         log=tuple(trainer.state.log_history),
         warnings=probes[0].dynamics.all_warnings() if probes and probes[0].dynamics else (),
     )

@@ -26,23 +26,18 @@ LossFunction = Callable[[Any, Tensor, Tensor | int], Tensor]
 class Regularizer:
     """Adds ``strength`` times `rectilinear.layer_penalty` to a model's loss (arXiv 2405.12250).
 
-    It reads the hidden states as they pass, before the final norm, by hooks on the blocks: nothing
-    of the model changes, and nothing is kept that the backward pass would not keep. For
-    transformers' Trainer it is the loss function::
+    It reads the hidden states as they pass, before the final norm, by hooks on the blocks: nothing of the model
+    changes, and nothing is kept that the backward pass would not keep. For transformers' Trainer it is the loss
+    function, and in a loop of one's own a term::
 
         Trainer(model, arguments, ..., compute_loss_func=Regularizer(model, "cosine", 0.5))
-
-    and in a loop of one's own::
-
         loss = model(**batch).loss + regularizer.strength * regularizer.penalty()
 
-    Trainer's loss is a mean over the items of an optimizer step, however many batches and
-    processes it is spread over, and so is the penalty: of each row the mean over its unmasked
-    tokens, counted as often as Trainer counts items in the row. Where rows are full, this is the
-    mean over unmasked tokens, which `penalty` is in any case. In evaluation there is no penalty, so
-    that losses stay comparable.
-
-    Works with gradient checkpointing, autocast, DDP and FSDP, not with `torch.nn.DataParallel`.
+    Trainer's loss is a mean over the items of an optimizer step, however many batches and processes it is spread over,
+    and so is the penalty: of each row the mean over its unmasked tokens, counted as often as Trainer counts items in
+    the row. Where rows are full, this is the mean over unmasked tokens, which `penalty` is in any case. In evaluation
+    there is no penalty, so that losses stay comparable. Works with gradient checkpointing, autocast, DDP and FSDP, not
+    with `torch.nn.DataParallel`.
 
     Attributes:
         kind, strength: as given.
@@ -72,7 +67,11 @@ class Regularizer:
         Raises:
             RequestError: a strength that is negative or not finite, another kind, no block stack.
         """
-        self.kind, self.strength = check_penalty(kind, strength)
+        if kind not in ("cosine", "mse"):
+            raise RequestError(f"expected regularizer 'cosine' or 'mse', got {kind!r}")
+        if not (math.isfinite(strength) and strength >= 0):
+            raise RequestError(f"expected a regularizer strength of at least 0, got {strength}")
+        self.kind, self.strength = kind, strength
         self.last: Tensor | None = None
         self._model, self._loss = model, loss
         self._first = 0 if embedding else 1
@@ -88,25 +87,16 @@ class Regularizer:
 
     @classmethod
     def of(
-        cls,
-        model: nn.Module,
-        settings: Regularization,
-        blocks: str | None = None,
-        loss: LossFunction | None = None,
+        cls, model: nn.Module, settings: Regularization, blocks: str | None = None, loss: LossFunction | None = None
     ) -> Regularizer:
         """The penalty that settings ask for; of strength 0 where they ask for none."""
-        none = settings.regularizer == "none"
-        kind: PenaltyKind = "cosine" if settings.regularizer == "none" else settings.regularizer
-        strength, embedding = 0.0 if none else settings.strength, settings.penalize_embedding
-        return cls(model, kind, strength, embedding=embedding, blocks=blocks, loss=loss)
+        if settings.regularizer == "none":
+            return cls(model, strength=0, loss=loss)
+        embedding = settings.penalize_embedding
+        return cls(model, settings.regularizer, settings.strength, embedding=embedding, blocks=blocks, loss=loss)
 
     def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """The loss of a batch, with the penalty where gradients are taken: a ``compute_loss_func``.
-
-        Args:
-            outputs: what the model returned.
-            labels: as Trainer hands them over.
-            num_items_in_batch: in all batches of the optimizer step; default: in this one.
+        """The loss of a batch, with the penalty where gradients are taken: a ``compute_loss_func`` of Trainer.
 
         Raises:
             JobError: gradients are taken, but the model that ran is not the one that is watched.
@@ -120,10 +110,8 @@ class Regularizer:
         if not self.strength or not torch.is_grad_enabled():
             return loss
         tokens, mask = self._take()
-        if mask is not None:
-            tokens = tokens.masked_fill(~mask.to(tokens.device), 0)
-        real = tokens.shape[1] if mask is None else mask.to(tokens).sum(1).clamp_min(1)
-        means = tokens.sum(1) / real
+        real = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.to(tokens.device)
+        means = tokens.masked_fill(~real, 0).sum(1) / real.sum(1).clamp_min(1)
         penalty = (means * items.to(means)).sum() / num_items
         self.last = penalty.detach()
         return loss + self.strength * penalty.to(loss.device)
@@ -159,16 +147,3 @@ class Regularizer:
                 "try Regularizer(model) with the model that is trained"
             )
         return tokens, self._padding.of_last(tokens.shape[-1])
-
-
-def check_penalty(kind: PenaltyKind, strength: float) -> tuple[PenaltyKind, float]:
-    """The two, if they can be used.
-
-    Raises:
-        RequestError: they cannot.
-    """
-    if kind not in ("cosine", "mse"):
-        raise RequestError(f"expected regularizer 'cosine' or 'mse', got {kind!r}")
-    if not (math.isfinite(strength) and strength >= 0):
-        raise RequestError(f"expected a regularizer strength of at least 0, got {strength}")
-    return kind, strength

@@ -161,14 +161,12 @@ class Finetuning(ResultFile):
         before = self.before.update_linearity.model_dump().items()
         levels = ", ".join(f"{value:.4f} {name.replace('_', ' ')}" for name, value in before if value is not None)
         spread_over = f"±: standard deviation over {seeds} seeds" if seeds > 1 else "one seed: no deviation"
-        table = Table.of(
-            columns,
-            [cells],
-            title=f"{self.model.id}: trained on {data.train:,} questions of {data.source}, {data.validation:,} asked; "
-            f"linearity on {self.text.tokens:,} tokens of {self.text.source}",
-            caption=f"means over blocks, after minus before ({levels or 'no score'}); {spread_over}",
+        title = (
+            f"{self.model.id}: trained on {data.train:,} questions of {data.source}, {data.validation:,} asked; "
+            f"linearity on {self.text.tokens:,} tokens of {self.text.source}"
         )
-        return (table,)
+        caption = f"means over blocks, after minus before ({levels or 'no score'}); {spread_over}"
+        return (Table.of(columns, [cells], title=title, caption=caption),)
 
     def all_warnings(self) -> tuple[str, ...]:
         """Those of the fine-tuning, and of the profiles before and after, each once."""
@@ -182,15 +180,14 @@ def _estimate(spread: Spread) -> Estimate | None:
 
 def linearities_of(profile: Profile) -> Linearities:
     """What a profile says of the blocks."""
-    blocks = tuple(
-        BlockLinearity(index=block.index, linearity=block.linearity, update_linearity=block.update_linearity)
-        for block in profile.blocks
-    )
     return Linearities(
         sha256=profile.model.sha256,
-        linearity=_means([block.linearity for block in blocks]),
-        update_linearity=_means([block.update_linearity for block in blocks]),
-        blocks=blocks,
+        linearity=_means([block.linearity for block in profile.blocks]),
+        update_linearity=_means([block.update_linearity for block in profile.blocks]),
+        blocks=tuple(
+            BlockLinearity(index=block.index, linearity=block.linearity, update_linearity=block.update_linearity)
+            for block in profile.blocks
+        ),
         warnings=profile.warnings,
     )
 
@@ -200,8 +197,8 @@ def change_of(before: Linearities, after: Linearities) -> Change:
     earlier = {block.index: block for block in before.blocks}
     pairs = [(earlier[block.index], block) for block in after.blocks if block.index in earlier]
     return Change(
-        linearity=_changes([(one.linearity, two.linearity) for one, two in pairs]),
-        update_linearity=_changes([(one.update_linearity, two.update_linearity) for one, two in pairs]),
+        linearity=_means([_change(one.linearity, two.linearity) for one, two in pairs]),
+        update_linearity=_means([_change(one.update_linearity, two.update_linearity) for one, two in pairs]),
     )
 
 
@@ -214,28 +211,21 @@ def summarize(runs: Sequence[SeedRun]) -> Summary:
     )
 
 
-def _means(records: Sequence[LinearityRecord | Scores]) -> Scores:
-    return Scores(**{name: _mean(getattr(record, name) for record in records) for name in Scores.model_fields})
+def _spreads(scores: Sequence[LinearityRecord | Scores]) -> Spreads:
+    return Spreads(**{name: _spread(getattr(score, name) for score in scores) for name in Spreads.model_fields})
 
 
-def _changes(pairs: Sequence[tuple[LinearityRecord, LinearityRecord]]) -> Scores:
-    return _means([Scores(**{name: _change(one, two, name) for name in Scores.model_fields}) for one, two in pairs])
+def _means(scores: Sequence[LinearityRecord | Scores]) -> Scores:
+    spreads = _spreads(scores)
+    return Scores(in_sample=spreads.in_sample.mean, held_out=spreads.held_out.mean)
 
 
-def _change(before: LinearityRecord, after: LinearityRecord, name: str) -> float | None:
-    earlier, later = getattr(before, name), getattr(after, name)
-    return None if earlier is None or later is None else later - earlier
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
-def _spreads(scores: Sequence[Scores]) -> Spreads:
-    return Spreads(**{name: _spread(getattr(score, name) for score in scores) for name in Scores.model_fields})
+def _change(before: LinearityRecord, after: LinearityRecord) -> Scores:
+    pairs = {name: (getattr(before, name), getattr(after, name)) for name in Scores.model_fields}
+    return Scores(**{name: None if None in pair else pair[1] - pair[0] for name, pair in pairs.items()})
 
 
 def _spread(values: Iterable[float | None]) -> Spread:
     known = [value for value in values if value is not None]
-    return Spread(mean=_mean(known), deviation=statistics.stdev(known) if len(known) > 1 else None, n=len(known))
+    mean = statistics.fmean(known) if known else None
+    return Spread(mean=mean, deviation=statistics.stdev(known) if len(known) > 1 else None, n=len(known))

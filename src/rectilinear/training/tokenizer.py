@@ -22,20 +22,16 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int) -> PreTrainedToke
     ``<|endoftext|>`` begins every document and so ends the one before: it is the token of both ends.
     ``<|padding|>`` is another, lest whoever leaves padding out of a loss leave out the ends.
 
-    Args:
-        documents: of text.
-        vocab_size: tokens to have at most; at least 258, of which 256 are bytes.
-
     Raises:
-        RequestError: a smaller vocabulary, or no text.
+        RequestError: a ``vocab_size`` (at most so many tokens) below 258, of which 256 are bytes; or no text.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = [_END, _PADDING]
-    if vocab_size < len(alphabet) + len(special):
-        least = len(alphabet) + len(special)
+    least = len(alphabet) + len(special)
+    if vocab_size < least:
         raise RequestError(f"expected a vocabulary of at least {least}, got {vocab_size}; try `vocab_size={least}`")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

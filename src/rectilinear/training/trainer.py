@@ -22,15 +22,13 @@ from rectilinear.models.trained import items_of_rows
 from rectilinear.progress import Progress
 from rectilinear.runs import Interrupted
 from rectilinear.training.regularizer import Regularizer
+from rectilinear.training.settings import Optimization
 
 
 class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
     """Trainer that stops at the first loss or gradient that is not finite, and logs the penalty of a regularizer.
 
-    Weights are then still those of the last finite step, and so is every checkpoint.
-
-    Attributes:
-        remedy: what to try where it stops.
+    Weights are then still those of the last finite step, and so is every checkpoint. ``remedy`` says what to try.
     """
 
     remedy = "try a smaller `learning_rate`"
@@ -45,11 +43,7 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         self._penalties: list[Tensor] = []
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """As Trainer's: the batches of an optimizer step, and how many items all processes have in them.
-
-        Raises:
-            JobError: a regularizer would weigh its penalty by another count than Trainer's.
-        """
+        """As Trainer's; `JobError` where a regularizer would weigh its penalty by another count of items."""
         batches, count = super().get_batch_samples(*args, **kwargs)
         if self._regularizer and batches and self.args.n_gpu <= 1:
             ours = sum(int(items_of_rows(self.model, batch["labels"]).sum()) for batch in batches)
@@ -58,11 +52,7 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         return batches, count
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As Trainer's.
-
-        Raises:
-            JobError: the loss is not finite.
-        """
+        """As Trainer's; `JobError` where the loss is not finite."""
         loss: Tensor = super().training_step(*args, **kwargs)
         if not loss.isfinite():
             raise self._diverged("loss", float(loss))
@@ -71,9 +61,7 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As Trainer's; where there is a penalty, ``loss`` has it, and ``penalty`` (before the strength) and
-        ``task_loss`` are beside it.
-        """
+        """As Trainer's; ``penalty`` (before the strength) and ``task_loss`` beside a ``loss`` that has a penalty."""
         if "loss" in logs and self._penalties and self._regularizer:
             # Of each batch this process's share: several make up a step.
             total = self.accelerator.reduce(torch.stack(self._penalties).sum(), "sum")
@@ -142,23 +130,23 @@ class SaveAtSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
     @contextmanager
     def listening(self) -> Iterator[None]:
         """While open, a signal waits for the end of the step; a second one does not."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        in_main = threading.current_thread() is threading.main_thread()  # others can have no handlers
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if in_main}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
         def receive(number: int, frame: Any) -> None:
             self._received = number
-            for each, handler in before.items():
-                signal.signal(each, handler)
+            restore()
 
         for number in before:
             signal.signal(number, receive)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            restore()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint, in all processes alike."""
@@ -170,11 +158,7 @@ class SaveAtSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
             control.should_log = control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop.
-
-        Raises:
-            Interrupted: a signal was received.
-        """
+        """Raise `Interrupted` where a signal was received."""
         if self._stopping and state.global_step < state.max_steps:
             kept = f"{args.output_dir} keeps the run up to step {state.global_step:,}; to go on, add `resume`"
             raise Interrupted(kept, 128 + self._stopping)
@@ -182,38 +166,32 @@ class SaveAtSignal(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
 def training_arguments(folder: str | Path, steps: int, on_cpu: bool, **options: Any) -> TrainingArguments:
     """Trainer's arguments, with what all trainings here share."""
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        dataloader_pin_memory=not on_cpu,
-        disable_tqdm=True,
-        use_cpu=on_cpu,
-        **options,
-    )
+    shared = {"dataloader_pin_memory": not on_cpu, "disable_tqdm": True, "report_to": "none", "use_cpu": on_cpu}
+    arguments = TrainingArguments(output_dir=str(folder), max_steps=steps, **shared | options)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process a GPU: no torch.nn.DataParallel
     return arguments
 
 
-def trains_on_cpu(device: Literal["auto", "cpu"]) -> bool:
-    """Whether that is the CPU here."""
-    return device == "cpu" or not torch.accelerator.is_available()
+def trains_on_cpu(settings: Optimization) -> bool:
+    """Whether that is to be on the CPU here."""
+    return settings.device == "cpu" or not torch.accelerator.is_available()
 
 
-def has_bfloat16(on_cpu: bool) -> bool:
-    """Whether the device has instructions for bfloat16, so that it is faster than float32."""
-    if on_cpu:
+def precision_of(settings: Optimization) -> Literal["float32", "bfloat16"]:
+    """Precision of products; of itself bfloat16 where the device has instructions for it, and so is faster with it."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    if trains_on_cpu(settings):
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
-    return torch.cuda.is_available() and bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        fast = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    else:
+        fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
 
 
 @contextmanager
 def keeping(folder: str | Path) -> Iterator[None]:
-    """While open, what cannot be written is a checkpoint.
-
-    Raises:
-        JobError: that is so.
-    """
+    """While open, what cannot be written is a checkpoint: a `JobError`."""
     try:
         with writing():
             yield
@@ -227,10 +205,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def discard_checkpoints(folder: Path, *, partial_only: bool = False) -> None:
-    """Remove the checkpoints of a folder, or those that were not written to their end.
-
-    Trainer counts the latter among those to keep, and would remove better ones for them.
-    """
+    """Remove a folder's checkpoints, or those not written to their end, for which Trainer would remove better ones."""
     for path in checkpoints_of(folder):
         if not partial_only or state_step(path) is None:
             shutil.rmtree(path)
