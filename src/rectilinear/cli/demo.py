@@ -8,7 +8,8 @@ from cyclopts import Parameter
 
 from rectilinear.cli.panels import RUNTIME, RuntimeOptions
 from rectilinear.models.settings import Loading, Placement
-from rectilinear.runs import Runtime, claim, stage
+from rectilinear.publish import stage
+from rectilinear.runs import Runtime, claim
 from rectilinear.settings import BatchSize
 from rectilinear.text.settings import Rows, Seeded
 

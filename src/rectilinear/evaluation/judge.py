@@ -32,8 +32,9 @@ from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
+from rectilinear.publish import stage
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord
-from rectilinear.runs import check_same, claim, read_request, stage, write_request
+from rectilinear.runs import check_same, claim, read_request, write_request
 
 
 def judge(

@@ -18,8 +18,9 @@ from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.records import record_environment, record_model
 from rectilinear.progress import Progress
+from rectilinear.publish import stage
 from rectilinear.results import DataRecord
-from rectilinear.runs import stage, write_request
+from rectilinear.runs import write_request
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.sources import open_text
 

@@ -31,8 +31,9 @@ from rectilinear.models.records import record_environment, record_model, record_
 from rectilinear.models.settings import Loading
 from rectilinear.models.surgery import check_removal, commit
 from rectilinear.progress import Progress, reporting
+from rectilinear.publish import stage
 from rectilinear.results import DataRecord, ModelRecord, settings_record
-from rectilinear.runs import claim, stage
+from rectilinear.runs import claim
 from rectilinear.settings import BatchSize
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.models import reload_check
 from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.released_code import FILES
-from rectilinear.runs import nearest_existing
+from rectilinear.publish import nearest_existing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -22,8 +22,9 @@ from rectilinear.models.load import load_classifier
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Access
 from rectilinear.progress import Progress, reporting
+from rectilinear.publish import stage
 from rectilinear.results import settings_record
-from rectilinear.runs import check_same, claim, stage
+from rectilinear.runs import check_same, claim
 from rectilinear.training.classification import (
     Collator,
     bradley_terry,

@@ -23,8 +23,9 @@ from rectilinear.models.records import record_environment, record_model
 from rectilinear.models.series import steps_of
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
+from rectilinear.publish import stage
 from rectilinear.results import DataRecord
-from rectilinear.runs import claim, stage
+from rectilinear.runs import claim
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.training.callback import LinearityCallback
 from rectilinear.training.corpus import (
