@@ -73,7 +73,7 @@ def run(program, root, log, at=None, act=kill):
     if child == 0:
         code = 70
         try:
-            sys.stdout = sys.stderr = open(log, "w", buffering=1)
+            sys.stdout = sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115: until the fork ends
             os.dup2(sys.stdout.fileno(), 1)
             os.dup2(sys.stdout.fileno(), 2)
             steps = Steps(root, at, act)

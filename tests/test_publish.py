@@ -1,13 +1,11 @@
-"""A kill, or a full disk, at every step of publishing leaves the old result, the new one, or none; and nothing beside it."""
+"""A kill, or a full disk, at every step of publishing leaves the old result, the new one, or none."""
 
-import json
 import os
 import shutil
 
 import pytest
 
-from rectilinear.errors import JobError
-from rectilinear.publish import contents, stage
+from rectilinear.publish import stage
 from rectilinear.runs import claim
 from tests import faults
 
