@@ -1,27 +1,17 @@
-"""The protocol of runs: claim a folder, stage results, publish all of them or nothing, resume, say where to go on."""
+"""The protocol of runs: claim a folder, publish results, resume, say where to go on."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from rectilinear.errors import JobError, RequestError
+from rectilinear.errors import RequestError
+from rectilinear.publish import contents, hold, nearest_existing
 from rectilinear.settings import BatchSize, Settings
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment, unused-ignore]
-
-# Folders that this process has claimed.
-_claimed: set[Path] = set()
 
 
 class Output(Settings):
@@ -62,24 +52,26 @@ def claim(
     overwrite: bool = False,
     resume: bool = False,
     kept: Callable[[Path], str | None] = lambda out: None,
+    reads: Iterable[str | Path | None] = (),
 ) -> Iterator[Path | None]:
-    """Hold an output folder while open, so that no other run writes into it; a process that dies lets go of it.
+    """Hold an output folder while open, so that no other run writes into it; see `rectilinear.publish.hold`.
 
-    Runs are kept apart by a lock beside the folder, where the system has such locks (`fcntl.flock`: Unix, and most file
-    systems of networks); elsewhere it is up to the user that no two runs have one folder.
+    What a killed run was moving into it is finished. The same command then runs again: a folder in which there is only
+    what a killed run put there, or had kept to go on from, is taken for an empty one.
 
     Args:
         out: the folder, which need not be there; None for a run that writes nothing.
         overwrite: whether it may hold other results.
         resume: whether to go on from an earlier part of the run, where it holds one.
         kept: what to say of the folder to whoever interrupts the run; None where there is nothing to go on from.
+        reads: models and texts of the run, none of which may be the folder itself.
 
     Yields:
         The folder, absolute.
 
     Raises:
-        RequestError: it is to be both overwritten and resumed; it is not empty and may be neither, is no folder,
-            cannot be written, or another run has it.
+        RequestError: it is to be both overwritten and resumed; it is not empty and may be neither, is no folder, is
+            what the run reads, cannot be written, or another run has it.
         Interrupted: for a `KeyboardInterrupt`, where there is something to go on from.
     """
     if resume and overwrite:
@@ -88,10 +80,10 @@ def claim(
         yield None
         return
     folder = Path(out).expanduser().absolute()
-    _check_folder(folder, overwrite, resume, kept)
-    with ExitStack() as stack:
-        if folder not in _claimed:
-            stack.enter_context(_lock(folder))
+    _check_place(folder, reads)
+    with hold(folder) as held:
+        if not overwrite:
+            _check_contents(folder, held.left, resume, kept)
         try:
             yield folder
         except KeyboardInterrupt as interrupt:
@@ -101,16 +93,12 @@ def claim(
             raise Interrupted(message) from None
 
 
-def _check_folder(
-    folder: Path, overwrite: bool, resume: bool = False, kept: Callable[[Path], str | None] = lambda out: None
-) -> None:
+def _check_place(folder: Path, reads: Iterable[str | Path | None]) -> None:
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"expected a folder for `out`, got the file {folder}")
-    if folder.exists() and contents(folder) and not overwrite:
-        found = kept(folder)
-        if not (resume and found):
-            what = "holds no run to resume; try" if resume else f"is not empty; try{' `resume`,' if found else ''}"
-            raise RequestError(f"expected an empty folder for `out`, {folder} {what} another, or `overwrite`")
+    for source in reads:
+        if source and Path(source).expanduser().resolve() == folder.resolve():
+            raise RequestError(f"expected another folder for `out` than the one that is read, got {folder}")
     nearest = nearest_existing(folder)
     if not nearest.is_dir():
         raise RequestError(f"expected a folder for `out`, got {folder} inside the file {nearest}")
@@ -118,123 +106,15 @@ def _check_folder(
         raise RequestError(f"cannot write to {nearest} for `out={folder}`")
 
 
-def contents(folder: Path) -> list[Path]:
-    """What a folder holds, but for the lock and the staging of runs, which may be in it; see `_workplace`."""
-    ours = re.compile(rf"\.{re.escape(folder.name)}\.lock|\..+\.staging-\w{{8}}")
-    return [path for path in folder.iterdir() if not ours.fullmatch(path.name)]
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the lock beside a folder, and clean up after runs that are gone."""
-    made = [parent for parent in folder.parents if not parent.exists()]
-    folder.parent.mkdir(parents=True, exist_ok=True)  # where the lock is must not depend on what else there is
-    place = _workplace(folder)
-    file = place / f".{folder.name}.lock"
-    try:
-        with ExitStack() as stack:
-            if fcntl:
-                stack.enter_context(_acquire(file, folder))
-                stack.callback(file.unlink, missing_ok=True)  # while it is held: see _acquire
-            _claimed.add(folder)
-            stack.callback(_claimed.discard, folder)
-            left = re.compile(rf"\.{re.escape(folder.name)}\.staging-\w{{8}}")
-            for path in filter(lambda path: left.fullmatch(path.name), place.iterdir()):
-                shutil.rmtree(path, ignore_errors=True)
-            yield
-    finally:
-        with suppress(OSError):  # one that is not empty, and those around it
-            for parent in made:
-                parent.rmdir()
-
-
-def _workplace(folder: Path) -> Path:
-    """Where lock and staging are: beside a folder; in it where that may not be written, as beside a mounted volume."""
-    beside = nearest_existing(folder.parent)
-    return folder if folder.is_dir() and not os.access(beside, os.W_OK) else beside
-
-
-def _acquire(file: Path, folder: Path) -> IO[str]:
-    """A lock file, open and locked.
-
-    Raises:
-        RequestError: another run has it.
-    """
-    while True:
-        held = file.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with held:
-                held.seek(0)
-                holder = held.read().strip() or "of an unknown process"
-            raise RequestError(
-                f"another run ({holder}) is writing to {folder}; wait for it, or try another `out`"
-            ) from None
-        except OSError:  # a file system without locks
-            return held
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(held.fileno()), file.stat()):
-                held.truncate(0)
-                held.write(f"process {os.getpid()}")
-                held.flush()
-                return held
-        held.close()  # its holder removed the file after we had opened it: whoever comes next makes another
-
-
-@contextmanager
-def stage(out: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder to write results into, which become ``out``'s only when all of them are there.
-
-    Files of ``out`` with other names stay, but for those that match a pattern in ``stale``; whatever
-    was replaced or removed comes back when anything fails.
-
-    Raises:
-        JobError: they could not be written.
-    """
-    out = out.absolute()
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.staging-", dir=_workplace(out)) as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
-            new.mkdir()
-            old.mkdir()
-            yield new
-            _publish(new, old, out, stale)
-    except OSError as error:
-        raise JobError(f"cannot write to {out}: {error.strerror or error}") from error
-
-
-def _publish(new: Path, old: Path, out: Path, stale: Sequence[str]) -> None:
-    """Move the files of one folder into another, those they replace and stale ones into a third; all or none."""
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-    names = sorted(file.name for file in new.iterdir())
-    outdated = sorted({file.name for pattern in stale for file in out.glob(pattern)} - set(names))
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name in outdated:
-            os.replace(out / name, old / name)
-        for name in names:
-            if (out / name).exists():
-                os.replace(out / name, old / name)
-            os.replace(new / name, out / name)
-    except BaseException:
-        for name in names:
-            if not (new / name).exists():
-                _remove(out / name)
-        for name in {*names, *outdated}:
-            if (old / name).exists():
-                shutil.move(old / name, out / name)
-        for folder in missing:
-            if folder.exists():
-                folder.rmdir()
-        raise
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _check_contents(
+    folder: Path, left: frozenset[str] | None, resume: bool, kept: Callable[[Path], str | None]
+) -> None:
+    names = {path.name for path in contents(folder)} if folder.is_dir() else set()
+    found = kept(folder) if names else None
+    if not names or (resume and found) or (left is not None and (names <= left or found)):
+        return
+    what = "holds no run to resume; try" if resume else f"is not empty; try{' `resume`,' if found else ''}"
+    raise RequestError(f"expected an empty folder for `out`, {folder} {what} another, or `overwrite`")
 
 
 def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -270,8 +150,3 @@ def write_request(file: Path, request: Mapping[str, Any]) -> None:
     """Note a run's request in a JSON file, for `read_request`; records are written as in results."""
     text = json.dumps(request, indent=2, default=lambda record: record.model_dump(mode="json"))
     file.write_text(text + "\n", encoding="utf-8")
-
-
-def nearest_existing(path: Path) -> Path:
-    """The path itself, or the closest folder above it that is there."""
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())

@@ -32,7 +32,7 @@ def compare(
     Example: rectilinear compare evaluated/dense evaluated/smaller evaluated/smallest --out compared
     """
     with claim(output.out, overwrite=output.overwrite) as folder:
-        from rectilinear.cli.console import conclude
+        from rectilinear.cli.conclude import conclude
         from rectilinear.comparison import compare
 
         conclude(compare(*results), folder)

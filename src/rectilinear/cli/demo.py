@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from rectilinear.cli.panels import RuntimeOptions
 from rectilinear.models.settings import Loading, Placement
-from rectilinear.runs import Runtime, claim, stage
+from rectilinear.publish import stage
+from rectilinear.runs import Runtime, claim
 from rectilinear.settings import BatchSize
 from rectilinear.text.settings import Rows, Seeded
 

@@ -54,7 +54,7 @@ def dynamics(
     series = checkpoint if loading.revisions is None else _at_revisions(checkpoint, loading.revisions)
     with claim(runtime.out, overwrite=runtime.overwrite) as folder:
         import rectilinear
-        from rectilinear.cli.console import conclude
+        from rectilinear.cli.conclude import conclude
         from rectilinear.models.load import load_tokenizer
 
         measured = rectilinear.dynamics(

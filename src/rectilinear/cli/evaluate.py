@@ -10,7 +10,8 @@ from cyclopts import Parameter
 from rectilinear.cli.panels import MODEL, TEXT, WORK, ModelOptions, RuntimeOptions, TextOptions, WorkOptions
 from rectilinear.evaluation.settings import Evaluating
 from rectilinear.models.settings import Loading
-from rectilinear.runs import Output, claim, contents, stage
+from rectilinear.publish import contents, stage
+from rectilinear.runs import Output, claim
 from rectilinear.text.settings import Rows
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from rectilinear.cli.panels import ModelArgument, ModelOptions, RuntimeOptions, WorkOptions
 from rectilinear.models.settings import Access, Loading, Stack
-from rectilinear.runs import Output, claim, stage
+from rectilinear.publish import stage
+from rectilinear.runs import Output, claim
 
 
 def inspect(

@@ -27,7 +27,7 @@ def measure(
     """
     with claim(runtime.out, overwrite=runtime.overwrite) as folder:
         import rectilinear
-        from rectilinear.cli.console import conclude
+        from rectilinear.cli.conclude import conclude
 
         profile = rectilinear.measure(
             model, text, measurement, rows=rows, loading=loading, batch_size=runtime.batch_size

@@ -25,6 +25,6 @@ def probe(
     """
     with claim(runtime.out, overwrite=runtime.overwrite) as folder:
         import rectilinear
-        from rectilinear.cli.console import conclude
+        from rectilinear.cli.conclude import conclude
 
         conclude(rectilinear.probe(model, task, probing, loading=loading, batch_size=runtime.batch_size), folder)

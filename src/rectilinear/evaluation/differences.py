@@ -11,7 +11,8 @@ import torch
 
 from rectilinear.evaluation.bootstrap import mean, mean_over_groups, no_spread, paired_difference, sign_test
 from rectilinear.evaluation.harness import combine, mean_of_columns
-from rectilinear.evaluation.judge_record import JudgeReport, Marks
+from rectilinear.evaluation.criteria import Marks
+from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe import Probe
 from rectilinear.evaluation.record import (
     DifferenceRecord,

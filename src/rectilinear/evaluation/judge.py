@@ -11,7 +11,8 @@ from typing import Any
 from rectilinear.errors import RequestError, require
 from rectilinear.evaluation import judge_client
 from rectilinear.evaluation.judge_client import JUDGEMENTS
-from rectilinear.evaluation.judge_record import INSTRUCTIONS, Judged, Judgement, JudgeReport, Story
+from rectilinear.evaluation.criteria import INSTRUCTIONS
+from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeReport, Story
 from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.evaluation.stories import (
     REQUEST,
@@ -26,7 +27,8 @@ from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
-from rectilinear.runs import check_same, claim, read_request, stage, write_request
+from rectilinear.publish import stage
+from rectilinear.runs import check_same, claim, read_request, write_request
 
 
 def judge(

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.evaluation.bootstrap import mean_over_groups
-from rectilinear.evaluation.judge_record import INSTRUCTIONS, Judged, Judgement, MarkRecord, Marks, Outcome, Story
+from rectilinear.evaluation.criteria import INSTRUCTIONS, Marks
+from rectilinear.evaluation.judge_record import Judged, Judgement, MarkRecord, Outcome, Story
 from rectilinear.evaluation.settings import Judging
 from rectilinear.progress import Progress
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from rectilinear.evaluation.judge_record import JudgeReport, Marks
+from rectilinear.evaluation.criteria import Marks
+from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe import Probe
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Table

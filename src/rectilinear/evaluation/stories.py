@@ -28,8 +28,9 @@ from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.logits import row_logits
 from rectilinear.models.origin import Origin
 from rectilinear.progress import Progress
+from rectilinear.publish import stage
 from rectilinear.results import DataRecord
-from rectilinear.runs import stage, write_request
+from rectilinear.runs import write_request
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.sources import open_text
 

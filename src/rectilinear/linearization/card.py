@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rectilinear.linearization.plan import Plan, SelectionRecord
-from rectilinear.models.card import bare_name, model_card_metadata, result_of, usage_snippet
+from rectilinear.models.card_metadata import bare_name, model_card_metadata, result_of, usage_snippet
 
 
 def model_card(plan: Plan, own_code: bool) -> str:

@@ -30,8 +30,9 @@ from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.models.surgery import check_removal, commit
 from rectilinear.progress import Progress, reporting
+from rectilinear.publish import stage
 from rectilinear.results import DataRecord, ModelRecord, settings_record
-from rectilinear.runs import claim, stage
+from rectilinear.runs import claim
 from rectilinear.settings import BatchSize
 
 if TYPE_CHECKING:

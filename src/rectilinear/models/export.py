@@ -22,7 +22,7 @@ from rectilinear.models import reload_check
 from rectilinear.models.capture import evaluating
 from rectilinear.models.logits import row_logits
 from rectilinear.models.released_code import FILES
-from rectilinear.runs import nearest_existing
+from rectilinear.publish import nearest_existing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

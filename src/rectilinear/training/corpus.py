@@ -13,8 +13,9 @@ from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.series import checkpoints_of
+from rectilinear.publish import stage
 from rectilinear.results import settings_record
-from rectilinear.runs import check_same, read_request, stage, write_request
+from rectilinear.runs import check_same, read_request, write_request
 from rectilinear.text.rows import RowFile, open_rows, pack_rows, stream_rows, write_rows
 from rectilinear.text.sources import open_documents
 from rectilinear.text.tokens import tokenize_with

@@ -25,8 +25,9 @@ from rectilinear.models.load import check_classifier, load_classifier
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Access, Loading
 from rectilinear.progress import Progress, reporting
+from rectilinear.publish import stage
 from rectilinear.results import settings_record
-from rectilinear.runs import check_same, claim, stage
+from rectilinear.runs import check_same, claim
 from rectilinear.text.rows import pack_rows
 from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import Task, find_task, read_task

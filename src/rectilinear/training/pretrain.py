@@ -16,15 +16,16 @@ from transformers.integrations import get_available_reporting_integrations
 from rectilinear.errors import RequestError
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory
-from rectilinear.models.card import bare_name, model_card_metadata, result_of, usage_snippet
+from rectilinear.models.card_metadata import bare_name, model_card_metadata, result_of, usage_snippet
 from rectilinear.models.describe import record_environment, record_model
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.origin import Origin
 from rectilinear.models.series import steps_of
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
+from rectilinear.publish import stage
 from rectilinear.results import DataRecord
-from rectilinear.runs import claim, stage
+from rectilinear.runs import claim
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.training.callback import LinearityCallback
 from rectilinear.training.corpus import ROWS, PackedText, Plan, find_run, is_over, open_run, resume_run, start_run

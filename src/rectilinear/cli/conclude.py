@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rectilinear.publish import stage
 from rectilinear.report.terminal import show
 from rectilinear.report.write import write_result
 from rectilinear.results import ResultFile
-from rectilinear.runs import stage
 
 
 def conclude(result: ResultFile, out: Path | None) -> None:
