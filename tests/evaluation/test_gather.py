@@ -11,10 +11,10 @@ from scipy.stats import t as student
 
 import rectilinear
 from rectilinear import Evaluating, Evaluation, Judging, Probing, RequestError, Stories
+from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.differences import are_comparable, probe_difference
 from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.judge_client import read_judgements
-from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe import Probe
 from rectilinear.models.settings import Loading

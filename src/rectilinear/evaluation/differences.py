@@ -10,8 +10,8 @@ import numpy
 import torch
 
 from rectilinear.evaluation.bootstrap import mean, mean_over_groups, no_spread, paired_difference, sign_test
-from rectilinear.evaluation.harness import combine, mean_of_columns
 from rectilinear.evaluation.criteria import Marks
+from rectilinear.evaluation.harness import combine, mean_of_columns
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe import Probe
 from rectilinear.evaluation.record import (

@@ -10,8 +10,8 @@ from typing import Any
 
 from rectilinear.errors import RequestError, require
 from rectilinear.evaluation import judge_client
-from rectilinear.evaluation.judge_client import JUDGEMENTS
 from rectilinear.evaluation.criteria import INSTRUCTIONS
+from rectilinear.evaluation.judge_client import JUDGEMENTS
 from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeReport, Story
 from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.evaluation.stories import (

@@ -16,6 +16,7 @@ Outcome = Literal["scored", "refused", "malformed"]
 #: A text as it came, but for halves of letters, which no file can hold.
 Answer = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "replace").decode())]
 
+
 class Story(Record):
     """A beginning, and what the model made of it."""
 
