@@ -50,7 +50,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "dense", *TEXT, "--no-speed"),
     "evaluate several": ("evaluate", "dense", "other", *TEXT, "--no-speed"),
     "compare": ("compare", "evaluated/dense", "evaluated/other"),
-    "probe": ("probe", "dense", "--task", "cb", "--data", "superglue", "--device", "cpu"),
+    "probe": ("probe", "dense", "--task", "cb", "--data", "superglue", "--seq-len", 64, "--device", "cpu"),
     "linearize drop": (*LINEARIZE, "--kind", "drop"),
     "linearize affine": (*LINEARIZE, "--kind", "affine"),
     "linearize healed": (*LINEARIZE, "--kind", "affine", "--heal-steps", 2, "--heal-batch-size", 2),
