@@ -21,8 +21,8 @@ from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionReco
 from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
-from rectilinear.models.checkpoint_files import checkpoint_files
 from rectilinear.models.describe import count_parameters, record_environment, record_model, record_rows
+from rectilinear.models.earlier_checkpoint import checkpoint_files
 from rectilinear.models.export import check_space, export, has_own_code
 from rectilinear.models.find_blocks import find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings

@@ -11,7 +11,7 @@ from torch import Tensor
 from rectilinear.errors import RequestError
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
-from rectilinear.models.checkpoint_files import checkpoint_files
+from rectilinear.models.earlier_checkpoint import checkpoint_files
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.series import checkpoints_of
 from rectilinear.publish import stage
