@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +97,21 @@ def claim(
 def _check_place(folder: Path, reads: Iterable[object]) -> None:
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"expected a folder for `out`, got the file {folder}")
-    for source in reads:
-        with suppress(OSError, ValueError):  # no path, or of nothing that is there
-            if isinstance(source, (str, Path)) and Path(source).expanduser().samefile(folder):
-                raise RequestError(f"expected another folder for `out` than one that is read, got {folder}")
+    if any(_is(source, folder) for source in reads):
+        raise RequestError(f"expected another folder for `out` than one that is read, got {folder}")
     nearest = nearest_existing(folder)
     if not nearest.is_dir():
         raise RequestError(f"expected a folder for `out`, got {folder} inside the file {nearest}")
     if not os.access(nearest, os.W_OK):
         raise RequestError(f"cannot write to {nearest} for `out={folder}`")
+
+
+def _is(source: object, folder: Path) -> bool:
+    """Whether a model or text is what is at a path; whatever is no path is not."""
+    try:
+        return isinstance(source, (str, Path)) and Path(source).expanduser().samefile(folder)
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def _check_contents(
