@@ -30,7 +30,7 @@ class Server(ThreadingHTTPServer):
     """Answers with ``script(place, times)``: a body, or (status, headers, body) for the request of that place.
 
     Requests that only try whether there is a judge are counted apart: refused as that of the first place would be,
-    else answered with marks.
+    else answered with ``trial``.
     """
 
     daemon_threads = True
@@ -39,7 +39,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script, self.delay = script, delay
         self.asked, self.answered = Counter(), Counter()
-        self.keys, self.bodies, self.trials = [], [], 0
+        self.keys, self.bodies, self.trials, self.trial = [], [], 0, marks()
         self.lock, self.running, self.most = threading.Lock(), 0, 0
 
     @property
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         if TRIAL.beginning in story:
             server.trials += 1
             answer = server.script(0, 1)
-            self.answer(*(answer if isinstance(answer, tuple) else (200, {}, marks())))
+            self.answer(*(answer if isinstance(answer, tuple) else (200, {}, server.trial)))
             return
         with server.lock:
             server.asked[story] += 1

@@ -11,8 +11,9 @@ from typing import Any
 from rectilinear.errors import RequestError, require
 from rectilinear.evaluation import judge_client
 from rectilinear.evaluation.criteria import INSTRUCTIONS
-from rectilinear.evaluation.judge_client import JUDGEMENTS
+from rectilinear.evaluation.judge_endpoint import check_endpoint
 from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeReport, Story
+from rectilinear.evaluation.judgements import JUDGEMENTS, read_judgements
 from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.evaluation.stories import (
     REQUEST,
@@ -83,7 +84,7 @@ def prepare_stories(
     """Have the stories written, unless they are there; everything up to what is paid for. See `judge`."""
     if judging.judge_model:
         require("openai", "judge")
-        judge_client.connect(judging)  # what is wrong with the request shows before there are stories
+        check_endpoint(judging)  # what is wrong with the request shows before there are stories
     origin = Origin(model, loading)
     other = Origin(judging.reference, loading.model_copy(update={"revision": None})) if judging.reference else None
     if other:
@@ -98,7 +99,7 @@ def prepare_stories(
         if judging.judge_model and not judging.dry_run:
             judge_client.try_judge(judging)
         write_stories(origin, stories, request, out, progress)
-    run = StoryRun(out, read_stories(out), judge_client.read_judgements(out / JUDGEMENTS), judging, request, other)
+    run = StoryRun(out, read_stories(out), read_judgements(out / JUDGEMENTS), judging, request, other)
     if judging.judge_model:
         _bind(out, judging, run.answers)
     return run

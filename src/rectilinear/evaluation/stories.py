@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.bootstrap import mean, mean_over_groups
-from rectilinear.evaluation.judge_client import JUDGEMENTS
 from rectilinear.evaluation.judge_record import JudgeReport, ReferenceLoss, Story, TextMeasures
+from rectilinear.evaluation.judgements import JUDGEMENTS
 from rectilinear.evaluation.record import finite
 from rectilinear.evaluation.settings import Stories
 from rectilinear.measurement.perplexity import exponential
