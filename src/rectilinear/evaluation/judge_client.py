@@ -16,7 +16,7 @@ from rectilinear.errors import JobError
 from rectilinear.evaluation.bootstrap import mean_over_groups
 from rectilinear.evaluation.criteria import INSTRUCTIONS, Marks
 from rectilinear.evaluation.judge_endpoint import Reply, check_endpoint, complete, hidden, printable
-from rectilinear.evaluation.judge_record import Judged, Judgement, MarkRecord, Outcome, Story
+from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeName, MarkRecord, Outcome, Story
 from rectilinear.evaluation.judgements import open_judgements, read_judgements, write_judgement
 from rectilinear.evaluation.settings import Judging
 from rectilinear.progress import Progress
@@ -224,7 +224,7 @@ def read_marks(text: str) -> Marks | None:
     return None
 
 
-def summarize(whom: dict[str, str], answers: dict[int, Judgement], judging: Judging) -> Judged:
+def summarize(whom: JudgeName, answers: dict[int, Judgement], judging: Judging) -> Judged:
     """What came of some answers of a judge: marks over the stories that were scored, tokens of all requests."""
     outcomes = Counter(answer.outcome for answer in answers.values())
     scored = [answer.marks for answer in answers.values() if answer.marks]
@@ -234,8 +234,8 @@ def summarize(whom: dict[str, str], answers: dict[int, Judgement], judging: Judg
         marks[name] = MarkRecord(mean=mean, stderr=stderr)
     used = {name: sum(getattr(answer, name) for answer in answers.values()) for name in _COUNTS}
     return Judged(
-        model=whom["model"],
-        url=whom["url"],
+        model=whom.model,
+        url=whom.url,
         asked=len(answers),
         outcomes={outcome: outcomes[outcome] for outcome in get_args(Outcome)},
         marks=marks,
