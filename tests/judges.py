@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 from rectilinear.evaluation.judge_client import TRIAL
 
@@ -100,3 +101,39 @@ def serving(script=lambda place, times: marks(), delay=0.0):
     finally:
         server.shutdown()
         server.server_close()
+
+
+class RawHandler(StreamRequestHandler):
+    """One request, answered with any bytes, at any pace."""
+
+    def handle(self):
+        while (line := self.rfile.readline()).strip():
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+            self.server.received.append(line)
+        body = self.rfile.read(length).decode()
+        try:
+            for part in [http(marks())] if TRIAL.beginning in body else self.server.script(body):
+                self.wfile.write(part)
+        except OSError:  # who asked is gone
+            pass
+
+
+def http(body, status=200, **headers):
+    """An answer as the bytes of HTTP; a body that is no bytes is sent as JSON."""
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {"Content_Type": "application/json", "Content_Length": len(payload), **headers}
+    lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in named.items() if value is not None]
+    return f"HTTP/1.1 {status} Said\r\n{''.join(lines)}\r\n".encode("latin-1", "replace") + payload
+
+
+@contextmanager
+def answering(script):
+    """A judge that answers a request with the parts that ``script(body)`` yields, and closes; trials with marks."""
+    with ThreadingTCPServer(("127.0.0.1", 0), RawHandler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        server.script, server.received = script, []
+        server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield server
+        server.shutdown()

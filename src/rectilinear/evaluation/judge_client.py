@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -96,18 +96,24 @@ def ask(judging: Judging, stories: Sequence[Story], path: Path, progress: Progre
         return answers
     check_endpoint(judging)
     answers, file = open_judgements(path)
-    turn, finished = Lock(), len(stories) - len(todo)
+    turn, failed, finished = Lock(), Event(), len(stories) - len(todo)
     pool = ThreadPoolExecutor(judging.concurrency)
     with file:
 
         def settle(story: Story) -> None:
             nonlocal finished
-            judgement = _ask_one(judging, story, answers.get(story.index))
-            with turn:
-                write_judgement(file, judgement)
-                answers[judgement.index] = judgement
-                finished += 1
-                progress("judge", finished, len(stories))
+            if failed.is_set():  # what is asked now would be paid for in vain
+                return
+            try:
+                judgement = _ask_one(judging, story, answers.get(story.index))
+                with turn:
+                    write_judgement(file, judgement)
+                    answers[judgement.index] = judgement
+                    finished += 1
+                    progress("judge", finished, len(stories))
+            except BaseException:
+                failed.set()
+                raise
 
         try:
             pool.submit(settle, todo[0]).result()  # alone, so that a wrong key is found out by one request
