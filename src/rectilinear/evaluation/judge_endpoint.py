@@ -61,9 +61,10 @@ def check_endpoint(judging: Judging) -> None:
         raise RequestError("expected a key of printable ASCII letters in OPENAI_API_KEY, got others")
     try:
         _connect(judging)
-    except Exception as error:  # addresses, proxies, certificates: whatever libraries say of what they were given
+    except Exception as error:  # its message may have the user and password of a proxy in it
         raise RequestError(
-            f"cannot ask the judge at {judging.where} ({printable(judging, f'{type(error).__name__}: {error}')})"
+            f"cannot ask the judge at {judging.where} ({type(error).__name__}); are its name, and the proxies and "
+            "certificates of the environment (HTTP_PROXY, ALL_PROXY, SSL_CERT_FILE), what they should be?"
         ) from None
 
 
