@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 
 from rectilinear.evaluation.judge_client import TRIAL
 
@@ -30,7 +31,7 @@ class Server(ThreadingHTTPServer):
     """Answers with ``script(place, times)``: a body, or (status, headers, body) for the request of that place.
 
     Requests that only try whether there is a judge are counted apart: refused as that of the first place would be,
-    else answered with marks.
+    else answered with ``trial``.
     """
 
     daemon_threads = True
@@ -39,7 +40,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script, self.delay = script, delay
         self.asked, self.answered = Counter(), Counter()
-        self.keys, self.bodies, self.trials = [], [], 0
+        self.keys, self.bodies, self.trials, self.trial = [], [], 0, marks()
         self.lock, self.running, self.most = threading.Lock(), 0, 0
 
     @property
@@ -57,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         if TRIAL.beginning in story:
             server.trials += 1
             answer = server.script(0, 1)
-            self.answer(*(answer if isinstance(answer, tuple) else (200, {}, marks())))
+            self.answer(*(answer if isinstance(answer, tuple) else (200, {}, server.trial)))
             return
         with server.lock:
             server.asked[story] += 1
@@ -100,3 +101,39 @@ def serving(script=lambda place, times: marks(), delay=0.0):
     finally:
         server.shutdown()
         server.server_close()
+
+
+class RawHandler(StreamRequestHandler):
+    """One request, answered with any bytes, at any pace."""
+
+    def handle(self):
+        while (line := self.rfile.readline()).strip():
+            if line.lower().startswith(b"content-length:"):
+                length = int(line.split(b":")[1])
+            self.server.received.append(line)
+        body = self.rfile.read(length).decode()
+        try:
+            for part in [http(marks())] if TRIAL.beginning in body else self.server.script(body):
+                self.wfile.write(part)
+        except OSError:  # who asked is gone
+            pass
+
+
+def http(body, status=200, **headers):
+    """An answer as the bytes of HTTP; a body that is no bytes is sent as JSON."""
+    payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {"Content_Type": "application/json", "Content_Length": len(payload), **headers}
+    lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in named.items() if value is not None]
+    return f"HTTP/1.1 {status} Said\r\n{''.join(lines)}\r\n".encode("latin-1", "replace") + payload
+
+
+@contextmanager
+def answering(script):
+    """A judge that answers a request with the parts that ``script(body)`` yields, and closes; trials with marks."""
+    with ThreadingTCPServer(("127.0.0.1", 0), RawHandler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        server.script, server.received = script, []
+        server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield server
+        server.shutdown()

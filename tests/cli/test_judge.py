@@ -100,6 +100,24 @@ def test_a_run_that_was_stopped_goes_on(number, keyed, process, tiny_checkpoint,
     assert json.loads((out / "judge.json").read_text())["judged"]["outcomes"]["scored"] == 12
 
 
+@pytest.mark.slow
+def test_of_two_that_go_on_at_once_one_is_refused(keyed, process, tiny_checkpoint, text_file, tmp_path):
+    """No story is asked twice."""
+    out = tmp_path / "out"
+    written = ("judge", tiny_checkpoint, "--text", text_file, *SIZE, "--out", out)
+    assert process(*written).code == 0
+    with serving(delay=0.5) as server:
+        judge = ("--judge-url", server.url, "--judge-model", "wise", "--concurrency", 1, "--resume")
+        command = [sys.executable, "-m", "rectilinear", *map(str, (*written, *judge))]
+        both = [subprocess.Popen(command, env=keyed, stderr=subprocess.PIPE, encoding="utf-8") for _ in range(2)]
+        said = {running.pid: (running.communicate(timeout=90)[1], running.returncode) for running in both}
+    (winner, (_, code)), (_, (refusal, refused)) = sorted(said.items(), key=lambda one: one[1][1])
+    assert (code, refused) == (0, 2)
+    assert f"another run (process {winner}) is writing to {out}" in refusal.splitlines()[-1]
+    assert [*server.asked.values()] == [1] * 12
+    assert json.loads((out / "judge.json").read_text())["judged"]["outcomes"]["scored"] == 12
+
+
 def test_wrong_requests(command, tiny_checkpoint, text_file, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     asked = ("judge", tiny_checkpoint, "--text", text_file, *SIZE)

@@ -14,8 +14,8 @@ from rectilinear import Evaluating, Evaluation, Judging, Probing, RequestError, 
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.differences import are_comparable, probe_difference
 from rectilinear.evaluation.gather import gather_results
-from rectilinear.evaluation.judge_client import read_judgements
 from rectilinear.evaluation.judge_record import JudgeReport
+from rectilinear.evaluation.judgements import read_judgements
 from rectilinear.evaluation.probe import Probe
 from rectilinear.models.settings import Loading
 from rectilinear.text.settings import Rows

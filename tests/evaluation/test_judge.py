@@ -12,7 +12,7 @@ import rectilinear
 from rectilinear import JobError, Judging, RequestError, Stories
 from rectilinear.evaluation.judge import prepare_stories
 from rectilinear.evaluation.judge_client import ask as ask_with_progress
-from rectilinear.evaluation.judge_client import estimate_tokens, read_marks
+from rectilinear.evaluation.judge_client import estimate_tokens, read_marks, try_judge
 from rectilinear.evaluation.judge_record import JudgeReport, Story
 from rectilinear.models.settings import Loading
 from tests.conftest import build_llama
@@ -189,7 +189,7 @@ def test_stories_come_first_and_a_judge_later(recipe, tmp_path):
     """And the marks stay where stories are only measured again."""
     out = tmp_path / "out"
     assert recipe.judge(out).judged is None
-    with serving(lambda place, times: marks() if place < 3 else (500, {}, {})) as server:
+    with serving(lambda place, times: marks() if place < 3 else (429, {}, {})) as server:
         asked = endpoint(server, retries=0)
         with pytest.raises(JobError):
             recipe.judge(out, asked, resume=True)
@@ -227,10 +227,14 @@ def test_endpoints_leave_out_what_they_like(tmp_path):
 
 
 @pytest.mark.parametrize("answer", [{"error": {"message": "overloaded"}}, ["no"], "hello", None])
-def test_what_is_no_chat_completion_is_not_kept(answer, tmp_path):
-    with serving(lambda place, times: answer) as server, pytest.raises(JobError, match=r"judge at http.*`resume`"):
-        ask(endpoint(server), make_stories(2), tmp_path / "j.jsonl")
-    assert (tmp_path / "j.jsonl").read_text() == ""
+def test_what_is_no_chat_completion_is_found_before_there_are_stories_and_kept_later(answer, tmp_path):
+    """It may have been paid for."""
+    with serving(lambda place, times: answer) as server:
+        found = ask(endpoint(server), make_stories(2), tmp_path / "j.jsonl")
+        server.trial = answer
+        with pytest.raises(JobError, match="expected chat completions of the judge at http"):
+            try_judge(endpoint(server))
+    assert [(each.outcome, each.answer) for each in found.values()] == [("malformed", json.dumps(answer))] * 2
 
 
 def test_a_reference_that_is_not_there_costs_nothing(recipe, tmp_path):
@@ -253,7 +257,7 @@ def test_a_line_that_was_cut_off_is_asked_again(tmp_path):
 
 
 def test_answers_that_are_none_are_refused(tmp_path):
-    (tmp_path / "j.jsonl").write_text("nonsense\n")
+    (tmp_path / "j.jsonl").write_text("nonsense\nnonsense\n")
     with pytest.raises(RequestError, match="line 1: expected an answer of a judge"):
         ask(Judging(judge_model="wise", judge_url="http://127.0.0.1:9/v1"), make_stories(1), tmp_path / "j.jsonl")
 

@@ -11,15 +11,16 @@ from typing import Any
 from rectilinear.errors import RequestError, require
 from rectilinear.evaluation import judge_client
 from rectilinear.evaluation.criteria import INSTRUCTIONS
-from rectilinear.evaluation.judge_client import JUDGEMENTS
-from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeReport, Story
+from rectilinear.evaluation.judge_endpoint import check_endpoint
+from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeName, JudgeReport, RunRecord, Story
+from rectilinear.evaluation.judgements import JUDGEMENTS, read_judgements
 from rectilinear.evaluation.settings import Judging, Stories
 from rectilinear.evaluation.stories import (
     REQUEST,
     STORIES,
     measure_reference,
     measure_texts,
-    read_stories,
+    read_run,
     write_stories,
 )
 from rectilinear.models.batches import reporting_exhausted_memory
@@ -28,7 +29,7 @@ from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.publish import stage
-from rectilinear.runs import check_same, claim, read_request, write_request
+from rectilinear.runs import check_same, claim, write_request
 
 
 def judge(
@@ -88,38 +89,37 @@ def prepare_stories(
     """Have the stories written, unless they are there; everything up to what is paid for. See `judge`."""
     if judging.judge_model:
         require("openai", "judge")
-        judge_client.connect(judging)  # what is wrong with the request shows before there are stories
+        check_endpoint(judging)  # what is wrong with the request shows before there are stories
     origin = Origin(model, loading)
     other = Origin(judging.reference, loading.model_copy(update={"revision": None})) if judging.reference else None
     if other:
         _ = other.skeleton(), other.tokenizer
     request = {"model": model, **stories.model_dump(mode="json"), **loading.model_dump(include={"revision", "dtype"})}
     if resume and (out / STORIES).exists():
-        before = read_request(out / REQUEST).get("asked")
-        if not isinstance(before, dict):
-            raise RequestError(f"expected a run of rectilinear judge in {out}, got an unreadable {REQUEST}")
-        check_same(out, before, request)
+        check_same(out, read_run(out)[0].asked, request)
     else:
         if judging.judge_model and not judging.dry_run:
             judge_client.try_judge(judging)
         write_stories(origin, stories, request, out, progress)
-    run = StoryRun(out, read_stories(out), judge_client.read_judgements(out / JUDGEMENTS), judging, request, other)
+    record, written = read_run(out)
+    answers = read_judgements(out / JUDGEMENTS)
     if judging.judge_model:
-        _bind(out, judging, run.answers)
-    return run
+        record = _bind(out, record, JudgeName(model=judging.judge_model, url=judging.where), answers)
+    return StoryRun(out, written, answers, judging, record, request, other)
 
 
-def _bind(out: Path, judging: Judging, answers: dict[int, Judgement]) -> None:
+def _bind(out: Path, record: RunRecord, judge: JudgeName, answers: dict[int, Judgement]) -> RunRecord:
     """Note which judge is asked, beside the stories: answers of two judges are not to be mixed."""
-    kept = read_request(out / REQUEST)
-    own = {"model": judging.judge_model, "url": judging.where}
-    if answers and kept["judge"] != own:
-        theirs = "{model} at {url}".format(**kept["judge"])
+    before = record.judge
+    if answers and before != judge:
+        theirs = f"{before.model} at {before.url}" if before else "an unknown judge"
         raise RequestError(
-            f"{out} holds answers of {theirs}, got {own['model']} at {own['url']}; try the same, or another `out`"
+            f"{out} holds answers of {theirs}, got {judge.model} at {judge.url}; try the same, or another `out`"
         )
+    bound = record.model_copy(update={"judge": judge})
     with stage(out) as folder:
-        write_request(folder / REQUEST, {**kept, "judge": own})
+        write_request(folder / REQUEST, bound.model_dump(mode="json"))
+    return bound
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +131,8 @@ class StoryRun:
         stories: all of them.
         answers: of the judge so far, by index of the story.
         judging: the judge, and how it is asked.
-        request: all that the stories depend on.
+        record: of the run that wrote the stories.
+        request: all that they depend on.
         reference: the model whose loss of the completions is measured; None for none.
     """
 
@@ -139,6 +140,7 @@ class StoryRun:
     stories: list[Story]
     answers: dict[int, Judgement]
     judging: Judging
+    record: RunRecord
     request: dict[str, Any]
     reference: Origin | None
 
@@ -162,18 +164,18 @@ class StoryRun:
         answers = self.answers
         if self.judging.judge_model:
             answers = judge_client.ask(self.judging, self.stories, self.out / JUDGEMENTS, progress)
-        compared, kept = None, read_request(self.out / REQUEST)
-        warnings = list(kept.get("warnings", ()))  # not kept by earlier versions
+        compared, warnings = None, list(self.record.warnings)
         if self.reference:
             module, tokenizer = self.reference.load(head=True), self.reference.tokenizer
             compared = measure_reference(self.reference.name, module, tokenizer, self.stories, progress)
             warnings += (f"{self.reference.name}: {warning}" for warning in loading_warnings(module))
-        judged = judge_client.summarize(kept["judge"], answers, self.judging) if answers else None
+        whom = self.record.judge
+        judged = judge_client.summarize(whom, answers, self.judging) if answers and whom else None
         report = JudgeReport(
-            model=kept["model"],
-            data=kept["data"],
+            model=self.record.model,
+            data=self.record.data,
             settings={**self.request, "instructions": INSTRUCTIONS if judged else None},
-            environment=kept["environment"],
+            environment=self.record.environment,
             completions=measure_texts([story.completion for story in self.stories]),
             endings=measure_texts([story.ending for story in self.stories]),
             reference=compared,

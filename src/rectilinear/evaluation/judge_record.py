@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from rectilinear.evaluation.criteria import Marks
+from rectilinear.evaluation.settings import public_url
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Cell, Column, Estimate, Table
 
@@ -15,6 +16,10 @@ Outcome = Literal["scored", "refused", "malformed"]
 
 #: A text as it came, but for halves of letters, which no file can hold.
 Answer = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "replace").decode())]
+
+
+#: A URL without user, password, query and fragment.
+PublicUrl = Annotated[str, AfterValidator(public_url)]
 
 
 class Story(Record):
@@ -39,6 +44,24 @@ class Judgement(Record):
     completion_tokens: int = 0
 
 
+class JudgeName(Record):
+    """Who is asked."""
+
+    model: str
+    url: PublicUrl = Field(description="of the endpoint")
+
+
+class RunRecord(Record):
+    """What a run notes beside its stories, to go on from."""
+
+    asked: dict[str, Any] = Field(description="all that the stories depend on")
+    judge: JudgeName | None = Field(description="of the answers; null before there is one")
+    model: ModelRecord
+    data: DataRecord
+    environment: EnvironmentRecord
+    warnings: tuple[str, ...] = ()
+
+
 class MarkRecord(Record):
     """A mark over the stories that were given one."""
 
@@ -46,11 +69,9 @@ class MarkRecord(Record):
     stderr: float | None = Field(description="over stories; null for one")
 
 
-class Judged(Record):
+class Judged(JudgeName):
     """What a judge made of the stories."""
 
-    model: str
-    url: str
     asked: int = Field(description="stories that the judge answered for")
     outcomes: dict[Outcome, int]
     marks: dict[str, MarkRecord] = Field(description="of scored stories; empty where there are none")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -12,13 +14,16 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from rectilinear.errors import RequestError
 from rectilinear.models.settings import Stack
-from rectilinear.settings import BatchSize, Names, NonNegative, Pooling, Settings
+from rectilinear.settings import BatchSize, Names, NonNegative, Pooling, Positive, Settings
 from rectilinear.text.settings import Source, TaskSource
 
 # Tokens of an answer at most: four numbers with their names, and what a judge that reasons thinks before.
 _ANSWER_TOKENS, _REASONING_TOKENS = 100, 4000
 
 _PYTHON_ONLY = Parameter(parse=False)
+
+#: The endpoint when none is given.
+OPENAI = "https://api.openai.com/v1"
 
 
 class Evaluating(Settings):
@@ -80,14 +85,24 @@ class Stories(Source):
     """Stories to write at once; drawn stories depend on it."""
 
 
-def _check_url(url: str | None) -> str | None:
+def public_url(url: str) -> str:
+    """A URL without what may be secret in it: user, password, query and fragment."""
+    return re.sub(r"[?#].*", "", re.sub(r"//[^/?#]*@", "//", url, count=1))
+
+
+def _check_url(url: str | None, name: str = "judge_url") -> str | None:
+    if not url:
+        return None
     try:
-        parts = urlsplit(url or "http://there")
+        parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        # An @ further on may end a password with a slash in it, of which half would be taken for the host.
+        valid = valid and url.isprintable() and " " not in url and url.count("@") <= parts.netloc.count("@") <= 1
     except ValueError:
         valid = False
     if not valid:
-        raise RequestError(f"expected `judge_url=http://HOST:PORT/v1`, got {url}")
+        got = "one that cannot be read, with user, query or fragment" if {*"@?#"} & {*url} else repr(url)
+        raise RequestError(f"expected `{name}=http://HOST:PORT/v1`, got {got}")
     return url
 
 
@@ -102,9 +117,9 @@ class Judging(Settings):
 
     judge_model: str | None = None
     """Name of the judge at its endpoint; when not given, stories are only written and measured."""
-    judge_url: Annotated[str | None, AfterValidator(_check_url)] = None
-    """URL of an OpenAI-compatible endpoint, http://HOST:PORT/v1; OpenAI's when not given. OPENAI_API_KEY has the
-    key."""
+    judge_url: Annotated[str | None, AfterValidator(_check_url), Field(repr=False)] = None
+    """URL of an OpenAI-compatible endpoint, http://HOST:PORT/v1; that of OPENAI_BASE_URL, else OpenAI's, when not
+    given. OPENAI_API_KEY has the key."""
     concurrency: PositiveInt = 4
     """Requests at once."""
     structured: Annotated[bool, Parameter(negative="--free-form")] = True
@@ -120,23 +135,32 @@ class Judging(Settings):
     retries: Annotated[NonNegativeInt, _PYTHON_ONLY] = 6
     """How often a request that was turned away or failed on the way is repeated, after growing pauses or those that
     the server asks for."""
-    timeout: Annotated[float, _PYTHON_ONLY] = 120.0
-    """Seconds for one request."""
+    timeout: Annotated[Positive, _PYTHON_ONLY] = 120.0
+    """Seconds for one request and all of its answer."""
     key: Annotated[str | None, _PYTHON_ONLY, Field(repr=False)] = None
     """Key for the endpoint; that of OPENAI_API_KEY when not given."""
 
     @model_validator(mode="after")
     def _check_use(self) -> Judging:
         if self.judge_model is None and self.judge_url is not None:
-            raise RequestError(f"expected `judge_model`, the name of a model at {self.judge_url}, got none")
+            raise RequestError(f"expected `judge_model`, the name of a model at {self.where}, got none")
         if self.judge_model is None:
             self.refuse_unused("without `judge_model`", "concurrency", "structured", "reasoning", "prices", "dry_run")
         return self
 
     @property
     def where(self) -> str:
-        """The endpoint's URL."""
-        return self.judge_url or "https://api.openai.com/v1"
+        """The endpoint's URL, without user, password, query and fragment: what is recorded."""
+        return public_url(self.endpoint)
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint's URL as it was given, here or in the environment.
+
+        Raises:
+            RequestError: OPENAI_BASE_URL is no URL.
+        """
+        return self.judge_url or _check_url(os.environ.get("OPENAI_BASE_URL"), "OPENAI_BASE_URL") or OPENAI
 
     @property
     def answer_tokens(self) -> int:

@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.bootstrap import mean, mean_over_groups
-from rectilinear.evaluation.judge_client import JUDGEMENTS
-from rectilinear.evaluation.judge_record import JudgeReport, ReferenceLoss, Story, TextMeasures
+from rectilinear.evaluation.judge_record import JudgeReport, ReferenceLoss, RunRecord, Story, TextMeasures
+from rectilinear.evaluation.judgements import JUDGEMENTS
 from rectilinear.evaluation.record import finite
 from rectilinear.evaluation.settings import Stories
 from rectilinear.measurement.perplexity import exponential
@@ -82,24 +82,36 @@ def write_stories(origin: Origin, stories: Stories, request: dict[str, Any], out
         rows=len(begun),
         seq_len=None,
     )
-    about = {
-        "asked": request,
-        "judge": None,
-        "model": record_model(model, origin, find_blocks(model), width_of(model.config)),
-        "data": data,
-        "environment": record_environment(model),
-        "warnings": loading_warnings(model),
-    }
+    about = RunRecord(
+        asked=request,
+        judge=None,
+        model=record_model(model, origin, find_blocks(model), width_of(model.config)),
+        data=data,
+        environment=record_environment(model),
+        warnings=tuple(loading_warnings(model)),
+    )
     with stage(out, stale=[JUDGEMENTS, JudgeReport.file_name]) as folder:
-        write_request(folder / REQUEST, about)
+        write_request(folder / REQUEST, about.model_dump(mode="json"))
         lines = "".join(story.model_dump_json() + "\n" for story in written)
         (folder / STORIES).write_text(lines, encoding="utf-8")
 
 
-def read_stories(out: Path) -> list[Story]:
-    """The stories of a run."""
-    lines = (out / STORIES).read_text(encoding="utf-8").split("\n")  # texts may have other ends of lines in them
-    return [Story.model_validate_json(line) for line in lines if line]
+def read_run(out: Path) -> tuple[RunRecord, list[Story]]:
+    """What a run noted, and its stories.
+
+    Raises:
+        RequestError: the folder has no such files, or something else in them.
+    """
+    file = REQUEST
+    try:
+        run = RunRecord.model_validate_json((out / REQUEST).read_bytes())
+        file = STORIES
+        lines = (out / STORIES).read_bytes().split(b"\n")  # texts may have other ends of lines in them
+        return run, [Story.model_validate_json(line) for line in lines if line]
+    except (OSError, ValueError):  # perhaps not even text
+        raise RequestError(
+            f"expected a run of rectilinear judge in {out}, got an unreadable {file}; try another `out`, or `overwrite`"
+        ) from None
 
 
 def _find_beginnings(stories: Stories) -> list[tuple[str, str]]:
