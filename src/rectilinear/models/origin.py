@@ -84,7 +84,9 @@ class Origin:
         """The model, with its weights; those of the head that gives logits may be missing unless they are asked for."""
         if isinstance(self.model, nn.Module):
             return self.model
-        loaded: nn.Module = load_model(self.model, self.loading, head=head)
+        loaded = load_model(self.model, self.loading, head=head)
+        read = vars(self).get("tokenizer")  # of which there may be things to know, too
+        loaded.loading_warnings = list(dict.fromkeys([*loading_warnings(loaded), *loading_warnings(read)]))
         return loaded
 
     def rows(self, text: str | Path, rows: Rows, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenRows:

@@ -20,6 +20,7 @@ from rectilinear.measurement.profile import Profile
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.describe import check_context
+from rectilinear.models.export import write_checkpoint
 from rectilinear.models.find_blocks import find_blocks, text_config
 from rectilinear.models.load import check_classifier, load_classifier
 from rectilinear.models.origin import Origin
@@ -32,6 +33,7 @@ from rectilinear.text.rows import pack_rows
 from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import Task, find_task, read_task
 from rectilinear.text.tokens import tokenize_with
+from rectilinear.training.cards import classifier_card
 from rectilinear.training.classification import (
     Collator,
     Encoded,
@@ -170,7 +172,7 @@ def _find_padding(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
 
 def _describe(job: _Job, profile: Profile) -> Finetuning:
     """The result, before any seed."""
-    warnings = warn_of_cuts(job.train, job.validation, job.profiling.seq_len)
+    warnings = [*profile.warnings, *warn_of_cuts(job.train, job.validation, job.profiling.seq_len)]
     if not job.task.ranks and len({question.answer for question in job.train.questions}) == 1:
         warnings.append("all questions to train on have the same answer, so none is to be learnt; try other `data`")
     settings = {
@@ -260,9 +262,7 @@ def _save_seed(folder: Path, job: _Job, trained: PreTrainedModel, result: Finetu
     name = f"seed-{result.runs[0].seed}"
     with stage(folder, stale) as scratch:
         if job.tuning.save_models:
-            trained.save_pretrained(scratch / name)
-            job.tokenizer.save_pretrained(scratch / name)
-        (scratch / f"{name}.json").write_text(result.to_json(), encoding="utf-8")
+    XX        (scratch / f"{name}.json").write_text(result.to_json(), encoding="utf-8")
 
 
 def _names_in(folder: Path, pattern: str) -> list[str]:
