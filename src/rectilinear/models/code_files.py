@@ -44,8 +44,8 @@ def describe_code(folder: Path, source: str) -> str:
     said = []
     if ours:
         said.append(
-            f"The stand-ins are code of Rectilinear, {_listed(ours)}, which transformers runs where it is told to trust "
-            "it: `trust_remote_code=True`. Rectilinear itself loads this checkpoint without running these files."
+            f"The stand-ins are code of Rectilinear, {_listed(ours)}, which transformers runs where it is told to "
+            "trust it: `trust_remote_code=True`. Rectilinear itself loads this checkpoint without running these files."
         )
     if others:
         said.append(

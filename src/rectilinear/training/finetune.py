@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import PartialState
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
@@ -51,9 +51,6 @@ from rectilinear.training.regularizer import Regularizer
 from rectilinear.training.results import Finetuning, SeedRun, change_of, linearities_of, summarize
 from rectilinear.training.settings import Profiling, Tuning
 from rectilinear.training.trainer import GuardedTrainer, StepProgress, precision_of, training_arguments, trains_on_cpu
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # What fine-tunings leave in a folder: the results of all seeds and, while others run, of each; their models.
 _RESULTS = rf"seed-\d+\.json|{Finetuning.file_name}"
@@ -262,7 +259,9 @@ def _save_seed(folder: Path, job: _Job, trained: PreTrainedModel, result: Finetu
     name = f"seed-{result.runs[0].seed}"
     with stage(folder, stale) as scratch:
         if job.tuning.save_models:
-    XX        (scratch / f"{name}.json").write_text(result.to_json(), encoding="utf-8")
+            write_checkpoint(trained, job.tokenizer, scratch / name)
+            (scratch / name / "README.md").write_text(classifier_card(result, scratch / name), encoding="utf-8")
+        (scratch / f"{name}.json").write_text(result.to_json(), encoding="utf-8")
 
 
 def _names_in(folder: Path, pattern: str) -> list[str]:
