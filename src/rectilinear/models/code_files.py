@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rectilinear.models.card_metadata import bare_name
 from rectilinear.models.released_code import FILES, hash_code, released_versions
 
 # Keys of configurations, of models as of tokenizers, under which transformers finds code to run.
@@ -49,8 +50,8 @@ def describe_code(folder: Path, source: str) -> str:
         )
     if others:
         said.append(
-            f"{_listed(others)} came with `{source}`, and not from Rectilinear: whoever made this checkpoint trusted "
-            "that code. Loading with `trust_remote_code=True` runs it, so read it first."
+            f"{_listed(others)} came with `{bare_name(source)}`, and not from Rectilinear: whoever made this "
+            "checkpoint trusted that code. Loading with `trust_remote_code=True` runs it, so read it first."
         )
     return "\n\n".join(said)
 

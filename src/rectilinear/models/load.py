@@ -157,9 +157,22 @@ def load_tokenizer(model: str | Path, access: Access = Access()) -> PreTrainedTo
         # Else read as of no known type.
         options["config"] = _load(own.config_class, place, "configuration", revision=access.revision)
     with collecting_warnings() as warnings:
-        tokenizer = _load(kind, place, "tokenizer", **options)
+        tokenizer = _load(_Tried(kind), place, "tokenizer", **options)
     tokenizer.loading_warnings = warnings
     return tokenizer
+
+
+class _Tried:
+    """A class of tokenizers, of which each is tried once it is loaded: its files may say what only shows then."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+
+    def from_pretrained(self, *args: Any, **options: Any) -> Any:
+        """What the class gives."""
+        tokenizer = self.kind.from_pretrained(*args, **options)
+        tokenizer("a", verbose=False)
+        return tokenizer
 
 
 def build_without_weights(config: PretrainedConfig, access: Access = Access()) -> PreTrainedModel:

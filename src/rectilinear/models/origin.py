@@ -84,9 +84,10 @@ class Origin:
         """The model, with its weights; those of the head that gives logits may be missing unless they are asked for."""
         if isinstance(self.model, nn.Module):
             return self.model
-        loaded = load_model(self.model, self.loading, head=head)
+        loaded: nn.Module = load_model(self.model, self.loading, head=head)
         read = vars(self).get("tokenizer")  # of which there may be things to know, too
-        loaded.loading_warnings = list(dict.fromkeys([*loading_warnings(loaded), *loading_warnings(read)]))
+        found = dict.fromkeys([*loading_warnings(loaded), *loading_warnings(read)])
+        loaded.loading_warnings = list(found)  # type: ignore[assignment]
         return loaded
 
     def rows(self, text: str | Path, rows: Rows, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenRows:
