@@ -52,9 +52,8 @@ def named_in(folder):
 
 
 @pytest.fixture
-def marker(tmp_path, monkeypatch):
-    """A file that is there as soon as code of others has run."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def marker(load, tmp_path):
+    """A file that is there as soon as code of others has run, with the cache of modules that `load` has."""
     return tmp_path / "ran"
 
 

@@ -43,8 +43,8 @@ def find_adapter(source: str, revision: str | None) -> Adapter | None:
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not base:
         raise RequestError(f"expected base_model_name_or_path in {ADAPTER_CONFIG} of {source}, got none")
-    base_revision = config.get("revision")
-    return Adapter(source, str(config.get("peft_type")), str(base), revision, base_revision and str(base_revision))
+    base_revision = str(config["revision"]) if config.get("revision") else None
+    return Adapter(source, str(config.get("peft_type")), str(base), revision, base_revision)
 
 
 def apply_adapter(model: nn.Module, adapter: Adapter) -> tuple[Any, str]:
