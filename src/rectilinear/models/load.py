@@ -33,7 +33,11 @@ def resolve(model: str | Path, contents: Sequence[str] = ("config.json",)) -> st
     name = str(model)
     if name == STORYTELLER:
         return str(Path(__file__).parent / STORYTELLER)
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long a name, or of a user who is not there
+        raise RequestError(f"no model at {name!r:.100}: {getattr(error, 'strerror', None) or error}") from None
     wanted = " or ".join(contents)
     if path.is_dir():
         if not any((path / file).exists() for file in contents):
