@@ -163,7 +163,7 @@ def test_the_model_card_has_what_the_hub_reads_and_no_paths(tiny_checkpoint, tex
     (source / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
     shutil.copy(text_file, tmp_path / "private" / "tales.txt")
     plan = conftest.linearize(source, tmp_path / "private" / "tales.txt", blocks=[1], max_tokens=640, seq_len=32).plan
-    text = model_card(plan, True)
+    text = model_card(plan, "")
     assert "private" not in text
     data = ModelCard(text).data
     assert (data.license, data.base_model, data.datasets) == ("mit", None, None)
@@ -177,11 +177,11 @@ def test_the_model_card_has_what_the_hub_reads_and_no_paths(tiny_checkpoint, tex
             "data": plan.data.model_copy(update={"source": "someone/tales"}),
         }
     )
-    data = ModelCard(model_card(hub, True)).data
+    data = ModelCard(model_card(hub, "")).data
     assert (data.base_model, data.datasets) == ("someone/tiny", ["someone/tales"])
     for unnamed in ("storyteller", plan.model.architecture, str(tmp_path)):
         other = hub.model_copy(update={"model": plan.model.model_copy(update={"id": unnamed})})
-        assert ModelCard(model_card(other, False)).data.base_model is None
+        assert ModelCard(model_card(other, "")).data.base_model is None
 
 
 @pytest.mark.slow

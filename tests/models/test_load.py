@@ -54,6 +54,11 @@ def test_resolve_refuses_what_can_only_be_a_path(name):
     assert f"no model at {name}" in refusal(resolve, name)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/model"])
+def test_resolve_refuses_names_that_no_path_has(name):
+    assert len(refusal(resolve, name)) < 300
+
+
 def test_resolve_refuses_a_file(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"")
     assert "expected a folder" in refusal(resolve, tmp_path / "model.bin")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from rectilinear.linearization.plan import Plan, SelectionRecord
-from rectilinear.models.card_metadata import bare_name, model_card_metadata, result_of, usage_snippet
+from rectilinear.models.card_metadata import bare_name, list_warnings, model_card_metadata, result_of, usage_snippet
 
 
-def model_card(plan: Plan, own_code: bool) -> str:
+def model_card(plan: Plan, code: str) -> str:
     """The text of ``README.md``: the recipe and its numbers, with the metadata that the Hub reads.
 
     Args:
         plan: what was done.
-        own_code: whether the checkpoint brings code that is to be trusted.
+        code: what there is to say of code that the checkpoint brings; see `describe_code`.
     """
     model, name, source = plan.model, bare_name(plan.model.id), plan.data.source
     chosen = plan.selection or SelectionRecord(select="")
@@ -54,4 +54,5 @@ def model_card(plan: Plan, own_code: bool) -> str:
         ]
     if plan.heal:
         lines += [f"{plan.heal}.", ""]
-    return "\n".join([*lines, usage_snippet(own_code)]) + "\n"
+    lines += [*list_warnings(plan.all_warnings()), usage_snippet(code)]
+    return "\n".join(lines) + "\n"

@@ -21,9 +21,10 @@ from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionReco
 from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
+from rectilinear.models.code_files import describe_code
 from rectilinear.models.describe import count_parameters, record_environment, record_model, record_rows
 from rectilinear.models.earlier_checkpoint import checkpoint_files
-from rectilinear.models.export import check_space, export, has_own_code
+from rectilinear.models.export import check_space, export
 from rectilinear.models.find_blocks import find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.modeling_rectilinear import PaddingMask
@@ -73,8 +74,9 @@ class Linearized:
         """
         with stage(Path(folder), stale=checkpoint_files(Path(folder), Plan.file_name)) as new:
             self.plan.save(new)
-            (new / "README.md").write_text(model_card(self.plan, has_own_code(self.model)), encoding="utf-8")
             export(self.model, self.tokenizer, new, self.rows)
+            card = model_card(self.plan, describe_code(new, self.plan.model.id))
+            (new / "README.md").write_text(card, encoding="utf-8")
         return Path(folder)
 
     def __repr__(self) -> str:

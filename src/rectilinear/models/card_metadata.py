@@ -19,6 +19,7 @@ def model_card_metadata(
     *,
     base_model: str | None = None,
     revision: str | None = None,
+    task: str = "text-generation",
     datasets: Sequence[str] = (),
     results: Sequence[EvalResult] = (),
 ) -> str:
@@ -27,6 +28,7 @@ def model_card_metadata(
     Args:
         name: of the model, for people.
         base_model, revision: of the model that it was made from; the licence is that one's, where it is known.
+        task: what the model does, as the Hub calls it.
         datasets: text sources that it was trained or fitted on.
         results: see `result_of`.
     """
@@ -40,7 +42,7 @@ def model_card_metadata(
         model_name=name,
         eval_results=list(results) or None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=task,
         tags=["rectilinear"],
     )
     return f"---\n{metadata.to_yaml()}\n---"
@@ -59,10 +61,14 @@ def result_of(metric: str, value: float, source: str) -> EvalResult:
     )
 
 
-def usage_snippet(trust_remote_code: bool = False) -> str:
-    """Code for a card that loads the model and has it write; it runs in the checkpoint's folder."""
-    options = ", trust_remote_code=True" if trust_remote_code else ""
-    return f"""```python
+def usage_snippet(code: str = "") -> str:
+    """Code for a card that loads the model and has it write; it runs in the checkpoint's folder.
+
+    Args:
+        code: what there is to say of code that comes with the checkpoint (`describe_code`), which then is trusted.
+    """
+    options = ", trust_remote_code=True" if code else ""
+    return f"""{code}{code and chr(10) * 2}```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 place = "."  # this folder, or the Hub id that it has been uploaded to
@@ -71,6 +77,11 @@ model = AutoModelForCausalLM.from_pretrained(place{options})
 ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0]))
 ```"""
+
+
+def list_warnings(warnings: Sequence[str]) -> list[str]:
+    """Lines for a card: what to know before trusting the model or its numbers."""
+    return ["Before trusting it:", "", *(f"- {warning}" for warning in warnings), ""] if warnings else []
 
 
 def hub_id(name: str) -> str | None:
@@ -93,6 +104,7 @@ def _find_license(model: str, revision: str | None) -> str | None:
     text = read_text_file(str(folder), "README.md", revision) if folder.is_dir() or hub_id(model) else None
     try:
         data = ModelCard(text, ignore_metadata_errors=True).data if text else None
-    except ValueError:
+    except Exception:  # of yaml, or of what huggingface_hub expects in it
         return None
-    return getattr(data, "license", None)
+    named = getattr(data, "license", None)
+    return named if isinstance(named, str) and re.fullmatch(r"[\w.+-]+", named, re.ASCII) else None

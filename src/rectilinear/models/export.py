@@ -20,6 +20,7 @@ from torch import Tensor
 from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.models import reload_check
 from rectilinear.models.capture import evaluating
+from rectilinear.models.code_files import drop_absent_code
 from rectilinear.models.logits import row_logits
 from rectilinear.publish import nearest_existing
 
@@ -77,11 +78,17 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, fo
         OSError: it could not be written.
         JobError: the checkpoint does not load in a fresh process, or computes something else there.
     """
+    write_checkpoint(model, tokenizer, folder)
+    check_reload(model, folder, ids, has_own_code(model))
+
+
+def write_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """Write weights, configs and tokenizer, with the code that runs them where that is not transformers' own."""
     with writing():
-        model.save_pretrained(folder)  # stand-ins bring the files of their classes along
+        model.save_pretrained(folder)  # classes that are not transformers' bring their files along
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-    check_reload(model, folder, ids, has_own_code(model))
+    drop_absent_code(folder)
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rectilinear.errors import RequestError, first_line
+from rectilinear.models.checkpoint_files import check_config, check_folder, check_weights_fill, is_being_replaced
 from rectilinear.models.find_blocks import text_config
 from rectilinear.models.loading_info import Head, check_loading_info, collecting_warnings
 from rectilinear.models.peft_adapters import ADAPTER_CONFIG, Adapter, apply_adapter, find_adapter
-from rectilinear.models.released_code import own_class_of, own_model_class
+from rectilinear.models.released_code import own_class_of, own_model_class, read_text_file
 from rectilinear.models.settings import Access, Loading
 
 if TYPE_CHECKING:
@@ -26,16 +27,27 @@ def resolve(model: str | Path, contents: Sequence[str] = ("config.json",)) -> st
     """Where to load a model from: the built-in one's folder, else the path or Hub id itself.
 
     Raises:
-        RequestError: what can only be a path is no folder with one of the files in ``contents``.
+        RequestError: what can only be a path is no folder with one of the files in ``contents``, or one whose JSON
+            files cannot be those of a model.
     """
     name = str(model)
     if name == STORYTELLER:
         return str(Path(__file__).parent / STORYTELLER)
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # too long a name, or of a user who is not there
+        raise RequestError(f"no model at {name!r:.100}: {getattr(error, 'strerror', None) or error}") from None
     wanted = " or ".join(contents)
     if path.is_dir():
         if not any((path / file).exists() for file in contents):
+            if is_being_replaced(path):
+                raise RequestError(
+                    f"no model in {name}: a run was killed as it moved its result there; try the same command again, "
+                    "which finishes that"
+                )
             raise RequestError(f"no model in {name}: expected a folder with a {wanted}")
+        check_folder(path, {*contents, "generation_config.json", "special_tokens_map.json", "*.index.json"})
         return str(path)
     if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         raise RequestError(f"no model at {name}: expected a folder with a {wanted}, or a Hub id")
@@ -147,8 +159,24 @@ def load_tokenizer(model: str | Path, access: Access = Access()) -> PreTrainedTo
     options: dict[str, Any] = access.part(Access).model_dump()
     if not access.trust_remote_code and (own := own_model_class(place, access.revision)):
         # Else read as of no known type.
-        options["config"] = own.config_class.from_pretrained(place, revision=access.revision)
-    return _load(kind, place, "tokenizer", **options)
+        options["config"] = _load(own.config_class, place, "configuration", revision=access.revision)
+    with collecting_warnings() as warnings:
+        tokenizer = _load(_Tried(kind), place, "tokenizer", **options)
+    tokenizer.loading_warnings = warnings
+    return tokenizer
+
+
+class _Tried:
+    """A class of tokenizers, of which each is tried once it is loaded: its files may say what only shows then."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+
+    def from_pretrained(self, *args: Any, **options: Any) -> Any:
+        """What the class gives."""
+        tokenizer = self.kind.from_pretrained(*args, **options)
+        tokenizer("a", verbose=False)
+        return tokenizer
 
 
 def build_without_weights(config: PretrainedConfig, access: Access = Access()) -> PreTrainedModel:
@@ -166,7 +194,9 @@ def build_without_weights(config: PretrainedConfig, access: Access = Access()) -
             if own := own_class_of(config):
                 return own(config)
             return AutoModelForCausalLM.from_config(config, trust_remote_code=access.trust_remote_code)
-    except ValueError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever an architecture meets with in a configuration
         raise RequestError(f"expected a causal language model, got {config.model_type} ({first_line(error)})") from None
 
 
@@ -184,11 +214,19 @@ def _find_weights(model: str | Path, access: Access) -> tuple[str, str | None, A
     """Where the weights of a model are and in which revision, and the adapter for them, if that is what was named."""
     source = resolve(model, ("config.json", ADAPTER_CONFIG))
     adapter = find_adapter(source, access.revision)
-    return (resolve(adapter.base), adapter.base_revision, adapter) if adapter else (source, access.revision, None)
+    revision = access.revision
+    if adapter:
+        source, revision = resolve(adapter.base), adapter.base_revision
+    if text := read_text_file(source, "config.json", revision):
+        check_config(source, text, access.trust_remote_code)
+    return source, revision, adapter
 
 
 def _load_weights(auto_class: Any, model: str | Path, head: Head, access: Access, **options: Any) -> Any:
     source, revision, adapter = _find_weights(model, access)
+    if Path(source).is_dir():
+        skeleton = build_without_weights(load_config(model, access), access)
+        check_weights_fill(Path(source), skeleton.num_parameters())
     if not access.trust_remote_code:
         auto_class = own_model_class(source, revision) or auto_class
     options |= {"revision": revision, "trust_remote_code": access.trust_remote_code}

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
-
 from rectilinear.errors import RequestError, broken_promise
 from rectilinear.models.find_blocks import find_blocks, text_config
 
@@ -22,9 +20,9 @@ if TYPE_CHECKING:
 Head = Literal["needed", "optional", "new"]
 
 
-def loading_warnings(model: nn.Module) -> list[str]:
-    """What to know before trusting numbers of a model, as seen when it was loaded; nothing of others."""
-    return list(getattr(model, "loading_warnings", ()))
+def loading_warnings(loaded: Any) -> list[str]:
+    """What to know before trusting numbers of a model or tokenizer, as seen when it was loaded; nothing of others."""
+    return list(getattr(loaded, "loading_warnings", ()))
 
 
 @contextmanager
@@ -113,8 +111,9 @@ def _blocks_beyond(loaded: PreTrainedModel, names: list[str]) -> list[int]:
     """Indices of blocks that names of weights speak of and the model's block stack does not have."""
     try:
         stack = find_blocks(loaded)
-    except RequestError:
-        return []
-    place = re.compile(rf"(?:^|\.){re.escape(stack.path.rpartition('.')[2])}\.(\d+)\.")
+        list_name, count = re.escape(stack.path.rpartition(".")[2]), len(stack)
+    except RequestError:  # of no blocks at all
+        list_name, count = r"\w+", 0
+    place = re.compile(rf"(?:^|\.){list_name}\.(\d+)\.")
     indices = {int(match[1]) for match in map(place.search, names) if match}
-    return sorted(index for index in indices if index >= len(stack))
+    return sorted(index for index in indices if index >= count)

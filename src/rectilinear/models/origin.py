@@ -85,6 +85,9 @@ class Origin:
         if isinstance(self.model, nn.Module):
             return self.model
         loaded: nn.Module = load_model(self.model, self.loading, head=head)
+        read = vars(self).get("tokenizer")  # of which there may be things to know, too
+        found = dict.fromkeys([*loading_warnings(loaded), *loading_warnings(read)])
+        loaded.loading_warnings = list(found)  # type: ignore[assignment]
         return loaded
 
     def rows(self, text: str | Path, rows: Rows, tokenizer: PreTrainedTokenizerBase | None = None) -> TokenRows:

@@ -36,14 +36,15 @@ def find_adapter(source: str, revision: str | None) -> Adapter | None:
     text = None if (Path(source) / "config.json").exists() else read_text_file(source, ADAPTER_CONFIG, revision)
     try:
         config: Any = json.loads(text or "null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if config is None:
         return None
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not base:
         raise RequestError(f"expected base_model_name_or_path in {ADAPTER_CONFIG} of {source}, got none")
-    return Adapter(source, str(config.get("peft_type")), str(base), revision, config.get("revision"))
+    base_revision = str(config["revision"]) if config.get("revision") else None
+    return Adapter(source, str(config.get("peft_type")), str(base), revision, base_revision)
 
 
 def apply_adapter(model: nn.Module, adapter: Adapter) -> tuple[Any, str]:

@@ -59,7 +59,7 @@ def own_model_class(model: str, revision: str | None = None) -> Any:
 
     try:
         config, _ = PretrainedConfig.get_config_dict(model, revision=revision)
-    except (OSError, ValueError):  # what is wrong shows where it is loaded
+    except (OSError, ValueError, TypeError, RecursionError):  # what is wrong shows where it is loaded
         return None
     before, _, kind = str(config.get("model_type") if isinstance(config, dict) else None).partition("rectilinear_")
     if before or kind not in CONFIG_MAPPING:

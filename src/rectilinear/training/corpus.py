@@ -11,9 +11,11 @@ from torch import Tensor
 from rectilinear.errors import RequestError
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
+from rectilinear.models.code_files import drop_absent_code
 from rectilinear.models.earlier_checkpoint import checkpoint_files
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.series import checkpoints_of
+from rectilinear.models.settings import Access
 from rectilinear.publish import stage
 from rectilinear.results import settings_record
 from rectilinear.runs import check_same, read_request, write_request
@@ -96,6 +98,7 @@ def start_run(out: Path, plan: Plan) -> None:
     stale = [*checkpoint_files(out, Training.file_name), Dynamics.file_name, *checkpoints]
     with stage(out, stale=stale) as folder:
         tokenizer.save_pretrained(folder)
+        drop_absent_code(folder)
         contents = _write_rows(folder, plan, tokenizer, _rows_wanted(plan))
         if corpus.held_out:
             _held_out_rows(plan, tokenizer)  # refused now, if at all
@@ -127,7 +130,7 @@ def resume_run(out: Path, plan: Plan) -> None:
     with stage(out) as folder:
         if (out / Training.file_name).exists() and not file.exists():
             file = folder / ROWS
-            if _write_rows(folder, plan, load_tokenizer(out), contents.rows) != contents:
+            if _write_rows(folder, plan, _own_tokenizer(out, plan), contents.rows) != contents:
                 raise RequestError(f"expected the text that the run in {out} was trained on, got another")
         if not file.is_file() or file.stat().st_size != contents.bytes:
             raise RequestError(
@@ -147,7 +150,7 @@ def open_run(out: Path, plan: Plan) -> PackedText:
     """What `start_run` made; refused where the text to hold out is not there any more, or shorter than a row."""
     record = read_request(out / _REQUEST)
     contents = RowFile(**record["rows"])
-    tokenizer = load_tokenizer(out)
+    tokenizer = _own_tokenizer(out, plan)
     rows = open_rows(out / ROWS, contents)
     if plan.corpus.held_out:
         held_out, source = _held_out_rows(plan, tokenizer), plan.corpus.held_out
@@ -157,6 +160,11 @@ def open_run(out: Path, plan: Plan) -> PackedText:
     # Whole steps only, so that every step is as large as the others and an epoch ends with one.
     train = rows[: len(rows) // plan.preset.rows * plan.preset.rows]
     return PackedText(tokenizer, contents, train, held_out, source)
+
+
+def _own_tokenizer(out: Path, plan: Plan) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run; code came along with it only where that was trusted."""
+    return load_tokenizer(out, Access(trust_remote_code=plan.corpus.trust_remote_code))
 
 
 def _write_rows(folder: Path, plan: Plan, tokenizer: PreTrainedTokenizerBase, rows: int | None) -> RowFile:

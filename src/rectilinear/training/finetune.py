@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from accelerate import PartialState
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
@@ -20,6 +20,7 @@ from rectilinear.measurement.profile import Profile
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.describe import check_context
+from rectilinear.models.export import write_checkpoint
 from rectilinear.models.find_blocks import find_blocks, text_config
 from rectilinear.models.load import check_classifier, load_classifier
 from rectilinear.models.origin import Origin
@@ -32,6 +33,7 @@ from rectilinear.text.rows import pack_rows
 from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import Task, find_task, read_task
 from rectilinear.text.tokens import tokenize_with
+from rectilinear.training.cards import classifier_card
 from rectilinear.training.classification import (
     Collator,
     Encoded,
@@ -49,9 +51,6 @@ from rectilinear.training.regularizer import Regularizer
 from rectilinear.training.results import Finetuning, SeedRun, change_of, linearities_of, summarize
 from rectilinear.training.settings import Profiling, Tuning
 from rectilinear.training.trainer import GuardedTrainer, StepProgress, precision_of, training_arguments, trains_on_cpu
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # What fine-tunings leave in a folder: the results of all seeds and, while others run, of each; their models.
 _RESULTS = rf"seed-\d+\.json|{Finetuning.file_name}"
@@ -173,7 +172,7 @@ def _find_padding(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
 
 def _describe(job: _Job, profile: Profile) -> Finetuning:
     """The result, before any seed."""
-    warnings = warn_of_cuts(job.train, job.validation, job.profiling.seq_len)
+    warnings = [*profile.warnings, *warn_of_cuts(job.train, job.validation, job.profiling.seq_len)]
     if not job.task.ranks and len({question.answer for question in job.train.questions}) == 1:
         warnings.append("all questions to train on have the same answer, so none is to be learnt; try other `data`")
     settings = {
@@ -263,8 +262,8 @@ def _save_seed(folder: Path, job: _Job, trained: PreTrainedModel, result: Finetu
     name = f"seed-{result.runs[0].seed}"
     with stage(folder, stale) as scratch:
         if job.tuning.save_models:
-            trained.save_pretrained(scratch / name)
-            job.tokenizer.save_pretrained(scratch / name)
+            write_checkpoint(trained, job.tokenizer, scratch / name)
+            (scratch / name / "README.md").write_text(classifier_card(result, scratch / name), encoding="utf-8")
         (scratch / f"{name}.json").write_text(result.to_json(), encoding="utf-8")
 
 

@@ -16,9 +16,10 @@ from transformers.integrations import get_available_reporting_integrations
 from rectilinear.errors import RequestError
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory
-from rectilinear.models.card_metadata import bare_name, model_card_metadata, result_of, usage_snippet
+from rectilinear.models.code_files import describe_code, drop_absent_code
 from rectilinear.models.describe import record_environment, record_model
 from rectilinear.models.find_blocks import find_blocks
+from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.series import steps_of
 from rectilinear.models.settings import Loading
@@ -28,6 +29,7 @@ from rectilinear.results import DataRecord
 from rectilinear.runs import claim
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.training.callback import LinearityCallback
+from rectilinear.training.cards import decoder_card
 from rectilinear.training.corpus import ROWS, PackedText, Plan, find_run, is_over, open_run, resume_run, start_run
 from rectilinear.training.presets import fill_preset
 from rectilinear.training.regularizer import Regularizer
@@ -195,6 +197,7 @@ def _finish(out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, 
     with stage(out) as folder:
         trainer.save_model(str(folder))
         (folder / "training_args.bin").unlink(missing_ok=True)
+        drop_absent_code(folder)
         # As saved: in training the weights may be spread over processes.
         model: Any = Origin(str(folder), Loading(device=str(trainer.args.device), dtype="float32")).load(head=True)
         model.config.use_cache = True  # Trainer turned it off
@@ -202,7 +205,8 @@ def _finish(out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, 
         model.name_or_path = str(out)
         training = _describe(model, plan, packed, trainer, new, seconds)
         training.save(folder)
-        (folder / "README.md").write_text(_model_card(training), encoding="utf-8")
+        card = decoder_card(training, describe_code(folder, str(plan.corpus.tokenizer)))
+        (folder / "README.md").write_text(card, encoding="utf-8")
     (out / ROWS).unlink(missing_ok=True)
 
 
@@ -236,34 +240,11 @@ def _describe(
         seconds=seconds,
         tokens_per_second=new * tokens / seconds if new else None,
         log=tuple(trainer.state.log_history),
-        warnings=probes[0].dynamics.all_warnings() if probes and probes[0].dynamics else (),
+        warnings=(
+            *loading_warnings(packed.tokenizer),
+            *(probes[0].dynamics.all_warnings() if probes and probes[0].dynamics else ()),
+        ),
     )
-
-
-def _model_card(training: Training) -> str:
-    """The text of ``README.md``: the recipe and its numbers, with the metadata that the Hub reads."""
-    model, settings, held_out = training.model, training.settings, training.held_out
-    penalty = "no penalty on hidden states"
-    if settings["regularizer"] != "none":
-        penalty = f"{settings['strength']:g} times the {settings['regularizer']} penalty on neighbouring hidden states"
-    name = f"{settings['preset']}, pretrained on {bare_name(training.data.source)}"
-    stderr = "" if held_out.stderr is None else f" ± {held_out.stderr:.4f}"
-    results = [result_of("perplexity", held_out.perplexity, held_out.data.source)]
-    metadata = model_card_metadata(name, datasets=[training.data.source], results=results)
-    return f"""{metadata}
-
-# {name}
-
-Rectilinear trained this decoder ({model.architecture}, {model.num_blocks} blocks of width {model.width}, \
-{model.parameters:,} parameters) from random weights for {training.steps:,} steps of {settings["rows"]} rows of \
-{settings["seq_len"]} tokens, {training.data.tokens:,} tokens in all, with {penalty}, seed {settings["seed"]}. \
-`training.json` has the whole recipe and the log.
-
-Loss on {held_out.data.tokens:,} held-out tokens of {bare_name(held_out.data.source)}: {held_out.loss:.4f}{stderr} \
-nats per token, perplexity {held_out.perplexity:.2f}.
-
-{usage_snippet()}
-"""
 
 
 def _collate(rows: list[Tensor]) -> dict[str, Tensor]:
