@@ -10,7 +10,7 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u206
 
 
 def visible(text: str) -> str:
-    r"""A text with escapes such as ``\x1b`` for control characters, and ``\udce9`` for bytes of names that are no UTF-8."""
+    r"""A text with escapes: ``\x1b`` for a control character, ``\udce9`` for a byte of a name that is no UTF-8."""
     return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 

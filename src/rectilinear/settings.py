@@ -30,7 +30,8 @@ from pydantic import (
 from rectilinear.errors import RequestError, try_nearest
 
 _Kind = TypeVar("_Kind", bound="Settings")
-_Parameters, _Result = ParamSpec("_Parameters"), TypeVar("_Result")
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 # No number of tokens, rows or steps is above this, which arithmetic of 64 bits takes; no decoder has so many blocks.
 _LARGEST, _MOST_BLOCKS = 10**15, 10_000

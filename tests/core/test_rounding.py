@@ -1,5 +1,7 @@
 """Where states differ by no more than the rounding of their dtype there is nothing to score, and beyond it there is."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def test_states_that_are_the_same_but_for_rounding_have_no_scores(dtype, seed):
     """Every token is the same: all that differs is what every block adds of rounding to that of those before."""
     token = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed))
     states = [*walk(token.to(dtype).expand(TOKENS, WIDTH), seed, dtype, 1.0)]
-    for x, y in zip(states, states[1:], strict=False):
+    for x, y in pairwise(states):
         scores = score_block(gather(x, y)).all_tokens
         assert scores.linearity.in_sample is scores.linearity.held_out is None
         assert scores.update_linearity.in_sample is scores.update_linearity.held_out is None

@@ -21,7 +21,6 @@ from rectilinear.core.block_moments import FLOAT32_ERROR, BlockMoments, total
 from rectilinear.core.moments import Moments
 from rectilinear.core.solve import Solution, held_out_residual, solve, without_each
 
-
 # Each sum that a block adds up is rounded to the dtype of the states, which moves a token by a third of eps times its
 # norm: so the two of an ordinary block by less than 1, and what all blocks before have gathered by less than 8
 # (tests/core/test_rounding.py). In SmolLM2-135M in bfloat16 the least update is 2.6, the least variation of outputs 85.

@@ -21,6 +21,7 @@ from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionReco
 from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
+from rectilinear.models.card_metadata import write_card
 from rectilinear.models.describe import count_parameters, record_environment, record_model, record_rows
 from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
 from rectilinear.models.find_blocks import find_blocks, width_of
@@ -33,7 +34,7 @@ from rectilinear.progress import Progress, reporting
 from rectilinear.publish import stage
 from rectilinear.results import DataRecord, ModelRecord, settings_record
 from rectilinear.runs import claim
-from rectilinear.settings import BatchSize
+from rectilinear.settings import BatchSize, takes_settings
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -72,7 +73,7 @@ class Linearized:
         """
         with stage(Path(folder), stale=CHECKPOINT_FILES) as new:
             self.plan.save(new)
-            (new / "README.md").write_text(model_card(self.plan, has_own_code(self.model)), encoding="utf-8")
+            write_card(new, model_card(self.plan, has_own_code(self.model)))
             export(self.model, self.tokenizer, new, self.rows)
         return Path(folder)
 
@@ -106,6 +107,7 @@ class Run(TypedDict, total=False):
     progress: bool | Progress
 
 
+@takes_settings
 @reporting_exhausted_memory()
 def linearize(
     model: str | Path | PreTrainedModel,

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.models.capture import device_of, evaluating, own_randomness
 from rectilinear.models.find_blocks import context_of
 
@@ -38,7 +39,10 @@ def complete(
 
     Raises:
         RequestError: a beginning without tokens, or one that leaves no room in the context.
+        JobError: logits that are not finite.
     """
+    from transformers import LogitsProcessorList
+
     prompts = [_prompt(tokenizer, beginning) for beginning in beginnings]
     context = context_of(model.config)
     longest = max(map(len, prompts))
@@ -61,6 +65,7 @@ def complete(
         torch.manual_seed(seed)
         written = model.generate(
             ids.to(device),
+            logits_processor=LogitsProcessorList([_check_logits]),
             attention_mask=mask.to(device),
             max_new_tokens=max_new_tokens,
             do_sample=temperature > 0,
@@ -73,6 +78,13 @@ def complete(
         _decode(tokenizer, [*prompt, *new])[len(_decode(tokenizer, prompt)) :]
         for prompt, new in zip(prompts, written[:, longest:].tolist(), strict=True)
     ]
+
+
+def _check_logits(ids: Tensor, logits: Tensor) -> Tensor:
+    """Logits as they are, for what generates; those of tokens that are ruled out are -inf."""
+    if logits.isnan().any() or not logits.max(-1).values.isfinite().all():
+        raise JobError(f"expected finite logits, got others after {ids.shape[1]} tokens; try `dtype=float32`")
+    return logits
 
 
 def ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:

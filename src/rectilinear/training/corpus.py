@@ -75,7 +75,8 @@ class PackedText:
 
 def find_run(out: Path) -> str | None:
     """What to say of a folder to whoever stops a pretraining in it; None where there is none."""
-    found = isinstance(read_request(out / _REQUEST).get("recipe"), dict)
+    record = read_request(out / _REQUEST)
+    found = all(isinstance(record.get(name), dict) for name in ("recipe", "rows")) and "held_out" in record
     return f"{out} keeps what there is of the run; to go on, add `resume`" if found else None
 
 
@@ -153,6 +154,14 @@ def open_run(out: Path, plan: Plan) -> PackedText:
     # Whole steps only, so that every step is as large as the others and an epoch ends with one.
     train = rows[: len(rows) // plan.preset.rows * plan.preset.rows]
     return PackedText(tokenizer, contents, train, held_out, source)
+
+
+def about_vocabulary(plan: Plan, made: int) -> list[str]:
+    """What to know where a text has made fewer tokens of a vocabulary than were asked for."""
+    asked = plan.corpus.vocab_size
+    if asked is None or made >= asked:
+        return []
+    return [f"the text has made a vocabulary of {made:,} tokens, not the {asked:,} of `vocab_size`; try more text"]
 
 
 def _write_rows(folder: Path, plan: Plan, tokenizer: PreTrainedTokenizerBase, rows: int | None) -> RowFile:

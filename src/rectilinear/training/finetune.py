@@ -28,6 +28,7 @@ from rectilinear.progress import Progress, reporting
 from rectilinear.publish import stage
 from rectilinear.results import settings_record
 from rectilinear.runs import check_same, claim
+from rectilinear.settings import takes_settings
 from rectilinear.text.rows import pack_rows
 from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import Task, find_task, read_task
@@ -58,6 +59,7 @@ _RESULTS = rf"seed-\d+\.json|{Finetuning.file_name}"
 _EVERYTHING = rf"{_RESULTS}|seed-\d+"
 
 
+@takes_settings
 @reporting_exhausted_memory()
 def finetune(
     model: str | Path,

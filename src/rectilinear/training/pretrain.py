@@ -16,9 +16,11 @@ from transformers.integrations import get_available_reporting_integrations
 from rectilinear.errors import RequestError
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory
-from rectilinear.models.card_metadata import bare_name, model_card_metadata, result_of, usage_snippet
+from rectilinear.models.card_metadata import bare_name, model_card_metadata, result_of, usage_snippet, write_card
 from rectilinear.models.describe import record_environment, record_model
+from rectilinear.models.export import writing
 from rectilinear.models.find_blocks import find_blocks
+from rectilinear.models.load import check_revision
 from rectilinear.models.origin import Origin
 from rectilinear.models.series import steps_of
 from rectilinear.models.settings import Loading
@@ -26,9 +28,20 @@ from rectilinear.progress import Progress, reporting
 from rectilinear.publish import stage
 from rectilinear.results import DataRecord
 from rectilinear.runs import claim
+from rectilinear.settings import takes_settings
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.training.callback import LinearityCallback
-from rectilinear.training.corpus import ROWS, PackedText, Plan, find_run, is_over, open_run, resume_run, start_run
+from rectilinear.training.corpus import (
+    ROWS,
+    PackedText,
+    Plan,
+    about_vocabulary,
+    find_run,
+    is_over,
+    open_run,
+    resume_run,
+    start_run,
+)
 from rectilinear.training.presets import fill_preset
 from rectilinear.training.regularizer import Regularizer
 from rectilinear.training.results import HeldOutRecord, Training
@@ -38,7 +51,7 @@ from rectilinear.training.trainer import (
     GuardedTrainer,
     SaveAtSignal,
     StepProgress,
-    discard_checkpoints,
+    discard_partial_checkpoints,
     last_checkpoint,
     precision_of,
     training_arguments,
@@ -46,6 +59,7 @@ from rectilinear.training.trainer import (
 )
 
 
+@takes_settings
 @reporting_exhausted_memory()
 def pretrain(
     text: str | Path,
@@ -93,7 +107,7 @@ def pretrain(
         with state.main_process_first():
             if state.is_main_process and resume and find_run(folder):
                 resume_run(folder, plan)
-                discard_checkpoints(folder, partial_only=True)
+                discard_partial_checkpoints(folder)
             elif state.is_main_process:
                 start_run(folder, plan)
         if not is_over(folder, plan):
@@ -109,6 +123,8 @@ def _check_request(text: str, recipe: Recipe, corpus: Corpus, monitoring: Monito
             f"expected another text to hold out than the one to train on, got {text} twice; try without `held_out`, "
             "which holds out its last rows"
         )
+    if corpus.tokenizer is not None:
+        check_revision(corpus.tokenizer, corpus.revision)
     if text == "stories" and recipe.max_steps is None and corpus.max_tokens is None:
         raise RequestError("expected `max_steps` or `max_tokens` for stories, which never end")
     known = ["none", "all", *get_available_reporting_integrations()]
@@ -128,7 +144,7 @@ def _train(folder: Path, plan: Plan, monitoring: Monitoring, progress: Progress)
     checkpoint = last_checkpoint(folder)
     started = time.perf_counter()
     with saving.listening():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train_from(checkpoint)
     new = trainer.state.global_step - (steps_of(checkpoint) if checkpoint else 0)
     _finish(folder, plan, packed, trainer, new, time.perf_counter() - started)
 
@@ -186,7 +202,7 @@ def _finish(out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, 
     if not trainer.is_world_process_zero():
         trainer.save_model(str(out))  # nothing but its part, where the weights are spread
         return
-    with stage(out) as folder:
+    with stage(out) as folder, writing():
         trainer.save_model(str(folder))
         (folder / "training_args.bin").unlink(missing_ok=True)
         # As saved: in training the weights may be spread over processes.
@@ -196,7 +212,7 @@ def _finish(out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, 
         model.name_or_path = str(out)
         training = _describe(model, plan, packed, trainer, new, seconds)
         training.save(folder)
-        (folder / "README.md").write_text(_model_card(training), encoding="utf-8")
+        write_card(folder, _model_card(training))
     (out / ROWS).unlink(missing_ok=True)
 
 
@@ -230,7 +246,10 @@ def _describe(
         seconds=seconds,
         tokens_per_second=new * tokens / seconds if new else None,
         log=tuple(trainer.state.log_history),
-        warnings=probes[0].dynamics.all_warnings() if probes and probes[0].dynamics else (),
+        warnings=(
+            *about_vocabulary(plan, len(packed.tokenizer)),
+            *(probes[0].dynamics.all_warnings() if probes and probes[0].dynamics else ()),
+        ),
     )
 
 
