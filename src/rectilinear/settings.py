@@ -7,6 +7,7 @@ generated from the fields (``--seq-len`` from ``seq_len``), and results record t
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import re
 import reprlib
@@ -58,10 +59,12 @@ class Settings(BaseModel):
         if isinstance(given, str) and (not given.strip() or "\0" in given):
             raise ValueError(f"expected a text for `{field.field_name}`, got {given!r}; try without it")
         value = parse(given)
-        numbers = [each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, (int, float))]
-        if not all(abs(number) <= _LARGEST for number in numbers):  # NaN is not
-            got = reprlib.repr(given)
-            raise ValueError(f"expected `{field.field_name}` to be a number up to {_LARGEST:,}, got {got}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"expected `{field.field_name}` to be a finite number, got {number}")
+            if isinstance(number, int) and abs(number) > _LARGEST:
+                got = reprlib.repr(given)
+                raise ValueError(f"expected `{field.field_name}` to be a number up to {_LARGEST:,}, got {got}")
         return value
 
     if not TYPE_CHECKING:  # editors complete the fields, which a signature of its own would hide

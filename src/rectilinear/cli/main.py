@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -129,8 +130,9 @@ def _fail(text: str, code: int) -> int:
 
 
 def _line(text: str) -> str:
-    """A message in a line, its fields as options, nothing in it that a terminal obeys."""
-    return f"rectilinear: {visible(' '.join(in_flags(text).split()))}\n"
+    """A message in a line, its fields as options, no endless word and nothing that a terminal obeys in it."""
+    words = re.sub(r"(\S{200})\S{100,}", r"\1...", visible(in_flags(text)))
+    return f"rectilinear: {' '.join(words.split())}\n"
 
 
 def _reason(error: CycloptsError) -> str:
