@@ -20,7 +20,7 @@ BOUNDS := -m "not slow" -k "not trained_model" $(addprefix tests/,models/test_lo
 	evaluation/test_speed.py linearization/test_linearize.py training/test_trainer.py training/test_regularizer.py \
 	evaluation/test_harness.py::test_scores_are_those_of_the_harness_by_itself)
 
-.PHONY: demo test slow lint types contracts examples oldest newest lock clean
+.PHONY: demo test slow faults lint types contracts examples oldest newest lock clean
 
 demo: $(READY)
 	$(BIN)/rectilinear demo
@@ -31,6 +31,10 @@ test: $(READY)
 
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m slow
+
+# Every command killed at every step that it takes on disk, and many more generated inputs: hours. `make slow` tries some.
+faults: $(READY)
+	RECTILINEAR_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m faults
 
 lint: $(READY)
 	$(BIN)/ruff check .

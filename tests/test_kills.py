@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tests.superglue import write_superglue
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.faults,
     pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc"),
 ]
 
@@ -50,7 +51,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "dense", *TEXT, "--no-speed"),
     "evaluate several": ("evaluate", "dense", "other", *TEXT, "--no-speed"),
     "compare": ("compare", "evaluated/dense", "evaluated/other"),
-    "probe": ("probe", "dense", "--task", "cb", "--data", "superglue", "--device", "cpu"),
+    "probe": ("probe", "dense", "--task", "cb", "--data", "superglue", "--seq-len", 64, "--device", "cpu"),
     "linearize drop": (*LINEARIZE, "--kind", "drop"),
     "linearize affine": (*LINEARIZE, "--kind", "affine"),
     "linearize healed": (*LINEARIZE, "--kind", "affine", "--heal-steps", 2, "--heal-batch-size", 2),
@@ -66,16 +67,6 @@ OVER = {
     "finetune": (*TUNE, "--seed", 3),
     "judge": (*JUDGE, "--seed", 1),
 }
-
-
-@dataclass
-class Tally:
-    """What was tried, for docs/reliability.md."""
-
-    rows: dict[str, list[int]] = field(default_factory=dict)
-
-    def add(self, name, at):
-        self.rows.setdefault(name, []).append(at)
 
 
 def started(arguments):
@@ -148,46 +139,117 @@ def state(out):
     return described(out) if marked else None
 
 
+#: What publishes more than once, so that a part of the result may be there; what a stopped run can be gone on with.
+BY_PARTS = {"pretrain", "finetune", "judge", "evaluate several"}
+RESUMED = {"pretrain", "finetune", "judge"}
+
 CASES = [(name, False) for name in COMMANDS] + [(name, True) for name in OVER]
 
 
-@pytest.mark.parametrize(("name", "over"), CASES, ids=[f"{name}{' over another' * over}" for name, over in CASES])
-def test_a_kill_at_a_step_of_a_command(name, over, place, judge_server, record_property):
-    root, out, log = place / "work", place / "work" / "out", place / "log"
-    more = ["--judge-url", judge_server.url, "--judge-model", "wise"] if name == "judge" else []
-    program = started([*COMMANDS[name], *more, "--out", out, *(["--overwrite"] if over else [])])
+@dataclass(frozen=True)
+class Trial:
+    """A command in a place, what was there before it, and what it makes when nothing goes wrong."""
 
-    def prepare():
-        shutil.rmtree(root)
-        root.mkdir()
-        if over:
-            shutil.copytree(place / "earlier", out)
+    place: Path
+    name: str
+    over: bool
+    arguments: tuple
 
+    @property
+    def out(self):
+        return self.place / "work" / "out"
+
+    def run(self, *more, at=None, act=faults.kill, arguments=None):
+        program = started([*(arguments or self.arguments), "--out", self.out, *more])
+        return faults.run(program, self.place / "work", self.place / "log", at, act)
+
+    def again(self, *more):
+        overwrite = ["--overwrite"] if self.over and not more else []
+        return self.run(*overwrite, *more)
+
+    def log(self):
+        return (self.place / "log").read_text()
+
+    def restore(self, name="earlier"):
+        shutil.rmtree(self.place / "work")
+        shutil.copytree(self.place / name, self.place / "work")
+
+    def keep(self, name):
+        shutil.rmtree(self.place / name, ignore_errors=True)
+        shutil.copytree(self.place / "work", self.place / name)
+
+
+@pytest.fixture
+def trial(request, place, judge_server):
+    name, over = request.param
+    more = ("--judge-url", judge_server.url, "--judge-model", "wise") if name == "judge" else ()
+    made = Trial(place, name, over, (*COMMANDS[name], *more))
+    shutil.rmtree(place / "work")
+    (place / "work").mkdir()
     if over:
-        shutil.rmtree(root)
-        root.mkdir()
-        assert faults.run(started([*OVER[name], *more, "--out", out]), root, log)[0] == 0, log.read_text()
-        shutil.rmtree(place / "earlier", ignore_errors=True)
-        shutil.copytree(out, place / "earlier")
-    prepare()
-    earlier = state(out)
-    code, steps = faults.run(program, root, log)
-    assert code == 0, log.read_text()
-    whole = described(out)
-    assert os.listdir(root) == ["out"]
-    tried = range(1, len(steps) + 1)
-    if SAMPLE:
-        tried = sorted({round(1 + (len(steps) - 1) * (place + 0.5) / SAMPLE) for place in range(SAMPLE)})
-    for at in tried:
-        prepare()
-        code, _ = faults.run(program, root, log, at)
-        assert code == -9, (at, code, log.read_text())
-        found = state(out)
-        if found is not None and name not in {"pretrain", "finetune", "judge", "evaluate several"}:
-            assert found in (earlier, whole), (at, steps[at - 1])
-        code, _ = faults.run(program, root, log)
-        assert code == 0, (at, steps[at - 1], log.read_text())
-        assert described(out) == whole, (at, steps[at - 1])
-        assert os.listdir(root) == ["out"], (at, steps[at - 1])
-    record_property("steps", len(steps))
-    record_property("kills", len(tried))
+        assert made.run(arguments=(*OVER[name], *more))[0] == 0, made.log()
+    made.keep("earlier")
+    return made
+
+
+def sample(steps):
+    if not SAMPLE:
+        return range(1, len(steps) + 1)
+    return sorted({round(1 + (len(steps) - 1) * (place + 0.5) / SAMPLE) for place in range(SAMPLE)})
+
+
+def report(trial, **counted):
+    if file := os.environ.get("RECTILINEAR_FAULTS_REPORT"):
+        with open(file, "a") as lines:
+            lines.write(json.dumps({"command": trial.name, "over": trial.over, **counted}) + "\n")
+
+
+every = pytest.mark.parametrize(
+    "trial", CASES, ids=[f"{name}{' over another' * over}" for name, over in CASES], indirect=True
+)
+
+
+@every
+def test_a_kill_at_a_step_of_a_command(trial):
+    earlier = state(trial.out)
+    code, steps = trial.again()
+    assert code == 0, trial.log()
+    whole = described(trial.out)
+    assert os.listdir(trial.place / "work") == ["out"]
+    for at in sample(steps):
+        said = (at, steps[at - 1])
+        trial.restore()
+        code, _ = trial.run(*["--overwrite"] * trial.over, at=at)
+        assert code == -9, (*said, code, trial.log())
+        found = state(trial.out)
+        if found is not None and trial.name not in BY_PARTS:
+            assert found in (earlier, whole), said
+        trial.keep("killed")
+        for more in [(), ("--resume",)] if trial.name in RESUMED and not trial.over else [()]:
+            trial.restore("killed")
+            assert trial.again(*more)[0] == 0, (*said, more, trial.log())
+            assert described(trial.out) == whole, (*said, more)
+            assert os.listdir(trial.place / "work") == ["out"], (*said, more)
+    report(trial, steps=len(steps), kills=len(sample(steps)))
+
+
+@every
+def test_a_disk_that_is_full_at_a_step_of_a_command(trial):
+    earlier = state(trial.out)
+    code, steps = trial.again()
+    assert code == 0, trial.log()
+    whole = described(trial.out)
+    for at in sample(steps):
+        said = (at, steps[at - 1])
+        trial.restore()
+        code, _ = trial.run(*["--overwrite"] * trial.over, at=at, act=faults.fill)
+        assert code in (0, 1), (*said, code, trial.log())
+        assert "Traceback" not in trial.log(), (*said, trial.log())
+        if code:
+            assert "No space left" in trial.log(), (*said, trial.log())
+            if trial.name not in BY_PARTS:
+                assert state(trial.out) == earlier, said
+            again = () if trial.over or trial.name not in RESUMED or not trial.out.exists() else ("--resume",)
+            assert trial.again(*again)[0] == 0, (*said, trial.log())
+        assert described(trial.out) == whole, said
+    report(trial, steps=len(steps), full=len(sample(steps)))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def claim(
     overwrite: bool = False,
     resume: bool = False,
     kept: Callable[[Path], str | None] = lambda out: None,
-    reads: Iterable[str | Path | None] = (),
+    reads: Iterable[object] = (),
 ) -> Iterator[Path | None]:
     """Hold an output folder while open, so that no other run writes into it; see `rectilinear.publish.hold`.
 
@@ -64,7 +65,7 @@ def claim(
         overwrite: whether it may hold other results.
         resume: whether to go on from an earlier part of the run, where it holds one.
         kept: what to say of the folder to whoever interrupts the run; None where there is nothing to go on from.
-        reads: models and texts of the run, none of which may be the folder itself.
+        reads: models and texts of the run; none whose path is given may be the folder itself.
 
     Yields:
         The folder, absolute.
@@ -93,12 +94,13 @@ def claim(
             raise Interrupted(message) from None
 
 
-def _check_place(folder: Path, reads: Iterable[str | Path | None]) -> None:
+def _check_place(folder: Path, reads: Iterable[object]) -> None:
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"expected a folder for `out`, got the file {folder}")
     for source in reads:
-        if source and Path(source).expanduser().resolve() == folder.resolve():
-            raise RequestError(f"expected another folder for `out` than the one that is read, got {folder}")
+        with suppress(OSError, ValueError):  # no path, or of nothing that is there
+            if isinstance(source, (str, Path)) and Path(source).expanduser().samefile(folder):
+                raise RequestError(f"expected another folder for `out` than one that is read, got {folder}")
     nearest = nearest_existing(folder)
     if not nearest.is_dir():
         raise RequestError(f"expected a folder for `out`, got {folder} inside the file {nearest}")
@@ -111,7 +113,11 @@ def _check_contents(
 ) -> None:
     names = {path.name for path in contents(folder)} if folder.is_dir() else set()
     found = kept(folder) if names else None
-    if not names or (resume and found) or (left is not None and (names <= left or found)):
+    if not names or (resume and found):
+        return
+    if left is not None and (names <= left or found):
+        if found:
+            warnings.warn(f"{found}; without it this run begins anew", stacklevel=2)
         return
     what = "holds no run to resume; try" if resume else f"is not empty; try{' `resume`,' if found else ''}"
     raise RequestError(f"expected an empty folder for `out`, {folder} {what} another, or `overwrite`")

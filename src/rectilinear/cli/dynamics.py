@@ -52,7 +52,7 @@ def dynamics(
     if loading.revisions is not None:
         loading.refuse_unused("with `revisions`", "revision")
     series = checkpoint if loading.revisions is None else _at_revisions(checkpoint, loading.revisions)
-    with claim(runtime.out, overwrite=runtime.overwrite) as folder:
+    with claim(runtime.out, overwrite=runtime.overwrite, reads=[*checkpoint, text]) as folder:
         import rectilinear
         from rectilinear.cli.conclude import conclude
         from rectilinear.models.load import load_tokenizer

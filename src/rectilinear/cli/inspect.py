@@ -24,7 +24,7 @@ def inspect(
 
     Example: rectilinear inspect storyteller
     """
-    with claim(output.out, overwrite=output.overwrite) as out:
+    with claim(output.out, overwrite=output.overwrite, reads=[model]) as out:
         from rectilinear.models.describe import describe
         from rectilinear.models.find_blocks import find_blocks
         from rectilinear.models.origin import Origin

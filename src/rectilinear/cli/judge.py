@@ -34,7 +34,7 @@ def judge(
     if output.out is None:
         raise RequestError("expected `out=DIR`, a folder for the stories, the answers and judge.json, got none")
     with (
-        claim_stories(output.out, resume=output.resume, overwrite=output.overwrite) as folder,
+        claim_stories(output.out, [model, stories.text], resume=output.resume, overwrite=output.overwrite) as folder,
         reporting(True) as report,
     ):
         run = prepare_stories(model, folder, stories, judging, loading=loading, resume=output.resume, progress=report)

@@ -54,7 +54,7 @@ def linearize(
     if selection.plan is not None:
         kind.refuse_unused("with `plan`", *given)
     made_of = make_kind(given.pop("kind", DEFAULT_KIND), given) if given else None
-    with claim(runtime.out, overwrite=runtime.overwrite) as folder:
+    with claim(runtime.out, overwrite=runtime.overwrite, reads=[model, text]) as folder:
         import rectilinear
         from rectilinear.report.terminal import say, show
 

@@ -25,7 +25,7 @@ def measure(
 
     Example: rectilinear measure storyteller --text stories --out profile
     """
-    with claim(runtime.out, overwrite=runtime.overwrite) as folder:
+    with claim(runtime.out, overwrite=runtime.overwrite, reads=[model, text]) as folder:
         import rectilinear
         from rectilinear.cli.conclude import conclude
 

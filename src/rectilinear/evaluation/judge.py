@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,19 +63,24 @@ def judge(
         JobError: the judge cannot be reached or keeps turning requests away; memory or disk that do not suffice.
         rectilinear.runs.Interrupted: for a `KeyboardInterrupt`, where there are stories to go on from.
     """
-    with claim_stories(out, resume=resume, overwrite=overwrite) as folder, reporting(progress) as report:
+    with (
+        claim_stories(out, [model, stories.text], resume=resume, overwrite=overwrite) as folder,
+        reporting(progress) as report,
+    ):
         run = prepare_stories(model, folder, stories, judging, loading=loading, resume=resume, progress=report)
         return run.finish(report)
 
 
-def claim_stories(out: str | Path, *, resume: bool, overwrite: bool) -> AbstractContextManager[Path]:
+def claim_stories(
+    out: str | Path, reads: Iterable[object], *, resume: bool, overwrite: bool
+) -> AbstractContextManager[Path]:
     """Hold the folder of a run; see `rectilinear.runs.claim`."""
 
     def kept(folder: Path) -> str | None:
         said = f"{folder} keeps the stories and the answers so far; to go on, add `resume`"
         return said if (folder / STORIES).exists() else None
 
-    return claim(out, resume=resume, overwrite=overwrite, kept=kept)  # type: ignore[return-value]
+    return claim(out, resume=resume, overwrite=overwrite, kept=kept, reads=reads)  # type: ignore[return-value]
 
 
 @reporting_exhausted_memory()

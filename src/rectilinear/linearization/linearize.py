@@ -23,7 +23,8 @@ from rectilinear.linearization.settings import CalibrationRows, Fitting, Selecti
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.card_metadata import write_card
 from rectilinear.models.describe import count_parameters, record_environment, record_model, record_rows
-from rectilinear.models.export import CHECKPOINT_FILES, check_space, export, has_own_code
+from rectilinear.models.earlier_checkpoint import checkpoint_files
+from rectilinear.models.export import check_space, export, has_own_code
 from rectilinear.models.find_blocks import find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.modeling_rectilinear import PaddingMask
@@ -71,7 +72,7 @@ class Linearized:
         Raises:
             JobError: it could not be written, or does not load as it should.
         """
-        with stage(Path(folder), stale=CHECKPOINT_FILES) as new:
+        with stage(Path(folder), stale=checkpoint_files(Path(folder), Plan.file_name)) as new:
             self.plan.save(new)
             write_card(new, model_card(self.plan, has_own_code(self.model)))
             export(self.model, self.tokenizer, new, self.rows)
@@ -148,9 +149,10 @@ def linearize(
     if fitting.heal_steps and not request.any_trainable:
         raise RequestError("expected stand-ins to train with `heal_steps`, got only dropped blocks")
     with ExitStack() as held:
-        out = held.enter_context(claim(run.get("out"), overwrite=overwrite))
+        origin = Origin(model, loading)
+        out = held.enter_context(claim(run.get("out"), overwrite=overwrite, reads=[origin.name, text]))
         progress = held.enter_context(reporting(run.get("progress", True)))
-        job = _Job.prepare(Origin(model, loading), text, rows, request, out, run.get("tokenizer"))
+        job = _Job.prepare(origin, text, rows, request, out, run.get("tokenizer"))
         inputs = {"model": job.record.sha256, "text": job.data.fingerprint, "stack": job.scope.stack.path}
         recipe = {**inputs, **request.recipe(), **settings_record(fitting), "seed": rows.seed}
         heals = healing_folder(out, recipe, overwrite) if out and fitting.heal_steps else nullcontext()
@@ -183,8 +185,8 @@ class _Job:
     ) -> _Job:
         """Check a request, and load what it takes."""
         selection = request.selection
-        if out is not None and origin.name and Path(origin.name).expanduser().resolve() == out.resolve():
-            raise RequestError(f"expected another folder for `out` than that of the model itself, got {out}")
+        if out is not None:
+            checkpoint_files(out, Plan.file_name)
         # Before the text and the weights, which may take long: everything that can be refused without them.
         skeleton = origin.skeleton()
         width = width_of(getattr(skeleton, "config", None))

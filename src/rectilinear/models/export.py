@@ -22,15 +22,10 @@ from rectilinear.errors import JobError, RequestError, broken_promise
 from rectilinear.models import reload_check
 from rectilinear.models.capture import evaluating
 from rectilinear.models.logits import row_logits
-from rectilinear.models.released_code import FILES
 from rectilinear.publish import nearest_existing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-#: What a checkpoint consists of: none of an older one may stay beside a new one's.
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*")
-CHECKPOINT_FILES = (*_WEIGHTS, "*config.json", "modeling_*.py", *FILES)
 
 # How far logits may move between two processes, relative to the largest: kernels and their order may differ.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}

@@ -11,6 +11,7 @@ from torch import Tensor
 from rectilinear.errors import RequestError
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
+from rectilinear.models.earlier_checkpoint import checkpoint_files
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.series import checkpoints_of
 from rectilinear.publish import stage
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
 # Beside the checkpoints.
 _REQUEST, ROWS = "recipe.json", "rows.bin"
-
-# What a run before this one left beside its checkpoints, and is not replaced at once.
-_STALE = (Training.file_name, Dynamics.file_name, "config.json", "generation_config.json", "model*.safetensors*")
 
 # Rows to hold out where no other text is: one in a hundred, 400 at most, but enough tokens for the width where there
 # are, and of a text that is all trained on a tenth at most.
@@ -91,7 +89,13 @@ def start_run(out: Path, plan: Plan) -> None:
         tokenizer = train_tokenizer(map("".join, open_documents(plan.text, corpus)), preset.vocab_size)
     else:
         tokenizer = load_tokenizer(corpus.tokenizer, corpus)
-    with stage(out, stale=[*_STALE, *(path.name for path in checkpoints_of(out))]) as folder:
+    checkpoints = [path.name for path in checkpoints_of(out)]
+    if checkpoints and find_run(out) is None:
+        raise RequestError(
+            f"expected a folder without checkpoints of another training for `out`, got {out}; try another"
+        )
+    stale = [*checkpoint_files(out, Training.file_name), Dynamics.file_name, *checkpoints]
+    with stage(out, stale=stale) as folder:
         tokenizer.save_pretrained(folder)
         contents = _write_rows(folder, plan, tokenizer, _rows_wanted(plan))
         if corpus.held_out:

@@ -96,12 +96,15 @@ def finetune(
         raise RequestError("expected one process to fine-tune with, got several; try it without torchrun")
     if out is None and (tuning.save_models or resume):
         raise RequestError(f"expected `out` with `{'save_models' if tuning.save_models else 'resume'}`, got none")
-    with claim(out, overwrite=overwrite, resume=resume, kept=_find_seeds) as folder, reporting(progress) as report:
+    with (
+        claim(out, overwrite=overwrite, resume=resume, kept=_find_seeds, reads=[model]) as folder,
+        reporting(progress) as report,
+    ):
         job = _read_job(model, task, tuning, profiling)
         profile = profile_model(job.origin, job.inputs, profiling.part(Measurement), "auto", report)
         result = _describe(job, profile)
         done = _done_seeds(folder, result, tuning.save_models) if folder and resume else {}
-        stale = [] if folder is None or resume else _names_in(folder, _EVERYTHING)
+        stale = _names_in(folder, _EVERYTHING) if folder and not resume and _find_seeds(folder) else []
         seeds = range(profiling.seed, profiling.seed + tuning.seeds)
         for seed in seeds:
             if seed not in done:

@@ -102,7 +102,13 @@ def pretrain(
     folder = Path(out).expanduser().absolute()
     with (
         reporting(progress if state.is_main_process else False) as report,
-        claim(folder if state.is_main_process else None, overwrite=overwrite, resume=resume, kept=find_run),
+        claim(
+            folder if state.is_main_process else None,
+            overwrite=overwrite,
+            resume=resume,
+            kept=find_run,
+            reads=[str(text)],
+        ),
     ):
         with state.main_process_first():
             if state.is_main_process and resume and find_run(folder):
