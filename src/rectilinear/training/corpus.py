@@ -12,6 +12,7 @@ from rectilinear.errors import RequestError
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.models.earlier_checkpoint import checkpoint_files
+from rectilinear.models.export import writing
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.series import checkpoints_of
 from rectilinear.publish import stage
@@ -95,7 +96,7 @@ def start_run(out: Path, plan: Plan) -> None:
             f"expected a folder without checkpoints of another training for `out`, got {out}; try another"
         )
     stale = [*checkpoint_files(out, Training.file_name), Dynamics.file_name, *checkpoints]
-    with stage(out, stale=stale) as folder:
+    with stage(out, stale=stale) as folder, writing():
         tokenizer.save_pretrained(folder)
         contents = _write_rows(folder, plan, tokenizer, _rows_wanted(plan))
         if corpus.held_out:

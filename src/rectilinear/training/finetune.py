@@ -20,6 +20,7 @@ from rectilinear.measurement.profile import Profile
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.describe import check_context
+from rectilinear.models.export import writing
 from rectilinear.models.find_blocks import find_blocks, text_config
 from rectilinear.models.load import check_classifier, load_classifier
 from rectilinear.models.origin import Origin
@@ -263,7 +264,7 @@ def _train(job: _Job, seed: int, progress: Progress) -> tuple[PreTrainedModel, t
 
 def _save_seed(folder: Path, job: _Job, trained: PreTrainedModel, result: Finetuning, stale: Sequence[str]) -> None:
     name = f"seed-{result.runs[0].seed}"
-    with stage(folder, stale) as scratch:
+    with stage(folder, stale) as scratch, writing():
         if job.tuning.save_models:
             trained.save_pretrained(scratch / name)
             job.tokenizer.save_pretrained(scratch / name)

@@ -148,12 +148,17 @@ class FollowOptions(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Renew how often to log, measure and save, and the learning rate of the next step."""
+        optimizer = kwargs["optimizer"]
+        for weights, known in optimizer.state.items():
+            for name, each in known.items():
+                if isinstance(each, Tensor) and each.ndim and each.shape != weights.shape:  # which steps do not check
+                    raise ValueError(f"expected {name} of an optimizer to be {[*weights.shape]}, got {[*each.shape]}")
         state.compute_steps(args, state.max_steps)
         schedule = kwargs["lr_scheduler"]
         factors = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
         rates = [rate * factor(schedule.last_epoch) for rate, factor in factors]
         schedule.load_state_dict(schedule.state_dict() | {"_last_lr": rates})
-        for group, rate in zip(kwargs["optimizer"].param_groups, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
 
