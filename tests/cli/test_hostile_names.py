@@ -2,17 +2,17 @@
 
 import json
 import os
+import re
 import shutil
 import unicodedata
-import warnings
 
 import pytest
 
 import rectilinear
-from rectilinear import Fitting, Loading, Measurement, RequestError, Rows
+from rectilinear import Fitting, Loading, RequestError, Rows
 from rectilinear.models.card_metadata import bare_name, write_card
 from rectilinear.models.completion import complete
-from rectilinear.report.terminal import Terminal
+from rectilinear.report.terminal import Terminal, show_table, show_warnings
 from rectilinear.tables import Table
 from tests.conftest import build_llama
 
@@ -56,7 +56,7 @@ def test_a_name_that_is_refused(folder, command, tiny_checkpoint):
 
 
 def test_a_line_of_data_that_is_refused(folder, command, tiny_checkpoint):
-    place, shown = folder
+    place, _ = folder
     (place / "data.jsonl").write_text('{"\\u001b[2Jtext": 1}\n')
     ran = command("measure", tiny_checkpoint, "--text", place / "data.jsonl", *SIZE)
     assert ran.code == 2
@@ -70,15 +70,13 @@ def test_a_model_in_such_a_folder_and_its_card(folder, command, tiny_checkpoint)
     ran = command("inspect", place / "model", "--out", place / "out")
     assert ran.code == 0
     assert shown in ran.out.replace("\n", "")
-    assert shown in json.loads((place / "out" / "inspect.json").read_text())["id"] or "\x1b" in str(place)
+    json.loads((place / "out" / "inspect.json").read_text())["id"].encode()
     write_card(place, f"# {bare_name(str(place))}\n")
     assert is_plain((place / "README.md").read_text(encoding="utf-8"))
 
 
 def test_tables_and_warnings_show_what_steers_a_terminal(capsys):
     console = Terminal(width=100, force_terminal=True)
-    from rectilinear.report.terminal import show_table, show_warnings
-
     show_table(Table.of(["a\x07"], [["\x1b]0;title\x07"]], title="\x1b[2J", caption="\x9b1m"), console)
     show_warnings(["\x1b[31m"], console)
     printed = capsys.readouterr().out
@@ -97,31 +95,34 @@ def test_a_revision_of_a_path_is_refused(name, command, tiny_checkpoint, text_fi
 
 
 def test_a_revision_of_what_is_here_is_refused():
-    for refused in (lambda: rectilinear.measure("storyteller", "stories", loading=Loading(revision="main")),):
-        with pytest.raises(RequestError, match="`revision` of storyteller"):
-            refused()
+    with pytest.raises(RequestError, match="`revision` of storyteller"):
+        rectilinear.measure("storyteller", "stories", loading=Loading(revision="main"))
 
 
-@pytest.mark.parametrize(
-    ("call", "says"),
-    [
-        (lambda: rectilinear.measure("m", "t", Rows()), r"measure\(\) expected Measurement\(...\) for `measurement`, got Rows; "
-         r"try `rows=Rows\(...\)`"),
-        (lambda: rectilinear.measure("m", "t", rows=Measurement()), "expected Rows.* for `rows`, got Measurement; try `measurement"),
-        (lambda: rectilinear.dynamics("m", "t", 8), "expected Measurement.*, got int"),
-        (lambda: rectilinear.linearize("m", "t", None, Rows()), "expected Selection.*, got Rows"),
-        (lambda: rectilinear.linearize("m", "t", fitting=Rows()), "expected Fitting.*, got Rows"),
-        (lambda: rectilinear.evaluate("m", "t", Fitting()), "expected Evaluating.*, got Fitting"),
-        (lambda: rectilinear.evaluate_all(["m"], "t", Fitting()), "expected Evaluating.*, got Fitting"),
-        (lambda: rectilinear.pretrain("t", Rows(), out="x"), "expected Recipe.*, got Rows"),
-        (lambda: rectilinear.finetune("m", "cb", Rows()), "expected Tuning.*, got Rows"),
-        (lambda: rectilinear.probe("m", "cb", Rows()), "expected Probing.*, got Rows"),
-        (lambda: rectilinear.judge("m", "out", Rows()), "expected Stories.*, got Rows"),
-        (lambda: rectilinear.LinearityCallback(None, [], measurement=Rows()), "expected Measurement.*, got Rows"),
-    ],
-)  # fmt: skip
+WRONG = [
+    (
+        lambda: rectilinear.measure("m", "t", Rows()),
+        "Measurement(...) for `measurement`, got Rows; try `rows=Rows(...)`",
+    ),
+    (lambda: rectilinear.measure("m", "t", rows=Fitting()), "Rows(...) for `rows`, got Fitting"),
+    (lambda: rectilinear.dynamics("m", "t", 8), "Measurement(...) for `measurement`, got int"),
+    (lambda: rectilinear.linearize("m", "t", None, Rows()), "Selection(...) for `selection`, got Rows"),
+    (lambda: rectilinear.evaluate("m", "t", Fitting()), "Evaluating(...) for `evaluating`, got Fitting"),
+    (lambda: rectilinear.evaluate_all(["m"], "t", Fitting()), "Evaluating(...) for `evaluating`, got Fitting"),
+    (lambda: rectilinear.pretrain("t", Rows(), out="x"), "Recipe(...) for `recipe`, got Rows"),
+    (lambda: rectilinear.finetune("m", "cb", Rows()), "Tuning(...) for `tuning`, got Rows"),
+    (lambda: rectilinear.probe("m", "cb", Rows()), "Probing(...) for `probing`, got Rows"),
+    (lambda: rectilinear.judge("m", "out", Rows()), "Stories(...) for `stories`, got Rows"),
+    (
+        lambda: rectilinear.LinearityCallback(None, [], measurement=Rows()),
+        "Measurement(...) for `measurement`, got Rows",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "says"), WRONG)
 def test_settings_in_a_wrong_place(call, says):
-    with pytest.raises(TypeError, match=says):
+    with pytest.raises(TypeError, match=re.escape(f"expected {says}")):
         call()
 
 
@@ -132,8 +133,7 @@ def test_logits_that_are_not_finite_while_stories_are_written(
     model = build_llama()
     model.lm_head.weight.data[3] = float("nan")
     line = ["--count", "2", "--beginning-words", "5", "--max-new-tokens", "4", "--temperature", temperature]
-    with warnings.catch_warnings():
-        ran = command("judge", save_checkpoint(model), "--text", text_file, *line, "--out", tmp_path / "out")
+    ran = command("judge", save_checkpoint(model), "--text", text_file, *line, "--out", tmp_path / "out")
     assert ran.code == 1
     assert ran.err.count("\n") == 1
     assert "expected finite logits, got others after" in ran.err
