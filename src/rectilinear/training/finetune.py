@@ -6,7 +6,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,16 +151,12 @@ def _read_job(model: str | Path, name: str, tuning: Tuning, profiling: Profiling
     check_ids(config, (train, validation))
     if profiling.text is None:
         texts = (text for question in questions.validation for text in question.texts)
-        inputs = _read_rows(f"{questions.source}, validation texts of {name}", texts, tokenizer, profiling)
+        rows = pack_rows(texts, tokenize_with(tokenizer), profiling.seq_len, profiling.max_tokens)
+        source, reading = f"{questions.source}, validation texts of {name}", {"max_tokens": profiling.max_tokens}
+        inputs = Inputs(rows.ids, source, rows.fingerprint, profiling.seq_len, reading)
     else:
         inputs = read_inputs(origin, profiling.text, profiling.part(Rows), tokenizer)
     return _Job(name, task, questions.source, train, validation, inputs, origin, tokenizer, padding, tuning, profiling)
-
-
-def _read_rows(source: str, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, profiling: Profiling) -> Inputs:
-    """Rows of what the model is asked."""
-    rows = pack_rows(texts, tokenize_with(tokenizer), profiling.seq_len, profiling.max_tokens)
-    return Inputs(rows.ids, source, rows.fingerprint, profiling.seq_len, {"max_tokens": profiling.max_tokens})
 
 
 def _find_padding(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
@@ -200,8 +196,7 @@ def _describe(job: _Job, profile: Profile) -> Finetuning:
 
 def _settings_of(tuning: Tuning, profiling: Profiling) -> dict[str, Any]:
     """What is asked for, but for how much of it and what is kept."""
-    record = settings_record(tuning, profiling)
-    return {name: value for name, value in record.items() if name not in ("seeds", "save_models")}
+    return {k: v for k, v in settings_record(tuning, profiling).items() if k not in ("seeds", "save_models")}
 
 
 def _run_seed(job: _Job, result: Finetuning, seed: int, progress: Progress) -> tuple[PreTrainedModel, SeedRun]:
