@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rectilinear.characters import visible, writable
 from rectilinear.errors import RequestError
 from rectilinear.settings import first_reason
 from rectilinear.tables import Table
@@ -45,7 +46,7 @@ class ResultFile(Record):
         return self.tables()[0].to_frame()
 
     def __repr__(self) -> str:
-        return "\n\n".join([*map(str, self.tables()), *(f"warning: {text}" for text in self.all_warnings())])
+        return visible("\n\n".join([*map(str, self.tables()), *(f"warning: {text}" for text in self.all_warnings())]))
 
     __str__ = __repr__
 
@@ -56,7 +57,7 @@ class ResultFile(Record):
 
     def to_json(self) -> str:
         """The text of the file."""
-        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, allow_nan=False) + "\n"
+        return json_text(self.model_dump(mode="json", by_alias=True))
 
     def save(self, folder: str | Path) -> Path:
         """Write the file into a folder, which is made where it is missing, whole or not at all; return its path."""
@@ -86,6 +87,11 @@ class ResultFile(Record):
         except ValueError as error:  # perhaps not even text
             reason = first_reason(error) if isinstance(error, ValidationError) else error
             raise RequestError(f"{file}: expected a rectilinear {kind} ({reason})") from None
+
+
+def json_text(result: Any) -> str:
+    """The text of a file that has a result."""
+    return json.dumps(writable(result), indent=2, allow_nan=False) + "\n"
 
 
 class ModelRecord(Record):

@@ -6,17 +6,36 @@ generated from the fields (``--seq-len`` from ``seq_len``), and results record t
 
 from __future__ import annotations
 
+import inspect
+import math
 import operator
 import re
 import reprlib
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 from cyclopts import Parameter
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, ValidationInfo
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from rectilinear.errors import RequestError, try_nearest
 
 _Kind = TypeVar("_Kind", bound="Settings")
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+# No number of tokens, rows or steps is above this, which arithmetic of 64 bits takes; no decoder has so many blocks.
+_LARGEST, _MOST_BLOCKS = 10**15, 10_000
 
 
 class Settings(BaseModel):
@@ -32,6 +51,21 @@ class Settings(BaseModel):
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
         for field in cls.model_fields.values():  # their docs may be of several lines
             field.description = " ".join((field.description or "").split())
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _can_be(cls, given: Any, parse: ValidatorFunctionWrapHandler, field: ValidationInfo) -> Any:
+        """Refuse what no field can take, whatever its type."""
+        if isinstance(given, str) and (not given.strip() or "\0" in given):
+            raise ValueError(f"expected a text for `{field.field_name}`, got {given!r}; try without it")
+        value = parse(given)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"expected `{field.field_name}` to be a finite number, got {number}")
+            if isinstance(number, int) and abs(number) > _LARGEST:
+                got = reprlib.repr(given)
+                raise ValueError(f"expected `{field.field_name}` to be a number up to {_LARGEST:,}, got {got}")
+        return value
 
     if not TYPE_CHECKING:  # editors complete the fields, which a signature of its own would hide
 
@@ -50,6 +84,23 @@ class Settings(BaseModel):
         for name in names:
             if name in self.model_fields_set:
                 raise RequestError(f"expected no `{name}` {when}, where it changes nothing; try without it")
+
+
+def takes_settings(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Have a function refuse, by a `TypeError`, what is no settings object of the class of a parameter's default."""
+    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    kinds = {name: type(default) for name, default in defaults.items() if isinstance(default, Settings)}
+
+    @wraps(function)
+    def checked(*args: _Parameters.args, **options: _Parameters.kwargs) -> _Result:
+        for name, value in (*zip(defaults, args, strict=False), *options.items()):
+            if name in kinds and not isinstance(value, kinds[name]):
+                wanted, got = kinds[name].__name__, type(value).__name__
+                place = next((f"; try `{other}={got}(...)`" for other in kinds if isinstance(value, kinds[other])), "")
+                raise TypeError(f"{function.__qualname__}() expected {wanted}(...) for `{name}`, got {got}{place}")
+        return function(*args, **options)
+
+    return checked
 
 
 def first_reason(error: ValidationError, option: str = "") -> str:
@@ -99,15 +150,19 @@ def _parse_indices(value: Any) -> Any:
     words = words_of(value)
     if words is None:
         try:
-            return tuple(map(operator.index, value))
+            words = [str(operator.index(each)) for each in value]
         except TypeError:
             return value
     found: list[int] = []
     for word in words:
-        first, dash, last = word.partition("-")
-        if not (first.isdecimal() and (not dash or (last.isdecimal() and int(first) <= int(last)))):
-            raise ValueError(f"expected `blocks=2-4,7` (indices, counted from 0), got {word!r}; for a path try `stack`")
-        found += range(int(first), int(last or first) + 1)
+        ends = re.fullmatch(r"0*(\d{1,9})(?:-0*(\d{1,9}))?", word, re.ASCII)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if not first <= last < _MOST_BLOCKS:
+            shown = reprlib.repr(word)
+            raise ValueError(f"expected `blocks=2-4,7` (indices, counted from 0), got {shown}; for a path try `stack`")
+        found += range(first, last + 1)
+    if not found:
+        raise ValueError("expected `blocks=2-4,7` (indices, counted from 0), got none")
     return found
 
 

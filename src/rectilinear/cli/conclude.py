@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rectilinear.publish import stage
-from rectilinear.report.terminal import show
+from rectilinear.report.terminal import say, show
 from rectilinear.report.write import write_result
 from rectilinear.results import ResultFile
 
@@ -17,4 +17,4 @@ def conclude(result: ResultFile, out: Path | None) -> None:
             *others, last = write_result(result, folder)
     show(result)
     if out:
-        print(f"wrote {' and '.join(filter(None, [', '.join(others), last]))} to {out}")
+        say(f"wrote {' and '.join(filter(None, [', '.join(others), last]))} to {out}")

@@ -36,7 +36,7 @@ def demo(
     with claim(runtime.out, overwrite=runtime.overwrite) as out:
         from rectilinear.progress import reporting
         from rectilinear.report.explain import explain_dynamics, explain_linearization, explain_profile
-        from rectilinear.report.terminal import show, stdout
+        from rectilinear.report.terminal import say, show, stdout
         from rectilinear.report.write import write_result
 
         with reporting(True) as report:
@@ -60,7 +60,7 @@ def demo(
         _say(console, f"A story that begins: {beginning}", f"The original goes on:{stories[0]}")
         _say(console, f"The linearized one goes on:{stories[1]}")
         if out:
-            print(f"\nwrote profile, dynamics and evaluation, and the folder linearized, to {out}")
+            say(f"\nwrote profile, dynamics and evaluation, and the folder linearized, to {out}")
 
 
 def _results(seed: int, batch_size: BatchSize, common: dict[str, Any]) -> tuple[Any, ...]:

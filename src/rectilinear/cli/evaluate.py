@@ -52,7 +52,7 @@ def evaluate(
     with claim(output.out, overwrite=output.overwrite, resume=resume, kept=kept, reads=[*model, against, text]) as out:
         from rectilinear.evaluation.evaluate import prepare
         from rectilinear.evaluation.record import Evaluation
-        from rectilinear.report.terminal import show_table, show_warnings, stdout
+        from rectilinear.report.terminal import say, show_table, show_warnings, stdout
 
         # Of several models each has a folder of its own, written as soon as the model is done.
         folders = [out and out / name for name in names] or [out]
@@ -74,7 +74,7 @@ def evaluate(
                     show_table(table, console)
                 show_warnings(dict.fromkeys(warning for each in done for warning in each.all_warnings()), console)
                 if written:
-                    print(f"wrote {Evaluation.file_name} to {', '.join(written)}", flush=True)
+                    say(f"wrote {Evaluation.file_name} to {', '.join(written)}")
 
 
 def _holds_only(out: Path | None, names: list[str]) -> bool:

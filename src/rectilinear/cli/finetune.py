@@ -24,11 +24,11 @@ def finetune(
     Example: rectilinear finetune MODEL --task cb --data superglue --seeds 3 --out finetuned
     """
     import rectilinear
-    from rectilinear.report.terminal import show
+    from rectilinear.report.terminal import say, show
 
     finetuned = rectilinear.finetune(
         model, task, tuning, profiling, out=output.out, resume=output.resume, overwrite=output.overwrite
     )
     show(finetuned)
     if output.out:
-        print(f"wrote {finetuned.file_name} to {output.out}")
+        say(f"wrote {finetuned.file_name} to {output.out}")

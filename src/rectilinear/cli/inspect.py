@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rectilinear.cli.panels import ModelArgument, ModelOptions, RuntimeOptions, WorkOptions
@@ -29,16 +28,18 @@ def inspect(
         from rectilinear.models.describe import describe
         from rectilinear.models.find_blocks import find_blocks
         from rectilinear.models.origin import Origin
+        from rectilinear.report.terminal import say
+        from rectilinear.results import json_text
 
         built: Any = Origin(model, Loading(**access.model_dump())).skeleton()
         described = {"id": model, "revision": access.revision, **describe(built, find_blocks(built, stack.blocks))}
         if out:
             with stage(out) as folder:
-                text = json.dumps({"schema": "rectilinear.inspect/1", **described}, indent=2) + "\n"
+                text = json_text({"schema": "rectilinear.inspect/1", **described})
                 (folder / "inspect.json").write_text(text, encoding="utf-8")
         for name, value in described.items():
             if value is not None:
                 shown = f"{value:,}" if isinstance(value, int) else value
-                print(f"{name.replace('_', ' '):<18} {shown}")
+                say(f"{name.replace('_', ' '):<18} {shown}")
         if out:
-            print(f"wrote inspect.json to {out}")
+            say(f"wrote inspect.json to {out}")

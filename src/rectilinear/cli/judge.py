@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from rectilinear.cli.panels import ModelArgument, ModelOptions, RuntimeOptions, TextOptions, WorkOptions
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.settings import Judging, Stories
@@ -31,7 +29,7 @@ def judge(
     """
     from rectilinear.evaluation.judge import claim_stories, prepare_stories
     from rectilinear.progress import reporting
-    from rectilinear.report.terminal import show
+    from rectilinear.report.terminal import say, show
 
     if output.out is None:
         raise RequestError("expected `out=DIR`, a folder for the stories, the answers and judge.json, got none")
@@ -41,9 +39,9 @@ def judge(
     ):
         run = prepare_stories(model, folder, stories, judging, loading=loading, resume=output.resume, progress=report)
         if run.left:
-            print(in_flags(run.announcement), file=sys.stderr)
+            say(in_flags(run.announcement), to_errors=True)
         if judging.dry_run:
             return
         judged = run.finish(report)
     show(judged)
-    print(f"wrote {judged.file_name} to {output.out}")
+    say(f"wrote {judged.file_name} to {output.out}")

@@ -56,7 +56,7 @@ def linearize(
     made_of = make_kind(given.pop("kind", DEFAULT_KIND), given) if given else None
     with claim(runtime.out, overwrite=runtime.overwrite, reads=[model, text]) as folder:
         import rectilinear
-        from rectilinear.report.terminal import show
+        from rectilinear.report.terminal import say, show
 
         linearized = rectilinear.linearize(
             model,
@@ -71,4 +71,4 @@ def linearize(
             batch_size=runtime.batch_size,
         )
     show(linearized.plan)
-    print(f"wrote the checkpoint, plan.json and README.md to {folder}; loaded again in a fresh process, it agrees")
+    say(f"wrote the checkpoint, plan.json and README.md to {folder}; loaded again in a fresh process, it agrees")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Iterable
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 import cyclopts
@@ -18,6 +20,7 @@ from cyclopts.exceptions import MissingArgumentError
 from pydantic import TypeAdapter, ValidationError
 
 import rectilinear
+from rectilinear.characters import visible
 from rectilinear.errors import JobError, RequestError, try_nearest
 from rectilinear.runs import Interrupted
 from rectilinear.settings import first_reason, in_flags
@@ -49,7 +52,9 @@ def main() -> None:
         os.environ.setdefault(name, value)
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # what libraries have to tell one another
-    warnings.formatwarning = lambda message, *_, **__: f"rectilinear: warning: {message}\n"  # without our source
+    warnings.formatwarning = lambda message, *_, **__: _line(f"warning: {message}")  # without our source
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error does with what it cannot encode
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()  # here, where a reader that is gone is known what to do about
@@ -59,7 +64,7 @@ def main() -> None:
         code = _fail(str(error), 2 if isinstance(error, RequestError) else 1)
     except KeyboardInterrupt as interrupt:
         kept = str(interrupt) if isinstance(interrupt, Interrupted) else ""
-        print(f"rectilinear: interrupted, {in_flags(kept) or 'nothing was written'}", file=sys.stderr)
+        sys.stderr.write(_line(f"interrupted, {kept or 'nothing was written'}"))
         code = getattr(interrupt, "code", 130)
     except BrokenPipeError:
         # The reader of our output is gone; keep Python from complaining about it at exit.
@@ -120,8 +125,14 @@ def _shown(value: Any) -> Any:
 
 def _fail(text: str, code: int) -> int:
     if text:  # empty where the help was all there was to say
-        print(f"rectilinear: error: {' '.join(in_flags(text).split())}", file=sys.stderr)
+        sys.stderr.write(_line(f"error: {text}"))
     return code
+
+
+def _line(text: str) -> str:
+    """A message in a line, its fields as options, no endless word and nothing that a terminal obeys in it."""
+    words = re.sub(r"(\S{200})\S{100,}", r"\1...", visible(in_flags(text)))
+    return f"rectilinear: {' '.join(words.split())}\n"
 
 
 def _reason(error: CycloptsError) -> str:

@@ -29,7 +29,7 @@ def pretrain(
     from accelerate import PartialState
 
     import rectilinear
-    from rectilinear.report.terminal import show
+    from rectilinear.report.terminal import say, show
 
     trained = rectilinear.pretrain(
         text,
@@ -43,4 +43,4 @@ def pretrain(
     if PartialState().is_main_process:
         show(trained)
         probed = "" if monitoring.probe_every == 0 else "dynamics.json, "
-        print(f"wrote the checkpoint, training.json, {probed}and README.md to {output.out}")
+        say(f"wrote the checkpoint, training.json, {probed}and README.md to {output.out}")

@@ -38,11 +38,13 @@ class BlockMoments:
         regular: one `Moments` per fold, of the tokens that are not attention sinks; None where a fold has none.
         sinks: the same of the tokens that are.
         cosine_sum: sum over all tokens of ``cos(x, y)``, uncentred.
+        eps: of the coarsest dtype that x or y were in.
     """
 
     regular: _Folds
     sinks: _Folds
     cosine_sum: float
+    eps: float = torch.finfo(torch.float64).eps
 
     @property
     def count(self) -> int:
@@ -60,12 +62,13 @@ class BlockMoments:
             _totals(self.regular, other.regular),
             _totals(self.sinks, other.sinks),
             self.cosine_sum + other.cosine_sum,
+            max(self.eps, other.eps),
         )
 
     def to(self, device: torch.device | str) -> BlockMoments:
         """The same moments on another device."""
         regular, sinks = (tuple(m and m.to(device) for m in folds) for folds in (self.regular, self.sinks))
-        return BlockMoments(regular, sinks, self.cosine_sum)
+        return BlockMoments(regular, sinks, self.cosine_sum, self.eps)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """A flat dictionary of tensors, for ``torch.save`` or ``safetensors``."""
@@ -76,8 +79,8 @@ class BlockMoments:
             if moments
             for name, tensor in moments.to_tensors().items()
         }
-        cosine_sum = torch.tensor(self.cosine_sum, dtype=torch.float64)
-        return {"folds": torch.tensor(len(self.regular)), "cosine_sum": cosine_sum, **parts}
+        numbers = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("cosine_sum", "eps")}
+        return {"folds": torch.tensor(len(self.regular)), **numbers, **parts}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> BlockMoments:
@@ -90,7 +93,8 @@ class BlockMoments:
 
         folds = range(int(tensors["folds"]))
         regular, sinks = (tuple(part(kind, fold) for fold in folds) for kind in ("regular", "sinks"))
-        return cls(regular, sinks, float(tensors["cosine_sum"]))
+        eps = float(tensors.get("eps", cls.eps))  # which earlier versions did not write
+        return cls(regular, sinks, float(tensors["cosine_sum"]), eps)
 
 
 class BlockAccumulator:
@@ -115,7 +119,7 @@ class BlockAccumulator:
         self._fold = 0
         self._open: dict[str, MomentsAccumulator] = {}
         self._closed: dict[str, list[Moments | None]] = {"regular": [None] * folds, "sinks": [None] * folds}
-        self._cosine_sum = 0.0
+        self._cosine_sum, self._eps = 0.0, BlockMoments.eps
 
     def update(self, x: Tensor, y: Tensor, fold: int = 0) -> None:
         """Add the tokens of one batch.
@@ -133,6 +137,7 @@ class BlockAccumulator:
             raise ValueError(f"expected input and output of one shape, got {[*x.shape]} and {[*y.shape]}")
         if not len(x):
             return
+        self._eps = max(self._eps, *(torch.finfo(states.dtype).eps for states in (x, y)))
         if self._sink_norm is None:
             self._waiting.append((x, y, fold))
             if sum(len(rows) for rows, _, _ in self._waiting) >= _REFERENCE_TOKENS:
@@ -147,7 +152,8 @@ class BlockAccumulator:
         if self._waiting:
             self._stop_waiting()
         self._close()
-        return BlockMoments(tuple(self._closed["regular"]), tuple(self._closed["sinks"]), self._cosine_sum)
+        regular, sinks = (tuple(self._closed[kind]) for kind in ("regular", "sinks"))
+        return BlockMoments(regular, sinks, self._cosine_sum, self._eps)
 
     def _stop_waiting(self) -> None:
         reference = torch.cat([x for x, _, _ in self._waiting])[:_REFERENCE_TOKENS]

@@ -19,6 +19,7 @@ from rectilinear.models.find_blocks import context_of
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress
+from rectilinear.settings import takes_settings
 from rectilinear.text.rows import TokenRows
 from rectilinear.text.settings import Rows
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Model = str | Path | nn.Module
 
 
+@takes_settings
 def evaluate(
     model: Model,
     text: str | Path | None = None,
@@ -49,6 +51,7 @@ def evaluate(
     return evaluation
 
 
+@takes_settings
 def evaluate_all(
     models: Sequence[Model],
     text: str | Path | None = None,

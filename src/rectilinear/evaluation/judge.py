@@ -30,8 +30,10 @@ from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.publish import stage
 from rectilinear.runs import check_same, claim, write_request
+from rectilinear.settings import takes_settings
 
 
+@takes_settings
 def judge(
     model: str,
     out: str | Path,

@@ -23,7 +23,7 @@ from rectilinear.models.pooled import pool_states
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import EnvironmentRecord, ModelRecord, Record, ResultFile
-from rectilinear.settings import BatchSize
+from rectilinear.settings import BatchSize, takes_settings
 from rectilinear.tables import Cell, Column, Estimate, Table
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.tasks import Task, find_task, read_task
@@ -115,6 +115,7 @@ class Probe(ResultFile):
         return (table,)
 
 
+@takes_settings
 @reporting_exhausted_memory()
 def probe(
     model: str | Path | nn.Module,

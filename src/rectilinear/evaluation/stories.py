@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.evaluation.bootstrap import mean, mean_over_groups
 from rectilinear.evaluation.judge_record import JudgeReport, ReferenceLoss, RunRecord, Story, TextMeasures
 from rectilinear.evaluation.judgements import JUDGEMENTS
@@ -204,7 +205,10 @@ def _loss_after(module: nn.Module, tokenizer: PreTrainedTokenizerBase, beginning
         return 0.0, 0
     logits = row_logits(module, ids)[0, start - 1 : -1].float()
     targets = ids[0, start:].to(logits.device)
-    return float(cross_entropy(logits, targets, reduction="sum")), len(targets)
+    loss = float(cross_entropy(logits, targets, reduction="sum"))
+    if not math.isfinite(loss):
+        raise JobError(f"expected a finite loss of a story under the reference, got {loss}; try `dtype=float32`")
+    return loss, len(targets)
 
 
 def _mean_loss(losses: Sequence[tuple[float, int]]) -> tuple[float, float | None]:

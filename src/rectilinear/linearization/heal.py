@@ -252,7 +252,7 @@ def _train(pupil: _Pupil, fitting: Fitting, seed: int, folder: Path | None) -> N
         else:
             callbacks = [StepProgress("heal", bench.progress)] if bench.progress else []
             trainer = _Healer(pupil, arguments, train_dataset=rows, callbacks=callbacks)
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            trainer.train_from(last)
     with torch.no_grad():
         for own, weight in zip(pupil.trained, pupil.weights, strict=True):
             own.copy_(weight)

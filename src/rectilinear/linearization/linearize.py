@@ -21,6 +21,7 @@ from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionReco
 from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
+from rectilinear.models.card_metadata import write_card
 from rectilinear.models.code_files import describe_code
 from rectilinear.models.describe import count_parameters, record_environment, record_model, record_rows
 from rectilinear.models.earlier_checkpoint import checkpoint_files
@@ -35,7 +36,7 @@ from rectilinear.progress import Progress, reporting
 from rectilinear.publish import stage
 from rectilinear.results import DataRecord, ModelRecord, settings_record
 from rectilinear.runs import claim
-from rectilinear.settings import BatchSize
+from rectilinear.settings import BatchSize, takes_settings
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -75,8 +76,7 @@ class Linearized:
         with stage(Path(folder), stale=checkpoint_files(Path(folder), Plan.file_name)) as new:
             self.plan.save(new)
             export(self.model, self.tokenizer, new, self.rows)
-            card = model_card(self.plan, describe_code(new, self.plan.model.id))
-            (new / "README.md").write_text(card, encoding="utf-8")
+            write_card(new, model_card(self.plan, describe_code(new, self.plan.model.id)))
         return Path(folder)
 
     def __repr__(self) -> str:
@@ -109,6 +109,7 @@ class Run(TypedDict, total=False):
     progress: bool | Progress
 
 
+@takes_settings
 @reporting_exhausted_memory()
 def linearize(
     model: str | Path | PreTrainedModel,

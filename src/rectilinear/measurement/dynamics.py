@@ -20,7 +20,7 @@ from rectilinear.models.series import Checkpoint, check_alike, find_checkpoints
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, EnvironmentRecord, Record, ResultFile
-from rectilinear.settings import BatchSize
+from rectilinear.settings import BatchSize, takes_settings
 from rectilinear.tables import Cell, Column, Estimate, Table
 from rectilinear.text.batches import as_batches
 from rectilinear.text.settings import Rows
@@ -152,6 +152,7 @@ def merge_points(older: Iterable[Point], newer: Iterable[Point]) -> tuple[Point,
     return tuple(by_step[step] for step in sorted(by_step))
 
 
+@takes_settings
 @reporting_exhausted_memory()
 def dynamics(
     checkpoints: str | Path | Sequence[str | Path],

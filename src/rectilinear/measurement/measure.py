@@ -25,7 +25,7 @@ from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, settings_record
-from rectilinear.settings import BatchSize
+from rectilinear.settings import BatchSize, takes_settings
 from rectilinear.text.batches import Batch, as_batches
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.settings import Rows
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@takes_settings
 @reporting_exhausted_memory()
 def measure(
     model: str | Path | nn.Module,

@@ -144,6 +144,17 @@ def block_record(index: int, scores: BlockScores) -> BlockRecord:
     )
 
 
+def _constant(block: BlockRecord) -> list[str]:
+    """What of a block differs from token to token by no more than rounding."""
+    without = block.without_sinks
+    whole = {"output": block.linearity, "update": block.update_linearity}
+    others = {"output": without.linearity, "update": without.update_linearity} if without.tokens else {}
+    found = [name for name, scores in whole.items() if scores.in_sample is None]
+    return found + [
+        f"{name} without sinks" for name, each in others.items() if each.in_sample is None and name not in found
+    ]
+
+
 def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wanted_folds: int) -> list[str]:
     """What a reader of these scores must know, each with what to do about it."""
     folds, tokens, enough = min(wanted_folds, data.rows), data.tokens, TOKENS_A_FEATURE * width
@@ -176,16 +187,14 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
         "float32 products resolve these activations poorly, try `products=float64`: scores may be off by": {
             b.index: f"{b.solve.error:.0e}" for b in blocks if b.solve.error > ACCURACY
         },
-        "a fold has none of these tokens, there are no held-out scores: over": {
+        "a fold has none of these tokens, or none that differ, there are no held-out scores: over": {
             b.index: "all tokens" if b.linearity.held_out is None else "without sinks"
             for b in blocks
             for sets in [(b.linearity, b.without_sinks.linearity)]
             if folds > 1 and any(scores.held_out is None and scores.in_sample is not None for scores in sets)
         },
-        "no variance to explain, scores are null: constant": {
-            b.index: "output" if b.linearity.in_sample is None else "update"
-            for b in blocks
-            if None in (b.linearity.in_sample, b.update_linearity.in_sample)
+        "no variance beyond the rounding of the states, scores are null, try `dtype=float32` if it is not: constant": {
+            b.index: ", ".join(constant) for b in blocks if (constant := _constant(b))
         },
         "attention sinks carry most of |Y|^2 and decide the scores over all tokens, read without_sinks: sinks": {
             b.index: f"{b.without_sinks.sinks} tokens, {share:.1%}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rectilinear.characters import visible
 from rectilinear.models.origin import short_name
 from rectilinear.models.released_code import read_text_file
 
@@ -84,6 +85,11 @@ def list_warnings(warnings: Sequence[str]) -> list[str]:
     return ["Before trusting it:", "", *(f"- {warning}" for warning in warnings), ""] if warnings else []
 
 
+def write_card(folder: Path, card: str) -> None:
+    """Write a card as the ``README.md`` of a checkpoint."""
+    (folder / "README.md").write_text(visible(card), encoding="utf-8")
+
+
 def hub_id(name: str) -> str | None:
     """The name, if it is an id on the Hub such as ``owner/name``; None for paths and what is built in."""
     on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not Path(name).exists()
@@ -93,7 +99,7 @@ def hub_id(name: str) -> str | None:
 def bare_name(source: str) -> str:
     """A text source or model without the folders that it lies in: a Hub id, or the last part of a path."""
     place, comma, what = source.partition(", ")  # such as "train.txt, the last 8 rows"
-    return (hub_id(place) or short_name(place)) + comma + what
+    return " ".join(visible((hub_id(place) or short_name(place)) + comma + what).split())
 
 
 def _find_license(model: str, revision: str | None) -> str | None:

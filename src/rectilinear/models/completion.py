@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.models.capture import device_of, evaluating, own_randomness
 from rectilinear.models.find_blocks import context_of
 
@@ -38,7 +39,10 @@ def complete(
 
     Raises:
         RequestError: a beginning without tokens, or one that leaves no room in the context.
+        JobError: logits that are not finite.
     """
+    from transformers import LogitsProcessorList
+
     prompts = [_prompt(tokenizer, beginning) for beginning in beginnings]
     context = context_of(model.config)
     longest = max(map(len, prompts))
@@ -52,27 +56,38 @@ def complete(
     ids = torch.tensor([[padding] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     device = device_of(model)
-    # What the model's own generation config may have would cut or bend the distribution.
-    own: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-    if temperature:
-        own |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
-        own |= {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
     with evaluating(model), own_randomness(device):
         torch.manual_seed(seed)
         written = model.generate(
             ids.to(device),
+            logits_processor=LogitsProcessorList([_check_logits]),
             attention_mask=mask.to(device),
             max_new_tokens=max_new_tokens,
-            do_sample=temperature > 0,
             num_beams=1,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=padding,
-            **own,
+            **_sampling(temperature),
         )
     return [
         _decode(tokenizer, [*prompt, *new])[len(_decode(tokenizer, prompt)) :]
         for prompt, new in zip(prompts, written[:, longest:].tolist(), strict=True)
     ]
+
+
+def _sampling(temperature: float) -> dict[str, Any]:
+    """Options of ``generate``; what the model's own generation config may have would cut or bend the distribution."""
+    options = {"do_sample": temperature > 0, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+    if temperature:
+        options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+        options |= {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+    return options
+
+
+def _check_logits(ids: Tensor, logits: Tensor) -> Tensor:
+    """Logits as they are, for what generates; those of tokens that are ruled out are -inf."""
+    if logits.isnan().any() or not logits.max(-1).values.isfinite().all():
+        raise JobError(f"expected finite logits, got others after {ids.shape[1]} tokens; try `dtype=float32`")
+    return logits
 
 
 def ends_texts(tokenizer: PreTrainedTokenizerBase) -> bool:

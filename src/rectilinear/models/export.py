@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -93,11 +94,13 @@ def write_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Turn the operating system's errors, as safetensors and tokenizers put them in words, into `OSError`."""
+    """Turn the operating system's errors, as safetensors, tokenizers and torch put them in words, into `OSError`."""
     try:
         yield
     except Exception as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
+        if re.search(r"inline_container|PytorchStreamWriter", str(error)):  # torch's, which does not say what it was
+            raise OSError(errno.EIO, "torch could not write all of a file; is the disk full?") from error
         if isinstance(error, OSError) or number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error

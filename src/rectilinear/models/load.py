@@ -200,11 +200,22 @@ def build_without_weights(config: PretrainedConfig, access: Access = Access()) -
         raise RequestError(f"expected a causal language model, got {config.model_type} ({first_line(error)})") from None
 
 
+def check_revision(model: str | Path, revision: str | None) -> None:
+    """Raise `RequestError` for a revision of what has none: a path, or the built-in model."""
+    if revision is not None and is_here(model):
+        raise RequestError(f"expected no `revision` of {model}, which is no Hub id; try without it")
+
+
+def is_here(model: str | Path) -> bool:
+    """Whether it is a path, or the built-in model."""
+    return str(model) == STORYTELLER or Path(model).expanduser().exists()
+
+
 def commit_of(model: str | Path, revision: str | None) -> str | None:
     """The commit that a revision of a Hub id is at; None for a path, and where it is not known."""
     from transformers.utils.hub import resolve_revision
 
-    if str(model) == STORYTELLER or Path(model).expanduser().exists():
+    if is_here(model):
         return None
     commit: str | None = getattr(resolve_revision(str(model), revision), "resolved", None)
     return commit

@@ -11,7 +11,14 @@ from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.models.describe import check_context, check_rows
-from rectilinear.models.load import build_without_weights, load_config, load_model, load_tokenizer, pick_device
+from rectilinear.models.load import (
+    build_without_weights,
+    check_revision,
+    load_config,
+    load_model,
+    load_tokenizer,
+    pick_device,
+)
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.peft_adapters import has_adapters, merge_adapters
 from rectilinear.models.settings import Loading
@@ -36,7 +43,7 @@ class Origin:
         loading: how it is loaded.
 
     Raises:
-        RequestError: no such device here, or adapters that cannot be merged.
+        RequestError: no such device here, a revision of a path, or adapters that cannot be merged.
     """
 
     model: str | Path | nn.Module
@@ -44,6 +51,7 @@ class Origin:
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
+            check_revision(self.model, self.loading.revision)
             pick_device(self.loading.device)
         elif has_adapters(self.model):
             merged, line = merge_adapters(self.model)

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from rich.box import HEAVY_HEAD, SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table as RichTable
+from rich.text import Text
 
+from rectilinear.characters import visible
 from rectilinear.results import ResultFile
 from rectilinear.settings import in_flags
 from rectilinear.tables import Table
 
 
-def stdout() -> Console:
+class Terminal(Console):
+    """A console that shows control characters of names and data, and does not obey them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """What every text passes that is printed, those in tables too."""
+        return super().render_str(visible(text), **options)
+
+
+def stdout() -> Terminal:
     """Where results go; wide where it is not a terminal, so that tables in logs stay whole."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    return Terminal() if sys.stdout.isatty() else Terminal(width=140)
+
+
+def say(text: str, *, to_errors: bool = False) -> None:
+    """Print a line that is no result, on standard output or that for errors."""
+    print(visible(text), file=sys.stderr if to_errors else sys.stdout, flush=True)
 
 
 def show(result: ResultFile, console: Console | None = None) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 
 from rectilinear.settings import Settings
 
@@ -12,7 +13,7 @@ from rectilinear.settings import Settings
 class Seeded(Settings):
     """What everything that is drawn begins with."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of everything that is drawn: generated stories, weights, orders and samples."""
 
 

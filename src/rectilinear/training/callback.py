@@ -32,6 +32,7 @@ from rectilinear.models.describe import count_parameters, record_environment
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.trained import architecture_of, own_precision, trained_model
 from rectilinear.results import settings_record
+from rectilinear.settings import takes_settings
 from rectilinear.text.batches import as_batches
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     FSDP is measured in the precision that FSDP runs it in, its head included.
     """
 
+    @takes_settings
     def __init__(
         self,
         trainer: Trainer,

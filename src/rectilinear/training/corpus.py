@@ -13,6 +13,7 @@ from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.models.code_files import drop_absent_code
 from rectilinear.models.earlier_checkpoint import checkpoint_files
+from rectilinear.models.export import writing
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.series import checkpoints_of
 from rectilinear.models.settings import Access
@@ -75,7 +76,8 @@ class PackedText:
 
 def find_run(out: Path) -> str | None:
     """What to say of a folder to whoever stops a pretraining in it; None where there is none."""
-    found = isinstance(read_request(out / _REQUEST).get("recipe"), dict)
+    record = read_request(out / _REQUEST)
+    found = all(isinstance(record.get(name), dict) for name in ("recipe", "rows")) and "held_out" in record
     return f"{out} keeps what there is of the run; to go on, add `resume`" if found else None
 
 
@@ -96,7 +98,7 @@ def start_run(out: Path, plan: Plan) -> None:
             f"expected a folder without checkpoints of another training for `out`, got {out}; try another"
         )
     stale = [*checkpoint_files(out, Training.file_name), Dynamics.file_name, *checkpoints]
-    with stage(out, stale=stale) as folder:
+    with stage(out, stale=stale) as folder, writing():
         tokenizer.save_pretrained(folder)
         drop_absent_code(folder)
         contents = _write_rows(folder, plan, tokenizer, _rows_wanted(plan))
@@ -165,6 +167,14 @@ def open_run(out: Path, plan: Plan) -> PackedText:
 def _own_tokenizer(out: Path, plan: Plan) -> PreTrainedTokenizerBase:
     """The tokenizer of a run; code came along with it only where that was trusted."""
     return load_tokenizer(out, Access(trust_remote_code=plan.corpus.trust_remote_code))
+
+
+def about_vocabulary(plan: Plan, made: int) -> list[str]:
+    """What to know where a text has made fewer tokens of a vocabulary than were asked for."""
+    asked = plan.corpus.vocab_size
+    if asked is None or made >= asked:
+        return []
+    return [f"the text has made a vocabulary of {made:,} tokens, not the {asked:,} of `vocab_size`; try more text"]
 
 
 def _write_rows(folder: Path, plan: Plan, tokenizer: PreTrainedTokenizerBase, rows: int | None) -> RowFile:

@@ -6,7 +6,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
 from rectilinear.measurement.profile import Profile
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import reporting_exhausted_memory
+from rectilinear.models.card_metadata import write_card
 from rectilinear.models.describe import check_context
-from rectilinear.models.export import write_checkpoint
+from rectilinear.models.export import write_checkpoint, writing
 from rectilinear.models.find_blocks import find_blocks, text_config
 from rectilinear.models.load import check_classifier, load_classifier
 from rectilinear.models.origin import Origin
@@ -29,6 +30,7 @@ from rectilinear.progress import Progress, reporting
 from rectilinear.publish import stage
 from rectilinear.results import settings_record
 from rectilinear.runs import check_same, claim
+from rectilinear.settings import takes_settings
 from rectilinear.text.rows import pack_rows
 from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import Task, find_task, read_task
@@ -57,6 +59,7 @@ _RESULTS = rf"seed-\d+\.json|{Finetuning.file_name}"
 _EVERYTHING = rf"{_RESULTS}|seed-\d+"
 
 
+@takes_settings
 @reporting_exhausted_memory()
 def finetune(
     model: str | Path,
@@ -147,16 +150,12 @@ def _read_job(model: str | Path, name: str, tuning: Tuning, profiling: Profiling
     check_ids(config, (train, validation))
     if profiling.text is None:
         texts = (text for question in questions.validation for text in question.texts)
-        inputs = _read_rows(f"{questions.source}, validation texts of {name}", texts, tokenizer, profiling)
+        rows = pack_rows(texts, tokenize_with(tokenizer), profiling.seq_len, profiling.max_tokens)
+        source, reading = f"{questions.source}, validation texts of {name}", {"max_tokens": profiling.max_tokens}
+        inputs = Inputs(rows.ids, source, rows.fingerprint, profiling.seq_len, reading)
     else:
         inputs = read_inputs(origin, profiling.text, profiling.part(Rows), tokenizer)
     return _Job(name, task, questions.source, train, validation, inputs, origin, tokenizer, padding, tuning, profiling)
-
-
-def _read_rows(source: str, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, profiling: Profiling) -> Inputs:
-    """Rows of what the model is asked."""
-    rows = pack_rows(texts, tokenize_with(tokenizer), profiling.seq_len, profiling.max_tokens)
-    return Inputs(rows.ids, source, rows.fingerprint, profiling.seq_len, {"max_tokens": profiling.max_tokens})
 
 
 def _find_padding(tokenizer: PreTrainedTokenizerBase, config: Any) -> int:
@@ -196,8 +195,7 @@ def _describe(job: _Job, profile: Profile) -> Finetuning:
 
 def _settings_of(tuning: Tuning, profiling: Profiling) -> dict[str, Any]:
     """What is asked for, but for how much of it and what is kept."""
-    record = settings_record(tuning, profiling)
-    return {name: value for name, value in record.items() if name not in ("seeds", "save_models")}
+    return {k: v for k, v in settings_record(tuning, profiling).items() if k not in ("seeds", "save_models")}
 
 
 def _run_seed(job: _Job, result: Finetuning, seed: int, progress: Progress) -> tuple[PreTrainedModel, SeedRun]:
@@ -260,10 +258,10 @@ def _train(job: _Job, seed: int, progress: Progress) -> tuple[PreTrainedModel, t
 
 def _save_seed(folder: Path, job: _Job, trained: PreTrainedModel, result: Finetuning, stale: Sequence[str]) -> None:
     name = f"seed-{result.runs[0].seed}"
-    with stage(folder, stale) as scratch:
+    with stage(folder, stale) as scratch, writing():
         if job.tuning.save_models:
             write_checkpoint(trained, job.tokenizer, scratch / name)
-            (scratch / name / "README.md").write_text(classifier_card(result, scratch / name), encoding="utf-8")
+            write_card(scratch / name, classifier_card(result, scratch / name))
         (scratch / f"{name}.json").write_text(result.to_json(), encoding="utf-8")
 
 

@@ -16,9 +16,12 @@ from transformers.integrations import get_available_reporting_integrations
 from rectilinear.errors import RequestError
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory
+from rectilinear.models.card_metadata import write_card
 from rectilinear.models.code_files import describe_code, drop_absent_code
 from rectilinear.models.describe import record_environment, record_model
+from rectilinear.models.export import writing
 from rectilinear.models.find_blocks import find_blocks
+from rectilinear.models.load import check_revision
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.series import steps_of
@@ -27,10 +30,21 @@ from rectilinear.progress import Progress, reporting
 from rectilinear.publish import stage
 from rectilinear.results import DataRecord
 from rectilinear.runs import claim
+from rectilinear.settings import takes_settings
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.training.callback import LinearityCallback
 from rectilinear.training.cards import decoder_card
-from rectilinear.training.corpus import ROWS, PackedText, Plan, find_run, is_over, open_run, resume_run, start_run
+from rectilinear.training.corpus import (
+    ROWS,
+    PackedText,
+    Plan,
+    about_vocabulary,
+    find_run,
+    is_over,
+    open_run,
+    resume_run,
+    start_run,
+)
 from rectilinear.training.presets import fill_preset
 from rectilinear.training.regularizer import Regularizer
 from rectilinear.training.results import HeldOutRecord, Training
@@ -40,7 +54,7 @@ from rectilinear.training.trainer import (
     GuardedTrainer,
     SaveAtSignal,
     StepProgress,
-    discard_checkpoints,
+    discard_partial_checkpoints,
     last_checkpoint,
     precision_of,
     training_arguments,
@@ -48,6 +62,7 @@ from rectilinear.training.trainer import (
 )
 
 
+@takes_settings
 @reporting_exhausted_memory()
 def pretrain(
     text: str | Path,
@@ -101,7 +116,7 @@ def pretrain(
         with state.main_process_first():
             if state.is_main_process and resume and find_run(folder):
                 resume_run(folder, plan)
-                discard_checkpoints(folder, partial_only=True)
+                discard_partial_checkpoints(folder)
             elif state.is_main_process:
                 start_run(folder, plan)
         if not is_over(folder, plan):
@@ -117,6 +132,8 @@ def _check_request(text: str, recipe: Recipe, corpus: Corpus, monitoring: Monito
             f"expected another text to hold out than the one to train on, got {text} twice; try without `held_out`, "
             "which holds out its last rows"
         )
+    if corpus.tokenizer is not None:
+        check_revision(corpus.tokenizer, corpus.revision)
     if text == "stories" and recipe.max_steps is None and corpus.max_tokens is None:
         raise RequestError("expected `max_steps` or `max_tokens` for stories, which never end")
     known = ["none", "all", *get_available_reporting_integrations()]
@@ -136,7 +153,7 @@ def _train(folder: Path, plan: Plan, monitoring: Monitoring, progress: Progress)
     checkpoint = last_checkpoint(folder)
     started = time.perf_counter()
     with saving.listening():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train_from(checkpoint)
     new = trainer.state.global_step - (steps_of(checkpoint) if checkpoint else 0)
     _finish(folder, plan, packed, trainer, new, time.perf_counter() - started)
 
@@ -194,7 +211,7 @@ def _finish(out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, 
     if not trainer.is_world_process_zero():
         trainer.save_model(str(out))  # nothing but its part, where the weights are spread
         return
-    with stage(out) as folder:
+    with stage(out) as folder, writing():
         trainer.save_model(str(folder))
         (folder / "training_args.bin").unlink(missing_ok=True)
         drop_absent_code(folder)
@@ -205,8 +222,7 @@ def _finish(out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, 
         model.name_or_path = str(out)
         training = _describe(model, plan, packed, trainer, new, seconds)
         training.save(folder)
-        card = decoder_card(training, describe_code(folder, str(plan.corpus.tokenizer)))
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_card(folder, decoder_card(training, describe_code(folder, str(plan.corpus.tokenizer))))
     (out / ROWS).unlink(missing_ok=True)
 
 
@@ -242,6 +258,7 @@ def _describe(
         log=tuple(trainer.state.log_history),
         warnings=(
             *loading_warnings(packed.tokenizer),
+            *about_vocabulary(plan, len(packed.tokenizer)),
             *(probes[0].dynamics.all_warnings() if probes and probes[0].dynamics else ()),
         ),
     )

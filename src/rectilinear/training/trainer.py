@@ -6,18 +6,20 @@ import math
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
-from rectilinear.errors import JobError, broken_promise
+from rectilinear.errors import JobError, RectilinearError, RequestError, broken_promise, first_line
 from rectilinear.models.export import writing
-from rectilinear.models.series import checkpoints_of, state_step
+from rectilinear.models.series import checkpoints_of, state_step, steps_of
 from rectilinear.models.trained import items_of_rows
 from rectilinear.progress import Progress
 from rectilinear.runs import Interrupted
@@ -60,8 +62,28 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
             self._penalties.append(self._regularizer.last)
         return loss
 
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Train, from a checkpoint where there is one; `JobError` where it cannot be gone on from."""
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except (RectilinearError, MemoryError):
+            raise
+        except Exception as error:  # what reads optimizers, weights and states shares no narrower class
+            begun = checkpoint is None or self.state.global_step > steps_of(checkpoint)
+            if begun or should_reduce_batch_size(error):
+                raise
+            raise JobError(
+                f"cannot go on from {checkpoint}: {first_line(error)}; to go on from the checkpoint before it, if "
+                "there is one, move that folder away"
+            ) from error
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As Trainer's; ``penalty`` (before the strength) and ``task_loss`` beside a ``loss`` that has a penalty."""
+        """As Trainer's, but for ``train_loss`` of the whole run, which Trainer has of the part since it was resumed.
+
+        ``penalty`` (before the strength) and ``task_loss`` stand beside a ``loss`` that has a penalty.
+        """
+        if "train_loss" in logs:
+            logs["train_loss"] = mean_loss(self.state.log_history, self.state.global_step) or logs["train_loss"]
         if "loss" in logs and self._penalties and self._regularizer:
             # Of each batch this process's share: several make up a step.
             total = self.accelerator.reduce(torch.stack(self._penalties).sum(), "sum")
@@ -79,8 +101,14 @@ class GuardedTrainer(Trainer):  # type: ignore[misc, unused-ignore]
         return norm
 
     def _save_checkpoint(self, *args: Any) -> None:
-        with keeping(self.args.output_dir):
-            super()._save_checkpoint(*args)
+        try:
+            with keeping(self.args.output_dir):
+                super()._save_checkpoint(*args)
+        except JobError:
+            partial = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if self.is_world_process_zero() and state_step(partial) is None:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
 
     def _diverged(self, what: str, value: float) -> JobError:
         last = last_checkpoint(Path(self.args.output_dir))
@@ -108,16 +136,29 @@ class StepProgress(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
 
 class FollowOptions(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Has a training that goes on follow its own options, where Trainer takes over those that its checkpoint had."""
+    """Has a training that goes on follow its own options, where Trainer takes over those that its checkpoint had.
+
+    Its log has what was lost up to each checkpoint, and in all.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log before a checkpoint and at the end."""
+        if control.should_save or state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Renew how often to log, measure and save, and the learning rate of the next step."""
+        optimizer = kwargs["optimizer"]
+        for weights, known in optimizer.state.items():
+            for name, each in known.items():
+                if isinstance(each, Tensor) and each.ndim and each.shape != weights.shape:  # which steps do not check
+                    raise ValueError(f"expected {name} of an optimizer to be {[*weights.shape]}, got {[*each.shape]}")
         state.compute_steps(args, state.max_steps)
         schedule = kwargs["lr_scheduler"]
         factors = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
         rates = [rate * factor(schedule.last_epoch) for rate, factor in factors]
         schedule.load_state_dict(schedule.state_dict() | {"_last_lr": rates})
-        for group, rate in zip(kwargs["optimizer"].param_groups, rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
 
@@ -204,8 +245,35 @@ def last_checkpoint(folder: Path) -> Path | None:
     return next((path for path in reversed(checkpoints_of(folder)) if state_step(path) is not None), None)
 
 
-def discard_checkpoints(folder: Path, *, partial_only: bool = False) -> None:
-    """Remove a folder's checkpoints, or those not written to their end, for which Trainer would remove better ones."""
+def discard_checkpoints(folder: Path) -> None:
+    """Remove a folder's checkpoints."""
     for path in checkpoints_of(folder):
-        if not partial_only or state_step(path) is None:
+        shutil.rmtree(path)
+
+
+def discard_partial_checkpoints(folder: Path) -> None:
+    """Remove a folder's checkpoints that were not written to their end, for which Trainer would remove better ones.
+
+    Raises:
+        RequestError: a checkpoint has Trainer's state, which is written last, but it cannot be read.
+    """
+    for path in checkpoints_of(folder):
+        if state_step(path) is None:
+            state = path / TRAINER_STATE_NAME
+            if state.exists() and state.stat().st_size:
+                raise RequestError(
+                    f"expected the state of a training in {state}, got something else; to go on from the checkpoint "
+                    f"before it, if there is one, move {path} away"
+                )
             shutil.rmtree(path)
+
+
+def mean_loss(log: Iterable[Mapping[str, float]], steps: int) -> float | None:
+    """Mean of the losses of some steps, of which each entry of a log has that since the one before; None if not all."""
+    last, total = 0, 0.0
+    for entry in log:
+        if "loss" in entry:
+            step = int(entry["step"])
+            total += entry["loss"] * (step - last)
+            last = step
+    return total / steps if steps and last == steps else None

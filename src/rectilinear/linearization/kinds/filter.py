@@ -21,8 +21,8 @@ def _parse_rates(value: Any) -> Any:
 
 
 def _check_rates(rates: tuple[float, ...]) -> tuple[float, ...]:
-    if not all(0 < rate <= 1 for rate in rates):
-        raise ValueError(f"expected `rates` above 0 and up to 1, got {[*rates]}")
+    if not all(0 < rate <= 1 for rate in rates) or len({*rates}) < len(rates):
+        raise ValueError(f"expected `rates` above 0 and up to 1, each once, got {[*rates]}")
     return rates
 
 
