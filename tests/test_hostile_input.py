@@ -34,6 +34,7 @@ from rectilinear.cli.main import COMMANDS, build, main
 from rectilinear.errors import JobError, RequestError
 from rectilinear.linearization.kinds import KINDS
 from rectilinear.models.settings import Loading
+from rectilinear.results import json_text
 from rectilinear.text.rows import pack_rows
 from rectilinear.text.sources import open_documents, open_text
 from rectilinear.text.tasks import TASKS, read_task
@@ -153,3 +154,9 @@ def test_command_lines(name, data, monkeypatch, capfd):
 def test_what_is_shown_and_written(text, value):
     assert not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in visible(text).translate({9: "", 10: ""}))
     json.dumps(writable({text: value}), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_results_that_are_not_finite(number):
+    with pytest.raises(JobError, match="expected finite numbers in a result"):
+        json_text({"loss": [number]})

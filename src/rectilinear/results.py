@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rectilinear.characters import visible, writable
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.settings import first_reason
 from rectilinear.tables import Table
 
@@ -90,8 +90,13 @@ class ResultFile(Record):
 
 
 def json_text(result: Any) -> str:
-    """The text of a file that has a result."""
-    return json.dumps(writable(result), indent=2, allow_nan=False) + "\n"
+    """The text of a file that has a result; `JobError` for numbers that are not finite, which JSON does not have."""
+    try:
+        return json.dumps(writable(result), indent=2, allow_nan=False) + "\n"
+    except ValueError:
+        raise JobError(
+            "expected finite numbers in a result, got others; try `dtype=float32`, or milder options"
+        ) from None
 
 
 class ModelRecord(Record):
