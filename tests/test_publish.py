@@ -10,7 +10,10 @@ from rectilinear.runs import claim
 from tests import faults
 
 pytest.importorskip("fcntl", reason="needs the locks of Unix")
-pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc"),
+]
 
 #: Of a checkpoint: what makes it one comes last; some files are replaced, one goes, a folder is replaced whole.
 OLD = {"config.json": "old", "model.safetensors": "old", "model-2.safetensors": "old", "seed-0/a": "old", "b": "old"}

@@ -153,7 +153,7 @@ def read_request(file: Path) -> dict[str, Any]:
     """What a run noted of its request in a JSON file; empty where there is none that can be read."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

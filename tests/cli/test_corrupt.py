@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from rectilinear.cli.main import main
 from tests import conftest
 
+pytestmark = pytest.mark.faults
+
 MANY = os.environ.get("RECTILINEAR_FAULTS") == "all"
 SIZE = ["--max-tokens", "128", "--seq-len", "32", "--device", "cpu"]
 

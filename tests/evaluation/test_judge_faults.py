@@ -21,6 +21,8 @@ from rectilinear.evaluation.judgements import open_judgements, read_judgements, 
 from tests.judges import MARKS, answering, http, marks, reply, serving
 
 #: Answers to try.
+pytestmark = pytest.mark.faults
+
 EXAMPLES = 1500 if os.environ.get("RECTILINEAR_FAULTS") == "all" else 60
 
 KEY, USER, PASSWORD, QUERY = "sk-open/sesame", "ali baba", "forty:thieves", "cave-17"

@@ -110,7 +110,7 @@ def pretrain(
             overwrite=overwrite,
             resume=resume,
             kept=find_run,
-            reads=[str(text)],
+            reads=[str(text), corpus.tokenizer, corpus.held_out],
         ),
     ):
         with state.main_process_first():
