@@ -94,9 +94,7 @@ def json_text(result: Any) -> str:
     try:
         return json.dumps(writable(result), indent=2, allow_nan=False) + "\n"
     except ValueError:
-        raise JobError(
-            "expected finite numbers in a result, got others; try `dtype=float32`, or milder options"
-        ) from None
+        raise JobError("expected finite numbers in a result, got others; try milder options") from None
 
 
 class ModelRecord(Record):
