@@ -1,10 +1,12 @@
 """A kill, or a full disk, at every step of publishing leaves the old result, the new one, or none."""
 
+import json
 import os
 import shutil
 
 import pytest
 
+from rectilinear.errors import JobError
 from rectilinear.publish import stage
 from rectilinear.runs import claim
 from tests import faults
@@ -89,6 +91,76 @@ def test_a_full_disk_at_any_step(before, tmp_path):
         found = read(root / "out") if (root / "out").exists() else None
         if code:
             assert "No space left" in log.read_text(), name
-            assert found == earlier or name.startswith("os.r"), name  # what cannot be moved or removed stays
+            assert found == earlier, name
             assert faults.run(program, root, log)[0] == 0, (name, log.read_text())
         assert read(root / "out") == WHOLE[before], name
+
+
+def killed_while_moving(root, before="result"):
+    """A folder of which a run was killed in the middle of its moves; the program of that run."""
+    program = command(root / "out", overwrite=before == "result")
+    prepare(root, before)
+    _, names = faults.run(program, root, root.parent / "log")
+    first = next(at for at, name in enumerate(names, 1) if name.startswith("os.rename out/") or "/new/" in name)
+    prepare(root, before)
+    assert faults.run(program, root, root.parent / "log", first + 2)[0] == -9
+    return program
+
+
+def test_a_folder_that_was_removed_after_a_kill_stays_removed(tmp_path):
+    root = tmp_path / "root"
+    killed_while_moving(root)
+    shutil.rmtree(root / "out")
+    assert faults.run(command(root / "out", overwrite=False), root, tmp_path / "log")[0] == 0
+    assert read(root / "out") == NEW
+    assert os.listdir(root) == ["out"]
+
+
+def test_another_command_takes_nothing_over(tmp_path, monkeypatch):
+    root = tmp_path / "root"
+    program = killed_while_moving(root, "empty")
+    monkeypatch.setattr("sys.argv", ["another"])
+    assert faults.run(program, root, tmp_path / "log")[0] == 70
+    assert "is not empty; try another, or `overwrite`" in (tmp_path / "log").read_text()
+    monkeypatch.undo()
+    assert faults.run(program, root, tmp_path / "log")[0] == 0
+    assert read(root / "out") == NEW
+    assert os.listdir(root) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        {},
+        [],
+        {"out": ".", "new": 5, "gone": []},
+        {"out": "/", "new": ["etc"], "gone": []},
+        {"out": "../other", "new": ["a"], "gone": []},
+        {"out": ".", "new": ["../a"], "gone": []},
+        {"out": ".", "new": [], "gone": ["a/b"]},
+    ],
+)
+def test_a_journal_that_is_none_of_ours_moves_nothing(journal, tmp_path):
+    staging, out = tmp_path / ".out.staging-abcdefgh", tmp_path / "out"
+    write(out, {"a": "mine"})
+    write(staging, {"journal.json": json.dumps(journal), "new/a": "theirs", "new/etc": "theirs"})
+    before = read(tmp_path)
+    with pytest.raises(JobError, match=r"cannot finish what a run that was killed was moving to .*none of ours"):
+        stage_nothing(out)
+    assert read(tmp_path) == before
+
+
+def stage_nothing(out):
+    with stage(out):
+        pass
+
+
+def test_a_link_and_its_target_are_one_folder(tmp_path):
+    (tmp_path / "elsewhere" / "target").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere" / "target")
+    with claim(link) as out, stage(out) as new:
+        write(new, NEW)
+        assert sorted(os.listdir(tmp_path)) == ["elsewhere", "link"]
+    assert link.is_symlink()
+    assert read(tmp_path / "elsewhere") == {f"target/{name}": text for name, text in NEW.items()}

@@ -30,9 +30,21 @@ class Moves:
 
     @classmethod
     def read(cls, staging: Path, folder: Path) -> Moves:
-        """Those of a journal; the folder may have been moved since, with what is beside it."""
+        """Those of a journal; the folder may have been moved since, with what is beside it.
+
+        Raises:
+            ValueError: it is none, or names what is not in the folder.
+        """
         written = json.loads((staging / JOURNAL).read_text(encoding="utf-8"))
-        return cls(staging, folder / written["out"], written["new"], written["gone"])
+        try:
+            out, new, gone = written["out"], [*written["new"]], [*written["gone"]]
+            plain = all(Path(name).name == name for name in [*new, *gone])
+            inside = not Path(out).is_absolute() and ".." not in Path(out).parts
+        except (KeyError, TypeError, AttributeError):
+            plain = inside = False
+        if not (plain and inside):
+            raise ValueError(f"{JOURNAL} is none of ours")
+        return cls(staging, folder / out, new, gone)
 
     def write(self, folder: Path) -> None:
         """Write the journal, whole or not."""
@@ -46,7 +58,6 @@ class Moves:
 
     def carry_out(self) -> None:
         """Move everything, from wherever an earlier attempt ended."""
-        self.out.mkdir(parents=True, exist_ok=True)
         marks, others = self._by_kind()
         for name in reversed(marks):
             self._put_away(name)
@@ -57,7 +68,7 @@ class Moves:
         for name in marks:
             _rename(self.staging / "new" / name, self.out / name)
         flush_folder(self.out)
-        (self.staging / JOURNAL).unlink()
+        (self.staging / JOURNAL).unlink(missing_ok=True)
 
     def undo(self) -> None:
         """Have everything where it was, so that it can be carried out again."""
@@ -68,7 +79,7 @@ class Moves:
         for name in [*others, *marks]:
             _rename(self.staging / "old" / name, self.out / name)
         flush_folder(self.out)
-        (self.staging / JOURNAL).unlink()
+        (self.staging / JOURNAL).unlink(missing_ok=True)
 
     def _by_kind(self) -> tuple[list[str], list[str]]:
         """Names of files that make a folder a result, that of a checkpoint last, and of all others."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
@@ -24,8 +26,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment, unused-ignore]
 
-# The lines of a lock: who has it; that the folder held nothing then; a name that is about to be in the folder.
-_PROCESS, _EMPTY, _FILE = "process ", "empty", "file "
+# The lines of a lock: who has it; a hash of its command; that the folder held nothing then; a name that is about to be
+# in the folder.
+_PROCESS, _COMMAND, _EMPTY, _FILE = "process ", "command ", "empty", "file "
 
 # Folders that this process writes into.
 _held: dict[Path, Hold] = {}
@@ -41,7 +44,7 @@ class Hold:
             written or is another file system, as beside a mounted volume.
         lock: the open file that keeps others out; None where the system has no such locks.
         left: what a process that was killed had moved, or was about to move, into a folder that was empty when it
-            began; None where there was no such process.
+            began; None where there was no such process, or it ran another command.
     """
 
     folder: Path
@@ -67,7 +70,7 @@ def hold(folder: Path) -> Iterator[Hold]:
         RequestError: another process has it.
         JobError: the lock cannot be written, or what a killed run was moving into the folder cannot be finished.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     for outer in (folder, *folder.parents):
         if outer in _held:
             yield _held[outer]
@@ -82,7 +85,7 @@ def hold(folder: Path) -> Iterator[Hold]:
             yield held
     finally:
         with suppress(OSError):  # one that is not empty, and those around it
-            for parent in made:
+            for parent in () if folder.exists() else made:
                 parent.rmdir()
 
 
@@ -91,15 +94,27 @@ def _held_by_us(folder: Path) -> Iterator[Hold]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     place, left = _place(folder), None
     with ExitStack() as stack:
-        lock = _acquire(place / f".{folder.name}.lock", folder) if fcntl else None
+        lock, noted = _acquire(place / f".{folder.name}.lock", folder) if fcntl else None, False
         if lock:
             stack.enter_context(lock)
-            stack.callback(Path(lock.name).unlink, missing_ok=True)  # while it is held: see _acquire
-            left = _take_over(lock, empty=not (folder.is_dir() and contents(folder)))
+            noted, left = _take_over(lock, empty=not (folder.is_dir() and contents(folder)))
         _held[folder] = Hold(folder, place, lock, left)
         stack.callback(_held.pop, folder)
-        _settle(_held[folder])
-        yield _held[folder]
+        try:
+            _settle(_held[folder])
+            yield _held[folder]
+        except BaseException:
+            if lock and not noted:  # else what a killed run noted stays, for its command to be run again
+                _unlink(lock)
+            raise
+        if lock:
+            _unlink(lock)
+
+
+def _unlink(lock: IO[str]) -> None:
+    """Remove a lock while it is held: see _acquire."""
+    with suppress(OSError):
+        Path(lock.name).unlink()
 
 
 def _place(folder: Path) -> Path:
@@ -119,7 +134,7 @@ def _acquire(file: Path, folder: Path) -> IO[str] | None:
         lock = file.open("a+", encoding="utf-8", errors="surrogateescape")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):
             with lock:
                 lock.seek(0)
                 holders = [line for line in lock.read().splitlines() if line.startswith(_PROCESS)]
@@ -137,16 +152,19 @@ def _acquire(file: Path, folder: Path) -> IO[str] | None:
         lock.close()  # its holder removed the file after we had opened it: whoever comes next makes another
 
 
-def _take_over(lock: IO[str], empty: bool) -> frozenset[str] | None:
-    """Note who has a lock now, and of which folder; see `Hold.left`.
+def _take_over(lock: IO[str], empty: bool) -> tuple[bool, frozenset[str] | None]:
+    """Note who has a lock now, and of which folder; whether a killed run had noted anything, and `Hold.left`.
 
     Lines are only added, so that what a killed run noted is there whenever the next one is killed.
     """
     lock.seek(0)
     noted = lock.read().splitlines()
-    left = frozenset(line.removeprefix(_FILE) for line in noted if line.startswith(_FILE)) if _EMPTY in noted else None
-    _note(lock, [f"{_PROCESS}{os.getpid()}", *([_EMPTY] if empty else [])])
-    return left
+    command = _COMMAND + sha256("\0".join([os.getcwd(), *sys.argv]).encode(errors="surrogateescape")).hexdigest()
+    left = None
+    if {_EMPTY, command} <= {*noted}:
+        left = frozenset(line.removeprefix(_FILE) for line in noted if line.startswith(_FILE))
+    _note(lock, [f"{_PROCESS}{os.getpid()}", command, *([_EMPTY] if empty else [])])
+    return bool(noted), left
 
 
 def _note(lock: IO[str], lines: Iterable[str]) -> None:
@@ -178,7 +196,7 @@ def stage(out: Path, stale: Iterable[str] = ()) -> Iterator[Path]:
         JobError: they could not be written; what was there before is there again.
         RequestError: another process writes into the folder.
     """
-    out = out.absolute()
+    out = out.resolve()
     try:
         with hold(out) as held:
             staging = Path(tempfile.mkdtemp(prefix=f".{held.folder.name}.staging-", dir=held.place))
@@ -203,13 +221,15 @@ def _settle(held: Hold) -> None:
         return
     ours = re.compile(rf"\.{re.escape(held.folder.name)}\.staging-\w{{8}}")
     for staging in filter(lambda path: ours.fullmatch(path.name), [*held.place.iterdir()]):
+        if staging.lstat().st_uid != os.getuid():  # someone else's could have anything moved anywhere
+            continue
         try:
-            if (staging / JOURNAL).exists():
-                Moves.read(staging, held.folder).carry_out()
-        except OSError as error:
+            if (staging / JOURNAL).exists() and (moves := Moves.read(staging, held.folder)).out.exists():
+                moves.carry_out()
+        except (OSError, ValueError) as error:
             raise JobError(
-                f"cannot finish what a run that was killed was moving to {held.folder}: {error.strerror or error}; "
-                f"its files are in {staging}"
+                f"cannot finish what a run that was killed was moving to {held.folder}: "
+                f"{getattr(error, 'strerror', None) or error}; its files are in {staging}"
             ) from error
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -65,7 +65,8 @@ def claim(
         overwrite: whether it may hold other results.
         resume: whether to go on from an earlier part of the run, where it holds one.
         kept: what to say of the folder to whoever interrupts the run; None where there is nothing to go on from.
-        reads: models and texts of the run; none whose path is given may be the folder itself.
+        reads: models and texts of the run; none whose path is given may be the folder itself, or a folder in one that
+            is overwritten.
 
     Yields:
         The folder, absolute.
@@ -80,8 +81,11 @@ def claim(
     if out is None:
         yield None
         return
-    folder = Path(out).expanduser().absolute()
-    _check_place(folder, reads)
+    try:
+        folder = Path(out).expanduser().absolute()
+    except RuntimeError as error:
+        raise RequestError(f"expected a folder for `out`, got {out}: {error}") from None
+    _check_place(folder, reads, overwrite)
     with hold(folder) as held:
         if not overwrite:
             _check_contents(folder, held.left, resume, kept)
@@ -94,11 +98,14 @@ def claim(
             raise Interrupted(message) from None
 
 
-def _check_place(folder: Path, reads: Iterable[object]) -> None:
+def _check_place(folder: Path, reads: Iterable[object], overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"expected a folder for `out`, got the file {folder}")
-    if any(_is(source, folder) for source in reads):
-        raise RequestError(f"expected another folder for `out` than one that is read, got {folder}")
+    for source in reads:
+        if _is(source, folder):
+            raise RequestError(f"expected another folder for `out` than one that is read, got {folder}")
+        if overwrite and _is_folder_in(source, folder):
+            raise RequestError(f"expected a folder for `out` without {source} in it, got {folder}; try another")
     nearest = nearest_existing(folder)
     if not nearest.is_dir():
         raise RequestError(f"expected a folder for `out`, got {folder} inside the file {nearest}")
@@ -114,6 +121,14 @@ def _is(source: object, folder: Path) -> bool:
         return False
 
 
+def _is_folder_in(source: object, folder: Path) -> bool:
+    try:
+        path = Path(source).expanduser() if isinstance(source, (str, Path)) else folder
+        return path.is_dir() and folder.resolve() in path.resolve().parents
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
 def _check_contents(
     folder: Path, left: frozenset[str] | None, resume: bool, kept: Callable[[Path], str | None]
 ) -> None:
@@ -121,7 +136,7 @@ def _check_contents(
     found = kept(folder) if names else None
     if not names or (resume and found):
         return
-    if left is not None and (names <= left or found):
+    if left is not None and (names <= left or (found and names & left)):
         if found:
             warnings.warn(f"{found}; without it this run begins anew", stacklevel=2)
         return

@@ -31,7 +31,7 @@ def compare(
 
     Example: rectilinear compare evaluated/dense evaluated/smaller evaluated/smallest --out compared
     """
-    with claim(output.out, overwrite=output.overwrite, reads=results) as folder:
+    with claim(output.out, overwrite=output.overwrite) as folder:
         from rectilinear.cli.conclude import conclude
         from rectilinear.comparison import compare
 

@@ -49,7 +49,8 @@ def evaluate(
         there = names and _holds_only(folder, names)
         return f"{folder} keeps the models that are done; to go on, run the same command again" if there else None
 
-    with claim(output.out, overwrite=output.overwrite, resume=resume, kept=kept, reads=[*model, against, text]) as out:
+    reads = [*model, against, text, evaluating.data]
+    with claim(output.out, overwrite=output.overwrite, resume=resume, kept=kept, reads=reads) as out:
         from rectilinear.evaluation.evaluate import prepare
         from rectilinear.evaluation.record import Evaluation
         from rectilinear.report.terminal import say, show_table, show_warnings, stdout

@@ -33,8 +33,9 @@ def judge(
 
     if output.out is None:
         raise RequestError("expected `out=DIR`, a folder for the stories, the answers and judge.json, got none")
+    reads = [model, stories.text, judging.reference]
     with (
-        claim_stories(output.out, [model, stories.text], resume=output.resume, overwrite=output.overwrite) as folder,
+        claim_stories(output.out, reads, resume=output.resume, overwrite=output.overwrite) as folder,
         reporting(True) as report,
     ):
         run = prepare_stories(model, folder, stories, judging, loading=loading, resume=output.resume, progress=report)

@@ -23,7 +23,7 @@ def probe(
 
     Example: rectilinear probe MODEL --task cb --data superglue --out probed
     """
-    with claim(runtime.out, overwrite=runtime.overwrite, reads=[model]) as folder:
+    with claim(runtime.out, overwrite=runtime.overwrite, reads=[model, probing.data]) as folder:
         import rectilinear
         from rectilinear.cli.conclude import conclude
 

@@ -65,7 +65,7 @@ def judge(
         rectilinear.runs.Interrupted: for a `KeyboardInterrupt`, where there are stories to go on from.
     """
     with (
-        claim_stories(out, [model, stories.text], resume=resume, overwrite=overwrite) as folder,
+        claim_stories(out, [model, stories.text, judging.reference], resume=resume, overwrite=overwrite) as folder,
         reporting(progress) as report,
     ):
         run = prepare_stories(model, folder, stories, judging, loading=loading, resume=resume, progress=report)

@@ -23,6 +23,7 @@ from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.capture import device_of, evaluating, own_randomness, states_after
 from rectilinear.models.series import steps_of
 from rectilinear.models.surgery import find_target, swapped
+from rectilinear.publish import stage
 from rectilinear.runs import check_same, claim, read_request, write_request
 from rectilinear.text.batches import Batch
 from rectilinear.training.trainer import (
@@ -64,8 +65,8 @@ def healing_folder(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> Ite
         with keeping(folder):
             if found != recipe:
                 _discard(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_request(folder / _RECIPE, recipe)
+            with stage(folder) as new:
+                write_request(new / _RECIPE, recipe)
         try:
             yield folder
         except BaseException:

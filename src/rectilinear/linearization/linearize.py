@@ -33,7 +33,7 @@ from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
 from rectilinear.models.surgery import check_removal, commit
 from rectilinear.progress import Progress, reporting
-from rectilinear.publish import stage
+from rectilinear.publish import hold, stage
 from rectilinear.results import DataRecord, ModelRecord, settings_record
 from rectilinear.runs import claim
 from rectilinear.settings import BatchSize, takes_settings
@@ -73,7 +73,7 @@ class Linearized:
         Raises:
             JobError: it could not be written, or does not load as it should.
         """
-        with stage(Path(folder), stale=checkpoint_files(Path(folder), Plan.file_name)) as new:
+        with hold(Path(folder)), stage(Path(folder), stale=checkpoint_files(Path(folder), Plan.file_name)) as new:
             self.plan.save(new)
             export(self.model, self.tokenizer, new, self.rows)
             write_card(new, model_card(self.plan, describe_code(new, self.plan.model.id)))

@@ -97,7 +97,7 @@ def finetune(
     if out is None and (tuning.save_models or resume):
         raise RequestError(f"expected `out` with `{'save_models' if tuning.save_models else 'resume'}`, got none")
     with (
-        claim(out, overwrite=overwrite, resume=resume, kept=_find_seeds, reads=[model]) as folder,
+        claim(out, overwrite=overwrite, resume=resume, kept=_find_seeds, reads=[model, tuning.data]) as folder,
         reporting(progress) as report,
     ):
         job = _read_job(model, task, tuning, profiling)
