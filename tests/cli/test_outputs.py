@@ -24,7 +24,6 @@ COMMANDS = {
     "dynamics": ("dynamics", "{model}", "{model}", "--text", "{text}"),
     "evaluate": ("evaluate", "{model}", "--text", "{text}"),
     "evaluate against": ("evaluate", "{other}", "--against", "{model}", "--text", "{text}"),
-    "compare": ("compare", "{model}", "{other}"),
     "probe": ("probe", "{model}", "--task", "cb", "--data", "{text}"),
     "linearize": ("linearize", "{model}", "--text", "{text}", "--kind", "drop", "--blocks", "1"),
     "finetune": ("finetune", "{model}", "--task", "cb", "--data", "{text}"),
