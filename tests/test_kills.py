@@ -1,6 +1,6 @@
 """Every command, killed at every step that it takes on disk: the old result or the new one, whole; then it succeeds.
 
-``make faults`` tries every step and counts them; without ``RECTILINEAR_FAULTS`` a few steps of each command are tried.
+``make faults`` tries every step and counts them; else a step of each command is tried, and of some with a full disk.
 """
 
 import json
@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 #: How many steps of each command to try; 0 for all.
-SAMPLE = 0 if os.environ.get("RECTILINEAR_FAULTS") == "all" else 3
+SAMPLE = 0 if os.environ.get("RECTILINEAR_FAULTS") == "all" else 1
 
 #: What differs between two runs of the same command.
 TIMES = re.compile(r"seconds|time|date|created|memory|per_second|cpu|uuid|flos|samples_per|steps_per")
@@ -235,6 +235,8 @@ def test_a_kill_at_a_step_of_a_command(trial):
 
 @every
 def test_a_disk_that_is_full_at_a_step_of_a_command(trial):
+    if SAMPLE and (trial.name not in {"measure", "linearize drop", "judge"} or trial.over):
+        pytest.skip("tried by make faults")
     earlier = state(trial.out)
     code, steps = trial.again()
     assert code == 0, trial.log()

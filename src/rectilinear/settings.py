@@ -148,20 +148,21 @@ def words_of(value: Any) -> list[str] | None:
 def _parse_indices(value: Any) -> Any:
     """``2-4,7`` as numbers; numbers of other libraries as Python's."""
     words = words_of(value)
+    numbers: list[str] = []
     if words is None:
         try:
-            words = [str(operator.index(each)) for each in value]
+            numbers = [str(operator.index(each)) for each in value]
         except TypeError:
             return value
     found: list[int] = []
-    for word in words:
+    for word in words or numbers:
         ends = re.fullmatch(r"0*(\d{1,9})(?:-0*(\d{1,9}))?", word, re.ASCII)
         first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
         if not first <= last < _MOST_BLOCKS:
             shown = reprlib.repr(word)
             raise ValueError(f"expected `blocks=2-4,7` (indices, counted from 0), got {shown}; for a path try `stack`")
         found += range(first, last + 1)
-    if not found:
+    if words == []:  # in Python, no numbers are a request like any other
         raise ValueError("expected `blocks=2-4,7` (indices, counted from 0), got none")
     return found
 

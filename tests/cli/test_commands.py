@@ -247,7 +247,6 @@ def test_every_option_reaches_the_function(command, tiny_checkpoint, documents, 
         "products": "float64",
         "dtype": "bfloat16",
         "seed": 5,
-        "revision": "main",
         "config": "english",
         "split": "test",
     }
@@ -255,9 +254,9 @@ def test_every_option_reaches_the_function(command, tiny_checkpoint, documents, 
     ran = command("measure", tiny_checkpoint, "--text", source, *SIZE, *flags, "--out", tmp_path / "out")
     assert ran.code == 0
     written = json.loads((tmp_path / "out" / "profile.json").read_text())
-    settings = {key: written["settings"].get(key) for key in options if key not in ("dtype", "revision")}
+    settings = {key: written["settings"].get(key) for key in options if key != "dtype"}
     assert settings == {key: options[key] for key in settings}
-    assert (written["environment"]["dtype"], written["model"]["revision"]) == ("bfloat16", "main")
+    assert written["environment"]["dtype"] == "bfloat16"
     assert written == json.loads(measure_as_a_function(tiny_checkpoint, source, **options).to_json())
 
 

@@ -92,7 +92,6 @@ def test_every_option_reaches_the_function(command, tiny_checkpoint, documents, 
         "column": "tale",
         "dtype": "bfloat16",
         "seed": 5,
-        "revision": "main",
         "config": "english",
         "split": "test",
     }
@@ -100,10 +99,10 @@ def test_every_option_reaches_the_function(command, tiny_checkpoint, documents, 
     ran = command("evaluate", tiny_checkpoint, "--text", source, *SIZE, *flags, "--no-speed", "--out", tmp_path / "out")
     assert ran.code == 0
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    settings = {key: written["settings"].get(key) for key in options if key not in ("dtype", "revision")}
+    settings = {key: written["settings"].get(key) for key in options if key != "dtype"}
     assert settings == {key: options[key] for key in settings}
-    assert (written["environment"]["dtype"], written["model"]["revision"]) == ("bfloat16", "main")
-    loading = {name: options.pop(name) for name in ("dtype", "revision")}
+    assert written["environment"]["dtype"] == "bfloat16"
+    loading = {name: options.pop(name) for name in ("dtype",)}
     found = evaluate_as_a_function(tiny_checkpoint, source, speed=False, rows=options, loading=loading)
     assert written == json.loads(found.to_json())
 

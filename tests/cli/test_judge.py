@@ -87,7 +87,7 @@ def test_a_run_that_was_stopped_goes_on(number, keyed, process, tiny_checkpoint,
         printed, said = running.communicate(timeout=60)
         assert (printed, running.returncode) == (b"", {2: 130, 15: 143, 9: -9}[number])
         kept = len((out / "judgements.jsonl").read_text().splitlines())
-        assert 4 <= kept < 12
+        assert 3 <= kept < 12
         assert not (out / "judge.json").exists()
         if number == signal.SIGINT:
             assert said.decode().endswith(f"{out} keeps the stories and the answers so far; to go on, add --resume\n")

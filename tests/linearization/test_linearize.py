@@ -37,7 +37,7 @@ WRONG = {
     "two": ({"blocks": [1], "count": 1}, "got `blocks` and `count`"),
     "budgets": ({"budget": 0.1, "max_loss_increase": 0.1}, "got `budget` and `max_loss_increase`"),
     "beyond": ({"blocks": [3]}, "blocks from 0 to 2, got 3"),
-    "below": ({"blocks": [-1]}, "blocks from 0 to 2, got -1"),
+    "below": ({"blocks": [-1]}, "indices, counted from 0.*, got .*-1"),
     "twice": ({"blocks": [1, 1]}, "block 1 twice"),
     "twice, merged": ({"blocks": [1, 1], "merge": True}, "block 1 twice"),
     "rank": ({"blocks": [1], "rank": 24}, "`rank` below the width of 24"),
