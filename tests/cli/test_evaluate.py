@@ -167,6 +167,7 @@ def several(process, tiny_checkpoint, other_checkpoint, text_file, tmp_path_fact
     return process("evaluate", *models, *asked, "--out", folder / "out"), folder / "out"
 
 
+@pytest.mark.slow
 def test_several_models_have_a_file_each(several, tiny_checkpoint, other_checkpoint):
     ran, out = several
     assert (ran.code, ran.err) == (0, "")
@@ -178,6 +179,7 @@ def test_several_models_have_a_file_each(several, tiny_checkpoint, other_checkpo
     assert ours["against"] == other["against"]
 
 
+@pytest.mark.slow
 def test_several_models_stand_side_by_side(several, tiny_checkpoint, other_checkpoint):
     ran, out = several
     other = json.loads((out / other_checkpoint.name / "evaluation.json").read_text())

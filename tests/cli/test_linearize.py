@@ -161,6 +161,7 @@ def test_what_it_wrote_is_evaluated_and_measured(process, linearized, text_file,
     assert "got a linearized one" in again.err
 
 
+@pytest.mark.slow
 def test_code_beside_a_checkpoint_is_run_only_if_it_is_trusted(process, linearized, text_file, tmp_path):
     """Other code than this package's own; a line of it tells whether it ran."""
     shutil.copytree(linearized[1], tmp_path / "changed")
@@ -345,7 +346,7 @@ def test_a_full_disk(name, kind, command, places, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("most", [8000, 30000])
+@pytest.mark.parametrize("most", [pytest.param(8000, marks=pytest.mark.slow), 30000])
 def test_files_that_cannot_be_written_whole(most, places, tmp_path, environment):
     """The system's own limit on the size of files, as near to a full disk as any user can get."""
     (tmp_path / "cache").mkdir()

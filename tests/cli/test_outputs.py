@@ -63,6 +63,7 @@ def test_files_of_others_stay(command, tiny_checkpoint, text_file, tmp_path):
     assert again["model.safetensors"] == made["model.safetensors"]
 
 
+@pytest.mark.slow
 def test_parts_of_earlier_weights_go_by_their_index_and_nothing_outside_goes(
     command, tiny_checkpoint, text_file, tmp_path
 ):

@@ -224,7 +224,8 @@ def chatting(beginning):
     return made
 
 
-@pytest.mark.parametrize("instruction", [pytest.param(None, marks=pytest.mark.slow), "It was old."])
+@pytest.mark.slow
+@pytest.mark.parametrize("instruction", [None, "It was old."])
 def test_chats_are_those_of_the_harness(instruction, model, chatting, data):
     asked = load_tasks(LOCAL, data, apply_chat_template=True, system_instruction=instruction)
     found = run_tasks(model, chatting, asked, 4)
@@ -264,6 +265,7 @@ def test_examples_come_from_the_training_file(model, beginning, data):
     assert sum(prompt.count(f"{passage}\n") for passage in trained) >= 2
 
 
+@pytest.mark.slow
 def test_a_linearized_checkpoint_with_and_without_caches_and_batches(linearized, beginning, data):
     """Of filters, which keep a state of their own: choices, and what is written."""
     model = copy.deepcopy(linearized("llama", (1,), kind="filter").model)
@@ -446,6 +448,7 @@ def test_files_that_are_not_what_they_should_be(file, content, says, tmp_path):
         load_tasks(["boolq" if "BoolQ" in file else path.stem], tmp_path)
 
 
+@pytest.mark.slow
 def test_examples_are_those_of_the_harness(model, beginning, data):
     """Drawn with the harness's own seeds, where none is asked for."""
     asked = load_tasks(["boolq", "sglue_rte"], data, num_fewshot=3)
@@ -569,6 +572,7 @@ def test_a_group_of_the_harness(model, beginning, data, monkeypatch):
     assert found.p_value == pytest.approx(2 * norm.sf(abs(found.value) / found.stderr))
 
 
+@pytest.mark.slow
 def test_one_document_has_no_error(model, beginning, data):
     evaluation = rectilinear.evaluate(
         model,

@@ -40,6 +40,7 @@ class Fixed(nn.Module):
         return SimpleNamespace(logits=self.logits.expand(*ids.shape, -1))
 
 
+@pytest.mark.slow
 def test_a_trained_model_equals_its_loss_in_float64(shared):
     folder = shared / "models/stories260K"
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)

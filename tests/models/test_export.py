@@ -86,7 +86,7 @@ def test_a_checkpoint_passes_its_own_check_in_a_fresh_process(way, family, linea
     assert cached_difference(made.model, *prompts()) < CLOSE
 
 
-@pytest.mark.parametrize(("family", "way"), [("llama", "filter"), ("gpt2", "drop")])
+@pytest.mark.parametrize(("family", "way"), [("llama", "filter"), pytest.param("gpt2", "drop", marks=pytest.mark.slow)])
 def test_saving_checks_in_a_fresh_process(family, way, linearized, tmp_path, monkeypatch):
     commands, run = [], subprocess.run
 

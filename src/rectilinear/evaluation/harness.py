@@ -147,13 +147,17 @@ def _metrics(
         if not parts:
             raise broken_promise("lm_eval", f"have samples with the items of {name}'s {label}")
         aggregate = task.aggregation().get(metric, mean)
+        observed = observe(_log_perplexity if is_perplexity(label) else aggregate, parts)
+        if _number(error) is None:  # resampling takes seconds where a score does: once, then
+            scores = observed.resampled if observed and len(parts) > 1 and not is_perplexity(label) else None
+            error = float(numpy.std(scores, ddof=1)) if scores else bootstrap_stderr(aggregate, parts)
         metrics[label] = MetricRecord(
             value=float(value),
-            stderr=bootstrap_stderr(aggregate, parts) if _number(error) is None else error,
+            stderr=error,
             constant=constants.get(metric),
             higher_is_better=results["higher_is_better"][name].get(metric),
         )
-        if observed := observe(_log_perplexity if is_perplexity(label) else aggregate, parts):
+        if observed:
             items[label] = observed
     if not metrics:
         raise broken_promise("lm_eval", f"have metrics of {name}, such as 'acc,none', in its results")
