@@ -63,7 +63,7 @@ class ResultFile(Record):
         """Write the file into a folder, which is made where it is missing, whole or not at all; return its path."""
         path = Path(folder) / self.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        scratch = path.with_name(f".{path.name}.partial")  # always the same: what a kill leaves is written over
         try:
             scratch.write_text(self.to_json(), encoding="utf-8")
             os.replace(scratch, path)
