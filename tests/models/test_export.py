@@ -45,6 +45,8 @@ WAYS = {
 }
 ABLE = {"folded": FOLDABLE, "attention": ATTENTIONS, "no attention": ATTENTIONS, "mlp": MLPS, "no mlp": MLPS}
 ALL = [(way, family) for way in WAYS for family in ABLE.get(way, sorted(TINY))]
+#: Every way with one family and every family with some way, for what takes a process each.
+SOME = [pair for place, pair in enumerate(ALL) if pair[1] == "llama" or place % 4 == 0]
 STOCK = {"drop", "folded"}
 
 
@@ -79,7 +81,7 @@ def test_this_package_loads_a_checkpoint_without_trusting_it(way, family, linear
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "family"), ALL)
+@pytest.mark.parametrize(("way", "family"), SOME)
 def test_a_checkpoint_passes_its_own_check_in_a_fresh_process(way, family, linearized, tmp_path):
     made = linearized(family, **WAYS[way])
     made.save(tmp_path / "saved")
