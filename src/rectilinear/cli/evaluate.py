@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -13,6 +13,9 @@ from rectilinear.models.settings import Loading
 from rectilinear.publish import contents, stage
 from rectilinear.runs import Output, claim
 from rectilinear.text.settings import Rows
+
+if TYPE_CHECKING:
+    from rectilinear.evaluation.record import Evaluation
 
 
 def evaluate(
@@ -40,7 +43,7 @@ def evaluate(
 
     Example: rectilinear evaluate smaller smallest --against dense --text valid.txt --include probed --include judged
     """
-    from rectilinear.evaluation.comparison_table import evaluation_tables, short_names
+    from rectilinear.evaluation.comparison_table import short_names
 
     names = short_names(model) if len(model) > 1 else []
     resume = not output.overwrite and _holds_only(output.out, names)
@@ -52,8 +55,6 @@ def evaluate(
     reads = [*model, against, text, evaluating.data]
     with claim(output.out, overwrite=output.overwrite, resume=resume, kept=kept, reads=reads) as out:
         from rectilinear.evaluation.evaluate import prepare
-        from rectilinear.evaluation.record import Evaluation
-        from rectilinear.report.terminal import say, show_table, show_warnings, stdout
 
         # Of several models each has a folder of its own, written as soon as the model is done.
         folders = [out and out / name for name in names] or [out]
@@ -70,12 +71,20 @@ def evaluate(
                 done.append(evaluation)
         finally:  # what some models scored is not lost where another fails
             if done:
-                console = stdout()
-                for table in evaluation_tables(done):
-                    show_table(table, console)
-                show_warnings(dict.fromkeys(warning for each in done for warning in each.all_warnings()), console)
-                if written:
-                    say(f"wrote {Evaluation.file_name} to {', '.join(written)}")
+                _show(done, written)
+
+
+def _show(done: list[Evaluation], written: list[str]) -> None:
+    """Print evaluations of some models, and which folders they were written to."""
+    from rectilinear.evaluation.comparison_table import evaluation_tables
+    from rectilinear.report.terminal import say, show_table, show_warnings, stdout
+
+    console = stdout()
+    for table in evaluation_tables(done):
+        show_table(table, console)
+    show_warnings(dict.fromkeys(warning for each in done for warning in each.all_warnings()), console)
+    if written:
+        say(f"wrote {done[0].file_name} to {', '.join(written)}")
 
 
 def _holds_only(out: Path | None, names: list[str]) -> bool:
