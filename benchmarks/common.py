@@ -48,12 +48,14 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command that runs, with what test material is there named by ``$RECTILINEAR_SHARED``."""
-    words, shared = (
-        ["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]],
-        os.environ.get("RECTILINEAR_SHARED"),
-    )
-    return " ".join(word.replace(shared, "$RECTILINEAR_SHARED") if shared else word for word in words)
+    """The command that runs."""
+    return _without_places(" ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]))
+
+
+def _without_places(text: str) -> str:
+    """Test material is named by ``$RECTILINEAR_SHARED``, wherever it is."""
+    shared = os.environ.get("RECTILINEAR_SHARED")
+    return text.replace(shared, "$RECTILINEAR_SHARED") if shared else text
 
 
 def linearize(model: str, calibration: str, tokens: int, options: dict[str, Any]) -> rectilinear.Linearized:
@@ -93,7 +95,7 @@ def save(script: str, question: str, result: dict[str, Any], command: str | None
         **result,
     }
     path = Path(script).with_suffix(".json")
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    path.write_text(_without_places(json.dumps(record, indent=2)) + "\n", encoding="utf-8")
     if show:
         print(json.dumps(result, indent=2))
         print(f"wrote {path}")
