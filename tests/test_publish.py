@@ -85,7 +85,9 @@ def test_a_kill_at_any_step(before, tmp_path):
         assert os.listdir(root) == ["out"], name
 
 
-@pytest.mark.parametrize("before", WHOLE)
+@pytest.mark.parametrize(
+    "before", [pytest.param(before, marks=[pytest.mark.slow] * (before != "result")) for before in WHOLE]
+)
 def test_a_full_disk_at_any_step(before, tmp_path):
     for name, earlier, root, program, code, log in trials(tmp_path, before, faults.fill):
         found = read(root / "out") if (root / "out").exists() else None

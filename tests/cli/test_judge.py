@@ -27,6 +27,7 @@ def keyed(environment):
     del environment["OPENAI_API_KEY"]
 
 
+@pytest.mark.slow
 def test_it_says_what_it_will_take_and_what_came_of_it(process, keyed, tiny_checkpoint, text_file, tmp_path):
     out = tmp_path / "out"
     with serving() as server:

@@ -346,7 +346,8 @@ def test_a_full_disk(name, kind, command, places, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("most", [pytest.param(8000, marks=pytest.mark.slow), 30000])
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [8000, 30000])
 def test_files_that_cannot_be_written_whole(most, places, tmp_path, environment):
     """The system's own limit on the size of files, as near to a full disk as any user can get."""
     (tmp_path / "cache").mkdir()

@@ -49,6 +49,7 @@ def linearized(command, model, text, out, *more):
     return command("linearize", model, "--text", text, *TEXT, "--kind", "drop", "--blocks", 1, "--out", out, *more)
 
 
+@pytest.mark.slow
 def test_files_of_others_stay(command, tiny_checkpoint, text_file, tmp_path):
     out = tmp_path / "out"
     assert linearized(command, tiny_checkpoint, text_file, out).code == 0

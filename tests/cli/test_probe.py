@@ -6,6 +6,7 @@ import re
 from tests.superglue import write_superglue
 
 
+@pytest.mark.slow
 def test_it_writes_a_record_and_a_figure(process, tiny_checkpoint, tmp_path):
     data, out = write_superglue(tmp_path / "data", train=30, validation=15), tmp_path / "out"
     options = ("--seq-len", 64, "--folds", 3, "--pooling", "last", "--max-examples", 24, "--device", "cpu")

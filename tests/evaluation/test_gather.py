@@ -259,6 +259,7 @@ def test_right_answers_that_are_planted(pair):
     assert planted(pair, "1 1 0 0", "0 0 1 0").p_value == pytest.approx(binomtest(2, 3).pvalue)
 
 
+@pytest.mark.slow
 def test_probes_that_were_taught_or_asked_otherwise_are_not_alike(models, superglue, tmp_path):
     def again(folder=superglue, **options):
         return probed(models["shallow"], "multirc", folder, **{"max_examples": 38, **options})
