@@ -17,6 +17,7 @@ import pytest
 from rectilinear.cli.main import main
 from tests import faults
 from tests.conftest import build_llama
+from tests.hostile import MANY
 from tests.judges import serving
 from tests.superglue import write_superglue
 
@@ -27,7 +28,7 @@ pytestmark = [
 ]
 
 #: How many steps of each command to try; 0 for all.
-SAMPLE = 0 if os.environ.get("RECTILINEAR_FAULTS") == "all" else 1
+SAMPLE = 0 if MANY else 1
 
 #: What differs between two runs of the same command.
 TIMES = re.compile(r"seconds|time|date|created|memory|per_second|cpu|uuid|flos|samples_per|steps_per")
@@ -213,12 +214,17 @@ every = each(CASES)
 over_some = each([("measure", False), ("linearize drop", False), ("judge", False)]) if SAMPLE else every
 
 
-@every
-def test_a_kill_at_a_step_of_a_command(trial):
+def undisturbed(trial):
+    """What was there before a command, the steps that it takes, and all that it makes."""
     earlier = state(trial.out)
     code, steps = trial.again()
     assert code == 0, trial.log()
-    whole = described(trial.out)
+    return earlier, steps, described(trial.out)
+
+
+@every
+def test_a_kill_at_a_step_of_a_command(trial):
+    earlier, steps, whole = undisturbed(trial)
     assert os.listdir(trial.place / "work") == ["out"]
     for at in sample(steps):
         said = (at, steps[at - 1])
@@ -239,10 +245,7 @@ def test_a_kill_at_a_step_of_a_command(trial):
 
 @over_some
 def test_a_disk_that_is_full_at_a_step_of_a_command(trial):
-    earlier = state(trial.out)
-    code, steps = trial.again()
-    assert code == 0, trial.log()
-    whole = described(trial.out)
+    earlier, steps, whole = undisturbed(trial)
     for at in sample(steps):
         said = (at, steps[at - 1])
         trial.restore()

@@ -75,7 +75,7 @@ def hold(folder: Path) -> Iterator[Hold]:
         if outer in _held:
             yield _held[outer]
             return
-    made = [parent for parent in folder.parents if not parent.exists()]
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with ExitStack() as stack:
             try:
@@ -84,9 +84,11 @@ def hold(folder: Path) -> Iterator[Hold]:
                 raise JobError(f"cannot write to {folder}: {error.strerror or error}") from error
             yield held
     finally:
-        with suppress(OSError):  # one that is not empty, and those around it
-            for parent in () if folder.exists() else made:
-                parent.rmdir()
+        if not (folder.is_dir() and any(folder.iterdir())):
+            with suppress(OSError):  # one that is not empty, and those around it
+                for path in made:
+                    if path.exists():
+                        path.rmdir()
 
 
 @contextmanager
@@ -240,15 +242,8 @@ def _publish(staging: Path, held: Hold, out: Path, stale: Iterable[str]) -> None
     names = sorted(path.name for path in new.iterdir())
     held.note(names if out == held.folder else [out.relative_to(held.folder).parts[0]])
     if not out.exists():
-        made = [folder for folder in out.parents if not folder.exists()]
         out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.rename(new, out)
-        except BaseException:
-            with suppress(OSError):
-                for folder in made:
-                    folder.rmdir()
-            raise
+        os.rename(new, out)
         flush_folder(out.parent)
         return
     gone = sorted(name for name in {*stale} - {*names} if os.path.lexists(out / name))

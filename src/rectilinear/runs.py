@@ -101,10 +101,10 @@ def claim(
 def _check_place(folder: Path, reads: Iterable[object], overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"expected a folder for `out`, got the file {folder}")
-    for source in reads:
-        if _is(source, folder):
+    for source in filter(None, map(_place_of, reads)):
+        if folder.exists() and source.samefile(folder):
             raise RequestError(f"expected another folder for `out` than one that is read, got {folder}")
-        if overwrite and _is_folder_in(source, folder):
+        if overwrite and source.is_dir() and folder.resolve() in source.parents:
             raise RequestError(f"expected a folder for `out` without {source} in it, got {folder}; try another")
     nearest = nearest_existing(folder)
     if not nearest.is_dir():
@@ -113,20 +113,12 @@ def _check_place(folder: Path, reads: Iterable[object], overwrite: bool) -> None
         raise RequestError(f"cannot write to {nearest} for `out={folder}`")
 
 
-def _is(source: object, folder: Path) -> bool:
-    """Whether a model or text is what is at a path; whatever is no path is not."""
+def _place_of(source: object) -> Path | None:
+    """Where a model or text is on this machine, without links; None for what is no path, or of nothing there."""
     try:
-        return isinstance(source, (str, Path)) and Path(source).expanduser().samefile(folder)
+        return Path(source).expanduser().resolve(strict=True) if isinstance(source, (str, Path)) else None
     except (OSError, ValueError, RuntimeError):
-        return False
-
-
-def _is_folder_in(source: object, folder: Path) -> bool:
-    try:
-        path = Path(source).expanduser() if isinstance(source, (str, Path)) else folder
-        return path.is_dir() and folder.resolve() in path.resolve().parents
-    except (OSError, ValueError, RuntimeError):
-        return False
+        return None
 
 
 def _check_contents(

@@ -7,7 +7,6 @@ Files are made from good ones by generated faults. A few are tried by default, m
 import contextlib
 import io
 import json
-import os
 import shutil
 import signal
 import sys
@@ -20,10 +19,10 @@ from hypothesis import strategies as st
 
 from rectilinear.cli.main import main
 from tests import conftest
+from tests.hostile import MANY
 
 pytestmark = pytest.mark.faults
 
-MANY = os.environ.get("RECTILINEAR_FAULTS") == "all"
 SIZE = ["--max-tokens", "128", "--seq-len", "32", "--device", "cpu"]
 
 #: What may stand in the place of any value.

@@ -4,7 +4,6 @@ import errno
 import gzip
 import itertools
 import json
-import os
 import time
 
 import pytest
@@ -18,12 +17,13 @@ from rectilinear.evaluation.judge_client import try_judge
 from rectilinear.evaluation.judge_endpoint import check_endpoint, complete
 from rectilinear.evaluation.judge_record import Judgement, JudgeReport, Story
 from rectilinear.evaluation.judgements import open_judgements, read_judgements, write_judgement
+from tests.hostile import MANY
 from tests.judges import MARKS, answering, http, marks, reply, serving
 
 #: Answers to try.
 pytestmark = pytest.mark.faults
 
-EXAMPLES = 1500 if os.environ.get("RECTILINEAR_FAULTS") == "all" else 60
+EXAMPLES = 1500 if MANY else 60
 
 KEY, USER, PASSWORD, QUERY = "sk-open/sesame", "ali baba", "forty:thieves", "cave-17"
 SECRETS = (KEY, USER, PASSWORD, QUERY, "YWxpIGJhYmE6Zm9ydHk6dGhpZXZlcw==")  # the last one: user:password in base64
