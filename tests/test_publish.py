@@ -109,6 +109,15 @@ def killed_while_moving(root, before="result"):
     return program
 
 
+def test_any_next_run_finishes_the_moves_also_one_that_is_refused(tmp_path):
+    root = tmp_path / "root"
+    killed_while_moving(root)
+    assert "config.json" not in read(root / "out")
+    assert faults.run(command(root / "out", overwrite=False), root, tmp_path / "log")[0] == 70
+    assert "is not empty; try another, or `overwrite`" in (tmp_path / "log").read_text()
+    assert read(root / "out") == WHOLE["result"]
+
+
 def test_a_folder_that_was_removed_after_a_kill_stays_removed(tmp_path):
     root = tmp_path / "root"
     killed_while_moving(root)
