@@ -20,7 +20,7 @@ BOUNDS := -m "not slow" -k "not trained_model" $(addprefix tests/,models/test_lo
 	evaluation/test_speed.py linearization/test_linearize.py training/test_trainer.py training/test_regularizer.py \
 	evaluation/test_harness.py::test_scores_are_those_of_the_harness_by_itself)
 
-.PHONY: demo test slow faults lint types contracts examples oldest newest lock clean
+.PHONY: demo test slow faults matrix lint types contracts examples oldest newest lock clean
 
 demo: $(READY)
 	$(BIN)/rectilinear demo
@@ -36,6 +36,11 @@ slow: $(READY)
 faults: $(READY)
 	RECTILINEAR_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m faults
 
+# Every causal language model type that transformers has: what can be done with it, and is it right? Then its page.
+matrix: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix benchmarks/architectures.json
+	$(BIN)/python benchmarks/architectures.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,6 +53,8 @@ contracts: $(READY)
 
 examples: $(READY)
 	$(BIN)/python examples/measure_any_module.py
+	$(BIN)/python examples/measure_nanogpt.py
+	$(BIN)/python examples/measure_recurrent_memory.py
 	$(BIN)/python examples/merge_moments.py
 	$(BIN)/python examples/watch_training.py
 	$(BIN)/python examples/penalize_layers.py

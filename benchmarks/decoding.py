@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import rectilinear
 from rectilinear.evaluation.speed import measure_speed
 from rectilinear.models.describe import count_parameters
-from rectilinear.models.modeling_rectilinear import PaddingMask, stand_in
+from rectilinear.models.linear_block import PaddingMask, stand_in
 from rectilinear.models.surgery import commit, find_target
 
 WIDTH, BLOCKS, HEADS, NEW_TOKENS, ROUNDS = 1024, 12, 16, 24, 1

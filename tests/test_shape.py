@@ -169,3 +169,24 @@ def test_the_default_of_an_option_is_in_one_place():
             elif where in {f"cli/{name}.py {name}" for name in COMMANDS}:
                 assert default in ("None", "False", "()") or default.endswith("()"), (where, default)
     assert shared.keys() == SHARED_TYPES
+
+
+def test_no_architecture_is_named():
+    """No string or name in the package is a model type, or a class of an architecture, of transformers."""
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    mappings = [value for name, value in vars(modeling_auto).items() if name.endswith("_MAPPING_NAMES")]
+    classes = {
+        name
+        for mapping in mappings
+        for value in mapping.values()
+        for name in ([value] * isinstance(value, str) or value)
+    }
+    named = {*configuration_auto.CONFIG_MAPPING_NAMES, *configuration_auto.CONFIG_MAPPING_NAMES.values(), *classes}
+    allowed = {"superglue"}  # tasks, which a model that matches images is called after
+    found = []
+    for file, tree in TREES.items():
+        for node in ast.walk(tree):
+            words = [getattr(node, name, None) for name in ("value", "id", "attr", "name")]
+            found += [f"{file}: {word}" for word in words if isinstance(word, str) and word in named - allowed]
+    assert [place for place in found if not place.startswith("training/presets.py")] == []

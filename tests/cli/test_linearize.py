@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from rectilinear import JobError
+from rectilinear.models import released_code
 from rectilinear.settings import in_flags
 from tests import conftest
 from tests.conftest import build_llama
@@ -53,7 +54,7 @@ def linearized(process, tiny_checkpoint, text_file, tmp_path_factory):
 def test_it_writes_a_checkpoint_and_nothing_else(linearized):
     ran, out = linearized
     assert (ran.code, ran.err) == (0, "")
-    assert {file.name for file in out.iterdir()} == {*FILES, "modeling_rectilinear.py", "causal_filter.py"}
+    assert {file.name for file in out.iterdir()} == {*FILES, *released_code.FILES}
     assert [file.name for file in out.parent.iterdir()] == ["smaller"]
 
 

@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite(process, nan_checkpoint, text_file, tmp_path)
     ids=["host", "device"],
 )
 def test_out_of_memory(error, command, places, monkeypatch, tmp_path):
-    def collect_moments(*args):
+    def collect_moments(*args, **options):
         raise error
 
     monkeypatch.setattr("rectilinear.measurement.measure.collect_moments", collect_moments)

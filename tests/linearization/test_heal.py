@@ -18,7 +18,8 @@ from rectilinear.linearization.heal import _Pupil, heal, healing_folder
 from rectilinear.linearization.plan import Replacement
 from rectilinear.linearization.settings import Fitting
 from rectilinear.models.find_blocks import find_blocks
-from rectilinear.models.modeling_rectilinear import PaddingMask
+from rectilinear.models.linear_block import PaddingMask
+from rectilinear.models.part_probe import probe_parts
 from rectilinear.models.series import steps_of
 from rectilinear.training.trainer import last_checkpoint
 from tests import conftest
@@ -52,10 +53,15 @@ def fitted(ids):
 
     def fit(replacements, model=None):
         model = model or build_llama(blocks=BLOCKS)
-        bench = Workbench(model, find_blocks(model), PaddingMask(), torch.split(ids, 8))
+        bench = workbench(model, torch.split(ids, 8))
         return bench, fit_all(bench, replacements)
 
     return fit
+
+
+def workbench(model, batches, **options):
+    stack = find_blocks(model)
+    return Workbench(model, stack, probe_parts(model, stack, batches[0]), PaddingMask(), batches, **options)
 
 
 def perturb(fits, scale=0.2):
@@ -81,7 +87,7 @@ def test_finds_its_way_back(fitted, ids):
     bench, fits = fitted(BLOCK)
     (path, planted), *_ = merge_edits(fits).items()
     bench.model.set_submodule(path, copy.deepcopy(planted))
-    bench, fits = Workbench(bench.model, find_blocks(bench.model), PaddingMask(), bench.batches), fits
+    bench, fits = workbench(bench.model, bench.batches), fits
     perturb(fits, 0.02)
     record = heal(bench, fits, ids[:4], Fitting(heal_steps=300, heal_learning_rate=1e-2))
     assert record.mse_before > 1e-3
@@ -128,7 +134,7 @@ def test_dropout_is_off(ids):
     def report(*what):
         training.append([what[0], any(module.training for module in model.modules())])
 
-    bench = Workbench(model, find_blocks(model), PaddingMask(), [ids], progress=report)
+    bench = workbench(model, [ids], progress=report)
     heal(bench, fit_all(bench, BLOCK), ids, Fitting(heal_steps=2, heal_learning_rate=1e-6))
     assert training[-2:] == [["heal", False]] * 2
     assert all(module.training for module in model.modules())
@@ -225,7 +231,7 @@ def stop_after(step):
 
 
 def with_progress(bench, progress):
-    return Workbench(bench.model, bench.stack, bench.padding, bench.batches, progress=progress)
+    return replace(bench, progress=progress)
 
 
 @pytest.mark.parametrize("stop", [7, 25, 29])  # epochs have 3 steps, checkpoints are every 3

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from rectilinear.errors import JobError
-from rectilinear.models.capture import capture_blocks, evaluating, run, runnable
+from rectilinear.models.capture import capture_blocks
+from rectilinear.models.running import evaluating, run, runnable
 
 WIDTH = 4
 

@@ -7,7 +7,7 @@ import torch
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening
 
 from rectilinear.models.causal_filter import CausalFilter
-from rectilinear.models.modeling_rectilinear import LinearBlock, PaddingMask
+from rectilinear.models.linear_block import LinearBlock, PaddingMask
 from tests.families import build, cache_in, continued, token_rows
 from tests.models.test_linear_block import CLOSE, FULL, OPTIONS, assert_close, inputs, naive, stream
 
@@ -184,7 +184,8 @@ def test_only_a_draft_records_its_past(linearized):
     model, ids = linearized("llama", (1,)).model, token_rows(1, 9)
     generate(build("llama"), ids, assistant_model=model)
     cache = cache_in(generate(model, ids, return_dict_in_generate=True))
-    assert (cache.layers[1].record_past, cache.layers[1].past) == (False, [])
+    (kept,) = cache.layers[1].filters.values()
+    assert (kept.recording, kept.past) == (False, [])
 
 
 # Continuous batching.

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from transformers import DynamicCache, StaticCache
 
 import rectilinear
+from rectilinear.models.causal_filter import CausalFilter
+from rectilinear.models.filter_cache import FilterLayer
+from rectilinear.models.linear_block import LinearBlock, PaddingMask
 from rectilinear.models.logits import cache_bytes
-from rectilinear.models.modeling_rectilinear import CausalFilter, FilterCache, LinearBlock, PaddingMask
 from tests.families import BLOCKS, TINY, WIDTH, build, cache_in, cached_difference, continued, prompts, token_rows
 
 FULL = {"present": True, "taps": 3, "rates": (1.0, 0.5, 0.95)}
@@ -241,9 +243,9 @@ def test_a_padded_batch_decodes_as_each_row_alone_in_every_family(family, target
 def test_the_comparison_can_fail(linearized):
     model = copy.deepcopy(linearized("llama", (1,)).model)
     stand_in = model.model.layers[1]
-    stand_in.layer_idx = None
+    stand_in.cache_layers = ()
     assert cached_difference(model, *prompts()) > 100 * CLOSE
-    stand_in.layer_idx, stand_in.padding = 1, PaddingMask()
+    stand_in.cache_layers, stand_in.padding = (1,), PaddingMask()
     assert cached_difference(model, *prompts()) > 100 * CLOSE
 
 
@@ -283,7 +285,7 @@ def test_a_cache_is_of_constant_size_without_attention(linearized):
     sizes = []
     for tokens in (1, 7, 60):
         cache = cache_in(model(token_rows(2, tokens), use_cache=True))
-        assert [type(layer) for layer in cache.layers] == [FilterCache] * BLOCKS
+        assert all(isinstance(layer, FilterLayer) for layer in cache.layers)
         sizes.append(cache_bytes(cache))
     # Per block: three taps, and the sums and the weights of two rates, of two rows in float32.
     assert sizes == [BLOCKS * 4 * 2 * (3 * WIDTH + 2 * (WIDTH + 1))] * 3
@@ -324,7 +326,7 @@ def test_rows_of_a_cache_are_chosen_repeated_and_forgotten(linearized):
     layer = cache.layers[1]
     assert layer.get_seq_length() == 10
     layer.reset()
-    assert (layer.get_seq_length(), layer.state) == (0, None)
+    assert (layer.get_seq_length(), layer.filters) == (0, {})
 
 
 @torch.no_grad()
@@ -345,8 +347,6 @@ def test_what_a_filter_cannot_do_is_refused(linearized):
         continued(model, ids, StaticCache(config=build("llama").config, max_cache_len=30))
     with pytest.raises(ValueError, match="assisted generation"):
         model.generate(ids[:1], max_new_tokens=3, prompt_lookup_num_tokens=2)
-    with pytest.raises(RuntimeError, match="no attention at this layer"):
-        FilterCache().update(ids, ids)
 
 
 @pytest.mark.parametrize("target", ["block", "attention"])

@@ -8,10 +8,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2MoeConfig
 
 from rectilinear import RequestError, find_blocks
-from rectilinear.models.modeling_rectilinear import LinearBlock, PaddingMask, stand_in
-from rectilinear.models.surgery import edited_config, find_projection, find_target, folded_projection, swapped
+from rectilinear.models.depth import reduced
+from rectilinear.models.linear_block import LinearBlock, PaddingMask, stand_in
+from rectilinear.models.part_probe import probe_parts
+from rectilinear.models.surgery import find_projection, folded_projection, swapped
 from tests import conftest
-from tests.families import BLOCKS, TINY, WIDTH, build, token_rows
+from tests.families import BLOCKS, TINY, VOCABULARY, WIDTH, build, token_rows
 
 FILTER = {"taps": 3, "rates": (1.0,)}
 
@@ -162,23 +164,39 @@ def test_swapped_modules_come_back(error):
 
 @pytest.mark.parametrize("family", sorted(TINY))
 def test_targets_are_found_by_structure(family):
-    stack = find_blocks(build(family))
-    assert find_target(stack, 1, "block") == f"{stack.path}.1"
-    names = {"gpt2": "attn", "gpt_neox": "attention", "falcon": "self_attention"}
-    if family != "bloom":
-        assert find_target(stack, 2, "attention") == f"{stack.path}.2.{names.get(family, 'self_attn')}"
-    if family not in ("bloom", "opt"):
-        assert find_target(stack, 0, "mlp") == f"{stack.path}.0.mlp"
+    model = build(family)
+    stack = find_blocks(model)
+    parts = probe_parts(model, stack, token_rows(2))
+    block, attention, mlp = (parts.part(2, target) for target in ("block", "attention", "mlp"))
+    names = {"gpt2": "attn", "gpt_neox": "attention", "falcon": "self_attention", "bloom": "self_attention"}
+    ends = {"opt": ("fc1", "fc2")}
+    assert (block.path, block.role, block.cache_layers) == (f"{stack.path}.2", "both", (2,))
+    assert (attention.path, attention.role) == (f"{stack.path}.2.{names.get(family, 'self_attn')}", "attention")
+    assert (mlp.entry, mlp.path) == tuple(f"{stack.path}.2.{name}" for name in ends.get(family, ("mlp", "mlp")))
+    assert mlp.cache_layers == ()
+    added = "residual" if family == "bloom" else None
+    assert (attention.adds, mlp.adds) == (added, added)
+
+
+class TwoMixers(nn.Module):
+    """A block with two parts that mix tokens, and none that does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = (nn.Conv1d(6, 6, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        return x + self.one(x.mT).mT + self.other(x.mT).mT
 
 
 def test_targets_that_are_not_there():
-    for family, target, says in (
-        ("opt", "mlp", r"got fc1 \(Linear\), fc2 \(Linear\); try `target=block`"),
-        ("bloom", "attention", "which adds it itself"),
-        ("bloom", "mlp", "which adds it itself"),
-    ):
+    model = nn.Sequential(nn.Embedding(VOCABULARY, 6), nn.ModuleList([TwoMixers()]))
+    model.forward = lambda ids: model[1][0](model[0](ids))
+    parts = probe_parts(model, find_blocks(model, "1"), token_rows(2))
+    for target, says in (("attention", r"got none; try `target=block`"), ("mlp", "got none; try `target=block`")):
         with pytest.raises(RequestError, match=says):
-            find_target(find_blocks(build(family)), 0, target)
+            parts.part(0, target)
+    assert parts.part(0, "block").path == "1.0"
 
 
 PROJECTIONS = {
@@ -223,10 +241,11 @@ def test_a_folded_projection_gives_its_output_times_a_matrix(family):
 
 
 def test_lists_with_an_entry_a_block_are_trimmed_and_others_are_not():
-    config = copy.deepcopy(TINY["gemma3"])
+    model = build("gemma3")
+    config = model.config
     config.eos_token_id = [1, 2, 3]
     config.other = [1, 2]
-    trimmed = edited_config(config, [0, 2], BLOCKS)
+    trimmed = reduced(model, find_blocks(model), [0, 2]).config
     assert trimmed.layer_types == ["sliding_attention", "sliding_attention"]
     assert (trimmed.num_hidden_layers, trimmed.eos_token_id, trimmed.other) == (2, [1, 2, 3], [1, 2])
     assert config.layer_types == TINY["gemma3"].layer_types
@@ -235,7 +254,7 @@ def test_lists_with_an_entry_a_block_are_trimmed_and_others_are_not():
 
 def test_blocks_that_a_configuration_builds_by_their_number(linearize):
     sizes = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 8, "num_experts": 4}
-    config = Qwen2MoeConfig(**{**TINY["llama"].to_dict(), **sizes, "model_type": "qwen2_moe", "mlp_only_layers": [1]})
+    config = Qwen2MoeConfig(**{**TINY["llama"].to_dict(), **sizes, "model_type": "qwen2_moe", "decoder_sparse_step": 2})
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(RequestError, match="expected blocks that can take each other's places"):
         linearize(model, kind="drop", blocks=[0])

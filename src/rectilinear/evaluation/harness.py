@@ -24,8 +24,8 @@ from rectilinear.evaluation.bootstrap import RESAMPLES, bootstrap_stderr, mean, 
 from rectilinear.evaluation.record import DifferenceRecord, GroupRecord, MetricRecord, Observed, TaskRecord
 from rectilinear.evaluation.surroundings import describe, is_ours, quiet
 from rectilinear.evaluation.task_set import COLUMNS, SUPERGLUE_GROUP, TaskSet, check_chat_template
-from rectilinear.models.capture import device_of, evaluating, own_randomness
 from rectilinear.models.completion import ends_texts
+from rectilinear.models.running import device_of, evaluating, own_randomness
 from rectilinear.progress import Progress
 from rectilinear.text.fingerprint import fingerprint
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
-from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.logits import DecodingCache, cache_bytes, check_continued, next_logits
+from rectilinear.models.running import device_of, evaluating
 from rectilinear.progress import Progress
 
 #: How many tokens are decoded, and how often the prompt is read, after once to warm up.

@@ -21,13 +21,13 @@ from rectilinear.evaluation.judgements import JUDGEMENTS
 from rectilinear.evaluation.record import finite
 from rectilinear.evaluation.settings import Stories
 from rectilinear.measurement.perplexity import exponential
-from rectilinear.models.capture import evaluating
 from rectilinear.models.completion import complete, ends_texts
 from rectilinear.models.describe import record_environment, record_model
 from rectilinear.models.find_blocks import context_of, find_blocks, width_of
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.logits import row_logits
 from rectilinear.models.origin import Origin
+from rectilinear.models.running import evaluating
 from rectilinear.progress import Progress
 from rectilinear.publish import stage
 from rectilinear.results import DataRecord

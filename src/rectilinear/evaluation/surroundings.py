@@ -16,7 +16,7 @@ from io import StringIO
 from types import ModuleType
 
 from rectilinear.errors import JobError, RequestError, first_line
-from rectilinear.models.capture import own_randomness
+from rectilinear.models.running import own_randomness
 
 _SQUAD = "transformers.data.metrics.squad_metrics"
 

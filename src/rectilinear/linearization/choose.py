@@ -15,8 +15,7 @@ from rectilinear.linearization.request import Scope
 from rectilinear.measurement.collect import collect_moments, count_rows
 from rectilinear.measurement.perplexity import measure_perplexity
 from rectilinear.models.describe import count_parameters
-from rectilinear.models.find_blocks import BlockStack
-from rectilinear.models.surgery import find_target, swapped
+from rectilinear.models.surgery import swapped
 
 # Blocks whose moments are in memory together while they are scored.
 _AT_ONCE = 8
@@ -113,12 +112,12 @@ class Choice:
         """Scores by block, the first to be replaced first."""
         bench, request, scores = self.bench, self.scope.request, dict[int, float]()
         influence = request.selection.select == "influence"
-        paths = [find_target(bench.stack, index, request.template.target) for index in range(len(bench.stack))]
-        modules = tuple(bench.model.get_submodule(path) for path in paths)
-        for start in range(0, len(modules), _AT_ONCE):
-            some = BlockStack(bench.stack.path, modules[start : start + _AT_ONCE], bench.stack.rule)
-            moments = collect_moments(bench.model, some, bench.batches, progress=bench.progress, first=start)
-            for index, block in enumerate(moments, start):
+        parts = {index: self.scope.part(index) for index in self.scope.replaceable}
+        for start in range(0, len(parts), _AT_ONCE):
+            some = [*parts][start : start + _AT_ONCE]
+            spans = [parts[index].span(bench.model) for index in some]
+            moments = collect_moments(bench.model, spans, bench.batches, progress=bench.progress, numbers=some)
+            for index, block in zip(some, moments, strict=True):
                 scored = score_block(block)
                 linearity = scored.all_tokens.linearity
                 share = linearity.held_out if linearity.held_out is not None else linearity.in_sample

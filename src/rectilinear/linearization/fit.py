@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,11 +16,13 @@ from rectilinear.core.moments import MomentsAccumulator, holds_float64
 from rectilinear.errors import JobError
 from rectilinear.linearization.plan import FitRecord, Replacement
 from rectilinear.measurement.collect import count_rows, in_folds, mask_of
-from rectilinear.models.capture import Passage, device_of, evaluating, run_until
+from rectilinear.models.capture import Passage, Span, run_until
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.find_blocks import BlockStack
-from rectilinear.models.modeling_rectilinear import LinearBlock, PaddingMask, stand_in, watch_padding
-from rectilinear.models.surgery import Edits, adds_straight, find_target, swapped
+from rectilinear.models.linear_block import Entry, LinearBlock, PaddingMask, stand_in, watch_padding
+from rectilinear.models.parts import Part, Parts
+from rectilinear.models.running import device_of, evaluating
+from rectilinear.models.surgery import Edits, adds_straight, swapped
 from rectilinear.progress import Progress
 from rectilinear.settings import Target
 from rectilinear.text.batches import Batch
@@ -39,11 +41,11 @@ class Workbench:
 
     model: nn.Module  # the original, whose modules are only ever swapped out for a time
     stack: BlockStack
+    parts: Parts
     padding: PaddingMask  # where the stand-ins find the attention mask
     batches: Sequence[Batch]
     folds: int = 4
     progress: Progress | None = None
-    _shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def precision(self) -> torch.dtype:
@@ -61,13 +63,6 @@ class Workbench:
         if isinstance(batch, Mapping):
             return {name: value[:1] if isinstance(value, Tensor) else value for name, value in batch.items()}
         return batch[:1]
-
-    def shape(self, path: str) -> tuple[int, int]:
-        """Width that a module takes, and length of the tuple that it returns, 0 for a bare tensor."""
-        if path not in self._shapes:
-            [passage] = run_until(self.model, self.one_row, [self.model.get_submodule(path)])
-            self._shapes[path] = passage.x.shape[-1], passage.form
-        return self._shapes[path]
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ def merge_edits(fits: Sequence[Fitted]) -> Edits:
 
 
 def _fit(bench: Workbench, replacement: Replacement, edits: Edits) -> Fitted:
-    site = Site(bench, replacement.target, replacement.blocks, edits)
+    site = Site(bench, replacement.target, replacement.blocks, edits, bool(replacement.removed))
     with evaluating(bench.model), noting_padding(bench):
         fit = replacement.by.fit(site)
     record = FitRecord(
@@ -109,7 +104,7 @@ def _fit(bench: Workbench, replacement: Replacement, edits: Edits) -> Fitted:
         features=len(fit.map.factors[0]) if fit.map else 0,
         tokens=fit.tokens,
         parameters_before=count_parameters(site.modules),
-        parameters_after=count_parameters(fit.edits[path] for path in site.paths),
+        parameters_after=count_parameters(fit.edits[part.path] for part in site.parts),
     )
     return Fitted(replacement.model_copy(update={"fit": record}), fit.edits)
 
@@ -140,31 +135,46 @@ class Site:
     target: Target
     blocks: tuple[int, ...]  # consecutive ones, which are replaced as one
     edits: Edits  # what was fitted before
+    removed: bool = False  # whether these are blocks that will be gone
 
     @cached_property
-    def paths(self) -> list[str]:
-        """Dotted paths of what is replaced."""
-        return [find_target(self.bench.stack, index, self.target) for index in self.blocks]
+    def parts(self) -> list[Part]:
+        """What is replaced."""
+        return [self.bench.parts.part(index, self.target, self.removed) for index in self.blocks]
+
+    @cached_property
+    def spans(self) -> list[Span]:
+        """The modules that take and give what is replaced."""
+        return [part.span(self.bench.model) for part in self.parts]
 
     @cached_property
     def modules(self) -> list[nn.Module]:
         """What is replaced."""
-        return [self.bench.model.get_submodule(path) for path in self.paths]
+        return [module for span in self.spans for module in dict.fromkeys(span[:2])]
 
     def left_out(self) -> dict[str, nn.Module]:
         """Modules that leave out all that is replaced."""
-        return {path: self.stand_in(number, width=0, kind="drop") for number, path in enumerate(self.paths)}
+        left_out: dict[str, nn.Module] = {}
+        for number in range(len(self.parts)):
+            left_out |= self.placed(self.stand_in(number, width=0, kind="drop"), number)
+        return left_out
+
+    def placed(self, new: LinearBlock, number: int = 0) -> dict[str, nn.Module]:
+        """A stand-in for one of what is replaced where it belongs, and where its input comes from, if elsewhere."""
+        entry = {} if new.entry is None else {self.parts[number].entry: new.entry}
+        return {self.parts[number].path: new, **entry}
 
     def stand_in(self, number: int = 0, **options: Any) -> LinearBlock:
         """A `LinearBlock` for what is replaced, or one of it, not fitted yet."""
-        width, outputs = self.bench.shape(self.paths[number])
+        part = self.parts[number]
         place = {
-            "width": width,
+            **{name: getattr(part, name) for name in ("width", "outputs", "listed", "passes", "adds")},
             "residual": self.target == "block",
-            "cache_index": None if self.target == "mlp" else self.blocks[number],
-            "outputs": outputs,
+            "cache_index": part.cache_layers,
+            "role": part.role or "both",
+            "entry": Entry(part.entry_width) if part.entry != part.path else None,
         }
-        return stand_in(self.modules[number], self.bench.padding, **place | options)
+        return stand_in(self.spans[number].exit, self.bench.padding, **place | options)
 
     def regress(
         self, new: LinearBlock, rank: int | None = None, features: Callable[[Tensor], Tensor] | None = None
@@ -176,22 +186,24 @@ class Site:
         as it is (but after a norm, say), the target is that output. It is mapped from ``features`` of inputs
         ``[rows, seq_len, width]``, those of the block's filter when not given.
         """
-        bench, first, last = self.bench, self.modules[0], self.modules[-1]
+        bench, first, last = self.bench, self.spans[0], self.spans[-1]
         block = bench.stack.blocks[self.blocks[0]]
         # The stream that the output is added to: before the MLP it is what the block gives without it.
         through = self.target == "attention"
-        corrects = not new.residual and adds_straight(bench.model, block, first, bench.one_row, through=through)
+        is_part = not new.residual and self.parts[0].in_stream
+        corrects = is_part and adds_straight(bench.model, block, first.exit, bench.one_row, through=through)
 
         def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
-            x, mask = edited[0].x, mask_of(batch)
-            target = bench.exact(original[0].y)
+            ours, theirs = ([each.by_rows(count_rows(batch)) for each in passages] for passages in (edited, original))
+            x, mask = ours[0].x, mask_of(batch)
+            target = bench.exact(theirs[0].y)
             if new.residual:
                 target = target - bench.exact(x)
             elif corrects and through:
-                target = target + (bench.exact(original[1].x) - bench.exact(edited[1].x))
+                target = target + (bench.exact(theirs[1].x) - bench.exact(ours[1].x))
             elif corrects:
-                target = bench.exact(original[1].y) - (bench.exact(edited[1].y) - bench.exact(edited[0].y))
-            rows = x.to(torch.promote_types(x.dtype, torch.float32)).view(-1, *x.shape[-2:])
+                target = bench.exact(theirs[1].y) - (bench.exact(ours[1].y) - bench.exact(ours[0].y))
+            rows = x.to(torch.promote_types(x.dtype, torch.float32))
             if features:
                 return features(rows), target
             stream = new.filter.stream(rows, None if mask is None else mask.to(x.device))
@@ -199,12 +211,12 @@ class Site:
 
         context = [block] if corrects else []
         fitted, tokens = self.least_squares([first, *context], [last, *context], pairs, rank)
-        return Fit({**self.left_out(), self.paths[0]: new}, fitted, tokens)
+        return Fit({**self.left_out(), **self.placed(new)}, fitted, tokens)
 
     def least_squares(
         self,
-        edited: Sequence[nn.Module],
-        original: Sequence[nn.Module],
+        edited: Sequence[nn.Module | Span],
+        original: Sequence[nn.Module | Span],
         pairs: Pairs,
         rank: int | None = None,
         *,

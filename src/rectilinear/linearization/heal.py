@@ -20,9 +20,10 @@ from rectilinear.linearization.plan import HealRecord
 from rectilinear.linearization.settings import Fitting
 from rectilinear.measurement.collect import count_rows, mask_of
 from rectilinear.measurement.perplexity import measure_perplexity
-from rectilinear.models.capture import device_of, evaluating, own_randomness, states_after
+from rectilinear.models.capture import states_after
+from rectilinear.models.running import device_of, evaluating, own_randomness
 from rectilinear.models.series import steps_of
-from rectilinear.models.surgery import find_target, swapped
+from rectilinear.models.surgery import swapped
 from rectilinear.publish import stage
 from rectilinear.runs import check_same, claim, read_request, write_request
 from rectilinear.text.batches import Batch
@@ -158,7 +159,7 @@ class _Pupil(nn.Module):
         self.weights = nn.ParameterList([_exact(own.detach()).clone() for own in self.trained])
         first = min(fitted.replacement.blocks[0] for fitted in fits if fitted.replacement.by.trainable)
         last = {fitted.replacement.blocks[-1] for fitted in fits}
-        self.blocks = [find_target(bench.stack, index, "block") for index in sorted(last) if index >= first]
+        self.blocks = [bench.stack.path_of(index) for index in sorted(last) if index >= first]
         self.variances = self._variances()
 
     def _variances(self) -> Tensor:

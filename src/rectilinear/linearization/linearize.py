@@ -14,7 +14,7 @@ from torch import nn
 from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
 from rectilinear.linearization.choose import Choice
-from rectilinear.linearization.fit import Fitted, Workbench, merge_edits
+from rectilinear.linearization.fit import Fitted, Workbench, merge_edits, noting_padding
 from rectilinear.linearization.heal import heal, healing_folder
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionRecord, find_warnings
@@ -23,15 +23,19 @@ from rectilinear.linearization.settings import CalibrationRows, Fitting, Selecti
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.card_metadata import write_card
 from rectilinear.models.code_files import describe_code
+from rectilinear.models.depth import check_removal
 from rectilinear.models.describe import count_parameters, record_environment, record_model, record_rows
 from rectilinear.models.earlier_checkpoint import checkpoint_files
-from rectilinear.models.export import check_space, export
+from rectilinear.models.export import check_same_logits, check_space, decodes, export
 from rectilinear.models.find_blocks import find_blocks, width_of
+from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.loading_info import loading_warnings
-from rectilinear.models.modeling_rectilinear import PaddingMask
+from rectilinear.models.logits import row_logits
 from rectilinear.models.origin import Origin
+from rectilinear.models.part_probe import probe_parts
+from rectilinear.models.running import evaluating
 from rectilinear.models.settings import Loading
-from rectilinear.models.surgery import check_removal, commit
+from rectilinear.models.surgery import commit, swapped
 from rectilinear.progress import Progress, reporting
 from rectilinear.publish import hold, stage
 from rectilinear.results import DataRecord, ModelRecord, settings_record
@@ -57,12 +61,14 @@ class Linearized:
         plan: what was replaced by what, and how well that was fitted.
         tokenizer: of the model.
         rows: ``[rows, seq_len]``, a few rows of token ids, on which a saved checkpoint is compared with the model.
+        undecodable: why that leaves decoding with a cache out, as the original does not do that right; else None.
     """
 
     model: PreTrainedModel
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
     rows: torch.Tensor
+    undecodable: str | None = None
 
     def save(self, folder: str | Path) -> Path:
         """Write a checkpoint: weights, configs, tokenizer, ``plan.json`` and a model card.
@@ -75,7 +81,7 @@ class Linearized:
         """
         with hold(Path(folder)), stage(Path(folder), stale=checkpoint_files(Path(folder), Plan.file_name)) as new:
             self.plan.save(new)
-            export(self.model, self.tokenizer, new, self.rows)
+            export(self.model, self.tokenizer, new, self.rows, decoding=self.undecodable is None)
             write_card(new, model_card(self.plan, describe_code(new, self.plan.model.id)))
         return Path(folder)
 
@@ -206,7 +212,8 @@ class _Job:
             model = copy.deepcopy(model)
         if out is not None:
             check_space(model, out)
-        scope = Scope(request, model, find_blocks(model, path), width)
+        stack = find_blocks(model, path)
+        scope = Scope(request, model, stack, width, probe_parts(model, stack, rows.ids))
         record = record_model(model, origin, scope.stack, width)
         scope.check_weights(record.sha256)
         return cls(scope, record, tokenizer, reading, record_rows(text, rows), rows.ids)
@@ -214,17 +221,22 @@ class _Job:
     def carry_out(self, fitting: Fitting, batch_size: BatchSize, folder: Path | None, progress: Progress) -> Linearized:
         """Choose, fit, heal, and put in what was fitted."""
         ids, scope, model, stack = self.ids, self.scope, self.scope.model, self.scope.stack
+        parts = scope.parts or probe_parts(model, stack, ids)
         fitted_rows = len(ids) - max(1, round(_HELD_OUT * len(ids))) if len(ids) > 1 else len(ids)
         held_out = ids[fitted_rows:]
 
         def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
             batches = torch.split(ids[:fitted_rows], size)
-            bench = Workbench(model, stack, PaddingMask(), batches, fitting.folds, progress)
+            bench = Workbench(model, stack, parts, PaddingMask(), batches, fitting.folds, progress)
             return bench, *Choice(scope, bench, held_out).make()
 
         bench, fits, selection = with_batch_size(attempt, batch_size, model, ids.shape[1])
         replacements = tuple(fitted.replacement for fitted in fits)
+        sample = ids[-4:, :64]
+        undecodable = decodes(model, sample)
         warnings = loading_warnings(model)
+        if undecodable:
+            warnings.append(f"{undecodable}, so that decoding with the result was not tried")
         warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), scope.width)
         if scope.too_large:
             warnings.append(
@@ -242,7 +254,11 @@ class _Job:
         )
         check_removal(model, stack, [index for index in range(len(stack)) if index not in plan.removed])
         healed = heal(bench, fits, held_out, fitting, self.reading.seed, folder) if fitting.heal_steps else None
+        with evaluating(model), swapped(model, merge_edits(fits)), noting_padding(bench):
+            wanted = row_logits(model, sample)
         commit(model, stack, merge_edits(fits), plan.removed)
+        with evaluating(model):
+            check_same_logits(wanted, row_logits(model, sample))
         parameters = ParametersRecord(before=self.record.parameters, after=count_parameters([model]))
         plan = plan.model_copy(update={"parameters": parameters, "heal": healed})
-        return Linearized(model, plan, self.tokenizer, ids[-4:, :64])
+        return Linearized(model, plan, self.tokenizer, sample, undecodable)

@@ -13,10 +13,11 @@ from rectilinear.linearization.kinds import DEFAULT_KIND, make_kind
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import WITHOUT, Replacement
 from rectilinear.linearization.settings import WAYS, Selection
+from rectilinear.models.depth import check_removal
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.export import check_exportable
 from rectilinear.models.find_blocks import BlockStack
-from rectilinear.models.surgery import check_removal, find_target
+from rectilinear.models.parts import Part, Parts, check_not_shared
 
 
 @dataclass(frozen=True)
@@ -84,22 +85,25 @@ class Scope:
     model: Any
     stack: BlockStack
     width: int
+    parts: Parts | None = None  # of a model with weights
 
     def check(self) -> None:
-        """Raise a `RequestError` for what cannot be done to this model."""
+        """Raise a `RequestError` for what cannot be done to this model, as far as that shows without its weights."""
         template, named, count = self.request.template, self.request.named, len(self.stack)
         asked = [template.model_copy(update={"blocks": (count - 1,)})] if named is None else named
         check_replacements(asked, count, self.width)
         check_exportable(self.model, not all(one.is_stock for one in asked))
-        trials = [*self._trials()]
-        for replacement in chain(*trials):
-            for index in replacement.blocks:
-                find_target(self.stack, index, replacement.target)
-        if named is None:
+        if named is None and template.target == "block":
             self._check_limit()
-        for trial in trials:
+        for trial in self._trials():
             removed = {index for replacement in trial for index in replacement.removed}
             check_removal(self.model, self.stack, [index for index in range(count) if index not in removed])
+
+    def part(self, index: int, replacement: Replacement | None = None) -> Part:
+        """What a replacement, by default one like the template, takes the place of; RequestError for nothing."""
+        assert self.parts is not None
+        one = (replacement or self.request.template).model_copy(update={"blocks": (index,)})
+        return self.parts.part(index, one.target, bool(one.removed))
 
     def check_weights(self, sha256: str | None) -> None:
         """Raise a `RequestError` for what cannot be done to the model's weights, which have this hash."""
@@ -111,30 +115,52 @@ class Scope:
             )
         everything = [*chain(*self._trials())]
         check_exportable(self.model, not all(one.is_stock for one in everything))
+        for one in everything:
+            for index in one.blocks:
+                check_not_shared(self.model, self.part(index, one), bool(one.removed))
+        if self.request.named is None and self.request.template.target != "block":
+            self._check_limit()
         for replacement in everything:
             replacement.by.check_model(self.model, self.stack, replacement.blocks[0])
 
     def _trials(self) -> Iterable[Sequence[Replacement]]:
         """The replacements; of a choice each by itself, so that what no choice could mend is found out."""
         named = self.request.named
-        return map(self.request.group, ([index] for index in self._replaceable)) if named is None else [named]
+        return map(self.request.group, ([index] for index in self.replaceable)) if named is None else [named]
 
-    @property
-    def _replaceable(self) -> range:
-        """Blocks that the template can replace: those with a block before, where it needs one."""
-        return range(int(self.request.template.by.needs_block_before), len(self.stack))
+    @cached_property
+    def replaceable(self) -> list[int]:
+        """Blocks that the template can replace: those with such a part, and with a block before where it needs one.
+
+        Raises:
+            RequestError: there is none.
+        """
+        indices = range(int(self.request.template.by.needs_block_before), len(self.stack))
+        if self.parts is None:
+            return [*indices]
+        found, reasons = list[int](), list[RequestError]()
+        for index in indices:
+            try:
+                check_not_shared(self.model, self.part(index), self.request.template.is_stock)
+            except RequestError as error:
+                reasons.append(error)
+            else:
+                found.append(index)
+        if reasons and not found:
+            raise reasons[0]
+        return found
 
     @cached_property
     def too_large(self) -> list[int]:
         """Blocks whose replacement would have more parameters than they, where the model is to become smaller."""
         if self.request.named is not None or self.request.selection.count is not None:
             return []
-        return [index for index in self._replaceable if self.saving([index]) < 0]
+        return [index for index in self.replaceable if self.saving([index]) < 0]
 
     @cached_property
     def candidates(self) -> list[int]:
         """Blocks to choose from."""
-        return [index for index in self._replaceable if index not in self.too_large]
+        return [index for index in self.replaceable if index not in self.too_large]
 
     @property
     def most(self) -> int:
@@ -149,8 +175,10 @@ class Scope:
 
     def _weight(self, replacement: Replacement) -> int:
         """Parameters of what is replaced."""
-        paths = [find_target(self.stack, index, replacement.target) for index in replacement.blocks]
-        return count_parameters(self.model.get_submodule(path) for path in paths)
+        if replacement.target == "block":
+            return count_parameters(self.stack.blocks[index] for index in replacement.blocks)
+        spans = [self.part(index, replacement).span(self.model) for index in replacement.blocks]
+        return count_parameters(module for span in spans for module in span[:2])
 
     def _check_limit(self) -> None:
         """Refuse a count or budget that no choice of blocks can meet, and replacements that are all larger."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,54 +13,64 @@ from torch import Tensor, nn
 from rectilinear.core.block_moments import BlockAccumulator, BlockMoments, NonFiniteError
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.settings import Measurement
-from rectilinear.models.capture import capture_blocks, evaluating, run, runnable
-from rectilinear.models.find_blocks import BlockStack
+from rectilinear.models.capture import Span, capture_blocks
+from rectilinear.models.layout import Layout
+from rectilinear.models.running import evaluating, run, runnable
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch
 
 
 def collect_moments(
     model: nn.Module,
-    stack: BlockStack,
+    blocks: Sequence[nn.Module | Span],
     batches: Sequence[Batch],
     settings: Measurement = Measurement(),
     progress: Progress | None = None,
     *,
-    first: int = 0,
+    layout: Layout = Layout(),
+    numbers: Sequence[int] | None = None,
 ) -> list[BlockMoments]:
-    """The moments of every block of the stack, from one pass over the batches.
+    """The moments of every block, or part of one, from one pass over the batches.
 
     Row i of N belongs to fold ``i * folds // N``. No more is kept than the moments and, while a
-    block runs, its input. ``first`` is the index of the stack's first block, for errors.
+    block runs, its input.
+
+    Args:
+        model, blocks, batches, settings, progress: what is run, and how it is measured.
+        layout: of hidden states.
+        numbers: the blocks' indices, for errors; 0 and so on where not given.
 
     Raises:
         JobError: a block's activations are not finite, or it has no tensor in or out.
     """
     folds = min(settings.folds, sum(map(count_rows, batches)))
     products = None if settings.products == "auto" else getattr(torch, settings.products)
-    accumulators = [BlockAccumulator(folds, settings.sink_ratio, products) for _ in stack.blocks]
+    accumulators = [BlockAccumulator(folds, settings.sink_ratio, products) for _ in blocks]
+    numbers = range(len(blocks)) if numbers is None else numbers
     paper = settings.convention == "paper"
     pieces: list[Piece] = []
+    shape: list[Any] = [0, None]  # rows and tokens of the batch that is running
     failures: list[JobError] = []
 
     def consume(index: int, x: Tensor, y: Tensor) -> None:
         # A failure waits for the end of the pass: cut short, it would leave a sharded model in pieces.
-        for piece in () if failures else pieces:
-            try:
-                accumulators[index].update(piece.of(x), piece.of(y), piece.fold)
-            except (NonFiniteError, ValueError) as error:
-                coarse = isinstance(error, NonFiniteError) and x.dtype.itemsize < 4
-                failures.append(JobError(f"block {first + index}: {error}{'; try `dtype=float32`' * coarse}"))
+        try:
+            for piece in () if failures else pieces:
+                one, other = (piece.of(layout.by_rows(hidden, *shape)) for hidden in (x, y))
+                accumulators[index].update(one, other, piece.fold)
+        except (NonFiniteError, ValueError) as error:
+            coarse = isinstance(error, NonFiniteError) and x.dtype.itemsize < 4
+            failures.append(JobError(f"block {numbers[index]}: {error}{'; try `dtype=float32`' * coarse}"))
 
     final = runnable(model) if paper else None
-    with evaluating(model), capture_blocks(stack.blocks, consume, final=final):
-        for batch, found in in_folds(batches, folds, "rows", progress, padding_counts=paper):
-            pieces[:] = found
+    with evaluating(model), capture_blocks(blocks, consume, final=final):
+        for batch, found in in_folds(batches, folds, "rows", progress, padding_counts=paper, decoder=layout.decoder):
+            pieces[:], shape[:] = found, [count_rows(batch), count_tokens(batch, layout.decoder)]
             run(model, batch)
             if failures:
                 raise failures[0]
     frozen = []
-    for index, accumulator in enumerate(accumulators, first):
+    for index, accumulator in zip(numbers, accumulators, strict=True):
         try:
             frozen.append(accumulator.freeze())
         except NonFiniteError as error:  # of so few tokens that they were not looked at before
@@ -110,7 +121,13 @@ class Piece:
 
 
 def in_folds(
-    batches: Sequence[Batch], folds: int, stage: str, progress: Progress | None, *, padding_counts: bool = False
+    batches: Sequence[Batch],
+    folds: int,
+    stage: str,
+    progress: Progress | None,
+    *,
+    padding_counts: bool = False,
+    decoder: bool = False,
 ) -> Iterator[tuple[Batch, list[Piece]]]:
     """Batches, and their rows by fold: row i of N belongs to fold ``i * folds // N``; progress is reported after each.
 
@@ -118,7 +135,7 @@ def in_folds(
     """
     done, total = 0, sum(map(count_rows, batches))
     for batch in batches:
-        rows, mask = count_rows(batch), None if padding_counts else mask_of(batch)
+        rows, mask = count_rows(batch), None if padding_counts else mask_of(batch, decoder)
         fold_of = [(done + row) * folds // total for row in range(rows)]
         starts = [row for row in range(rows) if row == 0 or fold_of[row] != fold_of[row - 1]]
         pieces = [
@@ -131,9 +148,25 @@ def in_folds(
             progress(stage, done, total)
 
 
-def mask_of(batch: Batch) -> Tensor | None:
-    """``[rows, seq_len]`` bool, true for real tokens; None where nothing is padding."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+def count_tokens(batch: Batch, decoder: bool = False) -> int | None:
+    """Tokens in a row: the second size of the first tensor, or of a decoder's own; None where it has no other size."""
+    own = (
+        [batch[name] for name in ("decoder_input_ids", "labels") if name in batch] if isinstance(batch, Mapping) else []
+    )
+    tensors = [*(own if decoder else []), *tensors_of(batch)]
+    return tensors[0].shape[1] if tensors and tensors[0].ndim == 2 else None
+
+
+def mask_of(batch: Batch, decoder: bool = False) -> Tensor | None:
+    """``[rows, seq_len]`` bool, true for real tokens; None where nothing is padding.
+
+    A ``decoder`` beside an encoder has a mask of its own, or labels of which those that count are its tokens.
+    """
+    if not isinstance(batch, Mapping):
+        return None
+    mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
+    if mask is None and decoder and isinstance(labels := batch.get("labels"), Tensor):
+        mask = labels != -100
     if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.all()):
         return None
     return mask.bool()

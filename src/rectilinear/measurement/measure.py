@@ -17,11 +17,12 @@ from rectilinear.measurement.collect import collect_moments, count_rows, tensors
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record, find_warnings
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
-from rectilinear.models.capture import device_of
 from rectilinear.models.describe import check_rows, record_environment, record_model
 from rectilinear.models.find_blocks import BlockStack, find_blocks
+from rectilinear.models.layout import find_layout
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
+from rectilinear.models.running import device_of
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, settings_record
@@ -183,7 +184,8 @@ def score_model(
     lengths = [count_rows(batch) for batch in batches]
     if not sum(lengths):
         raise RequestError("expected at least one row to measure, got none")
-    moments = collect_moments(module, stack, batches, measurement, progress)
+    layout = find_layout(module, stack, batches[0])
+    moments = collect_moments(module, stack.blocks, batches, measurement, progress, layout=layout)
     device = device_of(module)
     solver = device if holds_float64(device) else torch.device("cpu")
     records, width, tokens = [], 0, 0

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.models.capture import evaluating
 from rectilinear.models.logits import row_logits
+from rectilinear.models.running import evaluating
 from rectilinear.progress import Progress
 
 # Logits that are in float32 at once: 64 MiB of them, and as much for their logarithms.

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.models.capture import device_of
+from rectilinear.models.running import device_of
 from rectilinear.settings import BatchSize
 
 _Result = TypeVar("_Result")

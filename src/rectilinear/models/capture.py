@@ -2,118 +2,65 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import cycle
 from typing import Any, NamedTuple
 
-import numpy
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from rectilinear.errors import JobError
-from rectilinear.models.find_blocks import text_config
+from rectilinear.models.running import Enough, arguments_for, hooked, hooked_before, run, runnable
 
 #: Called with a block's index, its input and its output, as the block returned them.
 Consume = Callable[[int, Tensor, Tensor], None]
 
 
 class Passage(NamedTuple):
-    """What a module took and gave in one call: ``[rows, seq_len, width]`` each.
-
-    `form` is the length of the tuple that it returned, 0 for a bare tensor.
-    """
+    """What a module took and gave in one call: ``[rows, seq_len, ...]`` or ``[rows * seq_len, width]`` each."""
 
     x: Tensor
     y: Tensor
-    form: int
+
+    def by_rows(self, rows: int) -> Passage:
+        """Both as ``[rows, seq_len, width]``, with several residual streams as one."""
+        x, y = (t.flatten(2) if t.ndim > 2 else t.view(rows, -1, t.shape[-1]) for t in self)
+        return Passage(x, y)
 
 
-def runnable(model: nn.Module) -> nn.Module:
-    """The module to call for hidden states: the base model where there is one (no logits)."""
-    base = getattr(model, "base_model", model)
-    return base if isinstance(base, nn.Module) else model
+class Span(NamedTuple):
+    """A part of a block: the module that takes its input, the one that gives its output, often the same.
 
-
-def run(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> None:
-    """One forward pass, for its hooks: on the model's device, without gradients, cache or logits."""
-    args, kwargs = _arguments(model, inputs)
-    with torch.no_grad():
-        runnable(model)(*args, **kwargs)
-
-
-def _arguments(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs on the model's device, and no cache."""
-    device = device_of(model)
-    options = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
-    if isinstance(inputs, Tensor):
-        return (inputs.to(device),), options
-    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    return (), {**options, **moved}
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's first parameter is; the CPU for a model without any."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no outputs beside what is asked for; every submodule's own mode is restored at the end.
-
-    Outputs that a configuration may ask for, as ``output_router_logits`` after fine-tuning, cost memory, and models may
-    not be able to generate from padded rows with them.
+    `adds` is the argument that the output contains as it is; what counts as output is the rest.
     """
-    training = [module for module in model.modules() if module.training]
-    config = getattr(model, "config", None)
-    configs = [part for part in (config, text_config(config)) if hasattr(part, "__dict__")]
-    asked = [(part, name) for part in configs for name in vars(part) if name.startswith("output_")]
-    asked = [(part, name) for part, name in asked if getattr(part, name) is True]
-    model.eval()
-    for part, name in asked:
-        setattr(part, name, False)
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for part, name in asked:
-            setattr(part, name, True)
+
+    entry: nn.Module
+    exit: nn.Module
+    adds: str | None = None
+
+    def update_of(self, output: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """What the part itself gives, of an output that may hold one of its arguments too."""
+        if self.adds is None:
+            return output
+        added: Tensor = named_arguments(self.exit, args, kwargs)[self.adds]
+        return output - added
 
 
-@contextmanager
-def own_randomness(*devices: torch.device) -> Iterator[None]:
-    """Random states of Python, numpy and torch, on the CPU and some devices, are afterwards what they were before."""
-    states = random.getstate(), numpy.random.get_state()
-    try:
-        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
-            yield
-    finally:
-        random.setstate(states[0])
-        numpy.random.set_state(states[1])
+def as_spans(modules: Sequence[nn.Module | Span]) -> list[Span]:
+    """Modules as parts of one module each."""
+    return [each if isinstance(each, Span) else Span(each, each) for each in modules]
 
 
-@contextmanager
-def hooked(
-    modules: Iterable[nn.Module], after: Callable[..., Any], before: Callable[..., Any] | None = None
-) -> Iterator[None]:
-    """While open, ``before(module, args, kwargs)`` and ``after(module, args, kwargs, output)`` are called as one runs.
-
-    A module that is there twice calls them once.
-    """
-    with ExitStack() as handles:
-        for module in dict.fromkeys(modules):
-            handles.enter_context(module.register_forward_hook(after, with_kwargs=True))
-            if before is not None:
-                handles.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
-        yield
+def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by the names that a module has for them."""
+    return {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
 
 
 @contextmanager
 def capture_blocks(
-    blocks: Sequence[nn.Module], consume: Consume, *, final: nn.Module | None = None, copy: bool = True
+    blocks: Sequence[nn.Module | Span], consume: Consume, *, final: nn.Module | None = None, copy: bool = True
 ) -> Iterator[None]:
     """While open, hand ``(index, input, output)`` of each block to ``consume`` as it runs.
 
@@ -121,7 +68,7 @@ def capture_blocks(
     call and given to ``consume`` with a copy of what came in.
 
     Args:
-        blocks: the block stack.
+        blocks: the block stack, or parts of blocks.
         consume: what to do with a pair.
         final: where given, the last block's output is taken from this module's output instead: the last hidden state
             after the final norm, as the paper has it.
@@ -134,14 +81,16 @@ def capture_blocks(
     waiting: dict[int, tuple[Tensor, Tensor, int]] = {}  # input, what is handed over, version
     overwriting: dict[int, bool] = {}
     # A module that stands several times in the stack runs as each of its indices in turn.
-    turns = {block: cycle([i for i, other in enumerate(blocks) if other is block]) for block in blocks}
+    spans = as_spans(blocks)
+    turns = {each.entry: cycle([i for i, other in enumerate(spans) if other.entry is each.entry]) for each in spans}
     current: dict[nn.Module, int] = {}
     last = len(blocks) - 1
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if block not in turns:
             raise JobError("expected the model itself to run, got a copy as of torch.nn.DataParallel; try torchrun")
-        index = current[block] = next(turns[block])
+        index = next(turns[block])
+        current[spans[index].exit] = index
         x = _input_of(index, args, kwargs)
         # Only a tensor's version tells whether it was written over; inference tensors have none.
         cloned = copy and (x.is_inference() or overwriting.get(index, True))
@@ -158,12 +107,13 @@ def capture_blocks(
         overwriting.setdefault(index, changed or original.is_inference())
         if changed and not copy:
             raise JobError(f"block {index}: expected a block that leaves its input as it is, got one that changes it")
-        y = _output_of(index, output)
+        y = spans[index].update_of(_output_of(index, output), args, kwargs)
         if x.shape != y.shape:
             raise JobError(f"block {index}: expected an output shaped like its input {[*x.shape]}, got {[*y.shape]}")
         consume(index, x, y)
 
-    with hooked(blocks, after, before), hooked([] if final is None else [final], after):
+    exits = [span.exit for span in spans] + ([] if final is None else [final])
+    with hooked(exits, after), hooked_before([span.entry for span in spans], before):
         yield
 
 
@@ -171,10 +121,16 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The hidden states among a module's arguments: the first, or the one of that name, or the first of any."""
+    given = (*args[:1], kwargs.get("hidden_states"), *kwargs.values(), *args[1:])
+    return next((each for each in given if isinstance(each, Tensor) and each.is_floating_point()), None)
+
+
 def _input_of(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    for candidate in (*args[:1], kwargs.get("hidden_states"), *kwargs.values()):
-        if isinstance(candidate, Tensor) and candidate.is_floating_point():
-            return candidate
+    found = hidden_argument(args, kwargs)
+    if found is not None:
+        return found
     raise JobError(f"block {index}: expected hidden states as first argument or hidden_states=, got none")
 
 
@@ -194,11 +150,9 @@ def first_value(output: Any) -> Any:
     return output
 
 
-class _Enough(Exception):
-    """All that was wanted of a forward pass has been seen."""
-
-
-def run_until(model: nn.Module, inputs: Tensor | Mapping[str, Any], modules: Sequence[nn.Module]) -> list[Passage]:
+def run_until(
+    model: nn.Module, inputs: Tensor | Mapping[str, Any], modules: Sequence[nn.Module | Span]
+) -> list[Passage]:
     """Input and output of some modules in one forward pass, which goes no further than the last of them.
 
     Both are copies: a module may write over its input, and what comes after it over its output.
@@ -206,24 +160,28 @@ def run_until(model: nn.Module, inputs: Tensor | Mapping[str, Any], modules: Seq
     Raises:
         JobError: one of them did not run, or has no tensor in or out.
     """
+    spans = as_spans(modules)
     given: dict[nn.Module, Tensor] = {}
     seen: dict[nn.Module, Passage] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given.setdefault(module, _input_of(modules.index(module), args, kwargs).clone())
+        for place, span in enumerate(spans):
+            if module is span.entry and span.exit not in given:
+                given[span.exit] = _input_of(place, args, kwargs).clone()
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if module not in seen:
-            form = len(output) if isinstance(output, (tuple, list)) else 0
-            seen[module] = Passage(given[module], _output_of(modules.index(module), output).clone(), form)
-        if len(seen) == len(set(modules)):
-            raise _Enough
+        for place, span in enumerate(spans):
+            if module is span.exit and module not in seen:
+                y = span.update_of(_output_of(place, output), args, kwargs).clone()
+                seen[module] = Passage(given[module], y)
+        if len(seen) == len({span.exit for span in spans}):
+            raise Enough
 
-    with suppress(_Enough), hooked(modules, after, before):
+    with suppress(Enough), hooked([s.exit for s in spans], after), hooked_before([s.entry for s in spans], before):
         run(model, inputs)
-    if missing := [type(module).__name__ for module in modules if module not in seen]:
+    if missing := [type(span.exit).__name__ for span in spans if span.exit not in seen]:
         raise JobError(f"expected every module to be replaced to run, but {missing[0]} did not")
-    return [seen[module] for module in modules]
+    return [seen[span.exit] for span in spans]
 
 
 def states_after(
@@ -249,10 +207,10 @@ def states_after(
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         seen[module] = first_value(output).clone()  # what comes after may write over it
         if not logits and len(seen) == len(set(modules)):
-            raise _Enough
+            raise Enough
 
-    args, kwargs = _arguments(model, inputs)
+    args, kwargs = arguments_for(model, inputs)
     named = {name: weights[own] for name, own in runner.named_parameters() if own in weights} if weights else {}
-    with suppress(_Enough), hooked(modules, note):
+    with suppress(Enough), hooked(modules, note):
         output = functional_call(runner, named, args, kwargs)
     return [seen[module] for module in modules], output.logits if logits else None

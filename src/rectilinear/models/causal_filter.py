@@ -1,16 +1,15 @@
-"""Causal linear filters: their features, and what they remember of a sequence in a layer of the cache.
+"""Causal linear filters: their features, and what they remember of a sequence.
 
-This file travels with checkpoints as `modeling_rectilinear` does, so it imports torch and transformers only.
+This file travels with checkpoints as `modeling_rectilinear` does, so it imports torch only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import CacheLayerMixin
 
 # Tokens that are filtered at once: a decaying mean over T tokens is a product with a [T, T] matrix.
 _CHUNK = 256
@@ -131,99 +130,3 @@ class CausalFilter(nn.Module):
             sums, weights = running[:, :, -1], lengths[:, :, -1]
         # Copies: a view would keep the whole chunk in memory.
         return torch.cat(features, -1), State(recent.clone(), sums.clone(), weights.clone())
-
-
-class FilterCache(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
-    """A cache layer that holds a filter's `State` in place of keys and values.
-
-    Tokens are taken back (`crop`) as transformers has it for layers of fixed size: after `activate_past_recording`
-    the layer keeps, of every call since the last `crop`, what it takes to go back to any token of it.
-    """
-
-    is_sliding = False
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.is_initialized = True
-        self.record_past = False
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all tokens."""
-        self.length, self.lost = 0, False
-        self.state: State | None = None
-        self.past: list[tuple[int, Callable[[int], State | None]]] = []
-
-    def advance(self, state: State | None, tokens: int, rewind: Callable[[int], State | None]) -> None:
-        """Take the state after some more tokens; ``rewind`` gives the one after fewer of them."""
-        self.state = state
-        self.length += tokens
-        if self.record_past:
-            self.past.append((tokens, rewind))
-
-    def activate_past_recording(self) -> None:
-        """From now on keep what it takes to take tokens back."""
-        self.record_past = True
-
-    @property
-    def is_croppable(self) -> bool:
-        """Whether tokens can be taken back."""
-        return self.record_past
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last ``-tokens_to_remove`` tokens, or all but so many where that is positive.
-
-        Where they were not recorded the state is lost, which is an error at the next token, not here: whoever is done
-        with a cache may crop it too.
-        """
-        remove = -tokens_to_remove if tokens_to_remove <= 0 else max(self.length - tokens_to_remove, 0)
-        past, self.past = self.past, []
-        self.length -= remove
-        while remove > 0 and past:
-            tokens, rewind = past.pop()
-            self.state = rewind(max(tokens - remove, 0))
-            remove -= tokens
-        self.lost = self.lost or remove > 0
-
-    def get_seq_length(self) -> int:
-        """Tokens seen."""
-        return self.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of keys, as full attention has them."""
-        return self.length + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No limit."""
-        return -1
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do: there are no keys and values."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Refuse keys and values: no attention is left at this layer."""
-        raise RuntimeError("expected no attention at this layer, got keys and values")
-
-    def offload(self) -> None:
-        """Stay: the state is small."""
-
-    def prefetch(self) -> None:
-        """Stay: the state is small."""
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Choose rows, for beam search."""
-        self.batch_select_indices(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Choose rows."""
-        self._each(lambda tensor, rows: tensor.index_select(rows, indices.to(tensor.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row."""
-        self._each(lambda tensor, rows: tensor.repeat_interleave(repeats, rows))
-
-    def _each(self, change: Callable[[Tensor, int], Tensor]) -> None:
-        self.past = []
-        if self.state is not None:
-            recent, sums, weights = self.state
-            self.state = State(change(recent, 0), change(sums, 1), change(weights, 1))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.models.capture import device_of, evaluating, own_randomness
 from rectilinear.models.find_blocks import context_of
+from rectilinear.models.running import device_of, evaluating, own_randomness
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import rectilinear
 from rectilinear.errors import RequestError
-from rectilinear.models.capture import device_of
 from rectilinear.models.find_blocks import BlockStack, context_of, text_config, width_of
 from rectilinear.models.load import commit_of
+from rectilinear.models.running import device_of
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.rows import TokenRows

@@ -10,19 +10,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from rectilinear.errors import JobError, RequestError, broken_promise
+from rectilinear.errors import JobError, RequestError, broken_promise, first_line
 from rectilinear.models import reload_check
-from rectilinear.models.capture import evaluating
 from rectilinear.models.code_files import drop_absent_code
 from rectilinear.models.logits import row_logits
+from rectilinear.models.running import device_of, evaluating
 from rectilinear.publish import nearest_existing
 
 if TYPE_CHECKING:
@@ -70,17 +70,42 @@ def check_space(model: PreTrainedModel, folder: Path) -> None:
         raise RequestError(f"expected {needed:,} bytes free for the checkpoint in {folder}, got {free:,}")
 
 
-def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, ids: Tensor) -> None:
+def decodes(model: PreTrainedModel, ids: Tensor) -> str | None:
+    """Why a model's decoding with its cache cannot be held to be that without; None where it can.
+
+    It is tried on token ids ``[rows, seq_len]``.
+    """
+    name, allowed = type(model).__name__, allowed_difference(model.dtype)
+    try:
+        with evaluating(model):
+            answer = reload_check.decoding(model, ids.to(device_of(model)))
+    except Exception as error:  # whatever an architecture needs to decode
+        return f"transformers does not decode with {name} ({type(error).__name__}: {first_line(error)})"
+    if not answer.get("cached", 0.0) <= allowed or answer.get("uncached"):
+        far = f"{answer['cached']:.1e} of the largest logit"
+        return f"transformers decodes otherwise with the cache of {name} than without ({far})"
+    return None
+
+
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    ids: Tensor,
+    *,
+    decoding: bool = True,
+) -> None:
     """Write weights, configs, tokenizer and, for stand-ins, the code they need; then load it all afresh.
 
-    The folder is made where it is missing; the models are compared on token ids ``[rows, seq_len]``.
+    The folder is made where it is missing; the models are compared on token ids ``[rows, seq_len]``, and where
+    ``decoding`` says that the original's are alike, cached decoding with uncached.
 
     Raises:
         OSError: it could not be written.
         JobError: the checkpoint does not load in a fresh process, or computes something else there.
     """
     write_checkpoint(model, tokenizer, folder)
-    check_reload(model, folder, ids, has_own_code(model))
+    check_reload(model, folder, ids, has_own_code(model), decoding)
 
 
 def write_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
@@ -106,7 +131,7 @@ def writing() -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
-def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool) -> None:
+def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool, decoding: bool = True) -> None:
     """Load a checkpoint in a fresh process; compare logits with the model's, and cached with uncached decoding.
 
     A checkpoint that does not load, or differs, is a `JobError`.
@@ -123,13 +148,39 @@ def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool
         environment = {**os.environ, "HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
         # From there, so that nothing beside it is imported by mistake.
         script = shutil.copy(reload_check.__file__, scratch)
-        command = [sys.executable, str(script), str(folder.absolute()), str(expected), str(int(remote))]
+        command = [
+            sys.executable,
+            str(script),
+            str(folder.absolute()),
+            str(expected),
+            str(int(remote)),
+            str(int(decoding)),
+        ]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
     if done.returncode:
         reason = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1]
         raise JobError(f"the checkpoint does not load in a fresh process ({reason})")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    allowed = _TOLERANCE.get(model.dtype, _COARSE_TOLERANCE)
+    check_answer(json.loads(done.stdout.strip().splitlines()[-1]), model.dtype)
+
+
+def check_same_logits(wanted: Tensor, logits: Tensor) -> None:
+    """Raise `JobError` where blocks that were taken out left something else than the same model without them."""
+    difference = float((logits - wanted).abs().max() / wanted.abs().max())
+    if not difference <= allowed_difference(wanted.dtype):
+        raise JobError(
+            f"without its blocks the model computes something else than with their updates left out (logits differ by "
+            f"{difference:.1e} of the largest); does this architecture use a block's place for more than its cache?"
+        )
+
+
+def allowed_difference(dtype: torch.dtype) -> float:
+    """How far logits in a precision may move between two processes, relative to the largest."""
+    return _TOLERANCE.get(dtype, _COARSE_TOLERANCE)
+
+
+def check_answer(answer: Mapping[str, float], dtype: torch.dtype) -> None:
+    """Raise `JobError` for an answer of `reload_check.compare` that says that a model in some precision differs."""
+    allowed = allowed_difference(dtype)
     differences = {"logits": "loads with other logits", "cached": "decodes otherwise with its cache than without"}
     for what, said in differences.items():
         if what in answer and not answer[what] <= allowed:  # NaN fails too

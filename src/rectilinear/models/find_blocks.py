@@ -32,6 +32,10 @@ class BlockStack:
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self.blocks)
 
+    def path_of(self, index: int) -> str:
+        """Dotted path of a block."""
+        return f"{self.path}.{index}" if self.path else str(index)
+
 
 def find_blocks(model: nn.Module, path: str | None = None) -> BlockStack:
     """Find the block stack of `model`, or take the list at `path`.
@@ -133,6 +137,17 @@ def _decoder(model: nn.Module) -> nn.Module:
     except Exception:  # it is a best-effort lookup, and remote code may raise anything
         return model
     return decoder if isinstance(decoder, nn.Module) else model
+
+
+def takes_own_inputs(model: nn.Module, stack: BlockStack) -> bool:
+    """Whether a stack is that of a decoder that has an encoder beside it, and so inputs of its own."""
+    try:
+        encoder: Any = model.get_encoder()  # type: ignore[operator]
+    except Exception:  # there is none
+        return False
+    if not isinstance(encoder, nn.Module) or encoder is model or encoder is _decoder(model):
+        return False
+    return all(module is not stack.blocks[0] for module in encoder.modules())
 
 
 def text_config(config: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rectilinear.errors import RequestError, first_line
+from rectilinear.errors import RequestError, first_line, require
 from rectilinear.models.checkpoint_files import check_config, check_folder, check_weights_fill, is_being_replaced
 from rectilinear.models.find_blocks import text_config
 from rectilinear.models.loading_info import Head, check_loading_info, collecting_warnings
@@ -38,6 +38,9 @@ def resolve(model: str | Path, contents: Sequence[str] = ("config.json",)) -> st
         path.exists()
     except (OSError, RuntimeError) as error:  # too long a name, or of a user who is not there
         raise RequestError(f"no model at {name!r:.100}: {getattr(error, 'strerror', None) or error}") from None
+    if is_gguf(name) and path.is_file():
+        require("gguf", "gguf")
+        return str(path)
     wanted = " or ".join(contents)
     if path.is_dir():
         if not any((path / file).exists() for file in contents):
@@ -52,6 +55,11 @@ def resolve(model: str | Path, contents: Sequence[str] = ("config.json",)) -> st
     if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         raise RequestError(f"no model at {name}: expected a folder with a {wanted}, or a Hub id")
     return name
+
+
+def is_gguf(model: str | Path) -> bool:
+    """Whether a model is a file of llama.cpp's, which has configuration, weights and tokenizer in one."""
+    return Path(model).suffix.lower() == ".gguf"
 
 
 def pick_device(device: str) -> torch.device:
@@ -82,7 +90,7 @@ def load_config(model: str | Path, access: Access = Access()) -> PretrainedConfi
     from transformers import AutoConfig
 
     source, revision, _ = _find_weights(model, access)
-    own = None if access.trust_remote_code else own_model_class(source, revision)
+    own = None if access.trust_remote_code or is_gguf(source) else own_model_class(source, revision)
     kind = own.config_class if own else AutoConfig
     return _load(kind, source, "configuration", revision=revision, trust_remote_code=access.trust_remote_code)
 
@@ -152,12 +160,12 @@ def load_tokenizer(model: str | Path, access: Access = Access()) -> PreTrainedTo
     described = ("tokenizer.json", "tokenizer_config.json", "config.json")
     place = resolve(model, (*described, "merges.txt", ADAPTER_CONFIG))
     there = {file for file in (*described, "merges.txt") if (Path(place) / file).exists()}
-    if not there and (adapter := find_adapter(place, access.revision)):
+    if not there and not is_gguf(place) and (adapter := find_adapter(place, access.revision)):
         return load_tokenizer(adapter.base, access.model_copy(update={"revision": adapter.base_revision}))
     # Byte-level BPE as GPT-2's, of which transformers cannot tell the class by these two files alone.
     kind = GPT2TokenizerFast if there == {"merges.txt"} else AutoTokenizer
     options: dict[str, Any] = access.part(Access).model_dump()
-    if not access.trust_remote_code and (own := own_model_class(place, access.revision)):
+    if not (access.trust_remote_code or is_gguf(place)) and (own := own_model_class(place, access.revision)):
         # Else read as of no known type.
         options["config"] = _load(own.config_class, place, "configuration", revision=access.revision)
     with collecting_warnings() as warnings:
@@ -224,6 +232,8 @@ def commit_of(model: str | Path, revision: str | None) -> str | None:
 def _find_weights(model: str | Path, access: Access) -> tuple[str, str | None, Adapter | None]:
     """Where the weights of a model are and in which revision, and the adapter for them, if that is what was named."""
     source = resolve(model, ("config.json", ADAPTER_CONFIG))
+    if is_gguf(source):
+        return source, None, None
     adapter = find_adapter(source, access.revision)
     revision = access.revision
     if adapter:
@@ -238,7 +248,7 @@ def _load_weights(auto_class: Any, model: str | Path, head: Head, access: Access
     if Path(source).is_dir():
         skeleton = build_without_weights(load_config(model, access), access)
         check_weights_fill(Path(source), skeleton.num_parameters())
-    if not access.trust_remote_code:
+    if not (access.trust_remote_code or is_gguf(source)):
         auto_class = own_model_class(source, revision) or auto_class
     options |= {"revision": revision, "trust_remote_code": access.trust_remote_code}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -248,13 +258,17 @@ def _load_weights(auto_class: Any, model: str | Path, head: Head, access: Access
         if adapter:
             loaded, merged = apply_adapter(loaded, adapter)
             warnings.append(merged)
+        if is_gguf(source):  # its weights are floating point now
+            loaded.hf_quantizer.remove_quantization_config(loaded)
+            warnings.append(f"the weights of {source} were read from a GGUF file, which may hold them quantised")
     loaded.loading_warnings = warnings
     return loaded
 
 
 def _load(auto_class: Any, model: str | Path, what: str, **options: Any) -> Any:
+    place, file = (Path(model).parent, {"gguf_file": Path(model).name}) if is_gguf(model) else (model, {})
     try:
-        return auto_class.from_pretrained(model, **options)
+        return auto_class.from_pretrained(place, **file, **options)
     except MemoryError:
         raise
     except Exception as error:  # Hub, configuration, code and weight errors share no narrower class.

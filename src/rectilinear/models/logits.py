@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from rectilinear.errors import JobError, RequestError, broken_promise
-from rectilinear.models.capture import device_of
+from rectilinear.models.running import device_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,3 +146,5 @@ def _tensors_in(held: Any) -> Iterator[Tensor]:
     elif isinstance(held, (Mapping, list, tuple)):
         for part in held.values() if isinstance(held, Mapping) else held:
             yield from _tensors_in(part)
+    elif hasattr(held, "__dict__") and not callable(held):  # what stand-ins remember
+        yield from _tensors_in(vars(held))

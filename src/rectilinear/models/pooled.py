@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from rectilinear.errors import JobError
-from rectilinear.models.capture import capture_blocks, device_of, evaluating, run
+from rectilinear.models.capture import capture_blocks
 from rectilinear.models.find_blocks import BlockStack
+from rectilinear.models.running import device_of, evaluating, run
 from rectilinear.progress import Progress
 from rectilinear.settings import Pooling
 

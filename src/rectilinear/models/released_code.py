@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: The module whose classes a checkpoint with stand-ins names.
 MODULE = "modeling_rectilinear"
 
-#: What it brings along: that module, and the one that this imports.
-FILES = (f"{MODULE}.py", "causal_filter.py")
+#: What it brings along: that module, and those that it imports; first those that the first versions had.
+FILES = (f"{MODULE}.py", "causal_filter.py", "filter_cache.py", "linear_block.py")
 
 # SHA-256 of the files' texts, one after the other, to the version that wrote them.
 _TABLE = Path(__file__).with_name("released_code.json")

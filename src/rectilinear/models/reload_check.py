@@ -1,8 +1,8 @@
 """Load a checkpoint in a process of its own and compare it with what the model that was saved computed.
 
-Run as ``python reload_check.py FOLDER EXPECTED REMOTE``: it imports torch, safetensors and transformers
+Run as ``python reload_check.py FOLDER EXPECTED REMOTE DECODE``: it imports torch, safetensors and transformers
 only, as whoever loads the checkpoint does. EXPECTED is a safetensors file with ``ids`` and ``logits``; REMOTE
-is 1 where the checkpoint brings code of its own. Prints one line of JSON.
+is 1 where the checkpoint brings code of its own, DECODE where decoding is compared. Prints one line of JSON.
 """
 
 import json
@@ -11,8 +11,9 @@ from inspect import signature
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
 # Tokens decoded one by one, to be compared with one pass over all of them.
@@ -20,30 +21,52 @@ STEPS = 8
 
 
 def main() -> None:
-    """Compare, and print the largest differences relative to the largest logit."""
-    folder, expected, remote = sys.argv[1:]
+    """Compare, and print the differences."""
+    folder, expected, remote, decode = sys.argv[1:]
     tensors = load_file(expected)
-    ids, wanted = tensors["ids"], tensors["logits"]
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=remote == "1", dtype="auto").eval()
+    print(json.dumps(compare(folder, tensors["ids"], tensors["logits"], remote == "1", decode == "1")))
+
+
+def compare(folder: str, ids: torch.Tensor, wanted: torch.Tensor, remote: bool, decode: bool) -> dict[str, float]:
+    """Largest differences, relative to the largest logit, from what was wanted (`logits`) and of decoding (`cached`).
+
+    And how many tokens the cache lacks (`uncached`): both where ``decode`` asks for it.
+    """
+    model: Any = load(folder, trust_remote_code=remote, dtype="auto").eval()
+    with torch.no_grad():
+        logits = model(ids, use_cache=False).logits.float()
+    answer = {"logits": float((logits - wanted).abs().max() / wanted.abs().max())}
+    return {**answer, **(decoding(model, ids) if decode else {})}
+
+
+def load(folder: str, **options: Any) -> Any:
+    """The model in a folder, by transformers' class for causal language models, or by the one that its config names."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=options.get("trust_remote_code", False))
+    known = type(config) in AutoModelForCausalLM._model_mapping or hasattr(config, "auto_map")
+    kind: Any = AutoModelForCausalLM if known else getattr(transformers, (config.architectures or [""])[0])
+    return kind.from_pretrained(folder, **options)
+
+
+def decoding(model: Any, ids: torch.Tensor) -> dict[str, float]:
+    """How far logits of cached greedy decoding are from those of one pass, of the largest, and tokens that are missing.
+
+    Nothing for a model whose configuration turns its cache off.
+    """
+    if getattr(model.config, "use_cache", None) is False:
+        return {}
     for config in (model.config, model.config.get_text_config(decoder=True)):
         for name, value in [*vars(config).items()]:
             if name.startswith("output_") and value is True:  # of a router's logits, say, which padding may not go with
                 setattr(config, name, False)
-    scale = wanted.abs().max()
     with torch.no_grad():
-        logits = model(ids, use_cache=False).logits.float()
-        answer = {"logits": float((logits - wanted).abs().max() / scale)}
-        if getattr(model.config, "use_cache", None) is not False:
-            difference, answer["uncached"] = _cached_difference(model, ids)
-            answer["cached"] = difference / float(scale)
-    print(json.dumps(answer))
+        return _cached_difference(model, ids)
 
 
-def _cached_difference(model: Any, ids: torch.Tensor) -> tuple[float, int]:
-    """Largest difference between logits of cached greedy decoding and of one pass; tokens missing from the cache."""
+def _cached_difference(model: Any, ids: torch.Tensor) -> dict[str, float]:
+    """Of the first half of the rows, and some tokens decoded after it."""
     # The first half of the last row is padding, so that a row without and a row with it run together.
     length = ids.shape[1] // 2
-    prompt, mask = ids[:, :length].clone(), torch.ones(len(ids), length, dtype=torch.long)
+    prompt, mask = ids[:, :length].clone(), torch.ones(len(ids), length, dtype=torch.long, device=ids.device)
     mask[-1, : length // 2] = 0
     prompt[-1, : length // 2] = prompt[-1, length // 2]
     greedy = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False, "num_beams": 1, "pad_token_id": 0}
@@ -56,7 +79,8 @@ def _cached_difference(model: Any, ids: torch.Tensor) -> tuple[float, int]:
     whole = model(with_cache.sequences, attention_mask=mask, use_cache=False, **options).logits.float()
     # Models whose caches do not count tokens have none missing.
     missing = length + STEPS - 1 - _tokens_held(with_cache) if _tokens_held(model(prompt, use_cache=True)) else 0
-    return float((whole[:, length - 1 : -1] - stepwise).abs().max()), missing
+    difference = (whole[:, length - 1 : -1] - stepwise).abs().max() / whole.abs().max()
+    return {"cached": float(difference), "uncached": missing}
 
 
 def _tokens_held(output: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,46 +10,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rectilinear.errors import JobError, RequestError, first_line
-from rectilinear.models.capture import evaluating, first_value, hooked, run_until
-from rectilinear.models.find_blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.modeling_rectilinear import LinearBlock, linearized_model, watch_padding
-from rectilinear.settings import Target
+from rectilinear.errors import JobError, RequestError
+from rectilinear.models.capture import first_value, run_until
+from rectilinear.models.depth import remove_blocks
+from rectilinear.models.find_blocks import BlockStack
+from rectilinear.models.linear_block import LinearBlock, watch_padding
+from rectilinear.models.modeling_rectilinear import linearized_model
+from rectilinear.models.running import evaluating, hooked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 #: New modules by the dotted path of what they replace.
 Edits = Mapping[str, nn.Module]
-
-
-def find_target(stack: BlockStack, index: int, target: Target) -> str:
-    """Dotted path of a block, or of its attention or MLP.
-
-    The attention is the one direct child that its class calls so, the MLP the one other direct child with matrices.
-
-    Raises:
-        RequestError: there is no such child, or several, or it adds the residual stream itself.
-    """
-    where = f"{stack.path}.{index}" if stack.path else str(index)
-    if target == "block":
-        return where
-    block = stack.blocks[index]
-    kinds = {name: type(child).__name__ for name, child in block.named_children()}
-    attentions = {name for name, kind in kinds.items() if "attention" in kind.lower()}
-    weighty = {name for name in kinds if any(p.ndim > 1 for p in block.get_submodule(name).parameters())}
-    found = sorted(attentions if target == "attention" else weighty - attentions)
-    named = ", ".join(f"{name} ({kinds[name]})" for name in found) or "none"
-    if len(found) != 1:
-        raise RequestError(
-            f"expected one {target} in block {index} ({type(block).__name__}), got {named}; try `target=block`"
-        )
-    if "residual" in inspect.signature(block.get_submodule(found[0]).forward).parameters:
-        raise RequestError(
-            f"expected an {target} whose output is added to the stream outside of it, got {named}, "
-            "which adds it itself; try `target=block`"
-        )
-    return f"{where}.{found[0]}"
 
 
 @contextmanager
@@ -100,7 +72,7 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any
             f"folding needs a last projection that adds to the residual stream as it is; "
             f"block {index} ({type(block).__name__}) has none; try `kind=affine`"
         )
-    return f"{find_target(stack, index, 'block')}.{projections[wide[-1]]}"
+    return f"{stack.path_of(index)}.{projections[wide[-1]]}"
 
 
 def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: Any, *, through: bool) -> bool:
@@ -117,7 +89,10 @@ def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: A
 
     def shifted(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         moved = first_value(output) + shift.view_as(first_value(output))
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+        if isinstance(output, (tuple, list)):
+            values = [moved, *output[1:]]
+            return values if isinstance(output, list) else tuple(values)
+        return moved
 
     watched = [child for child in block.children() if child is not part] if through else []
     with evaluating(model):  # dropout would change the output too
@@ -148,54 +123,6 @@ def folded_projection(projection: nn.Module, matrix: Tensor, bias: Tensor) -> nn
     return folded
 
 
-def edited_config(config: Any, kept: Sequence[int], count: int) -> Any:
-    """A copy of a configuration for some of its ``count`` blocks: their number, and lists with an entry a block."""
-    config = copy.deepcopy(config)
-    text = text_config(config)
-    values = text.to_dict()
-    text.num_hidden_layers = len(kept)
-    for name, value in values.items():
-        if isinstance(value, (list, tuple)) and len(value) == count and not name.endswith(("_id", "_ids")):
-            setattr(text, name, type(value)(value[index] for index in kept))
-    return config
-
-
-def check_removal(model: PreTrainedModel, stack: BlockStack, kept: Sequence[int]) -> None:
-    """Refuse to remove blocks where the configuration would then build others than those that stay.
-
-    Raises:
-        RequestError: it would, or cannot be built at all.
-    """
-    if len(kept) == len(stack):
-        return
-    if not kept:
-        raise RequestError(f"expected at least one block of {len(stack)} to stay, got none")
-    config = edited_config(model.config, kept, len(stack))
-    try:
-        with torch.device("meta"):
-            rebuilt = find_blocks(type(model)(config), stack.path)
-    except Exception as error:  # whatever an architecture's own checks raise
-        raise RequestError(f"the architecture cannot be built without these blocks ({first_line(error)})") from None
-    for new, old in enumerate(kept):
-        if new >= len(rebuilt) or _structure(rebuilt.blocks[new]) != _structure(stack.blocks[old]):
-            raise RequestError(
-                f"expected blocks that can take each other's places, but {type(model.config).__name__} builds another "
-                f"block {new} than block {old} is; try to keep all of them (`kind=affine`), or choose others"
-            )
-
-
-def _structure(block: nn.Module) -> dict[str, Any]:
-    """Names and shapes of a block's tensors, and the plain attributes of its modules but for their place."""
-    tensors = {name: tuple(tensor.shape) for name, tensor in block.state_dict(keep_vars=True).items()}
-    plain = {
-        f"{path}.{name}": value
-        for path, module in block.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, (str, int, float)) and not name.startswith("_") and name not in ("training", "layer_idx")
-    }
-    return {**tensors, **plain}
-
-
 def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Sequence[int]) -> None:
     """Make edits permanent, take blocks out, renumber those that stay, and bring the configuration in step.
 
@@ -203,16 +130,7 @@ def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Seq
     """
     _put(model, edits)
     if removed:
-        blocks = find_blocks(model, stack.path).blocks
-        kept = [index for index in range(len(blocks)) if index not in removed]
-        chosen = [blocks[index] for index in kept]
-        sequential = isinstance(model.get_submodule(stack.path), nn.Sequential)
-        model.set_submodule(stack.path, nn.Sequential(*chosen) if sequential else nn.ModuleList(chosen))
-        for index, block in enumerate(chosen):
-            for module in block.modules():
-                if isinstance(getattr(module, "layer_idx", None), int):
-                    module.layer_idx = index  # type: ignore[assignment]
-        vars(text_config(model.config)).update(vars(text_config(edited_config(model.config, kept, len(blocks)))))
+        remove_blocks(model, stack, [index for index in range(len(stack)) if index not in removed])
     stand_ins = {path: module for path, module in model.named_modules() if isinstance(module, LinearBlock)}
     if not stand_ins:
         return
@@ -220,7 +138,9 @@ def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Seq
     model_class = linearized_model(*stock)
     model.config.rectilinear = {
         "stack": stack.path,
-        "blocks": [{"path": path, **module.options()} for path, module in stand_ins.items()],
+        "blocks": [
+            {"path": path, **module.options(), **_entry_of(model, module)} for path, module in stand_ins.items()
+        ],
     }
     watch_padding(model, stack.path, next(iter(stand_ins.values())).padding)
     model._no_split_modules = {*(model._no_split_modules or ()), *(type(new).__name__ for new in stand_ins.values())}
@@ -229,3 +149,11 @@ def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Seq
     # look for them under these; as any other it does neither.
     vars(model).pop("_weight_conversions", None)
     vars(model.config).pop("model_type", None)
+
+
+def _entry_of(model: nn.Module, new: LinearBlock) -> dict[str, Any]:
+    """Where the module is that takes a stand-in's input, for a config; nothing where that is the stand-in itself."""
+    if new.entry is None:
+        return {}
+    (path,) = (path for path, module in model.named_modules() if module is new.entry)
+    return {"entry": path, "entry_width": new.entry.width}

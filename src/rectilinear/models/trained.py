@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss, fixed_cross_entropy
 
 from rectilinear.errors import RequestError, broken_promise
-from rectilinear.models.capture import device_of
+from rectilinear.models.running import device_of
 
 # Kinds of classification whose loss is a mean over the batch, whatever the number of items.
 _MEANS = ("regression", "multi_label_classification")

@@ -27,9 +27,9 @@ from rectilinear.measurement.measure import Scored, score_model, token_inputs
 from rectilinear.measurement.profile import BlockRecord
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
-from rectilinear.models.capture import device_of, own_randomness
 from rectilinear.models.describe import count_parameters, record_environment
 from rectilinear.models.find_blocks import find_blocks
+from rectilinear.models.running import device_of, own_randomness
 from rectilinear.models.trained import architecture_of, own_precision, trained_model
 from rectilinear.results import settings_record
 from rectilinear.settings import takes_settings

@@ -12,8 +12,8 @@ from torch.nn.functional import logsigmoid
 from torch.nn.utils.rnn import pad_sequence
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.models.capture import device_of, evaluating
 from rectilinear.models.describe import check_rows
+from rectilinear.models.running import device_of, evaluating
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.tasks import Question, Task
 from rectilinear.training.metrics import MetricRecord, commonest, score_answers

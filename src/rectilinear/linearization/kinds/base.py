@@ -80,7 +80,7 @@ class LinearMap(Kind):
         import torch
 
         from rectilinear.models.describe import count_parameters
-        from rectilinear.models.modeling_rectilinear import LinearBlock
+        from rectilinear.models.linear_block import LinearBlock
 
         with torch.device("meta"):
             return count_parameters([LinearBlock(width, residual=False, **self.module_options(target))])
