@@ -15,8 +15,8 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 
 def render() -> str:
     """The page's text."""
-    names = ("overhead", "official", "accuracy", "decoding", "regularizer", "yardsticks")
-    overhead, official, accuracy, decoding, regularizer, yardsticks = map(read, names)
+    names = ("overhead", "official", "accuracy", "decoding", "regularizer", "yardsticks", "encoders")
+    overhead, official, accuracy, decoding, regularizer, yardsticks, encoders = map(read, names)
     quality = [read(path.stem) for path in sorted(HERE.glob("quality-*.json"))]
     return (
         "\n\n".join(
@@ -32,6 +32,7 @@ def render() -> str:
                 "## Yardsticks\n\n" + about_yardsticks(yardsticks),
                 "## Decoding\n\n" + about_decoding(decoding),
                 "## Penalty on hidden states\n\n" + about_regularizer(regularizer),
+                "## Encoders\n\n" + about_encoders(encoders),
                 "## Architectures\n\nSee [architectures.md](architectures.md).",
             ]
         )
@@ -293,6 +294,31 @@ def about_regularizer(result: dict[str, Any]) -> str:
         f"<= {result['target_time_ratio']}, memory <= {result['target_memory_ratio']}. Ratios to the step without a penalty in the same "
         "process, median (smallest to largest) of n; memory is what PyTorch allocates at most at once. Plain autograd is the same "
         "penalty by PyTorch's own functions.\n\n" + table(headings, rows) + "\n\n" + result["floor"]
+    )
+
+
+def about_encoders(result: dict[str, Any]) -> str:
+    """Update linearity of an encoder and a decoder of one shape, random and trained."""
+    cases = result["cases"]
+    depth = result["shape"]["num_hidden_layers"]
+    rows = [
+        [
+            str(block),
+            *(
+                f"{case['blocks'][block]['update_linearity']:.3f} ± {case['blocks'][block]['stderr']:.3f}"
+                for case in cases.values()
+            ),
+            *(f"{case['blocks'][block]['linearity']:.3f}" for case in cases.values()),
+        ]
+        for block in range(depth)
+    ]
+    losses = ", ".join(f"{name} {case['loss']:.2f}" for name, case in cases.items() if "loss" in case)
+    return (
+        f"{result['question']} `{result['command']}`, {result['date']}: {depth} blocks of width {result['shape']['hidden_size']} "
+        f"({result['parameters']:,} parameters, norms after the stream as in BERT), {result['steps']} steps of "
+        f"{result['tokens_a_step']:,} tokens, the same ones; loss at the end, in nats per predicted token: {losses}. Scores held out, "
+        f"on {result['measured_tokens']:,} tokens of other text; ± is the standard error over folds. One run of each.\n\n"
+        + table(["block", *(f"update, {name}" for name in cases), *(f"linearity, {name}" for name in cases)], rows)
     )
 
 

@@ -31,7 +31,7 @@ def inspect(
         from rectilinear.report.terminal import say
         from rectilinear.results import json_text
 
-        built: Any = Origin(model, Loading(**access.model_dump())).skeleton()
+        built: Any = Origin(model, Loading(**access.model_dump()), stack.blocks).skeleton()
         described = {"id": model, "revision": access.revision, **describe(built, find_blocks(built, stack.blocks))}
         if out:
             with stage(out) as folder:

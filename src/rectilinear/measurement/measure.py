@@ -72,7 +72,7 @@ def measure(
     """
     check_batch_size(batch_size)
     with reporting(progress) as report:
-        origin = Origin(model, loading)
+        origin = Origin(model, loading, measurement.blocks)
         # Before the weights, which may take long: everything that can be refused without them.
         report("reading the text", 0, 0)
         inputs = read_inputs(origin, text, rows, tokenizer)

@@ -47,7 +47,8 @@ def check_exportable(model: PreTrainedModel, stand_ins: bool = True) -> None:
     if getattr(model.config, "quantization_config", None) is not None:
         raise RequestError("expected a model with weights of floating point, got a quantised one; try the original")
     try:
-        model.generation_config.validate(strict=True)
+        if (generation := getattr(model, "generation_config", None)) is not None:  # of one that cannot generate
+            generation.validate(strict=True)
     except ValueError as error:
         raise RequestError(f"the model's generation config cannot be saved ({' '.join(str(error).split())})") from None
     if stand_ins and has_own_code(model):

@@ -37,8 +37,12 @@ class BlockStack:
         return f"{self.path}.{index}" if self.path else str(index)
 
 
+#: What `find_blocks` takes in place of a path: which of two stacks is meant.
+HALVES = ("encoder", "decoder")
+
+
 def find_blocks(model: nn.Module, path: str | None = None) -> BlockStack:
-    """Find the block stack of `model`, or take the list at `path`.
+    """Find the block stack of `model`, or of its ``"encoder"`` or ``"decoder"``, or take the list at `path`.
 
     Lists under `model.get_decoder()` come first and lists inside other lists come last. A model without a config needs
     exactly one list of two or more modules of one class.
@@ -46,7 +50,11 @@ def find_blocks(model: nn.Module, path: str | None = None) -> BlockStack:
     Raises:
         RequestError: no list of modules is at `path`, or the structure leaves none or several to choose from.
     """
-    if path is not None:
+    if path in HALVES and (half := half_of(model, path)) is not model:
+        where = next(name for name, module in model.named_modules() if module is half)
+        inside = find_blocks(half)
+        return BlockStack(f"{where}.{inside.path}".rstrip("."), inside.blocks, inside.rule)
+    if path is not None and path not in HALVES:
         return BlockStack(path, _list_at(model, path), "path")
     for rule, found in _candidates(model):
         if found:
@@ -56,6 +64,17 @@ def find_blocks(model: nn.Module, path: str | None = None) -> BlockStack:
             ((where, blocks),) = chosen.items()
             return BlockStack(where, blocks, rule)
     raise _error("a stack of decoder blocks", "none that stands out", _outermost(_all_lists(model)))
+
+
+def half_of(model: nn.Module, half: str | None) -> nn.Module:
+    """The encoder or the decoder of a model, where it takes inputs by itself; else, and for no half, the model."""
+    if half not in HALVES:
+        return model
+    try:
+        found: Any = getattr(model, f"get_{half}")()
+    except Exception:  # it is a best-effort lookup, and remote code may raise anything
+        return model
+    return found if hasattr(found, "config") and hasattr(found, "main_input_name") else model
 
 
 def _list_at(model: nn.Module, path: str) -> _Modules:

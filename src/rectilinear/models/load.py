@@ -95,7 +95,9 @@ def load_config(model: str | Path, access: Access = Access()) -> PretrainedConfi
     return _load(kind, source, "configuration", revision=revision, trust_remote_code=access.trust_remote_code)
 
 
-def load_model(model: str | Path, loading: Loading = Loading(), *, head: bool = False) -> PreTrainedModel:
+def load_model(
+    model: str | Path, loading: Loading = Loading(), *, head: bool = False, any_kind: bool = False
+) -> PreTrainedModel:
     """A decoder with its weights, in evaluation mode, on a device; adapters are merged into them.
 
     What to know of it before trusting its numbers is what `loading_warnings` gives.
@@ -104,16 +106,18 @@ def load_model(model: str | Path, loading: Loading = Loading(), *, head: bool = 
         model: Hub id or path of a model or an adapter of PEFT, or ``"storyteller"``.
         loading: how it is loaded.
         head: refuse a checkpoint without the head that gives logits.
+        any_kind: take models that are no causal language models, without their heads.
 
     Raises:
         RequestError: no such model, not one that loads, or one whose configuration and weights do not belong together.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
     place = pick_device(loading.device)
     dtype = loading.dtype if loading.dtype == "auto" else getattr(torch, loading.dtype)
     needed: Head = "needed" if head else "optional"  # hidden states do not need one
-    return _load_weights(AutoModelForCausalLM, model, needed, loading, dtype=dtype).to(place).eval()
+    kind = AutoModel if any_kind else AutoModelForCausalLM
+    return _load_weights(kind, model, needed, loading, dtype=dtype).to(place).eval()
 
 
 def load_classifier(
@@ -187,13 +191,15 @@ class _Tried:
         return tokenizer
 
 
-def build_without_weights(config: PretrainedConfig, access: Access = Access()) -> PreTrainedModel:
-    """The decoder of a configuration on the ``meta`` device: its structure, no memory.
+def build_without_weights(
+    config: PretrainedConfig, access: Access = Access(), *, any_kind: bool = False
+) -> PreTrainedModel:
+    """The decoder of a configuration on the ``meta`` device: its structure, no memory; where asked for any model.
 
     Raises:
         RequestError: the configuration is not that of a decoder.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
     from transformers.initialization import meta_device_safe_creation_ops
 
     try:
@@ -201,7 +207,8 @@ def build_without_weights(config: PretrainedConfig, access: Access = Access()) -
         with torch.device("meta"), meta_device_safe_creation_ops():
             if own := own_class_of(config):
                 return own(config)
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=access.trust_remote_code)
+            kind = AutoModel if any_kind else AutoModelForCausalLM
+            return kind.from_config(config, trust_remote_code=access.trust_remote_code)
     except MemoryError:
         raise
     except Exception as error:  # whatever an architecture meets with in a configuration
@@ -244,9 +251,11 @@ def _find_weights(model: str | Path, access: Access) -> tuple[str, str | None, A
 
 
 def _load_weights(auto_class: Any, model: str | Path, head: Head, access: Access, **options: Any) -> Any:
+    from transformers import AutoModel
+
     source, revision, adapter = _find_weights(model, access)
     if Path(source).is_dir():
-        skeleton = build_without_weights(load_config(model, access), access)
+        skeleton = build_without_weights(load_config(model, access), access, any_kind=auto_class is AutoModel)
         check_weights_fill(Path(source), skeleton.num_parameters())
     if not (access.trust_remote_code or is_gguf(source)):
         auto_class = own_model_class(source, revision) or auto_class

@@ -11,6 +11,7 @@ from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.models.describe import check_context, check_rows
+from rectilinear.models.find_blocks import HALVES, half_of
 from rectilinear.models.load import (
     build_without_weights,
     check_revision,
@@ -41,6 +42,7 @@ class Origin:
         model: Hub id or path of a model or an adapter, ``"storyteller"``, or a module, which is taken where and as it
             is; but one with adapters of PEFT is a copy with these merged into its weights.
         loading: how it is loaded.
+        half: ``"encoder"`` or ``"decoder"``, which is then the model; it may be of no causal language model.
 
     Raises:
         RequestError: no such device here, a revision of a path, or adapters that cannot be merged.
@@ -48,6 +50,7 @@ class Origin:
 
     model: str | Path | nn.Module
     loading: Loading = Loading()
+    half: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -84,17 +87,17 @@ class Origin:
             RequestError: no such model, or no decoder.
         """
         if isinstance(self.model, nn.Module):
-            return self.model
-        skeleton: nn.Module = build_without_weights(self.config, self.loading)
-        return skeleton
+            return half_of(self.model, self.half)
+        return half_of(build_without_weights(self.config, self.loading, any_kind=self.half in HALVES), self.half)
 
     def load(self, *, head: bool = False) -> nn.Module:
         """The model, with its weights; those of the head that gives logits may be missing unless they are asked for."""
         if isinstance(self.model, nn.Module):
-            return self.model
-        loaded: nn.Module = load_model(self.model, self.loading, head=head)
+            return half_of(self.model, self.half)
+        whole = load_model(self.model, self.loading, head=head, any_kind=self.half in HALVES)
+        loaded = half_of(whole, self.half)
         read = vars(self).get("tokenizer")  # of which there may be things to know, too
-        found = dict.fromkeys([*loading_warnings(loaded), *loading_warnings(read)])
+        found = dict.fromkeys([*loading_warnings(whole), *loading_warnings(read)])
         loaded.loading_warnings = list(found)  # type: ignore[assignment]
         return loaded
 

@@ -9,7 +9,7 @@ class Stack(Settings):
     """Where a model's blocks are."""
 
     blocks: str | None = None
-    """Dotted path of the block stack, such as model.layers; found by structure when not given."""
+    """Path of the block stack, such as model.layers, or encoder or decoder; found by structure when not given."""
 
 
 class Access(Settings):
