@@ -19,7 +19,7 @@ from rectilinear.linearization.kinds import make_kind
 from rectilinear.models import reload_check
 from rectilinear.models.export import check_answer, decodes, write_checkpoint
 from rectilinear.models.find_blocks import find_blocks
-from rectilinear.models.linear_block import LinearBlock
+from rectilinear.models.linear_block import Entry, LinearBlock
 from rectilinear.models.logits import row_logits
 from rectilinear.models.running import evaluating
 from tests import oracle
@@ -219,9 +219,37 @@ class Subject:
         if target == "block":
             return
         (path,) = (path for path, module in edited.named_modules() if isinstance(module, LinearBlock))
+        entries = [name for name, module in edited.named_modules() if isinstance(module, Entry)]
+        if entries:
+            self.check_span(entries[0], path, index)
+            return
         mixes = self.mixes(self.model.get_submodule(path))
         if mixes != (target == "attention"):
             raise Wrong(f"{path} was replaced as {target}, and {'mixes' if mixes else 'does not mix'} tokens")
+
+    def check_span(self, entry, path, index):
+        """Two modules that were replaced with all between them: nothing but the input of the first is in the output."""
+        entry, module, block = self.model.get_submodule(entry), self.model.get_submodule(path), self.stack.blocks[index]
+        taken, given = [], []
+
+        def other(module, args, kwargs):
+            x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+            return ((x + noise, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": x + noise})
+
+        for changed in (False, True):
+            handles = [module.register_forward_hook(lambda *call: given.append(call[2].clone()))]
+            if changed:
+                handles.append(block.register_forward_pre_hook(other, with_kwargs=True))
+                handles.append(entry.register_forward_pre_hook(lambda *_: (taken[0],)))
+            else:
+                handles.append(entry.register_forward_pre_hook(lambda _, args: taken.append(args[0].clone())))
+            with torch.no_grad():
+                run_uncached(self.model, self.ids[:1])
+            for handle in handles:
+                handle.remove()
+        if not torch.allclose(*given, atol=1e-5 * float(given[0].abs().max())):
+            raise Wrong(f"{path} was replaced with all from its entry on, and depends on more than that takes")
 
     def mixes(self, module):
         """Whether what a module gives for a token depends on others: its input is changed at the first token."""

@@ -117,26 +117,29 @@ EXTRA_TOKENS = {"cpmant": 32}
 PARTS = {"musicgen": "decoder", "musicgen_melody": "decoder"}
 
 
-def build(model_type, seed=0):
-    """A tiny model of a type with random weights, larger than usual, so that its blocks do something."""
+def build(model_type, seed=0, **more):
+    """A tiny model of a type with random weights, larger than usual, so that its blocks do something.
+
+    ``more`` are changes to its configuration.
+    """
     model_class = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
     make = model_class if model_type in PARTS else AutoModelForCausalLM.from_config
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = make(tiny(model_type))
+        model = make(tiny(model_type, **more))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
 
 
-def tiny(model_type):
+def tiny(model_type, **more):
     """The smallest configuration of a type that is still like it."""
     config = AutoConfig.for_model(model_type)
     if model_type in PARTS:
         config = getattr(config, PARTS[model_type])
     changes = shrunk(config)
-    _merge(changes, EXCEPTIONS.get(model_type, {}))
+    _merge(changes, {**EXCEPTIONS.get(model_type, {}), **more})
     return type(config)(**changes)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError
-from rectilinear.linearization.fit import Fitted, Workbench, fit_all, merge_edits
+from rectilinear.linearization.fit import Fitted, Workbench, check_left_out, fit_all, merge_edits
 from rectilinear.linearization.plan import SelectionRecord
 from rectilinear.linearization.request import Scope
 from rectilinear.measurement.collect import collect_moments, count_rows
@@ -36,6 +36,8 @@ class Choice:
             JobError: not one block can be replaced within the tolerated loss, or a fit fails.
         """
         named, selection = self.scope.request.named, self.scope.request.selection
+        for replacement in named or ():
+            check_left_out(self.bench, replacement)
         before = self._loss([])
         scores: dict[int, float] = {}
         if named is None and selection.by_loss:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rectilinear.core.maps import FittedMap, fit_map
 from rectilinear.core.moments import MomentsAccumulator, holds_float64
-from rectilinear.errors import JobError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.linearization.plan import FitRecord, Replacement
 from rectilinear.measurement.collect import count_rows, in_folds, mask_of
 from rectilinear.models.capture import Passage, Span, run_until
@@ -21,7 +21,7 @@ from rectilinear.models.describe import count_parameters
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.linear_block import Entry, LinearBlock, PaddingMask, stand_in, watch_padding
 from rectilinear.models.parts import Part, Parts
-from rectilinear.models.running import device_of, evaluating
+from rectilinear.models.running import device_of, evaluating, run
 from rectilinear.models.surgery import Edits, adds_straight, swapped
 from rectilinear.progress import Progress
 from rectilinear.settings import Target
@@ -92,6 +92,17 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
 def merge_edits(fits: Sequence[Fitted]) -> Edits:
     """All modules to put in, by path."""
     return {path: module for fitted in fits for path, module in fitted.edits.items()}
+
+
+def check_left_out(bench: Workbench, replacement: Replacement) -> None:
+    """Raise `RequestError` for what the model does not run without: others take more from it than hidden states."""
+    site = Site(bench, replacement.target, replacement.blocks, {}, bool(replacement.removed))
+    try:
+        with evaluating(bench.model), swapped(bench.model, site.left_out()):
+            run(bench.model, bench.one_row)
+    except JobError as error:
+        what = f"{replacement.target} {replacement.where}"
+        raise RequestError(f"expected a model that runs without {what}, got: {error}; try other blocks") from None
 
 
 def _fit(bench: Workbench, replacement: Replacement, edits: Edits) -> Fitted:

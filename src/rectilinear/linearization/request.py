@@ -105,6 +105,16 @@ class Scope:
         one = (replacement or self.request.template).model_copy(update={"blocks": (index,)})
         return self.parts.part(index, one.target, bool(one.removed))
 
+    def _check_place(self, index: int, one: Replacement) -> None:
+        """Raise a `RequestError` for a block in which this replacement has no place."""
+        part = self.part(index, one)
+        check_not_shared(self.model, part, one.is_stock)
+        if one.by.remembers and part.role is None and self.parts is not None and self.parts.caches:
+            raise RequestError(
+                f"expected something that keeps a state of its own in the cache to put a {one.kind} in its place, got "
+                f"{part.path}, which keeps nothing there; try `kind=affine`"
+            )
+
     def check_weights(self, sha256: str | None) -> None:
         """Raise a `RequestError` for what cannot be done to the model's weights, which have this hash."""
         plan = self.request.selection.plan
@@ -117,8 +127,8 @@ class Scope:
         check_exportable(self.model, not all(one.is_stock for one in everything))
         for one in everything:
             for index in one.blocks:
-                check_not_shared(self.model, self.part(index, one), bool(one.removed))
-        if self.request.named is None and self.request.template.target != "block":
+                self._check_place(index, one)
+        if self.request.named is None:
             self._check_limit()
         for replacement in everything:
             replacement.by.check_model(self.model, self.stack, replacement.blocks[0])
@@ -141,7 +151,7 @@ class Scope:
         found, reasons = list[int](), list[RequestError]()
         for index in indices:
             try:
-                check_not_shared(self.model, self.part(index), self.request.template.is_stock)
+                self._check_place(index, self.request.template)
             except RequestError as error:
                 reasons.append(error)
             else:
@@ -171,7 +181,12 @@ class Scope:
         """Parameters that replacing some blocks takes away, less those that it brings."""
         by, target = self.request.template.by, self.request.template.target
         replacements = self.request.group(indices)
-        return sum(map(self._weight, replacements)) - len(replacements) * by.parameters(self.width, target)
+        brought = sum(by.parameters(self._width_of(one.blocks[0]), target) for one in replacements)
+        return sum(map(self._weight, replacements)) - brought
+
+    def _width_of(self, index: int) -> int:
+        """Width of what a stand-in takes: of several residual streams it is more than the configuration's."""
+        return self.width if self.parts is None else self.part(index).width
 
     def _weight(self, replacement: Replacement) -> int:
         """Parameters of what is replaced."""
@@ -196,7 +211,7 @@ class Scope:
                 )
         if self.too_large and not self.candidates:
             before = self._weight(*self.request.group(self.too_large[:1]))
-            after = template.by.parameters(self.width, template.target)
+            after = template.by.parameters(self._width_of(self.too_large[0]), template.target)
             raise RequestError(
                 f"expected replacements that make the model smaller, got {template.by} of {after:,} parameters for "
                 f"{before:,} ({template.target} {self.too_large[0]}); {advice}"

@@ -116,11 +116,6 @@ def record_kept(model: nn.Module, stack: BlockStack, ids: Tensor) -> dict[nn.Mod
 _KEEPS = {"update": "attention", "update_conv_state": "recurrent", "update_recurrent_state": "recurrent"}
 
 
-def values_after(output: Any) -> list[Any]:
-    """What a module returned beside the first value."""
-    return [] if isinstance(output, Tensor) else [*output][1:]
-
-
 def same(one: Any, other: Any) -> bool:
     """Whether two tensors are the same numbers, whatever their shapes."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor) or one.numel() != other.numel():
@@ -135,9 +130,46 @@ def random_weights(module: nn.Module) -> Iterator[None]:
     generator = torch.Generator().manual_seed(0)
     try:
         for parameter, data in own.items():
-            noise = torch.randn(data.shape, generator=generator).to(data)
-            parameter.data = noise / max(data.shape[-1], 1) ** 0.5 if data.ndim > 1 else data
+            noise = torch.randn(data.shape, generator=generator) / max(data.shape[-1], 1) ** 0.5
+            parameter.data = noise.to(data) if data.ndim > 1 else data
         yield
     finally:
         for parameter, data in own.items():
             parameter.data = data
+
+
+def changing(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    """A hook before a module that changes the hidden states among its arguments."""
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = hidden_argument(args, kwargs)
+
+        def swap(value: Any) -> Any:
+            return change(value) if isinstance(value, Tensor) and value is given else value
+
+        return tuple(map(swap, args)), {name: swap(value) for name, value in kwargs.items()}
+
+    return before
+
+
+def rounding(tensor: Tensor, exact: float) -> float:
+    """How large a relative difference may be rounding: ``exact`` in float32, more where precision is less."""
+    return max(exact, 16 * torch.finfo(tensor.dtype).eps)
+
+
+def added_argument(module: nn.Module, call: Call) -> str | None:
+    """The argument that a module adds to its output as it is: what is added to it comes out."""
+    y, x = call.y, call.x
+    if not isinstance(y, Tensor) or not y.is_floating_point() or x is None:
+        return None
+    others = {name: value for name, value in call.named(module).items() if value is not call.given}
+    for name, value in others.items():
+        if isinstance(value, Tensor) and (value.shape, value.dtype) == (y.shape, y.dtype):
+            shift = y.detach().roll(1, -1)
+            try:
+                changed = call.again(module, {name: value + shift})
+            except Exception:  # whatever a module needs that it has only in its model
+                continue
+            if changed is not None and bool((changed - y - shift).norm() <= rounding(y, 1e-3) * shift.norm()):
+                return name
+    return None

@@ -150,6 +150,14 @@ def first_value(output: Any) -> Any:
     return output
 
 
+def with_first(output: Any, value: Tensor) -> Any:
+    """What a module returned, with other hidden states."""
+    if not isinstance(output, (tuple, list)):
+        return value
+    values = [value, *output[1:]]
+    return values if isinstance(output, list) else tuple(values)
+
+
 def run_until(
     model: nn.Module, inputs: Tensor | Mapping[str, Any], modules: Sequence[nn.Module | Span]
 ) -> list[Passage]:

@@ -138,7 +138,7 @@ def _edit(
     for name in depth:
         setattr(text, name, len(kept))
     for name, value in values.items():
-        if isinstance(value, dict) and value and all(str(key).isdigit() for key in value):
+        if isinstance(value, dict) and "layer" in name and all(str(key).isdigit() for key in value):
             setattr(text, name, {kept.index(int(key)): value[key] for key in value if int(key) in kept})
         elif isinstance(value, (list, tuple)) and "token" not in name:
             if _lists_blocks(name, value, count) and (by_index or len(value) != count):
@@ -206,8 +206,12 @@ def _plain_attributes(block: nn.Module) -> dict[Place, Any]:
     }
 
 
+#: What is so for now, and says nothing of what a module is.
+_MODES = ("training", "gradient_checkpointing")
+
+
 def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    public = {name: value for name, value in attributes.items() if not name.startswith("_") and name != "training"}
+    public = {name: value for name, value in attributes.items() if not name.startswith("_") and name not in _MODES}
     return {name: value for name, value in public.items() if isinstance(value, (str, int, float)) or _is_table(value)}
 
 

@@ -10,7 +10,14 @@ from functools import cache
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin, StaticLayer
+from transformers.cache_utils import (
+    BaseQuantizedLayer,
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    LinearAttentionCacheLayerMixin,
+    StaticLayer,
+)
 
 from .causal_filter import State
 
@@ -85,10 +92,17 @@ class FilterLayer:
 
     @property
     def _in_use(self) -> bool:
-        """Whether what is no filter keeps anything here: not keys of no width, which only count tokens."""
-        parts = (part for value in vars(self).values() for part in (value.values() if isinstance(value, dict) else ()))
-        keys = getattr(self, "keys", None)
-        return keys is not None or any(isinstance(part, Tensor) for part in parts)
+        """Whether what is no filter keeps anything here, or counts tokens."""
+        return getattr(self, "keys", None) is not None or self._keeps_states
+
+    @property
+    def _keeps_states(self) -> bool:
+        """Whether a recurrence keeps anything here."""
+        tables = (value for value in vars(self).values() if isinstance(value, dict))
+        return any(isinstance(part, Tensor) for table in tables for part in table.values())
+
+    def __reduce__(self) -> Any:
+        return _blank_layer, (type(self).__mro__[2],), vars(self)
 
     def _both(self, name: str, *args: Any) -> None:
         method = getattr(super(), name, None)
@@ -111,7 +125,11 @@ class FilterLayer:
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take tokens back; see `FilterState.crop`."""
-        self._both("crop", tokens_to_remove)
+        if isinstance(self, LinearAttentionCacheLayerMixin) and not self._keeps_states:
+            if isinstance(self, CacheLayerMixin) and self.keys is not None:  # of an attention beside what is gone
+                DynamicLayer.crop(self, tokens_to_remove)  # type: ignore[arg-type]
+        else:
+            self._both("crop", tokens_to_remove)
         for each in self.filters.values():
             each.crop(tokens_to_remove)
 
@@ -144,6 +162,12 @@ class FilterLayer:
         self._both("prefetch")
 
 
+def _blank_layer(layer: Any) -> Any:
+    """Such a layer without attributes yet: what a pickle of one begins with."""
+    made = filter_layer_class(layer)
+    return made.__new__(made)
+
+
 @cache
 def filter_layer_class(layer: Any) -> Any:
     """A class of cache layers that keep states of filters too."""
@@ -161,7 +185,7 @@ def layer_beside(cache: Any, index: int, recording: bool) -> Any:
     while len(held.layers) <= index:
         held.layers.append((held.layer_class_to_replicate or DynamicLayer)())
     layer: Any = held.layers[index]
-    if isinstance(layer, StaticLayer):
+    if any(isinstance(each, StaticLayer) for each in held.layers):
         # Masks for keys of a fixed number would be taken for masks of the tokens so far.
         raise RuntimeError("expected a cache that grows, got a static one; try the default cache_implementation")
     if isinstance(layer, FilterLayer):
@@ -179,7 +203,8 @@ def count_tokens(layer: Any, role: str, like: Tensor) -> None:
 
     Keys and values without any width keep the length that masks are made by; a recurrent state, that there is one.
     """
-    if role != "recurrent" and isinstance(layer, CacheLayerMixin):
+    quantised = isinstance(layer, BaseQuantizedLayer)  # which can do nothing with these; lengths are the filter's
+    if role != "recurrent" and isinstance(layer, CacheLayerMixin) and not quantised:
         nothing = like.new_zeros(len(like), 1, like.shape[1], 0)
         layer.update(nothing, nothing)
     if role != "attention" and isinstance(layer, LinearAttentionCacheLayerMixin):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from rectilinear.errors import JobError
 from rectilinear.models.capture import as_spans, hidden_argument
 from rectilinear.models.find_blocks import BlockStack, takes_own_inputs
-from rectilinear.models.running import evaluating, hooked_before, run
+from rectilinear.models.running import Enough, evaluating, hooked_before, run
 
 # Rows and tokens of two passes: which axis is which shows in how the sizes change, whatever the model's own are.
 _SIZES = ((2, 5), (3, 7))
@@ -53,6 +54,8 @@ def find_layout(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[str
         JobError: there are more hidden states than tokens, and none or several of them are a token's.
     """
     usual = Layout(decoder=takes_own_inputs(model, stack) and isinstance(batch, Mapping) and bool(_OWN & batch.keys()))
+    if not hasattr(model, "config") and _is_usual(model, stack, batch):  # it may keep a state from call to call
+        return usual
     sizes = _sizes(model, stack, batch)
     rows = [axis for axis, pair in sizes.items() if pair == (_SIZES[0][0], _SIZES[1][0])]
     tokens = [axis for axis in sizes if axis not in rows]
@@ -62,6 +65,12 @@ def find_layout(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[str
     if sizes[tokens[0]] == (_SIZES[0][1], _SIZES[1][1]):
         return found
     return found._replace(start=_start_of_text(model, stack, batch, found), extra=True)
+
+
+def _is_usual(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[str, Any]) -> bool:
+    """Whether the first block is given rows and tokens in this order, as a batch shows that has not as many of both."""
+    ids, found = _tensors(batch)[0], _first_input(model, stack, batch, go_on=False)
+    return found is not None and found.ndim == 3 and found.shape[:2] == ids.shape and len(ids) != ids.shape[1]
 
 
 #: What a batch has for a decoder that has an encoder beside it.
@@ -102,14 +111,17 @@ def _start_of_text(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[
     return int(moved[0]) - 2
 
 
-def _first_input(model: nn.Module, stack: BlockStack, inputs: Tensor | Mapping[str, Any]) -> Any:
+def _first_input(model: nn.Module, stack: BlockStack, inputs: Tensor | Mapping[str, Any], *, go_on: bool = True) -> Any:
+    """What the first block is given in a pass, which may end there."""
     seen: list[Tensor | None] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         found = hidden_argument(args, kwargs)
         seen.append(None if found is None else found.clone())
+        if not go_on:
+            raise Enough
 
-    with evaluating(model), hooked_before([as_spans(stack.blocks)[0].entry], note):
+    with suppress(Enough), evaluating(model), hooked_before([as_spans(stack.blocks)[0].entry], note):
         run(model, inputs)
     return seen[0] if seen else None
 

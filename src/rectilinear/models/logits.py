@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from rectilinear.errors import JobError, RequestError, broken_promise
-from rectilinear.models.running import device_of
+from rectilinear.models.running import device_of, naming_the_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ def _takes_any(parameters: Mapping[str, Parameter]) -> bool:
 
 def _forward(model: nn.Module, ids: Tensor, options: dict[str, Any]) -> tuple[Tensor, Any]:
     """Logits of a forward pass without gradients, and all that it returns."""
-    with torch.no_grad():
+    with torch.no_grad(), naming_the_model():
         output = model(ids.to(device_of(model)), **options)
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor) or logits.ndim != 3:

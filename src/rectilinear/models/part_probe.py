@@ -13,8 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rectilinear.models.calls import Call, Kept, random_weights, record_calls, record_kept, same, values_after
-from rectilinear.models.capture import first_value, hidden_argument
+from rectilinear.models.calls import (
+    Call,
+    Kept,
+    added_argument,
+    changing,
+    random_weights,
+    record_calls,
+    record_kept,
+    rounding,
+    same,
+)
+from rectilinear.models.capture import first_value, with_first
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.parts import Part, Parts
 from rectilinear.models.running import evaluating, hooked, hooked_before, run
@@ -25,12 +35,14 @@ _ROWS, _TOKENS = 2, 7
 
 def probe_parts(model: nn.Module, stack: BlockStack, inputs: Tensor) -> Parts:
     """Run a model on a few token ids of ``[rows, seq_len]`` and find the parts of its blocks."""
-    ids = inputs.flatten()
+    ids = torch.unique(inputs)  # of equal tokens the hidden states are equal
     ids = ids.repeat(-(-_ROWS * _TOKENS // len(ids)))[: _ROWS * _TOKENS].view(_ROWS, _TOKENS)
     with evaluating(model), torch.no_grad():
         calls = record_calls(model, stack, ids)
         kept = record_kept(model, stack, ids)
-        return Parts([_BlockProbe(model, stack, ids, calls, kept, index).parts() for index in range(len(stack))])
+        return Parts(
+            [_BlockProbe(model, stack, ids, calls, kept, index).parts() for index in range(len(stack))], bool(kept)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +91,7 @@ class _BlockProbe:
         mixing = {part.path: self._mixes(part) for part in candidates}
         mixers = [part for part in candidates if mixing[part.path]]
         others = [part for part in candidates if not mixing[part.path] and not self._is_chained(part, candidates)]
-        if not others:
-            others = self._spans(mixers)
+        others += self._spans(mixers, others) if mixers else []
         return {
             "block": self._part(self.block, self.where, ran[0]),
             "attention": self._only(mixers, "attention", "mixes tokens"),
@@ -142,7 +153,7 @@ class _BlockProbe:
                 f"expected a model that keeps what it remembers in a cache of transformers, got {self.name}, which "
                 "keeps it elsewhere; try `kind=drop`"
             )
-        adds = self._adds(module, call) if module is not self.block else None
+        adds = added_argument(module, call) if module is not self.block else None
         roles = {role for role, _ in kept or ()}
         role = None if not roles else "both" if module is self.block or len(roles) > 1 else roles.pop()
         layers = tuple(sorted({layer for _, layer in kept or ()}))
@@ -155,13 +166,11 @@ class _BlockProbe:
         """The argument that takes, in the next block, what this one returns at a place."""
         if module is not self.block or len(self.stack) < 2:
             return None
-        first = self.index if self.index + 1 < len(self.stack) else self.index - 1
-        given, taken = (self.calls.get(self.stack.blocks[index], []) for index in (first, first + 1))
-        if not given or not taken or place >= len(given[0].values):
-            return None
-        value = given[0].values[place]
-        named = taken[0].named(self.stack.blocks[first + 1])
-        return next((name for name, argument in named.items() if argument is value), None)
+        pair = self.stack.blocks[min(self.index, len(self.stack) - 2) :][:2]
+        given, taken = (self.calls.get(block, []) for block in pair)
+        values = given[0].values[place : place + 1] if given and taken else []
+        named = taken[0].named(pair[1]) if values else {}
+        return next((name for name, argument in named.items() if argument is values[0]), None)
 
     def _does_without(self, module: nn.Module, places: Sequence[int]) -> bool:
         """Whether the last block gives the same where these values that a module returns are None."""
@@ -203,35 +212,13 @@ class _BlockProbe:
             zeros = torch.zeros_like(first_value(output))
             if part.adds:
                 zeros = zeros + Call(args, kwargs).named(module)[part.adds]
-            values = [zeros, *values_after(output)]
-            return zeros if isinstance(output, Tensor) else values if isinstance(output, list) else tuple(values)
+            return with_first(output, zeros)
 
         y = self._rerun(self.block, [module], nothing)
         if y is None or not y.isfinite().all():
             return False
         flat = y.reshape(_ROWS * _TOKENS, -1)
         return bool((flat - flat[0]).abs().max() > 1e-3 * flat.abs().max())
-
-    def _adds(self, module: nn.Module, call: Call) -> str | None:
-        """The argument that a module adds to its output as it is: what is added to it comes out."""
-        y, x = call.y, call.x
-        if not isinstance(y, Tensor) or not y.is_floating_point() or x is None:
-            return None
-        for name, value in call.named(module).items():
-            if (
-                isinstance(value, Tensor)
-                and value is not call.given
-                and value.is_floating_point()
-                and value.shape == y.shape
-            ):
-                shift = y.detach().roll(1, -1)
-                try:
-                    changed = call.again(module, {name: value + shift})
-                except Exception:  # whatever a module needs that it has only in its model
-                    continue
-                if changed is not None and bool((changed - y - shift).norm() <= 1e-3 * shift.norm()):
-                    return name
-        return None
 
     def _mixes(self, part: Part) -> bool:
         """Whether what a part gives for a token depends on others: the first token of each row is changed."""
@@ -243,18 +230,10 @@ class _BlockProbe:
             rows[place] = rows[place].roll(1, -1) + rows[[each + 1 for each in place]]
             return rows.view_as(value)
 
-        def change(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            given = hidden_argument(args, kwargs)
-
-            def swap(value: Any) -> Any:
-                return shifted(value) if isinstance(value, Tensor) and value is given else value
-
-            return tuple(map(swap, args)), {name: swap(value) for name, value in kwargs.items()}
-
         def moved() -> Tensor | None:
             """How far what it gives moves, for each token, relative to the largest value."""
             was = self._rerun(module, [], lambda *_: None)
-            with hooked_before([entry], change):
+            with hooked_before([entry], changing(shifted)):
                 now = self._rerun(module, [], lambda *_: None)
             if was is None or now is None:
                 return None
@@ -263,10 +242,10 @@ class _BlockProbe:
 
         found = moved()
         if found is not None and not found.any():  # a part that gives nothing, as before training
-            with random_weights(self.block):
+            with random_weights(module):
                 found = moved()
         kept = [each for each in range(_ROWS * _TOKENS) if each not in place]
-        return found is None or bool(found[kept].max() > 1e-5)
+        return found is None or not bool(found[kept].max() <= rounding(self.calls[module][0].y, 1e-5) * found.max())
 
     def _is_chained(self, part: Part, candidates: Sequence[Part]) -> bool:
         """Whether it hands what it gives straight to another part, as a norm does, or takes what another gives."""
@@ -274,9 +253,9 @@ class _BlockProbe:
         others = [self.calls[self.model.get_submodule(each.path)][0] for each in candidates if each is not part]
         return any(same(own.y, each.x) or same(each.y, own.x) for each in others)
 
-    def _spans(self, mixers: Sequence[Part]) -> list[Part]:
-        """Two matrices and what is between them, outside of all that mixes tokens, as one part."""
-        inside = [module for part in mixers for module in self.model.get_submodule(part.path).modules()]
+    def _spans(self, mixers: Sequence[Part], others: Sequence[Part]) -> list[Part]:
+        """Two matrices and what is between them, outside of all other parts, as one part."""
+        inside = [module for part in (*mixers, *others) for module in self.model.get_submodule(part.path).modules()]
         fed = [self.calls[self.model.get_submodule(part.path)][0].y for part in mixers]
         names = {module: f"{self.where}.{name}" for name, module in self.block.named_modules()}
         ran = [
@@ -295,4 +274,19 @@ class _BlockProbe:
         entry, path = takes[0][0], gives[-1][0]
         part = Part(path, entry, stream.shape[-1], entry_width=takes[0][1].y.shape[-1])
         ends = self._goes_around(self.model.get_submodule(path), part) and not self._mixes(part)
-        return [part] if ends else []
+        return [part] if ends and self._depends_on_entry_alone(part) else []
+
+    def _depends_on_entry_alone(self, part: Part) -> bool:
+        """Whether what two matrices and all between them give is the same where only the rest of the block changes."""
+        entry, module = (self.model.get_submodule(path) for path in (part.entry, part.path))
+        x = self.calls[entry][0].x
+        other, own = (
+            changing(lambda stream: stream.roll(1, -1)),
+            changing(lambda given: given if x is None else x.clone()),
+        )
+        with hooked_before([self.block], other), hooked_before([entry], own):
+            now = self._rerun(module, [], lambda *_: None)
+        was = self._rerun(module, [], lambda *_: None)
+        if now is None or was is None:
+            return False
+        return bool((now - was).abs().max() <= rounding(was, 1e-5) * was.abs().max())

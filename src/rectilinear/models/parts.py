@@ -51,6 +51,7 @@ class Parts:
     """What can be replaced in each block of a stack: itself, the part that mixes tokens, the part that does not."""
 
     found: Sequence[Mapping[str, Part | str]]
+    caches: bool = False  # whether the model keeps anything in a cache of transformers as it decodes
 
     def part(self, index: int, target: Target, removed: bool = False) -> Part:
         """A block or a part of one. RequestError, with the reason, where none could be replaced, or removed."""

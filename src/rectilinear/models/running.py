@@ -25,12 +25,12 @@ def runnable(model: nn.Module) -> nn.Module:
 def run(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> None:
     """One forward pass, for its hooks: on the model's device, without gradients, cache or logits."""
     args, kwargs = arguments_for(model, inputs)
-    with torch.no_grad(), _naming_the_model():
+    with torch.no_grad(), naming_the_model():
         runnable(model)(*args, **kwargs)
 
 
 @contextmanager
-def _naming_the_model() -> Iterator[None]:
+def naming_the_model() -> Iterator[None]:
     """Turn what a model raises on inputs that it cannot take into a `JobError`; memory that runs out stays as it is."""
     from accelerate.utils.memory import should_reduce_batch_size
 

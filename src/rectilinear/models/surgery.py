@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.models.capture import first_value, run_until
+from rectilinear.models.capture import first_value, run_until, with_first
 from rectilinear.models.depth import remove_blocks
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.linear_block import LinearBlock, watch_padding
@@ -89,10 +89,7 @@ def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: A
 
     def shifted(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         moved = first_value(output) + shift.view_as(first_value(output))
-        if isinstance(output, (tuple, list)):
-            values = [moved, *output[1:]]
-            return values if isinstance(output, list) else tuple(values)
-        return moved
+        return with_first(output, moved)
 
     watched = [child for child in block.children() if child is not part] if through else []
     with evaluating(model):  # dropout would change the output too

@@ -36,6 +36,11 @@ class Whole(nn.Module):
         """What the model gives."""
         return self.model(*args, **kwargs)
 
+    def get_encoder(self) -> Any:
+        """The model's; an error where it has none."""
+        encoder: Any = self.model.get_encoder  # type: ignore[union-attr]
+        return encoder()  # type: ignore[operator]
+
 
 def trained_model(trainer: Any) -> tuple[nn.Module, nn.Module]:
     """The model that a transformers Trainer trains: what to run for its hidden states, and itself without wrappers."""

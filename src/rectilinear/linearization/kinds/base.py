@@ -37,6 +37,11 @@ class Kind(Settings):
     needs_block_before: ClassVar[bool] = False
     trainable: ClassVar[bool] = True
 
+    @property
+    def remembers(self) -> bool:
+        """Whether what it gives for a token depends on those before, so that decoding keeps something of them."""
+        return False
+
     def check(self, width: int) -> None:
         """Raise a `RequestError` for options that make no sense for hidden states of a width."""
 

@@ -42,6 +42,11 @@ class Filter(LinearMap):
     )
     """Rates of the decaying means that a filter sees, such as 1,0.9; 1 is the plain mean."""
 
+    @property
+    def remembers(self) -> bool:
+        """Earlier tokens, or means of them."""
+        return bool(self.taps or self.rates)
+
     def module_options(self, target: Target) -> dict[str, Any]:
         """See `rectilinear.models.modeling_rectilinear.CausalFilter` for those of the features."""
         features = {"present": target == "block", "taps": self.taps, "rates": self.rates}
