@@ -86,7 +86,7 @@ def plant(model, index, **options):
 @pytest.mark.parametrize("index", [1, 2])
 def test_a_block_that_is_a_stand_in_is_found_again(index, kind, options, linearize):
     model = build("llama")
-    planted = plant(model, index, kind=kind, present=kind == "filter", **options)
+    planted = plant(model, index, kind=kind, present=kind == "filter", cache_index=index, **options)
     model.config.use_cache = False
     made = linearize(model, kind=kind, blocks=[index], max_tokens=7000, **options)
     found = made.model.model.layers[index]
