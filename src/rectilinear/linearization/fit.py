@@ -19,6 +19,7 @@ from rectilinear.measurement.collect import count_rows, in_folds, mask_of
 from rectilinear.models.capture import Passage, Span, run_until
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.find_blocks import BlockStack
+from rectilinear.models.layout import Layout
 from rectilinear.models.linear_block import Entry, LinearBlock, PaddingMask, stand_in, watch_padding
 from rectilinear.models.parts import Part, Parts
 from rectilinear.models.running import device_of, evaluating, run
@@ -205,7 +206,11 @@ class Site:
         corrects = is_part and adds_straight(bench.model, block, first.exit, bench.one_row, through=through)
 
         def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
-            ours, theirs = ([each.by_rows(count_rows(batch)) for each in passages] for passages in (edited, original))
+            usual, count = Layout(), count_rows(batch)
+            ours, theirs = (
+                [Passage(*(usual.by_rows(hidden, count, None) for hidden in passage)) for passage in passages]
+                for passages in (edited, original)
+            )
             x, mask = ours[0].x, mask_of(batch)
             target = bench.exact(theirs[0].y)
             if new.residual:

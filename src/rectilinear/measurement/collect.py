@@ -17,7 +17,7 @@ from rectilinear.models.capture import Span, capture_blocks
 from rectilinear.models.layout import Layout
 from rectilinear.models.running import evaluating, run, runnable
 from rectilinear.progress import Progress
-from rectilinear.text.batches import Batch
+from rectilinear.text.batches import Batch, tensors_of
 
 
 def collect_moments(
@@ -88,12 +88,6 @@ def count_rows(batch: Batch) -> int:
     if not tensors or not tensors[0].ndim:
         raise RequestError(f"expected batches of tensors [rows, ...], got {type(batch).__name__}")
     return len(tensors[0])
-
-
-def tensors_of(batch: Batch) -> list[Tensor]:
-    """The tensors of a batch, in order."""
-    values = batch.values() if isinstance(batch, Mapping) else [batch]
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 @dataclass(frozen=True)

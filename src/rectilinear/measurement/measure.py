@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rectilinear.core.moments import holds_float64
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import collect_moments, count_rows, tensors_of
+from rectilinear.measurement.collect import collect_moments, count_rows
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record, find_warnings
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
@@ -27,7 +27,7 @@ from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, settings_record
 from rectilinear.settings import BatchSize, takes_settings
-from rectilinear.text.batches import Batch, as_batches
+from rectilinear.text.batches import Batch, as_batches, tensors_of
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.settings import Rows
 from rectilinear.text.sources import name_source

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from rectilinear.models.capture import first_value, hidden_argument, named_arguments
+from rectilinear.models.capture import first_value
 from rectilinear.models.find_blocks import BlockStack
-from rectilinear.models.linear_block import LinearBlock
+from rectilinear.models.linear_block import LinearBlock, hidden_argument, named_arguments
 from rectilinear.models.running import hooked, hooked_before, may_cache, run
 
 
@@ -47,8 +47,9 @@ class Call:
         """What the module gives for the same arguments but some, by their names."""
 
         def anew(name: str, value: Any) -> Any:
-            fresh = self.x is not None and value is self.given
-            return changes[name] if name in changes else self.x.clone() if fresh and self.x is not None else value
+            if name in changes:
+                return changes[name]
+            return self.x.clone() if self.x is not None and value is self.given else value
 
         names = [*inspect.signature(module.forward).bind_partial(*self.args).arguments]
         args = [anew(name, value) for name, value in zip(names, self.args, strict=False)]

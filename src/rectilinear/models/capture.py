@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import cycle
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rectilinear.errors import JobError
+from rectilinear.models.linear_block import hidden_argument, named_arguments
 from rectilinear.models.running import Enough, arguments_for, hooked, hooked_before, run, runnable
 
 #: Called with a block's index, its input and its output, as the block returned them.
@@ -23,11 +23,6 @@ class Passage(NamedTuple):
 
     x: Tensor
     y: Tensor
-
-    def by_rows(self, rows: int) -> Passage:
-        """Both as ``[rows, seq_len, width]``, with several residual streams as one."""
-        x, y = (t.flatten(2) if t.ndim > 2 else t.view(rows, -1, t.shape[-1]) for t in self)
-        return Passage(x, y)
 
 
 class Span(NamedTuple):
@@ -51,11 +46,6 @@ class Span(NamedTuple):
 def as_spans(modules: Sequence[nn.Module | Span]) -> list[Span]:
     """Modules as parts of one module each."""
     return [each if isinstance(each, Span) else Span(each, each) for each in modules]
-
-
-def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by the names that a module has for them."""
-    return {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
 
 
 @contextmanager
@@ -119,12 +109,6 @@ def capture_blocks(
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
-
-
-def hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The hidden states among a module's arguments: the first, or the one of that name, or the first of any."""
-    given = (*args[:1], kwargs.get("hidden_states"), *kwargs.values(), *args[1:])
-    return next((each for each in given if isinstance(each, Tensor) and each.is_floating_point()), None)
 
 
 def _input_of(index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -65,8 +65,8 @@ def remove_blocks(model: PreTrainedModel, stack: BlockStack, kept: Sequence[int]
     chosen = [blocks[index] for index in kept]
     sequential = isinstance(model.get_submodule(stack.path), nn.Sequential)
     model.set_submodule(stack.path, nn.Sequential(*chosen) if sequential else nn.ModuleList(chosen))
-    for index, block in zip(kept, chosen, strict=True):
-        _move_cache_layers(block, index, chosen.index(block))
+    for new, (old, block) in enumerate(zip(kept, chosen, strict=True)):
+        _move_cache_layers(block, old, new)
     theirs = dict(built.named_modules())
     for path, module in _with_skeletons(model):
         if path in theirs:
@@ -94,7 +94,7 @@ def _move_cache_layers(block: nn.Module, old: int, new: int) -> None:
             module.cache_layers = tuple(layer + shift for layer in module.cache_layers)
 
 
-def index_places(blocks: Sequence[nn.Module]) -> set[Place]:
+def _index_places(blocks: Sequence[nn.Module]) -> set[Place]:
     """Where blocks hold their own index: attributes that are 0 in the first, 1 in the second and so on."""
     places = [_plain_attributes(block) for block in blocks]
     if len(blocks) < 2:
@@ -162,7 +162,7 @@ def _difference(
         return f"{name} has no field that the number of blocks at {stack.path} follows"
     if _outside(built, stack.path) != _outside(model, stack.path):
         return f"{name} builds other parts of the model too when it builds fewer blocks"
-    places = index_places(stack.blocks)
+    places = _index_places(stack.blocks)
     for new, old in enumerate(kept):
         if unlike := _unlike(rebuilt.blocks[new], stack.blocks[old], places):
             return (

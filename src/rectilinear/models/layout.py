@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.errors import JobError
-from rectilinear.models.capture import as_spans, hidden_argument
 from rectilinear.models.find_blocks import BlockStack, takes_own_inputs
+from rectilinear.models.linear_block import hidden_argument
 from rectilinear.models.running import Enough, evaluating, hooked_before, run
+from rectilinear.text.batches import Batch, tensors_of
 
 # Rows and tokens of two passes: which axis is which shows in how the sizes change, whatever the model's own are.
 _SIZES = ((2, 5), (3, 7))
@@ -45,7 +46,7 @@ class Layout(NamedTuple):
         return moved[:, self.start : self.start + tokens] if self.extra and tokens is not None else moved
 
 
-def find_layout(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[str, Any]) -> Layout:
+def find_layout(model: nn.Module, stack: BlockStack, batch: Batch) -> Layout:
     """How hidden states lie in what the first block is given, on a few tokens of a batch of ids ``[rows, seq_len]``.
 
     For other batches, and where a model does not run on so few tokens, as most have it: rows, tokens, width.
@@ -67,9 +68,9 @@ def find_layout(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[str
     return found._replace(start=_start_of_text(model, stack, batch, found), extra=True)
 
 
-def _is_usual(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[str, Any]) -> bool:
+def _is_usual(model: nn.Module, stack: BlockStack, batch: Batch) -> bool:
     """Whether the first block is given rows and tokens in this order, as a batch shows that has not as many of both."""
-    ids, found = _tensors(batch)[0], _first_input(model, stack, batch, go_on=False)
+    ids, found = tensors_of(batch)[0], _first_input(model, stack, batch, go_on=False)
     return found is not None and found.ndim == 3 and found.shape[:2] == ids.shape and len(ids) != ids.shape[1]
 
 
@@ -77,9 +78,9 @@ def _is_usual(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[str, 
 _OWN = {"decoder_input_ids", "decoder_attention_mask", "labels"}
 
 
-def _sizes(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[str, Any]) -> dict[int, tuple[int, int]]:
+def _sizes(model: nn.Module, stack: BlockStack, batch: Batch) -> dict[int, tuple[int, int]]:
     """Sizes in two passes, of axes that have others in the second; none where that cannot be tried."""
-    first = next((value for value in _tensors(batch) if value.ndim == 2 and not value.is_floating_point()), None)
+    first = next((value for value in tensors_of(batch) if value.ndim == 2 and not value.is_floating_point()), None)
     if first is None or not first.numel():
         return {}
     try:
@@ -92,12 +93,12 @@ def _sizes(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[str, Any
     return {axis: pair for axis, pair in pairs if pair[0] != pair[1]}
 
 
-def _start_of_text(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[str, Any], layout: Layout) -> int:
+def _start_of_text(model: nn.Module, stack: BlockStack, batch: Batch, layout: Layout) -> int:
     """Where the first token's hidden states are among all: those of the third change with it."""
     rows, tokens = _SIZES[0]
     before = _first_input(model, stack, _cut(batch, rows, tokens))
     changed = _cut(batch, rows, tokens)
-    for ids in _tensors(changed):
+    for ids in tensors_of(changed):
         if not ids.is_floating_point():
             ids[:, 2] = torch.where(ids[:, 2] == ids[:, 1], ids[:, 0], ids[:, 1])
     after = _first_input(model, stack, changed)
@@ -111,7 +112,7 @@ def _start_of_text(model: nn.Module, stack: BlockStack, batch: Tensor | Mapping[
     return int(moved[0]) - 2
 
 
-def _first_input(model: nn.Module, stack: BlockStack, inputs: Tensor | Mapping[str, Any], *, go_on: bool = True) -> Any:
+def _first_input(model: nn.Module, stack: BlockStack, inputs: Batch, *, go_on: bool = True) -> Any:
     """What the first block is given in a pass, which may end there."""
     seen: list[Tensor | None] = []
 
@@ -121,17 +122,12 @@ def _first_input(model: nn.Module, stack: BlockStack, inputs: Tensor | Mapping[s
         if not go_on:
             raise Enough
 
-    with suppress(Enough), evaluating(model), hooked_before([as_spans(stack.blocks)[0].entry], note):
+    with suppress(Enough), evaluating(model), hooked_before(stack.blocks[:1], note):
         run(model, inputs)
     return seen[0] if seen else None
 
 
-def _tensors(batch: Tensor | Mapping[str, Any]) -> list[Tensor]:
-    values = batch.values() if isinstance(batch, Mapping) else [batch]
-    return [value for value in values if isinstance(value, Tensor)]
-
-
-def _cut(batch: Tensor | Mapping[str, Any], rows: int, tokens: int) -> Any:
+def _cut(batch: Batch, rows: int, tokens: int) -> Any:
     """A batch of that size with ids of this one, none of them padding; what is no ``[rows, tokens]`` as it is."""
     if isinstance(batch, Mapping):
         sizes = {name: value for name, value in batch.items() if isinstance(value, Tensor) and value.ndim == 2}

@@ -9,7 +9,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class PaddingMask:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the attention mask, positions and lengths of documents of this forward pass."""
         if len(args) > 1:
-            kwargs = {**kwargs, **inspect.signature(module.forward).bind_partial(*args).arguments}
+            kwargs = named_arguments(module, args, kwargs)
         names = ("attention_mask", "position_ids", "cu_seq_lens_q")
         self.mask, self.positions, self.lengths = (kwargs.get(name) for name in names)
 
@@ -177,7 +177,7 @@ class LinearBlock(nn.Module):
         The hidden states are the first argument, or the one of that name. A transformers `Cache` among the arguments
         keeps the state between calls.
         """
-        hidden = self._entered() if self.entry else _hidden_states(args, kwargs)
+        hidden = self._entered() if self.entry else cast(Tensor, hidden_argument(args, kwargs))
         x = as_rows(hidden)
         layers = self._in_cache([*args, *kwargs.values()])
         kept = layers[0].filter_state(self.role) if layers else None
@@ -194,7 +194,7 @@ class LinearBlock(nn.Module):
         update = update.view_as(hidden)
         output = hidden + update if self.residual else update
         if self.adds is not None:
-            output = output + self._argument(self.adds, args, kwargs)
+            output = output + named_arguments(self.skeleton, args, kwargs)[self.adds]
         if not self.outputs:
             return output
         values = [output, *(self._passed(str(place), args, kwargs) for place in range(1, self.outputs))]
@@ -220,13 +220,7 @@ class LinearBlock(nn.Module):
         return torch.cat(parts, 1), state, rewind
 
     def _passed(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._argument(self.passes[place], args, kwargs) if place in self.passes else None
-
-    def _argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An argument by the name that the replaced module has for it."""
-        if name in kwargs:
-            return kwargs[name]
-        return inspect.signature(self.skeleton.forward).bind_partial(*args).arguments[name]
+        return named_arguments(self.skeleton, args, kwargs)[self.passes[place]] if place in self.passes else None
 
     def _in_cache(self, arguments: list[Any]) -> list[Any]:
         caches = [value for value in arguments if hasattr(value, "update") and not isinstance(value, Mapping)]
@@ -241,10 +235,15 @@ def _one_or_all(indices: Sequence[int]) -> int | list[int] | None:
     return None if not indices else indices[0] if len(indices) == 1 else [*indices]
 
 
-def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    given = (*args[:1], kwargs.get("hidden_states"), *kwargs.values())
-    found: Tensor = next(each for each in given if isinstance(each, Tensor) and each.is_floating_point())
-    return found
+def hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The hidden states among a module's arguments: the first, or the one of that name, or the first of any."""
+    given = (*args[:1], kwargs.get("hidden_states"), *kwargs.values(), *args[1:])
+    return next((each for each in given if isinstance(each, Tensor) and each.is_floating_point()), None)
+
+
+def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by the names that a module has for them."""
+    return {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
 
 
 def as_rows(hidden: Tensor) -> Tensor:

@@ -61,6 +61,12 @@ class _BlockProbe:
         return self.stack.blocks[self.index]
 
     @property
+    def stream(self) -> Tensor:
+        """What came into the block; nothing where no hidden states did."""
+        x = self.calls[self.block][0].x
+        return torch.empty(0) if x is None else x
+
+    @property
     def where(self) -> str:
         return self.stack.path_of(self.index)
 
@@ -121,10 +127,8 @@ class _BlockProbe:
 
     def _fits(self, call: Call) -> bool:
         """Whether it takes and gives a vector of the stream, or of one of several, for each token."""
-        stream = self.calls[self.block][0].x
-        assert stream is not None
-        x, y = call.x, call.y
-        sizes = (_ROWS * _TOKENS * stream.shape[-1], stream.shape[-1])
+        x, y, width = call.x, call.y, self.stream.shape[-1]
+        sizes = (_ROWS * _TOKENS * width, width)
         return x is not None and isinstance(y, Tensor) and all((t.numel(), t.shape[-1]) == sizes for t in (x, y))
 
     def _part(self, module: nn.Module, path: str, call: Call, removed: bool = False) -> Part | str:
@@ -158,8 +162,7 @@ class _BlockProbe:
         role = None if not roles else "both" if module is self.block or len(roles) > 1 else roles.pop()
         layers = tuple(sorted({layer for _, layer in kept or ()}))
         width = 0 if call.x is None else call.x.numel() // (_ROWS * _TOKENS)
-        stream = self.calls[self.block][0].x
-        in_stream = stream is not None and call.x is not None and call.x.numel() == stream.numel()
+        in_stream = call.x is not None and call.x.numel() == self.stream.numel()
         return Part(path, path, width, in_stream, outputs, isinstance(output, list), passes, adds, role, layers)
 
     def _handed_on(self, module: nn.Module, place: int) -> str | None:
@@ -265,14 +268,13 @@ class _BlockProbe:
             if len(calls) == 1 and not any(module is each for each in inside)
         ]
         ran = [(path, call) for path, call in ran if not any(same(call.x, y) for y in fed)]
-        stream = self.calls[self.block][0].x
-        assert stream is not None
-        takes = [(p, c) for p, c in ran if c.x is not None and c.x.numel() == stream.numel()]
-        gives = [(p, c) for p, c in ran if isinstance(c.y, Tensor) and c.y.numel() == stream.numel()]
+        size = self.stream.numel()
+        takes = [(p, c) for p, c in ran if c.x is not None and c.x.numel() == size]
+        gives = [(p, c) for p, c in ran if isinstance(c.y, Tensor) and c.y.numel() == size]
         if not takes or not gives or takes[0][0] == gives[-1][0]:
             return []
         entry, path = takes[0][0], gives[-1][0]
-        part = Part(path, entry, stream.shape[-1], entry_width=takes[0][1].y.shape[-1])
+        part = Part(path, entry, self.stream.shape[-1], entry_width=takes[0][1].y.shape[-1])
         ends = self._goes_around(self.model.get_submodule(path), part) and not self._mixes(part)
         return [part] if ends and self._depends_on_entry_alone(part) else []
 
@@ -280,13 +282,9 @@ class _BlockProbe:
         """Whether what two matrices and all between them give is the same where only the rest of the block changes."""
         entry, module = (self.model.get_submodule(path) for path in (part.entry, part.path))
         x = self.calls[entry][0].x
-        other, own = (
-            changing(lambda stream: stream.roll(1, -1)),
-            changing(lambda given: given if x is None else x.clone()),
-        )
+        other = changing(lambda stream: stream.roll(1, -1))
+        own = changing(lambda given: given if x is None else x.clone())
         with hooked_before([self.block], other), hooked_before([entry], own):
             now = self._rerun(module, [], lambda *_: None)
-        was = self._rerun(module, [], lambda *_: None)
-        if now is None or was is None:
-            return False
-        return bool((now - was).abs().max() <= rounding(was, 1e-5) * was.abs().max())
+        was = self.calls[module][0].y
+        return now is not None and bool((now - was).abs().max() <= rounding(was, 1e-5) * was.abs().max())

@@ -53,6 +53,12 @@ def as_batches(source: Any) -> Tensor | list[Batch] | None:
     return _pad([_row(item) for item in items]) if _is_row(first) else [_batch(item) for item in items]
 
 
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in order."""
+    values = batch.values() if isinstance(batch, Mapping) else [batch]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
 def _is_integral(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
