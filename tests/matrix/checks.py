@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -23,6 +22,7 @@ from rectilinear.models.linear_block import Entry, LinearBlock
 from rectilinear.models.logits import row_logits
 from rectilinear.models.running import evaluating
 from tests import oracle
+from tests.activations import stored
 from tests.matrix.configurations import EXTRA_TOKENS, VOCABULARY, WIDTH, build
 
 ROWS, LENGTH = 48, 16
@@ -135,36 +135,20 @@ class Subject:
                     raise Wrong(f"block {block.index} scores {found:.6f}, where an SVD gives {true:.6f}")
 
     def activations(self):
-        """Inputs and outputs of each block, ``[tokens, width]`` each, of all its calls: in the layout of `ids`."""
-        stored = {}
-
-        def note(index):
-            def hook(module, args, kwargs, output):
-                given = [*args, *([kwargs["hidden_states"]] if "hidden_states" in kwargs else []), *kwargs.values()]
-                x = next(value for value in given if isinstance(value, torch.Tensor) and value.is_floating_point())
-                y = output if isinstance(output, torch.Tensor) else next(iter(_values(output)))
-                stored.setdefault(index, []).append((x.clone(), y.clone()))
-
-            return hook
-
-        handles = [block.register_forward_hook(note(index), with_kwargs=True) for index, block in enumerate(self.stack)]
-        # Each alone, so that nothing but its tokens can be in what a row leaves; and no state from row to row.
-        with evaluating(self.model), torch.no_grad():
-            for row in self.ids:
-                run_uncached(self.model, row[None])
-        for handle in handles:
-            handle.remove()
-        return {
-            index: tuple(np.concatenate([self._of_text(pair[side]) for pair in pairs]) for side in (0, 1))
-            for index, pairs in stored.items()
-        }
+        """Inputs and outputs of each block that runs, ``[tokens, width]`` each, of all its calls, by its index."""
+        # Each row alone, so that nothing but its tokens can be in what it leaves; and no state from row to row.
+        with evaluating(self.model):
+            found = stored(
+                self.stack.blocks, lambda row: run_uncached(self.model, row), self.ids[:, None], self._of_text
+            )
+        return {index: pair for index, pair in enumerate(found) if pair is not None}
 
     def _of_text(self, hidden):
         """``[LENGTH, width]`` of one row's hidden states, whatever their layout: several streams side by side."""
         start = EXTRA_TOKENS.get(self.model_type, 0)
         places = next(axis for axis, size in enumerate(hidden.shape) if size >= LENGTH and size != WIDTH)
         kept = hidden.movedim(places, 0)[start : start + LENGTH]
-        return kept.reshape(LENGTH, -1).double().numpy()
+        return kept.reshape(LENGTH, -1)
 
     def original(self):
         """Transformers itself saves, loads and decodes the model as it is."""

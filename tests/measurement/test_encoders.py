@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -12,6 +11,7 @@ from transformers import (
     BertModel,
     CLIPVisionConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     T5Config,
@@ -23,6 +23,7 @@ from transformers import (
 import rectilinear
 from rectilinear import Measurement, find_blocks
 from tests import oracle
+from tests.activations import stored
 
 VOCABULARY = 99
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
@@ -54,29 +55,9 @@ def rows(count=30, length=16, seed=0):
     return torch.randint(3, VOCABULARY, (count, length), generator=torch.Generator().manual_seed(seed))
 
 
-def stored(model, blocks, batches, kept):
-    """Inputs and outputs ``[tokens, width]`` of blocks, of the tokens that are kept in each batch."""
-    pairs = [[] for _ in blocks]
-
-    def noting(kept_pairs):
-        def note(module, args, kwargs, output):
-            x = args[0] if args else kwargs["hidden_states"]
-            kept_pairs.append((x, output if isinstance(output, torch.Tensor) else output[0]))
-
-        return note
-
-    handles = [
-        block.register_forward_hook(noting(found), with_kwargs=True) for block, found in zip(blocks, pairs, strict=True)
-    ]
-    with torch.no_grad():
-        for batch in batches:
-            model(**batch)
-    for handle in handles:
-        handle.remove()
-    return [
-        [np.concatenate([pair[side][mask].numpy() for pair, mask in zip(found, kept, strict=True)]) for side in (0, 1)]
-        for found in pairs
-    ]
+def kept(model, blocks, batch, mask):
+    """Inputs and outputs of blocks on a batch, of the tokens that a mask keeps."""
+    return stored(blocks, lambda inputs: model(**inputs), [batch], lambda hidden: hidden[mask])
 
 
 def check(profile, expected):
@@ -106,7 +87,7 @@ def test_each_half_counts_its_own_tokens(kind, half):
     assert stack.path.startswith(half)
     profile = rectilinear.measure(model, [batch], Measurement(blocks=stack.path, folds=2), progress=False)
     assert profile.data.tokens == int(masks[half].sum())
-    check(profile, stored(model, stack.blocks, [batch], [masks[half].bool()]))
+    check(profile, kept(model, stack.blocks, batch, masks[half].bool()))
 
 
 def test_a_decoder_without_a_mask_of_its_own():
@@ -121,11 +102,19 @@ def test_an_encoder_is_measured_by_itself(kind, tmp_path):
     model = seq2seq(kind)
     model.save_pretrained(tmp_path / "model")
     encoder, ids = model.get_encoder(), rows()
-    expected = stored(encoder, find_blocks(encoder).blocks, [{"input_ids": ids}], [torch.ones_like(ids).bool()])
+    expected = kept(encoder, find_blocks(encoder).blocks, {"input_ids": ids}, torch.ones_like(ids).bool())
     for source in (model, tmp_path / "model"):
         check(rectilinear.measure(source, ids, Measurement(blocks="encoder", folds=2), progress=False), expected)
     with pytest.raises(rectilinear.RequestError, match=r"expected a causal language model|cannot load"):
         rectilinear.measure(tmp_path / "model", ids, progress=False)
+
+
+def test_a_decoder_has_no_encoder():
+    model = built(LlamaForCausalLM, LlamaConfig(**SIZES, vocab_size=VOCABULARY))
+    for source in ("storyteller", model):
+        with pytest.raises(rectilinear.RequestError, match="expected a model with an encoder of its own"):
+            rectilinear.measure(source, rows(), Measurement(blocks="encoder"), progress=False)
+    assert len(rectilinear.measure(model, rows(), Measurement(blocks="decoder"), progress=False).blocks) == 3
 
 
 def test_an_encoder_without_a_decoder():
@@ -133,7 +122,7 @@ def test_an_encoder_without_a_decoder():
     mask = padded(ids, 2)
     batch = {"input_ids": ids, "attention_mask": mask}
     profile = rectilinear.measure(model, [batch], Measurement(folds=2), progress=False)
-    check(profile, stored(model, model.encoder.layer, [batch], [mask.bool()]))
+    check(profile, kept(model, model.encoder.layer, batch, mask.bool()))
 
 
 def test_a_model_of_images():
@@ -142,7 +131,7 @@ def test_a_model_of_images():
     profile = rectilinear.measure(model, [images], Measurement(folds=2), progress=False)
     assert profile.data.tokens == 30 * 17
     every = torch.ones(30, 17, dtype=torch.bool)
-    check(profile, stored(model, find_blocks(model).blocks, [{"pixel_values": images}], [every]))
+    check(profile, kept(model, find_blocks(model).blocks, {"pixel_values": images}, every))
 
 
 def test_of_text_and_image_the_text_s_decoder_is_found():
@@ -156,4 +145,4 @@ def test_of_text_and_image_the_text_s_decoder_is_found():
     assert [type(block).__name__ for block in stack] == ["LlamaDecoderLayer"] * 3
     ids = rows().clamp(max=97)
     profile = rectilinear.measure(copy.deepcopy(model), ids, Measurement(folds=2), progress=False)
-    check(profile, stored(model, stack.blocks, [{"input_ids": ids}], [torch.ones_like(ids).bool()]))
+    check(profile, kept(model, stack.blocks, {"input_ids": ids}, torch.ones_like(ids).bool()))

@@ -3,12 +3,12 @@
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import rectilinear
 from tests import oracle
+from tests.activations import stored
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -17,21 +17,6 @@ def example(name, built):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return runpy.run_path(str(EXAMPLES / f"{name}.py"))[built]().eval()
-
-
-def stored(model, blocks, rows, keep):
-    """Inputs and outputs of blocks on each row alone, ``[tokens, width]``, of the places that are kept."""
-    pairs = [[] for _ in blocks]
-    handles = [
-        block.register_forward_hook(lambda module, args, y, kept=kept: kept.append((args[0], y)))
-        for block, kept in zip(blocks, pairs, strict=True)
-    ]
-    with torch.no_grad():
-        for row in rows:
-            model(row[None])
-    for handle in handles:
-        handle.remove()
-    return [[np.concatenate([pair[side][0, keep].numpy() for pair in kept]) for side in (0, 1)] for kept in pairs]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +32,7 @@ def test_scores_are_those_of_stored_activations(name, built, stack, length, keep
     rows = torch.randint(100, (6, length), generator=torch.Generator().manual_seed(1))
     profile = rectilinear.measure(model, rows, rectilinear.Measurement(folds=2), progress=False)
     assert profile.data.tokens == rows.numel()
-    for block, (x, y) in zip(profile.blocks, stored(model, stack(model), rows, keep), strict=True):
+    expected = stored(stack(model), model, rows[:, None], lambda hidden: hidden[0, keep])
+    for block, (x, y) in zip(profile.blocks, expected, strict=True):
         found = block.linearity.in_sample, block.update_linearity.in_sample
         assert found == pytest.approx(oracle.in_sample(x, y), abs=1e-6)

@@ -4,7 +4,6 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,6 +11,7 @@ import rectilinear
 from rectilinear import Measurement, find_blocks
 from rectilinear.models.settings import Loading
 from tests import oracle
+from tests.activations import stored
 from tests.conftest import linearize
 
 FOLDER = Path(__file__).with_name("remote")
@@ -44,25 +44,6 @@ def remote(request, tiny_tokenizer, tmp_path_factory):
     return folder, model, request.param
 
 
-def stored(model, rows, tokens_first):
-    """Inputs and outputs of blocks on each row alone, ``[tokens, width]``."""
-    blocks = find_blocks(model).blocks
-    pairs = [[] for _ in blocks]
-    handles = [
-        block.register_forward_hook(lambda module, args, output, kept=kept: kept.append((args[0], output[0])))
-        for block, kept in zip(blocks, pairs, strict=True)
-    ]
-    with torch.no_grad():
-        for row in rows:
-            model(row[None])
-    for handle in handles:
-        handle.remove()
-    axis = 1 if tokens_first else 0
-    return [
-        [np.concatenate([pair[side].select(axis, 0).numpy() for pair in kept]) for side in (0, 1)] for kept in pairs
-    ]
-
-
 @pytest.mark.usefixtures("load")
 def test_trusted_code_is_measured(remote):
     folder, model, style = remote
@@ -71,7 +52,8 @@ def test_trusted_code_is_measured(remote):
     profile = rectilinear.measure(
         folder, rows, Measurement(folds=2), loading=Loading(trust_remote_code=True, device="cpu"), progress=False
     )
-    expected = stored(model, rows, style == "sequence_first")
+    axis = 1 if style == "sequence_first" else 0
+    expected = stored(find_blocks(model).blocks, model, rows[:, None], lambda hidden: hidden.select(axis, 0))
     assert len(profile.blocks) == len(expected) == 3
     for block, (x, y) in zip(profile.blocks, expected, strict=True):
         found = block.linearity.in_sample, block.update_linearity.in_sample

@@ -94,8 +94,12 @@ def test_it_is_measured_and_linearized(gguf_file, text_file, load, tmp_path):
 
 def test_what_is_no_gguf_file_is_refused_in_one_line(tmp_path):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but no more")
-    for name in ("broken.gguf", "missing.gguf"):
-        with pytest.raises(RequestError) as raised:
+    for name, says in (
+        ("broken.gguf", "cannot load"),
+        ("missing.gguf", "expected a GGUF file"),
+        ("", "; try .*broken"),
+    ):
+        with pytest.raises(RequestError, match=says) as raised:
             load_model(tmp_path / name)
         assert "\n" not in str(raised.value)
 

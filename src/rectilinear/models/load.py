@@ -38,7 +38,9 @@ def resolve(model: str | Path, contents: Sequence[str] = ("config.json",)) -> st
         path.exists()
     except (OSError, RuntimeError) as error:  # too long a name, or of a user who is not there
         raise RequestError(f"no model at {name!r:.100}: {getattr(error, 'strerror', None) or error}") from None
-    if is_gguf(name) and path.is_file():
+    if is_gguf(name):
+        if not path.is_file():
+            raise RequestError(f"no model at {name}: expected a GGUF file")
         require("gguf", "gguf")
         return str(path)
     wanted = " or ".join(contents)
@@ -49,7 +51,9 @@ def resolve(model: str | Path, contents: Sequence[str] = ("config.json",)) -> st
                     f"no model in {name}: a run was killed as it moved its result there; try the same command again, "
                     "which finishes that"
                 )
-            raise RequestError(f"no model in {name}: expected a folder with a {wanted}")
+            inside = next(path.glob("*.gguf"), None)
+            hint = f"; try {inside}" if inside else ""
+            raise RequestError(f"no model in {name}: expected a folder with a {wanted}{hint}")
         check_folder(path, {*contents, "generation_config.json", "special_tokens_map.json", "*.index.json"})
         return str(path)
     if path.exists() or path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:

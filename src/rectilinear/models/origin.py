@@ -87,15 +87,24 @@ class Origin:
             RequestError: no such model, or no decoder.
         """
         if isinstance(self.model, nn.Module):
-            return half_of(self.model, self.half)
-        return half_of(build_without_weights(self.config, self.loading, any_kind=self.half in HALVES), self.half)
+            return self._half_of(self.model)
+        return self._half_of(build_without_weights(self.config, self.loading, any_kind=self.half in HALVES))
+
+    def _half_of(self, model: nn.Module) -> nn.Module:
+        """The half that was asked for; RequestError for the encoder of a decoder that has none beside it."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+        half = half_of(model, self.half)
+        if self.half == "encoder" and half is model and type(self.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise RequestError(f"expected a model with an encoder of its own, got {self.name}; try without `blocks`")
+        return half
 
     def load(self, *, head: bool = False) -> nn.Module:
         """The model, with its weights; those of the head that gives logits may be missing unless they are asked for."""
         if isinstance(self.model, nn.Module):
-            return half_of(self.model, self.half)
+            return self._half_of(self.model)
         whole = load_model(self.model, self.loading, head=head, any_kind=self.half in HALVES)
-        loaded = half_of(whole, self.half)
+        loaded = self._half_of(whole)
         read = vars(self).get("tokenizer")  # of which there may be things to know, too
         found = dict.fromkeys([*loading_warnings(whole), *loading_warnings(read)])
         loaded.loading_warnings = list(found)  # type: ignore[assignment]
