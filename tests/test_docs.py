@@ -10,6 +10,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+def test_what_the_page_of_models_shows_is_in_the_file_beside_it():
+    found = json.loads((ROOT / "docs/inspect-gguf.json").read_text())
+    page = (ROOT / "docs/models.md").read_text()
+    shown = dict(re.findall(r"^    ([a-z][a-z ]{17}) (.+)$", page, re.MULTILINE))
+    assert len(shown) == 11
+    for name, value in shown.items():
+        expected = found[name.strip().replace(" ", "_")]
+        assert value == (f"{expected:,}" if isinstance(expected, int) else expected)
+
+
 def test_the_benchmark_page_is_what_the_results_make_it():
     page = runpy.run_path(str(ROOT / "benchmarks/page.py"))["render"]()
     assert (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8") == page

@@ -9,9 +9,11 @@ from torch import nn
 from transformers.cache_utils import StaticCache
 
 from rectilinear import RequestError, find_blocks
+from rectilinear.models.linear_block import PaddingMask, stand_in
 from rectilinear.models.part_probe import probe_parts
+from rectilinear.models.surgery import commit
 from tests import conftest
-from tests.families import build, cache_in, continued, prompts, token_rows
+from tests.families import build, cache_in, cached_difference, continued, prompts, token_rows
 from tests.matrix.configurations import build as build_type
 
 FAMILIES = ("llama", "gpt2", "opt", "bloom", "falcon", "gemma3", "mixtral")
@@ -69,8 +71,62 @@ class Gated(nn.Module):
         self.query, self.output, self.shift = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 8)
 
     def forward(self, x):
-        mean = self.shift(x).cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
-        return x + self.output(self.query(x).tanh() * mean)
+        query, counts = self.query(x).tanh(), torch.arange(1, x.shape[1] + 1)[:, None]
+        return x + self.output(query * self.shift(x).cumsum(1) / counts)
+
+
+class GatedBesideAMixer(Gated):
+    """The same, and a part that mixes tokens as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixer = Shifted()
+
+    def forward(self, x):
+        return super().forward(x) + self.mixer(x)
+
+
+class Shifted(nn.Module):
+    """Each token gets what the one before it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.weight(x.roll(1, 1))
+
+
+def test_two_matrices_that_take_more_than_the_first_is_given_are_no_mlp():
+    model = nn.Sequential(nn.Embedding(64, 6), nn.ModuleList([GatedBesideAMixer(), GatedBesideAMixer()]))
+    model.forward = lambda ids: model[1][1](model[1][0](model[0](ids)))
+    parts = probe_parts(model, find_blocks(model, "1"), torch.arange(40).view(2, 20))
+    assert parts.part(0, "attention").path == "1.0.mixer"
+    with pytest.raises(RequestError, match="got none"):
+        parts.part(0, "mlp")
+
+
+@torch.no_grad()
+def test_what_blocks_hand_on_is_handed_on(text_file, tiny_tokenizer):
+    """A router's state goes past a block that is replaced, to the one after it."""
+    rows = {"max_tokens": 320, "seq_len": 16, "tokenizer": tiny_tokenizer, "device": "cpu"}
+    handed, taken = [], []
+    model = conftest.linearize(build_type("zaya"), text_file, kind="affine", blocks=[1], **rows).model
+    first, _, last = find_blocks(model).blocks[:3]
+    first.register_forward_hook(lambda module, args, output: handed.append(output[1]))
+    last.register_forward_pre_hook(lambda module, args: taken.extend(args))
+    model(token_rows(2), use_cache=False)
+    assert any(value is handed[0] for value in taken)
+
+
+@torch.no_grad()
+def test_a_stand_in_moves_in_the_cache_with_its_block():
+    model = build("llama")
+    stack, taps = find_blocks(model), {"taps": 2, "rates": [1.0]}
+    options = {"kind": "filter", "width": 24, "residual": True, "present": True, "cache_index": 2, **taps}
+    commit(model, stack, {stack.path_of(2): stand_in(stack.blocks[2], PaddingMask(), **options)}, [0])
+    assert find_blocks(model).blocks[1].cache_layers == (1,)
+    assert cached_difference(model, *prompts()) < 1e-5
 
 
 def test_two_matrices_around_a_mixer_are_no_mlp():
@@ -163,8 +219,6 @@ def test_what_keeps_a_state_is_run_on_what_it_is_measured_on_alone():
 
 def test_left_padding_in_a_hybrid(text_file, tiny_tokenizer):
     """A row alone gives what it gives in a padded batch, one token after the other."""
-    from tests.families import cached_difference
-
     made = conftest.linearize(
         build_type("qwen3_next"), text_file, kind="filter", blocks=[0], max_tokens=320, seq_len=16, device="cpu",
         tokenizer=tiny_tokenizer,
