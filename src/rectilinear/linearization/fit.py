@@ -206,19 +206,14 @@ class Site:
         corrects = is_part and adds_straight(bench.model, block, first.exit, bench.one_row, through=through)
 
         def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
-            usual, count = Layout(), count_rows(batch)
-            ours, theirs = (
-                [Passage(*(usual.by_rows(hidden, count, None) for hidden in passage)) for passage in passages]
-                for passages in (edited, original)
-            )
-            x, mask = ours[0].x, mask_of(batch)
-            target = bench.exact(theirs[0].y)
+            x, mask = edited[0].x, mask_of(batch)
+            target = bench.exact(original[0].y)
             if new.residual:
                 target = target - bench.exact(x)
             elif corrects and through:
-                target = target + (bench.exact(theirs[1].x) - bench.exact(ours[1].x))
+                target = target + (bench.exact(original[1].x) - bench.exact(edited[1].x))
             elif corrects:
-                target = bench.exact(theirs[1].y) - (bench.exact(ours[1].y) - bench.exact(ours[0].y))
+                target = bench.exact(original[1].y) - (bench.exact(edited[1].y) - bench.exact(edited[0].y))
             rows = x.to(torch.promote_types(x.dtype, torch.float32))
             if features:
                 return features(rows), target
@@ -257,7 +252,7 @@ class Site:
             else:
                 passages = run_until(bench.model, batch, [*edited, *original])
                 ours, theirs = passages[: len(edited)], passages[len(edited) :]
-            features, targets = pairs(ours, theirs, batch)
+            features, targets = pairs(_by_rows(ours, batch), _by_rows(theirs, batch), batch)
             if not (features.isfinite().all() and targets.isfinite().all()):
                 raise JobError(f"{name}: activations are NaN or infinite; try `dtype=float32`")
             for piece in pieces:
@@ -267,3 +262,9 @@ class Site:
             accumulator = accumulators.pop(0)
             moments += [accumulator.freeze()] if accumulator.count else []
         return fit_map(moments, rank, intercept=intercept), sum(part.count for part in moments)
+
+
+def _by_rows(passages: Sequence[Passage], batch: Batch) -> list[Passage]:
+    """Passages of ``[rows, seq_len, width]``, whatever modules took and gave."""
+    usual, rows = Layout(), count_rows(batch)
+    return [Passage(*(usual.by_rows(hidden, rows, None) for hidden in passage)) for passage in passages]

@@ -96,21 +96,12 @@ class Piece:
 
     start: int
     stop: int
-    rows: int
     fold: int
     mask: Tensor | None  # [stop - start, seq_len] bool
 
     def of(self, hidden: Tensor) -> Tensor:
-        """``[tokens, width]``: these rows' tokens of ``[rows, seq_len, width]`` or ``[rows * seq_len, width]``.
-
-        Raises:
-            ValueError: hidden states of another shape, such as several residual streams or sequence before batch.
-        """
-        if hidden.ndim not in (2, 3) or len(hidden) % self.rows or (hidden.ndim == 3 and len(hidden) != self.rows):
-            raise ValueError(
-                f"expected hidden states [rows, seq_len, width], got {[*hidden.shape]} for {self.rows} rows"
-            )
-        hidden = hidden.reshape(self.rows, -1, hidden.shape[-1])[self.start : self.stop]
+        """``[tokens, width]``: these rows' tokens of ``[rows, seq_len, width]``."""
+        hidden = hidden[self.start : self.stop]
         return hidden.flatten(0, 1) if self.mask is None else hidden[self.mask.to(hidden.device)]
 
 
@@ -133,7 +124,7 @@ def in_folds(
         fold_of = [(done + row) * folds // total for row in range(rows)]
         starts = [row for row in range(rows) if row == 0 or fold_of[row] != fold_of[row - 1]]
         pieces = [
-            Piece(start, stop, rows, fold_of[start], None if mask is None else mask[start:stop])
+            Piece(start, stop, fold_of[start], None if mask is None else mask[start:stop])
             for start, stop in pairwise([*starts, rows])
         ]
         yield batch, pieces
