@@ -21,10 +21,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from tests import faults, hostile
+
 ROOT = Path(__file__).parents[1]
 VOCABULARY, WIDTH, BLOCKS, CONTEXT = 128, 16, 3, 64
 
 logging.disable_progress_bar()
+
+
+def pytest_sessionfinish(session):
+    """What `make faults` tried, each process its own part, and what came of it."""
+    for name, count in sorted(hostile.TRIED.items()):
+        faults.report(inputs=name, tried=count)
+    if not hasattr(session.config, "workerinput"):
+        faults.report(tests=session.testscollected, failed=session.testsfailed)
 
 
 def linearize(model, text, **options):

@@ -5,6 +5,7 @@ can be tried, one after the other, and no chance is involved.
 """
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -56,6 +57,13 @@ def kill():
 
 def fill():
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def report(**found):
+    """Add a line of JSON to the file that ``RECTILINEAR_FAULTS_REPORT`` names, if it names one."""
+    if file := os.environ.get("RECTILINEAR_FAULTS_REPORT"):
+        with open(file, "a") as lines:
+            lines.write(json.dumps(found) + "\n")
 
 
 def run(program, root, log, at=None, act=kill):

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections import Counter
+from functools import wraps
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -10,10 +12,24 @@ from hypothesis import strategies as st
 MANY = os.environ.get("RECTILINEAR_FAULTS") == "all"
 
 
-def examples(few, many):
-    """Settings of a property test, which tries a few examples, or many under ``make faults``."""
-    quick = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
-    return settings(deadline=None, max_examples=many if MANY else few, suppress_health_check=quick)
+#: How many inputs each property test tried.
+TRIED: Counter[str] = Counter()
+
+
+def examples(few, many, **more):
+    """Stands below `given`: a property test tries a few examples, or many under ``make faults``, and counts them."""
+
+    def counting(test):
+        @wraps(test)
+        def counted(*arguments, **inputs):
+            TRIED[name] += 1
+            return test(*arguments, **inputs)
+
+        name = f"{test.__module__}.{test.__qualname__}".replace(".<locals>", "")
+        limits = {"deadline": None, "suppress_health_check": list(HealthCheck), **more}
+        return settings(max_examples=many if MANY else few, **limits)(counted)
+
+    return counting
 
 
 #: Characters that texts seldom have: control characters, halves of surrogate pairs, turned lines, no characters at all.

@@ -59,8 +59,8 @@ def columns_of(name):
     }.get(name, ["premise", "hypothesis", "word", "sentence1", "sentence2", "label"])
 
 
-@examples(80, 3000)
 @given(content=st.one_of(files(), files(st.one_of(records(["text"]), texts)), st.binary(max_size=200)), data=st.data())
+@examples(80, 3000)
 def test_files_of_text(content, data, tiny_tokenizer, tmp_path):
     path = tmp_path / f"data{data.draw(st.sampled_from(['.txt', '.jsonl', '.parquet']))}"
     path.write_bytes(content)
@@ -72,8 +72,8 @@ def test_files_of_text(content, data, tiny_tokenizer, tmp_path):
         assert rows.ids.shape[1] == 4
 
 
-@examples(60, 2000)
 @given(name=st.sampled_from(sorted(TASKS)), data=st.data())
+@examples(60, 2000)
 def test_files_of_tasks(name, data, tmp_path):
     folder = tmp_path if name == "reward" else tmp_path / name
     folder.mkdir(exist_ok=True)
@@ -87,8 +87,8 @@ def test_files_of_tasks(name, data, tmp_path):
                 text.encode()
 
 
-@examples(60, 2000)
 @given(items=st.lists(st.one_of(texts, values, st.fixed_dictionaries({"text": st.one_of(texts, scalars)})), max_size=5))
+@examples(60, 2000)
 def test_texts_in_memory(items):
     with refusals():
         for text in islice(open_text(items), 10):
@@ -101,8 +101,8 @@ SETTINGS = [
 ]
 
 
-@examples(300, 10_000)
 @given(kind=st.sampled_from(SETTINGS), data=st.data())
+@examples(300, 10_000)
 def test_settings(kind, data):
     names = data.draw(st.lists(st.sampled_from(sorted(kind.model_fields)), max_size=4, unique=True))
     lists = st.lists(scalars, max_size=3)
@@ -129,8 +129,8 @@ def program(name):
     )
 
 
-@examples(60, 5000)
 @given(name=st.sampled_from([name for name in COMMANDS if name != "demo"]), data=st.data())
+@examples(60, 5000)
 def test_command_lines(name, data, monkeypatch, capfd):
     """Options of every command with absurd values are read, or refused in one line."""
     app, options = program(name)
@@ -149,8 +149,8 @@ def test_command_lines(name, data, monkeypatch, capfd):
         assert not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in told.rstrip())
 
 
-@examples(100, 2000)
 @given(text=texts, value=values)
+@examples(100, 2000)
 def test_what_is_shown_and_written(text, value):
     assert not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in visible(text).translate({9: "", 10: ""}))
     json.dumps(writable({text: value}), ensure_ascii=False).encode()

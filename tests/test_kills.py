@@ -199,12 +199,6 @@ def sample(steps):
     return sorted({round(1 + (len(steps) - 1) * (place + 0.5) / SAMPLE) for place in range(SAMPLE)})
 
 
-def report(trial, **counted):
-    if file := os.environ.get("RECTILINEAR_FAULTS_REPORT"):
-        with open(file, "a") as lines:
-            lines.write(json.dumps({"command": trial.name, "over": trial.over, **counted}) + "\n")
-
-
 def each(cases):
     names = [f"{name}{' over another' * over}" for name, over in cases]
     return pytest.mark.parametrize("trial", cases, ids=names, indirect=True)
@@ -240,7 +234,7 @@ def test_a_kill_at_a_step_of_a_command(trial):
             assert trial.again(*more)[0] == 0, (*said, more, trial.log())
             assert described(trial.out) == whole, (*said, more)
             assert os.listdir(trial.place / "work") == ["out"], (*said, more)
-    report(trial, steps=len(steps), kills=len(sample(steps)))
+    faults.report(command=trial.name, over=trial.over, steps=len(steps), kills=len(sample(steps)))
 
 
 @over_some
@@ -259,4 +253,4 @@ def test_a_disk_that_is_full_at_a_step_of_a_command(trial):
             again = () if trial.over or trial.name not in RESUMED or not trial.out.exists() else ("--resume",)
             assert trial.again(*again)[0] == 0, (*said, trial.log())
         assert described(trial.out) == whole, said
-    report(trial, steps=len(steps), full=len(sample(steps)))
+    faults.report(command=trial.name, over=trial.over, steps=len(steps), full=len(sample(steps)))

@@ -11,17 +11,21 @@ import shutil
 import signal
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given
 from hypothesis import strategies as st
 
 from rectilinear.cli.main import main
 from tests import conftest
-from tests.hostile import MANY
+from tests.hostile import MANY, examples
 
 pytestmark = pytest.mark.faults
+
+#: A fault that is found is told as it is: to shrink one takes many runs.
+tried = partial(examples, derandomize=not MANY, phases=[Phase.generate])
 
 SIZE = ["--max-tokens", "128", "--seq-len", "32", "--device", "cpu"]
 
@@ -130,16 +134,6 @@ def with_file(model, name, content, without=()):
         yield folder
 
 
-def examples(few, many):
-    return settings(
-        max_examples=many if MANY else few,
-        deadline=None,
-        derandomize=not MANY,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )
-
-
 @pytest.mark.parametrize(
     ("name", "few", "many"),
     [
@@ -153,8 +147,8 @@ def examples(few, many):
 def test_files_of_a_model(name, few, many, tiny_checkpoint, text_file):
     good = (tiny_checkpoint / name).read_bytes()
 
-    @examples(few, many)
     @given(faults(good, name.endswith(".json")))
+    @tried(few, many)
     def one(content):
         with with_file(tiny_checkpoint, name, content) as folder:
             if name == "config.json":
@@ -170,8 +164,8 @@ def test_an_index_of_weights(tiny_checkpoint, text_file, tiny_llama, tmp_path):
         shutil.copy(file, tmp_path)
     name = "model.safetensors.index.json"
 
-    @examples(5, 100)
     @given(faults((tmp_path / name).read_bytes()))
+    @tried(5, 100)
     def one(content):
         with with_file(tmp_path, name, content) as folder:
             check("measure", folder, "--text", text_file, *SIZE)
@@ -182,8 +176,8 @@ def test_an_index_of_weights(tiny_checkpoint, text_file, tiny_llama, tmp_path):
 def test_an_adapter_configuration(tiny_checkpoint):
     good = json.dumps({"base_model_name_or_path": str(tiny_checkpoint), "peft_type": "LORA", "revision": None, "r": 8})
 
-    @examples(15, 150)
     @given(faults(good.encode()))
+    @tried(15, 150)
     def one(content):
         with with_file(tiny_checkpoint, "adapter_config.json", content, without=["config.json"]) as folder:
             check("inspect", folder)
@@ -195,8 +189,8 @@ def test_a_plan(tiny_checkpoint, text_file, tmp_path):
     plan = conftest.linearize(tiny_checkpoint, text_file, kind="drop", blocks=[1], max_tokens=640, seq_len=32).plan
     file = tmp_path / "plan.json"
 
-    @examples(5, 100)
     @given(faults(plan.to_json().encode()))
+    @tried(5, 100)
     def one(content):
         file.write_bytes(content)
         check("linearize", tiny_checkpoint, "--text", text_file, *SIZE, "--plan", file)

@@ -7,7 +7,7 @@ import json
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import rectilinear
@@ -17,13 +17,10 @@ from rectilinear.evaluation.judge_client import try_judge
 from rectilinear.evaluation.judge_endpoint import check_endpoint, complete
 from rectilinear.evaluation.judge_record import Judgement, JudgeReport, Story
 from rectilinear.evaluation.judgements import open_judgements, read_judgements, write_judgement
-from tests.hostile import MANY
+from tests.hostile import examples
 from tests.judges import MARKS, answering, http, marks, reply, serving
 
-#: Answers to try.
 pytestmark = pytest.mark.faults
-
-EXAMPLES = 1500 if MANY else 60
 
 KEY, USER, PASSWORD, QUERY = "sk-open/sesame", "ali baba", "forty:thieves", "cave-17"
 SECRETS = (KEY, USER, PASSWORD, QUERY, "YWxpIGJhYmE6Zm9ydHk6dGhpZXZlcw==")  # the last one: user:password in base64
@@ -118,8 +115,8 @@ def odd():
         yield server
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answer=ANSWERS | st.binary())
+@examples(60, 1500)
 def test_any_answer_is_scored_refused_or_malformed(answer, odd, tmp_path_factory):
     path = tmp_path_factory.mktemp("odd") / "j.jsonl"
     odd.answer = answer
