@@ -248,6 +248,16 @@ def test_folds_worse_conditioned_than_the_whole_are_known():
     assert scores.error > 1e-6
 
 
+@pytest.mark.parametrize("tokens", [132, 140, 160, 200, 260, 400])
+def test_what_rounding_does_to_maps_of_few_tokens_is_known(tokens):
+    """They are worse conditioned than the map of all tokens, and far off on those held out."""
+    x, y = sample(tokens, 64, dtype=torch.float32)
+    x = x * torch.logspace(0, -1.5, 64)
+    rough, exact = (score(x, y, 2, products=products).all_tokens for products in (torch.float32, torch.float64))
+    off = abs(rough.update_linearity.held_out - exact.update_linearity.held_out)
+    assert off < max(rough.error, 1e-6)
+
+
 @pytest.mark.parametrize("scale", [0.1, 0.01, 1e-3, 1e-4])
 def test_outputs_much_smaller_than_inputs(scale):
     """|Y|^2 is what is left when parts far larger cancel."""

@@ -288,7 +288,7 @@ def test_a_batch_too_large_for_memory_is_halved(monkeypatch, tmp_path):
 
 def test_too_little_data_is_warned_about():
     model = build("llama")
-    assert "1 by construction" in " ".join(rectilinear.measure(model, [token_rows(4, 6)]).warnings)
+    assert "score is 1, unless tokens repeat" in " ".join(rectilinear.measure(model, [token_rows(4, 6)]).warnings)
     few = " ".join(rectilinear.measure(model, [token_rows(20, 20)]).warnings)
     assert "fewer than 20 x width 24" in few
     assert "measure 480 tokens" in few

@@ -145,7 +145,8 @@ def solve(moments: Moments) -> Solution:
     """The best linear map from x to d, from moments alone.
 
     The best map for ``y = x + d`` is the identity plus this one, with the same residual. Where the
-    Gram matrix is deficient the map is not unique; this is the one of least norm from x to d.
+    Gram matrix is deficient the map is not unique; this is the one of least norm from x to d, for features
+    scaled to unit variance.
     """
     factor = factorise(moments)
     white = factor.whiten(moments.cross)

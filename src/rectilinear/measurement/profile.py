@@ -161,7 +161,7 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
     found = []
     if tokens <= width + 1:
         found.append(
-            f"{tokens} tokens for width {width}: every in-sample score is 1 by construction; "
+            f"{tokens} tokens for width {width}: every in-sample score is 1, unless tokens repeat; "
             f"measure at least {enough} tokens"
         )
     elif tokens < enough:
@@ -196,7 +196,7 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
         "no variance beyond the rounding of the states, scores are null, try `dtype=float32` if it is not: constant": {
             b.index: ", ".join(constant) for b in blocks if (constant := _constant(b))
         },
-        "attention sinks carry most of |Y|^2 and decide the scores over all tokens, read without_sinks: sinks": {
+        "attention sinks carry most of the variation of y and decide its scores, read without_sinks: sinks": {
             b.index: f"{b.without_sinks.sinks} tokens, {share:.1%}"
             for b in blocks
             if (share := b.without_sinks.sink_energy or 0.0) > 0.5
