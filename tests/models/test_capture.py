@@ -9,7 +9,7 @@ from torch import nn
 
 from rectilinear.errors import JobError
 from rectilinear.models.capture import capture_blocks
-from rectilinear.models.running import evaluating, run, runnable
+from rectilinear.models.running import base_of, evaluating, run
 
 WIDTH = 4
 
@@ -152,7 +152,7 @@ def test_llama_against_its_own_hidden_states(tiny_llama):
     pairs, final = Recorder(), Recorder()
     with capture_blocks(tiny_llama.model.layers, pairs):
         run(tiny_llama, ids)
-    with capture_blocks(tiny_llama.model.layers, final, final=runnable(tiny_llama)):
+    with capture_blocks(tiny_llama.model.layers, final, final=base_of(tiny_llama)):
         run(tiny_llama, {"input_ids": ids})
     with torch.no_grad():
         states = tiny_llama(ids, output_hidden_states=True).hidden_states

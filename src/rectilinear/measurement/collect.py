@@ -15,7 +15,7 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.capture import Span, capture_blocks
 from rectilinear.models.layout import Layout
-from rectilinear.models.running import evaluating, run, runnable
+from rectilinear.models.running import base_of, evaluating, run
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch, tensors_of
 
@@ -62,7 +62,7 @@ def collect_moments(
             coarse = isinstance(error, NonFiniteError) and x.dtype.itemsize < 4
             failures.append(JobError(f"block {numbers[index]}: {error}{'; try `dtype=float32`' * coarse}"))
 
-    final = runnable(model) if paper else None
+    final = base_of(model) if paper else None
     with evaluating(model), capture_blocks(blocks, consume, final=final):
         for batch, found in in_folds(batches, folds, "rows", progress, padding_counts=paper, decoder=layout.decoder):
             pieces[:], shape[:] = found, [count_rows(batch), count_tokens(batch, layout.decoder)]

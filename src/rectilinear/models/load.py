@@ -286,6 +286,8 @@ def _load(auto_class: Any, model: str | Path, what: str, **options: Any) -> Any:
         raise
     except Exception as error:  # Hub, configuration, code and weight errors share no narrower class.
         hint = "; if you trust it, try `trust_remote_code`" if "trust_remote_code=True" in str(error) else ""
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            hint = f"; try `pip install {error.name}`"
         elsewhere = "" if Path(model).exists() else ", which is no folder here"
         raise RequestError(
             f"cannot load the {what} of {str(model)!r}{elsewhere}: {first_line(error).rstrip(' .')}{hint}"

@@ -16,10 +16,15 @@ from rectilinear.errors import JobError, RectilinearError, first_line
 from rectilinear.models.find_blocks import text_config
 
 
-def runnable(model: nn.Module) -> nn.Module:
-    """The module to call for hidden states: the base model where there is one (no logits)."""
+def base_of(model: nn.Module) -> nn.Module:
+    """The base model, which gives hidden states and no logits, where there is one."""
     base = getattr(model, "base_model", model)
     return base if isinstance(base, nn.Module) else model
+
+
+def runnable(model: nn.Module) -> nn.Module:
+    """The module to call for hidden states: the base model, or all of it where hooks on it get the weights ready."""
+    return model if model._forward_pre_hooks else base_of(model)
 
 
 def run(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> None:
