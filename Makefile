@@ -33,8 +33,12 @@ slow: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m slow
 
 # Every command killed at every step that it takes on disk, and many more generated inputs: hours. `make slow` tries some.
+# Then the figures of docs/reliability.md.
 faults: $(READY)
-	RECTILINEAR_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m faults
+	rm -f benchmarks/faults.jsonl
+	RECTILINEAR_FAULTS=all RECTILINEAR_FAULTS_REPORT=$(CURDIR)/benchmarks/faults.jsonl OMP_NUM_THREADS=1 \
+		$(BIN)/pytest -n auto -m faults
+	$(BIN)/python benchmarks/faults.py
 
 # Every causal language model type that transformers has: what can be done with it, and is it right? Then its page.
 matrix: $(READY)

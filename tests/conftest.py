@@ -5,10 +5,13 @@ import gc
 import io
 import json
 import os
+import platform
 import random
 import runpy
 import subprocess
+from datetime import date
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 # Read when these libraries are first imported, and by the processes that tests start: no Hub, and one thread,
@@ -34,7 +37,9 @@ def pytest_sessionfinish(session):
     for name, count in sorted(hostile.TRIED.items()):
         faults.report(inputs=name, tried=count)
     if not hasattr(session.config, "workerinput"):
-        faults.report(tests=session.testscollected, failed=session.testsfailed)
+        versions = {name: version(name) for name in ("torch", "transformers")}
+        ended = {"date": date.today().isoformat(), "python": platform.python_version(), **versions}
+        faults.report(tests=session.testscollected, failed=session.testsfailed, **ended)
 
 
 def linearize(model, text, **options):
