@@ -189,6 +189,15 @@ def test_resumed_equals_uninterrupted(watched, tmp_path):
     assert steps == [0, 4, 8, 10]
 
 
+def test_resumed_with_nothing_left_to_do_logs_nothing_again(watched, tmp_path):
+    trainer, watcher = watched
+    shutil.copytree(trainer.args.output_dir, tmp_path / "run")
+    resumed, again = train(tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-10"), **SAVED)
+    assert again.dynamics.points == watcher.dynamics.points
+    steps = [entry["step"] for entry in resumed.state.log_history if "linearity/mean" in entry]
+    assert steps == [0, 4, 8, 10]
+
+
 def test_resumed_drops_what_came_after_the_checkpoint(watched, tmp_path):
     trainer, watcher = watched
     shutil.copytree(trainer.args.output_dir, tmp_path / "run")

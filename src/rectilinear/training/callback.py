@@ -160,6 +160,8 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         seconds = time.perf_counter() - started
         self._add_point(step, scored)
         self._save(state)
+        if any(entry["step"] == step and "linearity/probe_seconds" in entry for entry in state.log_history):
+            return  # by a run that ended there, and goes on with nothing to do
         # Logging counts as an answer to the trainer's own request to log, which would lose its loss.
         wanted = control.should_log
         self._trainer.log({**_scalars(step, scored.blocks), "linearity/probe_seconds": seconds})
