@@ -327,6 +327,14 @@ def test_a_loss_that_is_not_finite(text_file, tmp_path):
     assert not (out / "model.safetensors").exists()
 
 
+def test_rows_that_a_killed_run_left_beside_its_result_are_removed(finished, text_file, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    (out / "rows.bin").write_bytes(b"rows")
+    run(text_file, out, resume=True, regularizer="cosine")
+    assert not (out / "rows.bin").exists()
+
+
 def test_a_text_shorter_than_one_step(text_file, tmp_path):
     out = tmp_path / "out"
     text = tmp_path / "short.txt"

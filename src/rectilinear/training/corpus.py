@@ -127,6 +127,7 @@ def resume_run(out: Path, plan: Plan) -> None:
             found[name] = wanted[name]
     check_same(out, *({**request, "device": None} for request in (found, wanted)))
     if is_over(out, plan):
+        (out / ROWS).unlink(missing_ok=True)  # killed before the run itself came to it
         return
     contents, file = RowFile(**record["rows"]), out / ROWS
     with stage(out) as folder:
