@@ -44,6 +44,9 @@ computes what the original does without it, what is replaced as an attention mix
 does not, and the checkpoint loads with the same logits and, where the original does so, decodes with a
 cache as without one. *Decodes*: transformers itself saves, loads and decodes the original like that.
 
+Types that are encoders by default are tried as the decoders that a field of their configuration (`is_decoder`) makes of them. As an encoder, whose
+tokens see later ones, a model is measured, and neither evaluated nor linearized.
+
 *No* is a line before any work is done, *fails* one after; the reasons are below the table. Where several blocks could be
 meant, `--blocks PATH` (`--stack` to linearize) chooses."""
 

@@ -50,4 +50,6 @@ def first_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     # Some messages begin with a heading that says nothing without what follows it.
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    # In ours what is between backticks is an option.
+    return line if isinstance(error, RectilinearError) else line.replace("`", "'")

@@ -85,7 +85,8 @@ class ResultFile(Record):
         except OSError as error:
             raise RequestError(f"no {kind} at {file}: {error.strerror}") from None
         except ValueError as error:  # perhaps not even text
-            reason = first_reason(error) if isinstance(error, ValidationError) else error
+            reason = first_reason(error).partition("; try")[0] if isinstance(error, ValidationError) else str(error)
+            reason = reason.replace("`", "'")  # they are no options
             raise RequestError(f"{file}: expected a rectilinear {kind} ({reason})") from None
 
 

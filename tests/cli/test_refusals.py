@@ -11,6 +11,7 @@ from tests.conftest import build_llama
 SIZE = "--max-tokens 512 --seq-len 32 --device cpu"
 MEASURE = f"measure {{model}} --text {{text}} {SIZE}"
 EVALUATE = f"evaluate {{model}} --text {{text}} {SIZE}"
+LINEARIZE = f"linearize {{model}} --text {{text}} {SIZE}"
 
 #: What is asked for, and what the answer must say.
 WRONG = {
@@ -19,6 +20,11 @@ WRONG = {
     "no such text": (f"measure {{model}} --text {{here}}/none.txt {SIZE}", "no text at {here}/none.txt"),
     "no such dataset": (f"measure {{model}} --text nobody/nothing {SIZE}", "no text 'nobody/nothing'"),
     "short text": (f"measure {{model}} --text {{short}} {SIZE}", "at least one row of 32 tokens, got "),
+    "text without a word": (f"measure {{model}} --text {{empty}} {SIZE}", "there is no text in it"),
+    "no plan": (
+        f"linearize {{model}} --text {{text}} {SIZE} --plan {{model}}/config.json",
+        "(expected 'model', got none)",
+    ),
     "short max tokens": (f"{MEASURE} --max-tokens 31", "got 31 and 32"),
     "long rows": (f"{MEASURE} --max-tokens 650 --seq-len 65", "context of 64 tokens, got rows of 65; try --seq-len 64"),
     "no such column": (f"measure {{model}} --text {{jsonl}} {SIZE}", "no column 'text'; there are tale, title"),
@@ -65,6 +71,7 @@ def places(tiny_llama, tiny_checkpoint, text_file, save_checkpoint, tmp_path_fac
     """Good and bad inputs, and an empty folder to run in."""
     inputs, here = tmp_path_factory.mktemp("inputs"), tmp_path_factory.mktemp("here")
     (inputs / "short.txt").write_text("The cat.")
+    (inputs / "empty.txt").write_text(" \n\n")
     (inputs / "tales.jsonl").write_text('{"tale": "The cat.", "title": "Cat"}\n')
     (inputs / "broken.jsonl").write_text("The cat.\n")
     ViTConfig().save_pretrained(inputs / "vision")
@@ -75,6 +82,7 @@ def places(tiny_llama, tiny_checkpoint, text_file, save_checkpoint, tmp_path_fac
         "vision": inputs / "vision",
         "text": text_file,
         "short": inputs / "short.txt",
+        "empty": inputs / "empty.txt",
         "jsonl": inputs / "tales.jsonl",
         "broken": inputs / "broken.jsonl",
         "here": here,

@@ -8,12 +8,14 @@ from transformers import (
     BartConfig,
     BartModel,
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    RobertaForMaskedLM,
     T5Config,
     T5Model,
     ViTConfig,
@@ -24,6 +26,7 @@ import rectilinear
 from rectilinear import Measurement, find_blocks
 from tests import oracle
 from tests.activations import stored
+from tests.conftest import linearize
 
 VOCABULARY = 99
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40}
@@ -105,8 +108,30 @@ def test_an_encoder_is_measured_by_itself(kind, tmp_path):
     expected = kept(encoder, find_blocks(encoder).blocks, {"input_ids": ids}, torch.ones_like(ids).bool())
     for source in (model, tmp_path / "model"):
         check(rectilinear.measure(source, ids, Measurement(blocks="encoder", folds=2), progress=False), expected)
-    with pytest.raises(rectilinear.RequestError, match=r"expected a causal language model|cannot load"):
+    with pytest.raises(rectilinear.RequestError, match="with an encoder and a decoder; measure takes one of them"):
         rectilinear.measure(tmp_path / "model", ids, progress=False)
+
+
+@pytest.mark.parametrize("kind", [BertModel, BertForMaskedLM, RobertaForMaskedLM])
+@pytest.mark.parametrize("blocks", [None, "encoder"])
+def test_an_encoder_that_could_have_been_a_decoder(kind, blocks, tmp_path):
+    """Its checkpoint has weights for what it was saved as, which need not be those of another class."""
+    model, ids = built(kind, kind.config_class(**SIZES, vocab_size=VOCABULARY, pad_token_id=0)), rows()
+    model.save_pretrained(tmp_path)
+    expected = kept(model, find_blocks(model).blocks, {"input_ids": ids}, torch.ones_like(ids).bool())
+    for source in (model, tmp_path) if blocks or kind is not BertModel else (model,):
+        check(rectilinear.measure(source, ids, Measurement(blocks=blocks, folds=2), progress=False), expected)
+
+
+def test_an_encoder_predicts_nothing(tiny_tokenizer, text_file, tmp_path):
+    config = BertConfig(**SIZES, vocab_size=len(tiny_tokenizer), max_position_embeddings=64)
+    built(BertForMaskedLM, config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    few = {"max_tokens": 320, "seq_len": 16}
+    with pytest.raises(rectilinear.RequestError, match="whose tokens see those after them"):
+        rectilinear.evaluate(tmp_path, text_file, rows=rectilinear.Rows(**few), progress=False)
+    with pytest.raises(rectilinear.RequestError, match="whose tokens see those after them"):
+        linearize(tmp_path, text_file, kind="drop", blocks=[1], **few)
 
 
 def test_a_decoder_has_no_encoder():

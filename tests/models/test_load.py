@@ -20,10 +20,10 @@ from rectilinear.models.load import (
     load_config,
     load_model,
     load_tokenizer,
-    pick_device,
     resolve,
 )
 from rectilinear.models.loading_info import loading_warnings
+from rectilinear.models.running import pick_device
 from tests.conftest import build_llama
 from tests.families import build
 

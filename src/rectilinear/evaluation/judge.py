@@ -91,7 +91,8 @@ def prepare_stories(
     """Have the stories written, unless they are there; everything up to what is paid for. See `judge`."""
     if judging.judge_model:
         require("openai", "judge")
-        check_endpoint(judging)  # what is wrong with the request shows before there are stories
+        if not judging.dry_run:
+            check_endpoint(judging)  # what is wrong with the request shows before there are stories
     origin = Origin(model, loading)
     other = Origin(judging.reference, loading.model_copy(update={"revision": None})) if judging.reference else None
     if other:

@@ -26,6 +26,7 @@ from rectilinear.models.describe import record_environment, record_model, record
 from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
 from rectilinear.models.load import resolve
 from rectilinear.models.loading_info import loading_warnings
+from rectilinear.models.logits import check_decoder
 from rectilinear.models.origin import Origin
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord
@@ -197,6 +198,7 @@ class Job:
         items: dict[str, Any] = {}
         if self.packed:
             ids = self.packed.ids
+            check_decoder(module, ids, origin.name)
 
             def predict(size: int) -> tuple[Perplexity, int]:
                 return measure_perplexity(module, ids, size, progress), size

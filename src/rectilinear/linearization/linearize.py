@@ -30,7 +30,7 @@ from rectilinear.models.export import check_same_logits, check_space, decodes, e
 from rectilinear.models.find_blocks import find_blocks, width_of
 from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.loading_info import loading_warnings
-from rectilinear.models.logits import row_logits
+from rectilinear.models.logits import check_decoder, row_logits
 from rectilinear.models.origin import Origin
 from rectilinear.models.part_probe import probe_parts
 from rectilinear.models.running import evaluating
@@ -210,6 +210,7 @@ class _Job:
         model: Any = origin.load(head=True)
         if isinstance(origin.model, nn.Module):
             model = copy.deepcopy(model)
+        check_decoder(model, rows.ids, origin.name)
         if out is not None:
             check_space(model, out)
         stack = find_blocks(model, path)

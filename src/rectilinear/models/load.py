@@ -14,6 +14,7 @@ from rectilinear.models.find_blocks import text_config
 from rectilinear.models.loading_info import Head, check_loading_info, collecting_warnings
 from rectilinear.models.peft_adapters import ADAPTER_CONFIG, Adapter, apply_adapter, find_adapter
 from rectilinear.models.released_code import own_class_of, own_model_class, read_text_file
+from rectilinear.models.running import pick_device
 from rectilinear.models.settings import Access, Loading
 
 if TYPE_CHECKING:
@@ -66,25 +67,6 @@ def is_gguf(model: str | Path) -> bool:
     return Path(model).suffix.lower() == ".gguf"
 
 
-def pick_device(device: str) -> torch.device:
-    """The device of that name; for ``auto`` CUDA, then MPS, then the CPU.
-
-    Raises:
-        RequestError: no such device here.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        picked = torch.device(device)
-        torch.empty(0, device=picked)
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error).split(". ")[0][:80]
-        raise RequestError(f"device {device!r} is not to be had here ({reason}); try `device=cpu`") from None
-    if picked.type == "meta":
-        raise RequestError("expected a device that computes such as cpu, cuda:0 or mps, got 'meta'")
-    return picked
-
-
 def load_config(model: str | Path, access: Access = Access()) -> PretrainedConfig:
     """The configuration of a model, or of the one that an adapter is for.
 
@@ -115,13 +97,23 @@ def load_model(
     Raises:
         RequestError: no such model, not one that loads, or one whose configuration and weights do not belong together.
     """
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     place = pick_device(loading.device)
     dtype = loading.dtype if loading.dtype == "auto" else getattr(torch, loading.dtype)
     needed: Head = "needed" if head else "optional"  # hidden states do not need one
-    kind = AutoModel if any_kind else AutoModelForCausalLM
+    kind = _saved_as(load_config(model, loading)) if any_kind else AutoModelForCausalLM
     return _load_weights(kind, model, needed, loading, dtype=dtype).to(place).eval()
+
+
+def _saved_as(config: PretrainedConfig) -> Any:
+    """The class of transformers that a checkpoint was saved as, which has weights for it all; else `AutoModel`."""
+    import transformers
+
+    found = getattr(transformers, next(iter(config.architectures or ()), ""), None)
+    return (
+        found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else transformers.AutoModel
+    )
 
 
 def load_classifier(
@@ -211,9 +203,14 @@ def build_without_weights(
         with torch.device("meta"), meta_device_safe_creation_ops():
             if own := own_class_of(config):
                 return own(config)
+            if getattr(config, "is_encoder_decoder", False) and not any_kind:
+                raise RequestError(
+                    f"expected a causal language model, got {config.model_type} with an encoder and a decoder; measure "
+                    "takes one of them, as `blocks=encoder` or `blocks=decoder`"
+                )
             kind = AutoModel if any_kind else AutoModelForCausalLM
             return kind.from_config(config, trust_remote_code=access.trust_remote_code)
-    except MemoryError:
+    except (MemoryError, RequestError):
         raise
     except Exception as error:  # whatever an architecture meets with in a configuration
         raise RequestError(f"expected a causal language model, got {config.model_type} ({first_line(error)})") from None
@@ -255,11 +252,12 @@ def _find_weights(model: str | Path, access: Access) -> tuple[str, str | None, A
 
 
 def _load_weights(auto_class: Any, model: str | Path, head: Head, access: Access, **options: Any) -> Any:
-    from transformers import AutoModel
+    from transformers import AutoModelForCausalLM
 
     source, revision, adapter = _find_weights(model, access)
     if Path(source).is_dir():
-        skeleton = build_without_weights(load_config(model, access), access, any_kind=auto_class is AutoModel)
+        any_kind = auto_class is not AutoModelForCausalLM and head != "new"
+        skeleton = build_without_weights(load_config(model, access), access, any_kind=any_kind)
         check_weights_fill(Path(source), skeleton.num_parameters())
     if not (access.trust_remote_code or is_gguf(source)):
         auto_class = own_model_class(source, revision) or auto_class

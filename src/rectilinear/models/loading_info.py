@@ -37,7 +37,7 @@ def collecting_warnings() -> Iterator[list[str]]:
         def emit(self, record: logging.LogRecord) -> None:
             # Its table of weights that were not used is what `check_loading_info` reads.
             if record.funcName != "log_state_dict_report":
-                found.append(" ".join(record.getMessage().split()))
+                found.append(_line(record.getMessage()))
 
     before = logger.level, logger.handlers, logger.propagate
     logger.setLevel(logging.WARNING)
@@ -46,10 +46,15 @@ def collecting_warnings() -> Iterator[list[str]]:
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always")
             yield found
-        found += [" ".join(str(each.message).split()) for each in raised if issubclass(each.category, UserWarning)]
+        found += [_line(str(each.message)) for each in raised if issubclass(each.category, UserWarning)]
     finally:
         logger.level, logger.handlers, logger.propagate = before
         logger.setLevel(before[0])
+
+
+def _line(message: str) -> str:
+    """Another library's message in one line; in ours what is between backticks is an option."""
+    return " ".join(message.split()).replace("`", "'")
 
 
 def check_loading_info(

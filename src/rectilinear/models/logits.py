@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from rectilinear.errors import JobError, RequestError, broken_promise
-from rectilinear.models.running import device_of, naming_the_model
+from rectilinear.models.running import device_of, evaluating, naming_the_model
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,27 @@ def row_logits(model: nn.Module, ids: Tensor) -> Tensor:
     if logits.shape[:-1] != ids.shape:
         raise RequestError(f"expected logits {[*ids.shape, 'vocabulary']}, got {[*logits.shape]}")
     return logits
+
+
+def check_decoder(model: nn.Module, ids: Tensor, name: str = "") -> None:
+    """Refuse a model whose tokens see those after them, as an encoder's do, so that its losses say nothing.
+
+    It is run on the first tokens of ``ids`` ``[rows, seq_len]``, and on the same with another last one.
+
+    Raises:
+        RequestError: the logits of all tokens before that one change with it.
+    """
+    one = ids[:1, :8].to(device_of(model))
+    other = one.clone()
+    other[:, -1] = torch.where(one[:, -1] > 0, one[:, -1] - 1, 1)
+    with evaluating(model):
+        logits = row_logits(model, torch.cat([one, other]))[:, :-1].float()
+    moved = (logits[0] - logits[1]).abs().amax(-1)
+    if len(moved) and (moved > 1e-3 * logits.abs().max()).all():
+        raise RequestError(
+            f"expected a decoder, got {name or type(model).__name__}, whose tokens see those after them, and so what "
+            "they are to predict; such a model can be measured, not evaluated or linearized"
+        )
 
 
 def next_logits(

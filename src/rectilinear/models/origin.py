@@ -18,10 +18,10 @@ from rectilinear.models.load import (
     load_config,
     load_model,
     load_tokenizer,
-    pick_device,
 )
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.peft_adapters import has_adapters, merge_adapters
+from rectilinear.models.running import pick_device
 from rectilinear.models.settings import Loading
 from rectilinear.text.rows import TokenRows, pack_rows
 from rectilinear.text.settings import Rows
@@ -92,10 +92,12 @@ class Origin:
 
     def _half_of(self, model: nn.Module) -> nn.Module:
         """The half that was asked for; RequestError for the encoder of a decoder that has none beside it."""
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+        from transformers.models.auto import modeling_auto as auto
 
-        half = half_of(model, self.half)
-        if self.half == "encoder" and half is model and type(self.config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        half, kind = half_of(model, self.half), type(self.config)
+        # What is trained to fill in masked tokens is an encoder, unless its configuration makes a decoder of it.
+        encodes = kind in auto.MODEL_FOR_MASKED_LM_MAPPING and not getattr(self.config, "is_decoder", False)
+        if self.half == "encoder" and half is model and kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING and not encodes:
             raise RequestError(f"expected a model with an encoder of its own, got {self.name}; try without `blocks`")
         return half
 

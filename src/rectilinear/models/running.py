@@ -6,13 +6,14 @@ import inspect
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from textwrap import shorten
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 
-from rectilinear.errors import JobError, RectilinearError, first_line
+from rectilinear.errors import JobError, RectilinearError, RequestError, first_line
 from rectilinear.models.find_blocks import text_config
 
 
@@ -70,6 +71,25 @@ def may_cache(model: nn.Module) -> bool:
 def device_of(model: nn.Module) -> torch.device:
     """Where a model's first parameter is; the CPU for a model without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of that name; for ``auto`` CUDA, then MPS, then the CPU.
+
+    Raises:
+        RequestError: no such device here.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        reason = shorten(first_line(error).split(". ")[0], 80, placeholder=" ...")
+        raise RequestError(f"device {device!r} is not to be had here ({reason}); try `device=cpu`") from None
+    if picked.type == "meta":
+        raise RequestError("expected a device that computes such as cpu, cuda:0 or mps, got 'meta'")
+    return picked
 
 
 @contextmanager

@@ -38,7 +38,8 @@ def as_batches(source: Any) -> Tensor | list[Batch] | None:
     if isinstance(source, Tensor) and source.ndim == 2 and _is_integral(source):
         return source.long()
     if isinstance(source, Tensor) or (isinstance(source, Mapping) and "input_ids" in source):
-        raise RequestError("expected token ids [rows, seq_len] or a list of batches, got one batch; try [batch]")
+        got = f"one tensor {[*source.shape]} of {source.dtype}" if isinstance(source, Tensor) else "one batch"
+        raise RequestError(f"expected token ids [rows, seq_len] or a list of batches, got {got}; try [batch]")
     if isinstance(source, (str, bytes, Mapping)) or not isinstance(source, Iterable):
         return None
     items = iter(source)

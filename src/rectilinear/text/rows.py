@@ -60,6 +60,8 @@ def stream_rows(
             tokens, done = tokens[rows * seq_len :], done + rows
         if done == max_rows:
             return
+    if not (done or tokens):
+        raise RequestError(f"expected text for at least one row of {seq_len} tokens, got none: there is no text in it")
     if not done:
         raise RequestError(
             f"expected text for at least one row of {seq_len} tokens, got {len(tokens)} tokens; try a smaller `seq_len`"

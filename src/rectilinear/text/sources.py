@@ -128,7 +128,7 @@ def _texts_of(items: Iterable[Any], column: str, where: str) -> Iterator[str]:
         elif isinstance(item, str):
             text = item
         else:
-            raise RequestError(f"{there}: expected a text, got {type(item).__name__}")
+            raise RequestError(f"{there}: expected a text, got {type(item).__name__}; only measure takes tokens")
         yield replace_surrogates(text, there)
 
 

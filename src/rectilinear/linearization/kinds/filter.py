@@ -53,4 +53,5 @@ class Filter(LinearMap):
         return {**super().module_options(target), **features}
 
     def __str__(self) -> str:
-        return f"{super().__str__()}, {self.taps} taps, rates {', '.join(f'{rate:g}' for rate in self.rates) or 'none'}"
+        taps = f"{self.taps} tap{'s' * (self.taps != 1)}"
+        return f"{super().__str__()}, {taps}, rates {', '.join(f'{rate:g}' for rate in self.rates) or 'none'}"
