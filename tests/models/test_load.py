@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MptConfig, RobertaConfig, RobertaForCausalLM
 
+import rectilinear
 from rectilinear import Loading
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.describe import check_context, check_rows, describe, weights_sha256
@@ -81,6 +82,21 @@ def test_pick_device_refuses_what_is_not_here(name):
 
 def test_pick_device_refuses_meta():
     refusal(pick_device, "meta")
+
+
+def test_positions_that_do_not_begin_at_0_leave_room_for_fewer_tokens():
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+    model = RobertaForCausalLM(RobertaConfig(**sizes, vocab_size=99, max_position_embeddings=34, is_decoder=True))
+    ids = torch.full((2, 33), 7)
+    rectilinear.measure(model, ids[:, :32], progress=False)
+    assert "at most 32 tokens, for which the model has positions, got rows of 33" in refusal(
+        rectilinear.measure, model, ids, progress=False
+    )
+
+
+@pytest.mark.parametrize("config", [MptConfig(max_seq_len=64), GPT2Config(n_positions=64)])
+def test_a_context_by_another_name(config):
+    assert "context of 64 tokens, got rows of 65" in refusal(check_context, config, 65)
 
 
 def test_rows_up_to_context_and_vocabulary_are_taken(tiny_llama):

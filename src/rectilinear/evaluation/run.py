@@ -22,7 +22,7 @@ from rectilinear.evaluation.task_set import SUPERGLUE_GROUP, TaskSet
 from rectilinear.linearization.plan import Plan
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory, with_batch_size
-from rectilinear.models.describe import record_environment, record_model, record_rows, weights_sha256
+from rectilinear.models.describe import check_positions, record_environment, record_model, record_rows, weights_sha256
 from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
 from rectilinear.models.load import resolve
 from rectilinear.models.loading_info import loading_warnings
@@ -198,6 +198,7 @@ class Job:
         items: dict[str, Any] = {}
         if self.packed:
             ids = self.packed.ids
+            check_positions(module, ids)
             check_decoder(module, ids, origin.name)
 
             def predict(size: int) -> tuple[Perplexity, int]:

@@ -24,7 +24,13 @@ from rectilinear.models.batches import check_batch_size, reporting_exhausted_mem
 from rectilinear.models.card_metadata import write_card
 from rectilinear.models.code_files import describe_code
 from rectilinear.models.depth import check_removal
-from rectilinear.models.describe import count_parameters, record_environment, record_model, record_rows
+from rectilinear.models.describe import (
+    check_positions,
+    count_parameters,
+    record_environment,
+    record_model,
+    record_rows,
+)
 from rectilinear.models.earlier_checkpoint import checkpoint_files
 from rectilinear.models.export import check_same_logits, check_space, decodes, export
 from rectilinear.models.find_blocks import find_blocks, width_of
@@ -210,6 +216,7 @@ class _Job:
         model: Any = origin.load(head=True)
         if isinstance(origin.model, nn.Module):
             model = copy.deepcopy(model)
+        check_positions(model, rows.ids)
         check_decoder(model, rows.ids, origin.name)
         if out is not None:
             check_space(model, out)

@@ -17,7 +17,7 @@ from rectilinear.measurement.collect import collect_moments, count_rows
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record, find_warnings
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
-from rectilinear.models.describe import check_rows, record_environment, record_model
+from rectilinear.models.describe import check_positions, check_rows, record_environment, record_model
 from rectilinear.models.find_blocks import BlockStack, find_blocks
 from rectilinear.models.layout import find_layout
 from rectilinear.models.loading_info import loading_warnings
@@ -153,6 +153,7 @@ def profile_model(
     if not isinstance(inputs.data, Tensor):
         return profile(inputs.data)
     rows = inputs.data
+    check_positions(module, rows)
     return with_batch_size(lambda size: profile(torch.split(rows, size)), batch_size, module, rows.shape[1])
 
 

@@ -14,7 +14,7 @@ import rectilinear
 from rectilinear.errors import RequestError
 from rectilinear.models.find_blocks import BlockStack, context_of, text_config, width_of
 from rectilinear.models.load import commit_of
-from rectilinear.models.running import device_of
+from rectilinear.models.running import device_of, evaluating, hooked_before, run
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.rows import TokenRows
@@ -112,6 +112,30 @@ def check_context(config: PretrainedConfig | None, seq_len: int) -> None:
         raise RequestError(
             f"expected rows within the model's context of {context} tokens, "
             f"got rows of {seq_len}; try `seq_len={context}`"
+        )
+
+
+def check_positions(model: nn.Module, ids: Tensor) -> None:
+    """Refuse rows ``[rows, seq_len]`` for which a table of learned positions, which may not begin at 0, has no room.
+
+    The model is run on one token twice: an embedding that is asked for an index and the next one is such a table.
+
+    Raises:
+        RequestError: rows are longer.
+    """
+    rooms: list[int] = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        asked = [value.flatten().tolist() for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        rooms.extend(module.num_embeddings - first for first, *then in asked if then == [first + 1])
+
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    with evaluating(model), hooked_before(tables, note):
+        run(model, ids[:1, :1].repeat(1, 2))
+    if rooms and min(rooms) < ids.shape[1]:
+        raise RequestError(
+            f"expected rows of at most {min(rooms)} tokens, for which the model has positions, got rows of "
+            f"{ids.shape[1]}; try `seq_len={min(rooms)}`"
         )
 
 

@@ -179,8 +179,9 @@ def text_config(config: Any) -> Any:
 
 def context_of(config: Any) -> int | None:
     """Tokens that fit into a decoder's context; None where its configuration names no limit."""
-    context = getattr(text_config(config), "max_position_embeddings", None)
-    return context if isinstance(context, int) and context > 0 else None
+    text = text_config(config)
+    named = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length"))
+    return next((context for context in named if isinstance(context, int) and context > 0), None)
 
 
 def width_of(config: Any) -> int | None:
