@@ -468,7 +468,7 @@ def test_batches_that_the_model_cannot_take(batch, message):
 
 def test_one_batch_that_is_not_in_a_list_is_refused():
     for batch in (torch.randn(2, 3, 20), {"input_ids": token_rows(2)}):
-        with pytest.raises(RequestError, match="a list of batches, got one (batch|tensor)"):
+        with pytest.raises(RequestError, match=r"a list of batches, got one (batch|tensor)"):
             rectilinear.measure(build("llama"), batch)
 
 
