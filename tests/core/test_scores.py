@@ -283,6 +283,46 @@ def test_columns_that_vary_in_one_fold_only(spoil, dtype):
     assert found.update_linearity.held_out == pytest.approx(expected[:, 1].mean(), abs=1e-6 * abs(expected).max())
 
 
+@pytest.mark.parametrize(
+    ("scales", "marks"),
+    [
+        ((100, 100), (1, 1, 0)),
+        ((1, 100), (0, 1, 1)),
+        ((100, 1), (1, 0, 1)),
+        ((5.5, -5.5), (0, 0, 1)),
+        ((5, 5), (0, 0, 0)),
+    ],
+)
+def test_a_sink_is_told_by_input_output_and_update(scales, marks):
+    """A block may make an outlier out of an ordinary token, keep one, take it back, or turn a token around."""
+    x, y = sample(2000, 12)
+    x, d = x / x.norm(dim=1, keepdim=True), y - x
+    d = d / d.norm(dim=1, keepdim=True)
+    y = x + d
+    x[40], y[40] = scales[0] * x[40], scales[1] * x[40]  # y, too, of the length of x before
+    scores = score(x, y)
+    assert scores.sink_counts.marks == marks
+    assert scores.sinks == (1 if any(marks) else 0)
+    regular = np.setdiff1d(np.arange(2000), [40] * scores.sinks)
+    expected = oracle.in_sample(x[regular].numpy(), y[regular].numpy())
+    found = scores.without_sinks
+    assert (found.linearity.in_sample, found.update_linearity.in_sample) == pytest.approx(expected, abs=1e-9)
+
+
+def test_places_of_sinks_are_counted():
+    x, y = sample(1000, 8)
+    x[[0, 10, 20, 35]] *= 100
+    places = torch.stack([torch.arange(1000) % 10, 7 * (torch.arange(1000) % 5)], 1)
+    parts = []
+    for half in (slice(0, 500), slice(500, 1000)):
+        accumulator = BlockAccumulator(1)
+        for rows in (slice(half.start, half.start + 100), slice(half.start + 100, half.stop)):
+            accumulator.update(x[rows], y[rows], 0, places[rows])
+        parts.append(accumulator.freeze())
+    counts = BlockMoments.from_tensors((parts[0] + parts[1]).to_tensors()).counts
+    assert (counts.marks[0], counts.positions, counts.ids) == (4, {0: 3, 5: 1}, {0: 4})
+
+
 def test_an_empty_reference_makes_no_sinks():
     x, y = sample(2000, 8)
     x[:256] = 0
@@ -297,6 +337,8 @@ def test_sinks_do_not_depend_on_how_tokens_arrive():
     y = x + torch.randn(4000, 8, generator=generator, dtype=torch.float64)
     found = {size: score(x, y, folds=1, batches=4000 // size).sinks for size in (1, 7, 100, 4000)}
     assert len(set(found.values())) == 1
-    norms = np.linalg.norm(x.numpy(), axis=1)
-    median = np.sort(norms[:256])[127]  # the lower of the two in the middle, as torch has it
-    assert found[100] == (norms > 10 * median).sum() > 0
+    marks = [
+        norms > 10 * np.sort(norms[:256])[127]  # the lower of the two in the middle, as torch has it
+        for norms in (np.linalg.norm(states.numpy(), axis=1) for states in (x, y, y - x))
+    ]
+    assert found[100] == np.any(marks, axis=0).sum() > marks[0].sum() // 2 > 0

@@ -300,6 +300,32 @@ def test_too_little_data_is_warned_about():
     assert rectilinear.measure(model, [token_rows(30, 20)]).warnings == ()
 
 
+@pytest.mark.parametrize("side", ["left", "right", None])
+def test_where_sinks_are_is_said(side):
+    """A token whose embedding is massive, at the beginning of each row, after its padding, and once elsewhere."""
+    model, ids = build("llama"), token_rows(40, 16).clamp(min=4)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[3] *= 200
+    ids[:, 0], ids[5, 9] = 3, 3
+    mask = torch.ones_like(ids)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if side == "left":
+        batch = {
+            "input_ids": torch.nn.functional.pad(ids, (2, 0)),
+            "attention_mask": torch.nn.functional.pad(mask, (2, 0)),
+        }
+    elif side == "right":
+        batch = {
+            "input_ids": torch.nn.functional.pad(ids, (0, 2)),
+            "attention_mask": torch.nn.functional.pad(mask, (0, 2)),
+        }
+    profile = rectilinear.measure(model, [batch], progress=False)
+    without = profile.blocks[0].without_sinks
+    assert (without.sinks, without.sinks_by.input, without.sinks_by.first_of_row) == (41, 41, 40)
+    assert without.sinks_by.ids == {"3": 41}
+    assert "41, 40 first (" in str(profile)
+
+
 def test_sinks_and_deficient_inputs_are_warned_about():
     model, rows = build("llama"), token_rows(30, 20)
     with torch.no_grad():

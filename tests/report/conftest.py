@@ -21,6 +21,13 @@ def block(index, output, update, sinks=0, identity=0.5):
         "without_sinks": {
             "tokens": 4096 - sinks,
             "sinks": sinks,
+            "sinks_by": {
+                "input": sinks,
+                "output": 3,
+                "update": 0,
+                "first_of_row": max(0, sinks - 2),
+                "ids": {"17": sinks},
+            },
             "sink_energy": 0.875 if sinks else 0.0,
             "linearity": linearity(0.31, 0.21, 0.01),
             "update_linearity": linearity(0.32, 0.22, 0.02),

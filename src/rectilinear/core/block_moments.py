@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 
@@ -26,8 +27,49 @@ _Folds = tuple[Moments | None, ...]
 _REFERENCE_TOKENS = 256
 
 
+#: What tells an attention sink: the norm of its input, of its output, or of its update.
+MARKS = ("input", "output", "update")
+
+
 class NonFiniteError(ArithmeticError):
     """An activation is NaN, infinite, or too large to square."""
+
+
+@dataclass(frozen=True)
+class SinkCounts:
+    """How many attention sinks there are of each kind.
+
+    Attributes:
+        marks: by what told them, in the order of `MARKS`; one token may have several.
+        positions: by position in their row, padding not counted.
+        ids: by token id, where tokens have one.
+    """
+
+    marks: tuple[int, ...] = (0,) * len(MARKS)
+    positions: Mapping[int, int] = field(default_factory=dict)
+    ids: Mapping[int, int] = field(default_factory=dict)
+
+    def __add__(self, other: SinkCounts) -> SinkCounts:
+        """Those of both samples."""
+        positions, ids = (
+            dict(Counter(ours) + Counter(theirs))
+            for ours, theirs in ((self.positions, other.positions), (self.ids, other.ids))
+        )
+        return SinkCounts(tuple(map(add, self.marks, other.marks)), positions, ids)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Counts, and pairs of a position or id and its count, ``[kinds, 2]``."""
+        pairs = {name: [*getattr(self, name).items()] for name in ("positions", "ids")}
+        tensors = {name: torch.tensor(found, dtype=torch.int64).view(-1, 2) for name, found in pairs.items()}
+        return {"marks": torch.tensor(self.marks), **tensors}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SinkCounts:
+        """The inverse of `to_tensors`; of nothing, for what earlier versions wrote, no counts."""
+        if not tensors:
+            return cls()
+        positions, ids = (dict(map(tuple, tensors[name].tolist())) for name in ("positions", "ids"))
+        return cls(tuple(tensors["marks"].tolist()), positions, ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +81,14 @@ class BlockMoments:
         sinks: the same of the tokens that are.
         cosine_sum: sum over all tokens of ``cos(x, y)``, uncentred.
         eps: of the coarsest dtype that x or y were in.
+        counts: of the sinks, by what told them and where they are.
     """
 
     regular: _Folds
     sinks: _Folds
     cosine_sum: float
     eps: float = torch.finfo(torch.float64).eps
+    counts: SinkCounts = SinkCounts()
 
     @property
     def count(self) -> int:
@@ -63,12 +107,13 @@ class BlockMoments:
             _totals(self.sinks, other.sinks),
             self.cosine_sum + other.cosine_sum,
             max(self.eps, other.eps),
+            self.counts + other.counts,
         )
 
     def to(self, device: torch.device | str) -> BlockMoments:
         """The same moments on another device."""
         regular, sinks = (tuple(m and m.to(device) for m in folds) for folds in (self.regular, self.sinks))
-        return BlockMoments(regular, sinks, self.cosine_sum, self.eps)
+        return BlockMoments(regular, sinks, self.cosine_sum, self.eps, self.counts)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """A flat dictionary of tensors, for ``torch.save`` or ``safetensors``."""
@@ -80,21 +125,24 @@ class BlockMoments:
             for name, tensor in moments.to_tensors().items()
         }
         numbers = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("cosine_sum", "eps")}
-        return {"folds": torch.tensor(len(self.regular)), **numbers, **parts}
+        counts = {f"counts.{name}": tensor for name, tensor in self.counts.to_tensors().items()}
+        return {"folds": torch.tensor(len(self.regular)), **numbers, **counts, **parts}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> BlockMoments:
         """The inverse of `to_tensors`."""
 
+        def below(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+
         def part(kind: str, fold: int) -> Moments | None:
-            prefix = f"{kind}.{fold}."
-            found = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            found = below(f"{kind}.{fold}.")
             return Moments.from_tensors(found) if found else None
 
         folds = range(int(tensors["folds"]))
         regular, sinks = (tuple(part(kind, fold) for fold in folds) for kind in ("regular", "sinks"))
         eps = float(tensors.get("eps", cls.eps))  # which earlier versions did not write
-        return cls(regular, sinks, float(tensors["cosine_sum"]), eps)
+        return cls(regular, sinks, float(tensors["cosine_sum"]), eps, SinkCounts.from_tensors(below("counts.")))
 
 
 class BlockAccumulator:
@@ -104,8 +152,8 @@ class BlockAccumulator:
 
     Args:
         folds: number of folds K.
-        sink_ratio: a token is an attention sink if ``|x|`` exceeds this many times the median norm of the first 256
-            tokens.
+        sink_ratio: a token is an attention sink if ``|x|``, ``|y|`` or ``|d|`` exceeds this many times its median
+            over the first 256 tokens.
         products: precision of the products; None takes float64 until 2p regular tokens of one fold have shown that
             float32 is accurate enough, and float32 from then on. Float64 activations always have float64 products.
     """
@@ -114,20 +162,21 @@ class BlockAccumulator:
         self._sink_ratio = sink_ratio
         self._products = products or torch.float64
         self._undecided = products is None
-        self._sink_norm: float | None = None
-        self._waiting: list[tuple[Tensor, Tensor, int]] = []
+        self._limits: Tensor | None = None  # of |x|, |y| and |d|, beyond which a token is a sink
+        self._waiting: list[tuple[Tensor, Tensor, int, Tensor | None]] = []
         self._fold = 0
         self._open: dict[str, MomentsAccumulator] = {}
         self._closed: dict[str, list[Moments | None]] = {"regular": [None] * folds, "sinks": [None] * folds}
-        self._cosine_sum, self._eps = 0.0, BlockMoments.eps
+        self._cosine_sum, self._eps, self._counts = 0.0, BlockMoments.eps, SinkCounts()
 
-    def update(self, x: Tensor, y: Tensor, fold: int = 0) -> None:
+    def update(self, x: Tensor, y: Tensor, fold: int = 0, places: Tensor | None = None) -> None:
         """Add the tokens of one batch.
 
         Args:
             x: ``[tokens, width]``, the block's input, any floating dtype.
             y: ``[tokens, width]``, its output.
             fold: which fold they belong to.
+            places: ``[tokens, 2]`` int64 on the CPU, position in the row and token id, -1 for none.
 
         Raises:
             NonFiniteError: a token of x or y is NaN or infinite.
@@ -138,14 +187,14 @@ class BlockAccumulator:
         if not len(x):
             return
         self._eps = max(self._eps, *(torch.finfo(states.dtype).eps for states in (x, y)))
-        if self._sink_norm is None:
-            self._waiting.append((x, y, fold))
-            if sum(len(rows) for rows, _, _ in self._waiting) >= _REFERENCE_TOKENS:
+        if self._limits is None:
+            self._waiting.append((x, y, fold, places))
+            if sum(len(rows) for rows, *_ in self._waiting) >= _REFERENCE_TOKENS:
                 self._stop_waiting()
             else:  # what waits must not change when the model goes on
-                self._waiting[-1] = (x.clone(), y.clone(), fold)
+                self._waiting[-1] = (x.clone(), y.clone(), fold, places)
         else:
-            self._gather(x, y, fold)
+            self._gather(x, y, fold, places)
 
     def freeze(self) -> BlockMoments:
         """The moments so far."""
@@ -153,26 +202,28 @@ class BlockAccumulator:
             self._stop_waiting()
         self._close()
         regular, sinks = (tuple(self._closed[kind]) for kind in ("regular", "sinks"))
-        return BlockMoments(regular, sinks, self._cosine_sum, self._eps)
+        return BlockMoments(regular, sinks, self._cosine_sum, self._eps, self._counts)
 
     def _stop_waiting(self) -> None:
-        reference = torch.cat([x for x, _, _ in self._waiting])[:_REFERENCE_TOKENS]
-        norms = torch.linalg.vector_norm(reference.float(), dim=1)
-        norms = norms[norms > 0]
-        self._sink_norm = self._sink_ratio * float(norms.median()) if len(norms) else math.inf
+        x = torch.cat([x for x, *_ in self._waiting])[:_REFERENCE_TOKENS].float()
+        y = torch.cat([y for _, y, *_ in self._waiting])[:_REFERENCE_TOKENS].float()
+        norms = _norms(x, y, y - x)
+        medians = [float(kind[kind > 0].median()) if bool((kind > 0).any()) else math.inf for kind in norms]
+        self._limits = self._sink_ratio * torch.tensor(medians, device=norms.device)[:, None]
         waiting, self._waiting = self._waiting, []
-        for x, y, fold in waiting:
-            self._gather(x, y, fold)
+        for part in waiting:
+            self._gather(*part)
 
-    def _gather(self, x: Tensor, y: Tensor, fold: int) -> None:
+    def _gather(self, x: Tensor, y: Tensor, fold: int, places: Tensor | None) -> None:
         if not holds_float64(x.device):
             self._products = torch.float32
         self._undecided &= holds_float64(x.device) and x.dtype is not torch.float64
         # Differences and norms are as fine as the activations at least, whatever the products.
         finer = torch.promote_types(x.dtype, torch.float32)
         x, y = x.to(finer), y.to(finer)
-        norms = torch.linalg.vector_norm(x, dim=1)
-        lengths = norms * torch.linalg.vector_norm(y, dim=1)
+        d = y - x if self._products is finer or not holds_float64(x.device) else y.double() - x.double()
+        norms = _norms(x, y, d)
+        lengths = norms[0] * norms[1]
         if not lengths.isfinite().all():
             raise NonFiniteError("activations are NaN, infinite, or too large to square")
         cosines = torch.where(lengths > 0, torch.linalg.vecdot(x, y) / lengths, 0.0)
@@ -180,13 +231,20 @@ class BlockAccumulator:
         if fold != self._fold:
             self._close()
             self._fold = fold
-        d = y - x if self._products is finer or not holds_float64(x.device) else y.double() - x.double()
-        sinks = norms > (self._sink_norm or 0.0)
+        marks = norms > self._limits  # type: ignore[operator]  # which `update` has seen to
+        sinks = marks.any(0)
         if sinks.any():
             self._add("sinks", x[sinks], d[sinks])
+            self._count(marks, None if places is None else places[sinks.cpu()])
             x, d = x[~sinks], d[~sinks]
         if len(x):
             self._add_regular(x, d)
+
+    def _count(self, marks: Tensor, places: Tensor | None) -> None:
+        """Note what tells the sinks of a batch, ``[marks, tokens]``, and where they are, ``[sinks, 2]``."""
+        positions, ids = ({}, {}) if places is None else (Counter(column) for column in places.T.tolist())
+        found = {token: count for token, count in ids.items() if token >= 0}
+        self._counts += SinkCounts(tuple(marks.sum(1).tolist()), positions, found)
 
     def _add(self, kind: str, x: Tensor, d: Tensor) -> None:
         accumulator = self._open.setdefault(kind, MomentsAccumulator())
@@ -222,6 +280,11 @@ class BlockAccumulator:
             moments = accumulator.freeze().to("cpu")
             self._closed[kind][self._fold] = total([self._closed[kind][self._fold], moments])
         self._open = {}
+
+
+def _norms(*states: Tensor) -> Tensor:
+    """``[states, tokens]``, in the precision of the first."""
+    return torch.stack([torch.linalg.vector_norm(each, dim=1).to(states[0].dtype) for each in states])
 
 
 def _totals(some: _Folds, others: _Folds) -> _Folds:

@@ -17,7 +17,7 @@ from operator import add
 import torch
 from torch import Tensor
 
-from rectilinear.core.block_moments import FLOAT32_ERROR, BlockMoments, total
+from rectilinear.core.block_moments import FLOAT32_ERROR, BlockMoments, SinkCounts, total
 from rectilinear.core.moments import Moments
 from rectilinear.core.solve import Solution, held_out_residual, solve, without_each
 
@@ -88,6 +88,7 @@ class BlockScores:
         all_tokens: over every token.
         without_sinks: over the tokens that are not attention sinks; None if all are.
         sinks: number of attention sinks.
+        sink_counts: of them, by what told them and where they are.
         sink_energy: their share of ``|Y|^2``, centred over all tokens.
         cosine: mean over all tokens of ``cos(x, y)``, uncentred.
     """
@@ -95,6 +96,7 @@ class BlockScores:
     all_tokens: Scores
     without_sinks: Scores | None
     sinks: int
+    sink_counts: SinkCounts
     sink_energy: float | None
     cosine: float
 
@@ -108,13 +110,13 @@ def score_block(block: BlockMoments) -> BlockScores:
     sinks, everything = total(block.sinks), score_folds(block.folds, block.eps)
     cosine = block.cosine_sum / everything.tokens
     if sinks is None:
-        return BlockScores(everything, everything, 0, 0.0, cosine)
+        return BlockScores(everything, everything, 0, block.counts, 0.0, cosine)
     moments = everything.moments
     shift = (sinks.mean_x + sinks.mean_d) - (moments.mean_x + moments.mean_d)
     part = sinks.output_energy + sinks.count * float(shift @ shift)
     share = part / moments.output_energy if moments.output_energy > 0 else None
     without = score_folds(block.regular, block.eps) if any(block.regular) else None
-    return BlockScores(everything, without, sinks.count, share, cosine)
+    return BlockScores(everything, without, sinks.count, block.counts, share, cosine)
 
 
 def score_folds(folds: tuple[Moments | None, ...], eps: float = BlockMoments.eps) -> Scores:

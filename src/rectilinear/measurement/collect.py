@@ -50,14 +50,16 @@ def collect_moments(
     paper = settings.convention == "paper"
     pieces: list[Piece] = []
     shape: list[Any] = [0, None]  # rows and tokens of the batch that is running
+    ids: list[Tensor | None] = [None]  # its token ids
     failures: list[JobError] = []
 
     def consume(index: int, x: Tensor, y: Tensor) -> None:
         # A failure waits for the end of the pass: cut short, it would leave a sharded model in pieces.
         try:
             for piece in () if failures else pieces:
-                one, other = (piece.of(layout.by_rows(hidden, *shape)) for hidden in (x, y))
-                accumulators[index].update(one, other, piece.fold)
+                one, other = (layout.by_rows(hidden, *shape) for hidden in (x, y))
+                places = piece.places(one.shape[1], ids[0])
+                accumulators[index].update(piece.of(one), piece.of(other), piece.fold, places)
         except (NonFiniteError, ValueError) as error:
             coarse = isinstance(error, NonFiniteError) and x.dtype.itemsize < 4
             failures.append(JobError(f"block {numbers[index]}: {error}{'; try `dtype=float32`' * coarse}"))
@@ -66,6 +68,7 @@ def collect_moments(
     with evaluating(model), capture_blocks(blocks, consume, final=final):
         for batch, found in in_folds(batches, folds, "rows", progress, padding_counts=paper, decoder=layout.decoder):
             pieces[:], shape[:] = found, [count_rows(batch), count_tokens(batch, layout.decoder)]
+            ids[0] = ids_of(batch, layout.decoder)
             run(model, batch)
             if failures:
                 raise failures[0]
@@ -104,6 +107,17 @@ class Piece:
         hidden = hidden[self.start : self.stop]
         return hidden.flatten(0, 1) if self.mask is None else hidden[self.mask.to(hidden.device)]
 
+    def places(self, seq_len: int, ids: Tensor | None) -> Tensor:
+        """``[tokens, 2]`` int64 on the CPU: position in its row, and token id, of each token that `of` gives.
+
+        Of hidden states that are not one for each of the batch's ids ``[rows, seq_len]`` there are no ids: -1.
+        """
+        real = torch.ones(self.stop - self.start, seq_len) if self.mask is None else self.mask.cpu()
+        own = torch.full_like(real, -1, dtype=torch.int64)
+        if ids is not None and ids.shape[1] == seq_len:
+            own = ids[self.start : self.stop].cpu().long()
+        return torch.stack([real.long().cumsum(1) - 1, own], -1)[real.bool()]
+
 
 def in_folds(
     batches: Sequence[Batch],
@@ -131,6 +145,15 @@ def in_folds(
         done += rows
         if progress:
             progress(stage, done, total)
+
+
+def ids_of(batch: Batch, decoder: bool = False) -> Tensor | None:
+    """Token ids ``[rows, seq_len]`` of a batch, or of a decoder's own; None where it has none."""
+    ids = batch.get("decoder_input_ids" if decoder else "input_ids") if isinstance(batch, Mapping) else batch
+    ids = ids[0] if isinstance(ids, (tuple, list)) and ids else ids
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        return None
+    return ids
 
 
 def count_tokens(batch: Batch, decoder: bool = False) -> int | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from rectilinear.core.block_moments import MARKS, SinkCounts
 from rectilinear.core.scores import BlockScores, Linearity
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
@@ -36,11 +38,29 @@ class LinearityRecord(Record):
         return None if self.held_out is None else Estimate(self.held_out, self.stderr)
 
 
+class SinkCountsRecord(Record):
+    """How many attention sinks there are of each kind, by what told them (a token may have several marks) and place."""
+
+    input: int
+    output: int
+    update: int
+    first_of_row: int = Field(description="at the first position of their row")
+    ids: dict[str, int] = Field(description="by token id, the most frequent five")
+
+    @classmethod
+    def of(cls, counts: SinkCounts) -> SinkCountsRecord:
+        """The record of some counts."""
+        most = dict(sorted(counts.ids.items(), key=lambda pair: -pair[1])[:5])
+        marks = dict(zip(MARKS, counts.marks, strict=True))
+        return cls(**marks, first_of_row=counts.positions.get(0, 0), ids={str(token): n for token, n in most.items()})
+
+
 class WithoutSinksRecord(Record):
     """The scores over tokens that are not attention sinks, and what the sinks carry."""
 
     tokens: int
     sinks: int
+    sinks_by: SinkCountsRecord | None = None
     sink_energy: float | None
     linearity: LinearityRecord
     update_linearity: LinearityRecord
@@ -92,27 +112,41 @@ class Profile(ResultFile):
         scores = (Column("linearity", ".4f"), *adjusted, Column("held out", ".4f"), Column("identity", ".4f"))
         updates = (Column("update\nlinearity", ".4f"), *adjusted, Column("held out", ".4f"), Column("null", ".4f"))
         others = (Column("|d|/|y|", ".3f"), Column("cosine", ".3f"))
-        without = (Column("sinks"), Column("update lin.\nwithout them", ".4f")) if sinks else ()
+        without = (Column("sinks"), *(Column(f"{name}\nwithout\nsinks", ".4f") for name in ("linearity", "update")))
         blocks = f"{self.model.num_blocks} block{'s' * (self.model.num_blocks != 1)} of width {self.model.width}"
         table = Table.of(
-            [Column("block"), *scores, *updates, *others, *without],
+            [Column("block"), *scores, *updates, *others, *(without if sinks else ())],
             [_cells(block, few, sinks) for block in self.blocks],
             title=f"{self.model.id}: {blocks}, {self.data.tokens:,} tokens of {self.data.source}",
-            caption="held out: mean over folds, ± standard error; null: what independent data would score in sample",
+            caption="held out: mean over folds, ± standard error; null: what independent data would score in sample"
+            + _SINKS * sinks,
         )
         return (table,)
 
 
+_SINKS = (
+    "\nsinks: tokens whose input, output or update is far longer than that of others; first: at the beginning of their "
+    "row; in brackets their share of the variation of y"
+)
+
+
 def _cells(block: BlockRecord, few: bool, sinks: bool) -> list[Cell]:
     output, update, without = block.linearity, block.update_linearity, block.without_sinks
-    share = "-" if without.sink_energy is None else f"{without.sink_energy:.1%}"
     return [
         block.index,
         *(output.in_sample, *[output.adjusted] * few, output.estimate, block.identity),
         *(update.in_sample, *[update.adjusted] * few, update.estimate, block.null),
         *(block.update_ratio, block.cosine),
-        *([f"{without.sinks} ({share})", without.update_linearity.in_sample] if sinks else []),
+        *([_sinks(without), without.linearity.in_sample, without.update_linearity.in_sample] if sinks else []),
     ]
+
+
+def _sinks(without: WithoutSinksRecord) -> str:
+    """How many there are, how many of them first in their row, and their share of the variation of y."""
+    first = without.sinks_by.first_of_row if without.sinks_by else 0
+    place = " first" if first == without.sinks else f", {first} first" if first else ""
+    share = "" if without.sink_energy is None else f" ({without.sink_energy:.1%})"
+    return f"{without.sinks:,}{place}{share}" if without.sinks else "0"
 
 
 def block_record(index: int, scores: BlockScores) -> BlockRecord:
@@ -129,6 +163,7 @@ def block_record(index: int, scores: BlockScores) -> BlockRecord:
         without_sinks=WithoutSinksRecord(
             tokens=without.tokens if without else 0,
             sinks=scores.sinks,
+            sinks_by=SinkCountsRecord.of(scores.sink_counts),
             sink_energy=scores.sink_energy,
             linearity=without.linearity if without else Linearity(),
             update_linearity=without.update_linearity if without else Linearity(),
@@ -196,13 +231,35 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
         "no variance beyond the rounding of the states, scores are null, try `dtype=float32` if it is not: constant": {
             b.index: ", ".join(constant) for b in blocks if (constant := _constant(b))
         },
-        "attention sinks carry most of the variation of y and decide its scores, read without_sinks: sinks": {
-            b.index: f"{b.without_sinks.sinks} tokens, {share:.1%}"
-            for b in blocks
-            if (share := b.without_sinks.sink_energy or 0.0) > 0.5
-        },
     }
     for text, details in about.items():
-        if details:
-            found.append(f"{text} " + "; ".join(f"{detail} (block {index})" for index, detail in details.items()))
-    return found
+        groups = {detail: [index for index, other in details.items() if other == detail] for detail in details.values()}
+        if groups:
+            found.append(f"{text} " + "; ".join(f"{detail} ({_blocks(group)})" for detail, group in groups.items()))
+    return found + _about_sinks(blocks)
+
+
+def _about_sinks(blocks: list[BlockRecord]) -> list[str]:
+    """One sentence where sinks decide the scores of some blocks."""
+    ruled = [block for block in blocks if (block.without_sinks.sink_energy or 0.0) > 0.5]
+    if not ruled:
+        return []
+    counts, shares = ([getattr(b.without_sinks, name) for b in ruled] for name in ("sinks", "sink_energy"))
+    first = [block.without_sinks.sinks_by.first_of_row for block in ruled if block.without_sinks.sinks_by]
+    place = ", each the first of its row," if first == counts else ""
+    return [
+        f"attention sinks{place} carry most of the variation of y in {_blocks([b.index for b in ruled])} (up to "
+        f"{max(counts)} tokens, up to {max(shares):.1%}) and decide the scores there: read those without sinks"
+    ]
+
+
+def _blocks(indices: Sequence[int]) -> str:
+    """Blocks by index, runs of them as ranges: "blocks 2, 5-9"."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    named = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"block{'s' * (len(indices) > 1)} {named}"

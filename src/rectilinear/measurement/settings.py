@@ -21,6 +21,7 @@ class Measurement(Stack):
     convention: Literal["block", "paper"] = "block"
     """'paper' takes the last state after the final norm and lets padding count, as the paper did."""
     sink_ratio: Positive = 10.0
-    """A token is an attention sink if |x| exceeds this many times the median norm of the first 256 tokens."""
+    """A token is an attention sink of a block if the norm of its input, output or update exceeds this many times the
+    median of the first 256 tokens."""
     products: Literal["auto", "float32", "float64"] = "auto"
     """Precision of products of activations; 'auto' is float64 where float32 would not do."""
