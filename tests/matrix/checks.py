@@ -79,11 +79,10 @@ class Subject:
     def ids(self):
         return token_rows()
 
-    @cached_property
+    @property
     def text(self):
-        file = Path(tempfile.gettempdir()) / "rectilinear-matrix.txt"
-        file.write_text("\n<|endoftext|>\n".join(" ".join(f"w{index}" for index in row) for row in self.ids.tolist()))
-        return file
+        """The rows as texts."""
+        return [" ".join(f"w{index}" for index in row) for row in self.ids.tolist()]
 
     @cached_property
     def stack(self):
