@@ -181,7 +181,7 @@ class Trial:
 
 
 @pytest.fixture
-def trial(request, place, judge_server):
+def trial(request, place, judge_server, reload_here):
     name, over = request.param
     more = ("--judge-url", judge_server.url, "--judge-model", "wise") if name == "judge" else ()
     made = Trial(place, name, over, (*COMMANDS[name], *more))
