@@ -21,7 +21,7 @@ from rectilinear.text.settings import Rows
 from tests.conftest import build_llama
 
 SIZE = ("--max-tokens", 2050, "--seq-len", 32, "--device", "cpu", "--batch-size", 16)
-LINEARITY = {"in_sample", "adjusted", "held_out", "stderr"}
+LINEARITY = {"in_sample", "adjusted", "held_out", "stderr", "interval"}
 
 
 def measure_as_a_function(checkpoint, text, **options):

@@ -6,7 +6,10 @@ from rectilinear.measurement.profile import Profile
 
 
 def linearity(in_sample, held_out=None, stderr=None):
-    return {"in_sample": in_sample, "adjusted": in_sample, "held_out": held_out, "stderr": stderr}
+    known = None not in (held_out, stderr)
+    interval = {"low": held_out - 3 * stderr, "high": held_out + 3 * stderr, "level": 0.95} if known else None
+    scores = {"in_sample": in_sample, "adjusted": in_sample, "held_out": held_out, "stderr": stderr}
+    return {**scores, "interval": interval}
 
 
 def block(index, output, update, sinks=0, identity=0.5):

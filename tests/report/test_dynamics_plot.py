@@ -61,7 +61,7 @@ def test_the_map_shows_each_block_at_each_step():
     assert above.get_ylabel() == "block"
 
 
-def test_the_curves_show_the_means_and_two_errors():
+def test_the_curves_show_the_means_and_their_intervals():
     _, below, _ = axes_of(make([0, 10, 500], 2, lambda step, index: 0.4 + step / 1000 - index / 10))
     found = {}
     for container in below.containers:
@@ -73,7 +73,7 @@ def test_the_curves_show_the_means_and_two_errors():
     assert found.keys() == {"output, $y = x + d$", "update, $d$"}
     means, bars = found["update, $d$"]
     np.testing.assert_allclose(means, [0.35, 0.36, 0.85])
-    np.testing.assert_allclose(bars, [[0.31, 0.39], [0.32, 0.4], [0.81, 0.89]])
+    np.testing.assert_allclose(bars, [[0.29, 0.41], [0.3, 0.42], [0.79, 0.91]])
     np.testing.assert_allclose(found["output, $y = x + d$"][0], [0.795] * 3)
 
 

@@ -35,23 +35,23 @@ def test_left_is_the_output_and_right_the_update(profile):
     without = "held out, without sinks"
     assert lines_of(left) == {
         "in sample": ([0, 1, 2], [0.91, 0.92, 0.93]),
-        "held out ± 2 s.e.": ([0, 1, 2], [0.81, 0.82, 0.83]),
+        "held out, 95 % interval": ([0, 1, 2], [0.81, 0.82, 0.83]),
         without: ([0, 1, 2], [0.21, 0.21, 0.21]),
         "identity (do nothing)": ([0, 1, 2], [0.71, 0.72, 0.73]),
         "null (independent data)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
     }
     assert lines_of(right) == {
         "in sample": ([0, 1, 2], [0.61, 0.62, 0.13]),
-        "held out ± 2 s.e.": ([0, 1, 2], [0.51, 0.52, -0.12]),
+        "held out, 95 % interval": ([0, 1, 2], [0.51, 0.52, -0.12]),
         without: ([0, 1, 2], [0.22, 0.22, 0.22]),
         "null (independent data)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
     }
 
 
-def test_error_bars_are_two_standard_errors(profile):
+def test_error_bars_are_intervals(profile):
     left, right = plot_profile(profile).axes
-    np.testing.assert_allclose(bars_of(left), [(0.785, 0.835), (0.77, 0.87), (0.73, 0.93)])
-    np.testing.assert_allclose(bars_of(right), [(0.46, 0.56), (0.42, 0.62), (-0.27, 0.03)])
+    np.testing.assert_allclose(bars_of(left), [(0.7725, 0.8475), (0.745, 0.895), (0.68, 0.98)])
+    np.testing.assert_allclose(bars_of(right), [(0.435, 0.585), (0.37, 0.67), (-0.345, 0.105)])
 
 
 def test_the_legend_names_each_line_once(profile):
@@ -96,7 +96,7 @@ def test_missing_values_leave_gaps(make_profile):
     for axes, score, held_out in zip(plot_profile(profile).axes, (0.9, 0.6), (0.8, 0.5), strict=True):
         lines = lines_of(axes)
         np.testing.assert_equal(lines["in sample"][1], [np.nan, score])
-        np.testing.assert_equal(lines["held out ± 2 s.e."][1], [np.nan, held_out])
+        np.testing.assert_equal(lines["held out, 95 % interval"][1], [np.nan, held_out])
 
 
 def test_png_is_wide_enough_to_print(profile, tmp_path):

@@ -44,12 +44,14 @@ class Linearity:
         held_out: mean over folds of ``1 - RSS / S`` on a fold, with the means and the map of
             the other folds, and S about those means.
         stderr: standard error of that mean over folds.
+        folds: how many folds that is; 0 where nothing was held out.
     """
 
     in_sample: float | None = None
     adjusted: float | None = None
     held_out: float | None = None
     stderr: float | None = None
+    folds: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +153,8 @@ def score_folds(folds: tuple[Moments | None, ...], eps: float = BlockMoments.eps
         if in_sample is None:
             return Linearity()
         adjusted = 1 - (1 - in_sample) * (n - 1) / (n - p - 1) if n > p + 1 else None
-        return Linearity(in_sample, adjusted, *_mean_and_stderr([shares[which] for shares in held_out]))
+        mean, stderr = _mean_and_stderr([shares[which] for shares in held_out])
+        return Linearity(in_sample, adjusted, mean, stderr, 0 if mean is None else len(held_out))
 
     identity = _share(update, output)
     error = FLOAT32_ERROR * condition * moments.cancellation if moments.products is torch.float32 else 0.0

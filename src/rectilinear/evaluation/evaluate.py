@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from rectilinear.errors import RequestError, require
+from rectilinear.errors import RequestError
 from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.record import Evaluation
 from rectilinear.evaluation.run import Job
@@ -113,8 +113,6 @@ def prepare(
         rows.refuse_unused("without `text`", "max_tokens", "seq_len", "column", "config", "split")
     if rows.seq_len < 2:
         raise RequestError(f"expected rows of at least 2 tokens, of which 1 is predicted, got `seq_len={rows.seq_len}`")
-    if evaluating.include and against is not None:
-        require("scipy", "eval")
     origins = [Origin(model, loading) for model in models]
     other = None if against is None else Origin(against, loading.model_copy(update={"revision": None}))
     everyone = [*origins, other] if other else origins

@@ -109,6 +109,7 @@ class Mean:
         mean: over blocks; None where no block has the score, as are the others then.
         stderr: at most this is the standard error of the mean over parts of the text: the mean of the blocks' own. They
             are measured on the same tokens, so theirs do not average out. None without held-out scores.
+        half_width: half of the interval of the mean, from the blocks' own in the same way; None without them.
         lowest, highest: of the blocks' scores.
         least, most: the blocks that have these.
     """
@@ -116,6 +117,7 @@ class Mean:
     step: int
     mean: float | None = None
     stderr: float | None = None
+    half_width: float | None = None
     lowest: float | None = None
     highest: float | None = None
     least: int | None = None
@@ -135,10 +137,12 @@ def mean_of(step: int, blocks: Iterable[BlockRecord], score: Score) -> Mean:
     values = {index: record.best for index, record in records.items() if record.best is not None}
     if not values:
         return Mean(step)
-    errors = [records[index].stderr for index in values]
-    error = None if None in errors else sum(errors) / len(errors)
+    error, half = (
+        None if None in errors else sum(errors) / len(errors)
+        for errors in ([getattr(records[index], name) for index in values] for name in ("stderr", "half_width"))
+    )
     least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-    return Mean(step, sum(values.values()) / len(values), error, values[least], values[most], least, most)
+    return Mean(step, sum(values.values()) / len(values), error, half, values[least], values[most], least, most)
 
 
 def mean_curve(dynamics: Dynamics, score: Score = "update_linearity") -> list[Mean]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from rectilinear.core.block_moments import MARKS, SinkCounts
 from rectilinear.core.scores import BlockScores, Linearity
+from rectilinear.intervals import LEVEL, half_width
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Cell, Column, Estimate, Table
@@ -17,15 +18,39 @@ from rectilinear.tables import Cell, Column, Estimate, Table
 ACCURACY = 1e-6
 
 
+class IntervalRecord(Record):
+    """An interval that covers what a score is expected to be: of maps fitted on as many tokens, on other text."""
+
+    low: float
+    high: float
+    level: float
+
+
 class LinearityRecord(Record):
     """See `rectilinear.core.scores.Linearity`, of which it is made; null where the data cannot give a value."""
-
-    model_config = ConfigDict(from_attributes=True)
 
     in_sample: float | None
     adjusted: float | None
     held_out: float | None
     stderr: float | None
+    interval: IntervalRecord | None = Field(
+        default=None, description="of the held-out score, by Student's t over folds"
+    )
+
+    @classmethod
+    def of(cls, scores: Linearity) -> LinearityRecord:
+        """The record of some scores."""
+        interval = None
+        if scores.held_out is not None and scores.stderr is not None:
+            half = half_width(scores.stderr, scores.folds)
+            interval = IntervalRecord(low=scores.held_out - half, high=scores.held_out + half, level=LEVEL)
+        known = {name: getattr(scores, name) for name in ("in_sample", "adjusted", "held_out", "stderr")}
+        return cls(**known, interval=interval)
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the interval; None where there is none, as in what earlier versions wrote."""
+        return None if self.interval is None else (self.interval.high - self.interval.low) / 2
 
     @property
     def best(self) -> float | None:
@@ -154,8 +179,8 @@ def block_record(index: int, scores: BlockScores) -> BlockRecord:
     whole, without, factor = scores.all_tokens, scores.without_sinks, scores.all_tokens.solution.factor
     return BlockRecord(
         index=index,
-        linearity=whole.linearity,
-        update_linearity=whole.update_linearity,
+        linearity=LinearityRecord.of(whole.linearity),
+        update_linearity=LinearityRecord.of(whole.update_linearity),
         identity=whole.identity,
         update_ratio=whole.update_ratio,
         cosine=scores.cosine,
@@ -165,8 +190,8 @@ def block_record(index: int, scores: BlockScores) -> BlockRecord:
             sinks=scores.sinks,
             sinks_by=SinkCountsRecord.of(scores.sink_counts),
             sink_energy=scores.sink_energy,
-            linearity=without.linearity if without else Linearity(),
-            update_linearity=without.update_linearity if without else Linearity(),
+            linearity=LinearityRecord.of(without.linearity if without else Linearity()),
+            update_linearity=LinearityRecord.of(without.update_linearity if without else Linearity()),
         ),
         solve=SolveRecord(
             rank=factor.rank,

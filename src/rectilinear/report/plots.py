@@ -8,6 +8,7 @@ from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
 from rectilinear.evaluation.probe import Probe
+from rectilinear.intervals import MANY, half_width
 from rectilinear.measurement.dynamics import Dynamics, Mean, Score, mean_curve
 from rectilinear.measurement.profile import LinearityRecord, Profile
 from rectilinear.models.origin import short_name
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS = "in sample", "held out ± 2 s.e.", "held out, without sinks"
+_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS = "in sample", "held out, 95 % interval", "held out, without sinks"
 _IDENTITY, _NULL = "identity (do nothing)", "null (independent data)"
 _LEGEND = [_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS, _IDENTITY, _NULL]
 _TITLES: dict[Score, str] = {
@@ -33,8 +34,9 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
     """Linearity and update linearity by depth, in sample against held out.
 
     Left the score of the block's output, with the level that doing nothing reaches (identity); right the score of its
-    update. In both the null level, what independent data would score in sample. Error bars are two standard errors over
-    folds. Of several profiles the held-out scores alone (in sample where there are none), a colour each.
+    update. In both the null level, what independent data would score in sample. Error bars are 95 % intervals, by
+    Student's t over folds. Of several profiles the held-out scores alone (in sample where there are none), a colour
+    each.
 
     Args:
         profile: what to show.
@@ -47,7 +49,7 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
         for panel, score in panels:
             for each, look in zip(profiles, style.looks(profiles), strict=True) if others else ():
                 scores = [getattr(block, score) for block in each.blocks]
-                best, errors = [record.best for record in scores], [record.stderr for record in scores]
+                best, errors = [record.best for record in scores], [record.half_width for record in scores]
                 style.draw_scores(panel, [block.index for block in each.blocks], best, errors, **look)
             if not others:
                 _draw_profile(panel, profile, score)
@@ -75,7 +77,7 @@ def _draw_profile(axes: Axes, profile: Profile, name: Score) -> None:
     scores: list[LinearityRecord] = [getattr(block, name) for block in profile.blocks]
     thick: dict[str, Any] = {"alpha": 0.45, "marker": "o", "markersize": 7, "markeredgewidth": 0, "linewidth": 3}
     axes.plot(depth, style.numbers(score.in_sample for score in scores), color=style.BLUE, label=_IN_SAMPLE, **thick)
-    held_out, errors = [score.held_out for score in scores], [score.stderr for score in scores]
+    held_out, errors = [score.held_out for score in scores], [score.half_width for score in scores]
     style.draw_scores(axes, depth, held_out, errors, color=style.ORANGE, marker="s", label=_HELD_OUT)
     if any(block.without_sinks.sinks for block in profile.blocks):
         without: list[LinearityRecord] = [getattr(block.without_sinks, name) for block in profile.blocks]
@@ -92,8 +94,8 @@ def plot_dynamics(dynamics: Dynamics, *others: Dynamics, ax: Axes | Sequence[Axe
     """How linear blocks are at each step of training.
 
     Above, the update linearity of every block (held out where there is such a score); cells without a score
-    are hatched. Below, the means over blocks of update linearity and linearity: error bars are two standard
-    errors over parts of the text, bands reach from the least to the most linear block. Every point has a column
+    are hatched. Below, the means over blocks of update linearity and linearity: error bars are 95 %
+    intervals over parts of the text, bands reach from the least to the most linear block. Every point has a column
     of the same width, whatever the steps between them, so that early and late steps can both be read.
     Of several trainings the means of update linearity alone, a colour each.
 
@@ -182,13 +184,13 @@ def _draw_mean(axes: Axes, curve: list[Mean], steps: list[int], shift: float, *,
     else:
         axes.vlines(places, lowest, highest, color=color, alpha=0.15, linewidth=8)
     size = {"markersize": 3.5, "capsize": 2} if len(steps) <= 30 else {"markersize": 2, "capsize": 0}
-    style.draw_scores(axes, places, [m.mean for m in curve], [m.stderr for m in curve], color=color, **size, **look)
+    style.draw_scores(axes, places, [m.mean for m in curve], [m.half_width for m in curve], color=color, **size, **look)
 
 
 def _finish_means(axes: Axes, steps: list[int], series: Sequence[Dynamics]) -> None:
     style.finish_scores(axes)
     of = " of the updates" if len(series) > 1 else ""
-    axes.set_title(f"Mean over blocks{of} ± 2 s.e., and from the least to the most linear block")
+    axes.set_title(f"Mean over blocks{of} with 95 % intervals, and from the least to the most linear block")
     axes.set_ylabel(f"{'update ' if of else ''}linearity{_held_out(series)}")
     axes.legend(loc="best", ncols=2, fontsize=8)
     labels = [f"{step:,}" for step in steps]
@@ -218,7 +220,7 @@ def _labelled(labels: list[str]) -> list[int]:
 def plot_probe(probe: Probe, *others: Probe, ax: Axes | None = None) -> Figure:
     """What probes get right, by depth.
 
-    The first metric of the task on the validation part with two standard errors, beside cross-validation on the
+    The first metric of the task on the validation part with a 95 % interval, beside cross-validation on the
     training part, over the level of the commonest answer. Of several probes the validation part alone, a colour each.
 
     Args:
@@ -236,13 +238,14 @@ def plot_probe(probe: Probe, *others: Probe, ax: Axes | None = None) -> Figure:
             line: dict[str, Any] = {"marker": "s", "markersize": 3, "linewidth": 1, "linestyle": "--"}
             label = "cross-validation, training part"
             axes.plot([point.depth for point in probe.points], values, color=style.ORANGE, label=label, **line)
-        own = {"color": style.BLUE, "marker": "o", "label": "validation part ± 2 s.e."}
+        own = {"color": style.BLUE, "marker": "o", "label": "validation part, 95 % interval"}
         for each, look in zip(probes, style.looks(probes) if others else [own], strict=True):
-            found = [point.metrics[name] for point in each.points]
+            found, groups = [point.metrics[name] for point in each.points], len((each.right or "").split())
             values, errors = [metric.value for metric in found], [metric.stderr for metric in found]
+            halves = [error and half_width(error, groups or MANY) for error in errors]  # older files have no groups
             depths = [point.depth for point in each.points]
             size: dict[str, Any] = {"markersize": 4, "linewidth": 1.4, "capsize": 2 if len(found) <= 40 else 0}
-            style.draw_scores(axes, depths, values, errors, **size, **look)
+            style.draw_scores(axes, depths, values, halves, **size, **look)
         style.mark_whole_numbers(axes.xaxis, 14)
         axes.set_xlabel("depth (0: into the first block, k: out of block k - 1)")
         axes.set_ylabel(name.replace("_", " "))

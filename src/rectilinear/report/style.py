@@ -55,13 +55,13 @@ def drawing(
 
 
 def draw_scores(
-    axes: Axes, places: Sequence[float], values: Iterable[float | None], errors: Iterable[float | None], **style: Any
+    axes: Axes, places: Sequence[float], values: Iterable[float | None], bars: Iterable[float | None], **style: Any
 ) -> None:
-    """A line with bars of two standard errors, with gaps where there is no value."""
+    """A line with bars of some half widths, with gaps where there is no value."""
     axes.errorbar(
         places,
         numbers(values),
-        yerr=[2 * (error or 0.0) for error in errors],
+        yerr=[bar or 0.0 for bar in bars],
         **{"markersize": 3.5, "markerfacecolor": "white", "linewidth": 1.2, "capsize": 2, **style},
     )
 
