@@ -134,10 +134,10 @@ def judge_server():
 
 
 def state(out):
-    """What a reader takes a folder for: nothing where what makes it a result is not there."""
+    """What a reader takes a folder for: nothing where what makes it a result is not there, of a checkpoint its config."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    marked = any(name.endswith(".json") and name not in {"recipe.json", "request.json"} for name in names)
-    return described(out) if marked else None
+    marks = {name for name in names if name.endswith(".json")} - {"recipe.json", "request.json"}
+    return described(out) if marks and ("config.json" in marks or "tokenizer.json" not in marks) else None
 
 
 #: What publishes more than once, so that a part of the result may be there; what a stopped run can be gone on with.
