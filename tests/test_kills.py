@@ -134,7 +134,7 @@ def judge_server():
 
 
 def state(out):
-    """What a reader takes a folder for: nothing where what makes it a result, of a checkpoint its config, is not there."""
+    """What a reader takes a folder for: nothing where what makes it a result is gone, of a checkpoint its config."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     marks = {name for name in names if name.endswith(".json")} - {"recipe.json", "request.json"}
     return described(out) if marks and ("config.json" in marks or "tokenizer.json" not in marks) else None

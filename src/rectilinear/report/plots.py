@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS = "in sample", "held out, 95 % interval", "held out, without sinks"
-_IDENTITY, _NULL = "identity (do nothing)", "null (independent data)"
+_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS = "in sample", "held out, 95 % interval", "without sinks"
+_IDENTITY, _NULL = "identity (do nothing)", "null (no relation)"
 _LEGEND = [_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS, _IDENTITY, _NULL]
 _TITLES: dict[Score, str] = {
     "linearity": "Linearity of the output, $y = x + d$",
