@@ -133,11 +133,11 @@ def judge_server():
         yield server
 
 
-def state(out):
+def state(out, whole):
     """What a reader takes a folder for: nothing where what makes it a result is gone, of a checkpoint its config."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    marks = {name for name in names if name.endswith(".json")} - {"recipe.json", "request.json"}
-    return described(out) if marks and ("config.json" in marks or "tokenizer.json" not in marks) else None
+    results = {name for name in whole if name.endswith(".json")} - {"recipe.json", "request.json"}
+    return described(out) if names & ({"config.json"} & results or results) else None
 
 
 #: What publishes more than once, so that a part of the result may be there; what a stopped run can be gone on with.
@@ -210,7 +210,7 @@ over_some = each([("measure", False), ("linearize drop", False), ("judge", False
 
 def undisturbed(trial):
     """What was there before a command, the steps that it takes, and all that it makes."""
-    earlier = state(trial.out)
+    earlier = described(trial.out) if trial.over else None
     code, steps = trial.again()
     assert code == 0, trial.log()
     return earlier, steps, described(trial.out)
@@ -225,7 +225,7 @@ def test_a_kill_at_a_step_of_a_command(trial):
         trial.restore()
         code, _ = trial.run(*["--overwrite"] * trial.over, at=at)
         assert code == -9, (*said, code, trial.log())
-        found = state(trial.out)
+        found = state(trial.out, whole)
         if found is not None and trial.name not in BY_PARTS:
             assert found in (earlier, whole), said
         trial.keep("killed")
@@ -249,7 +249,7 @@ def test_a_disk_that_is_full_at_a_step_of_a_command(trial):
         if code:
             assert "No space left" in trial.log(), (*said, trial.log())
             if trial.name not in BY_PARTS:
-                assert state(trial.out) == earlier, said
+                assert state(trial.out, whole) == earlier, said
             again = () if trial.over or trial.name not in RESUMED or not trial.out.exists() else ("--resume",)
             assert trial.again(*again)[0] == 0, (*said, trial.log())
         assert described(trial.out) == whole, said
