@@ -27,10 +27,10 @@ demo: $(READY)
 
 # One thread for each of the parallel test processes.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m "not slow"
 
 slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal -m slow
 
 # Every command killed at every step that it takes on disk, and many more generated inputs: hours. `make slow` tries some.
 # Then the figures of docs/reliability.md.
@@ -73,14 +73,14 @@ oldest: $(READY)
 	$(PYTHON) -m venv --clear $(VENV)-oldest
 	$(VENV)-oldest/bin/python $(PIP) "$(TORCH)"
 	$(BIN)/uv pip install --quiet --python $(VENV)-oldest -c requirements/oldest.txt -e ".[test]"
-	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/pytest -n auto $(BOUNDS)
+	OMP_NUM_THREADS=1 $(VENV)-oldest/bin/pytest -n auto --dist worksteal $(BOUNDS)
 
 # Whatever is newest today; of torch the tested one unless TORCH says otherwise.
 newest: $(READY)
 	$(PYTHON) -m venv --clear $(VENV)-newest
 	$(VENV)-newest/bin/python $(PIP) "$(TORCH)"
 	$(BIN)/uv pip install --quiet --python $(VENV)-newest -e ".[test]"
-	OMP_NUM_THREADS=1 $(VENV)-newest/bin/pytest -n auto $(BOUNDS)
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/pytest -n auto --dist worksteal $(BOUNDS)
 
 # The lock is resolved for every system, so that CUDA packages are left out: they come with torch where its build
 # needs them.
