@@ -26,7 +26,7 @@ def test_a_block_that_makes_an_outlier_is_told_by_its_output(smollm2, shared):
     block = profile.blocks[11]
     without, by = block.without_sinks, block.without_sinks.sinks_by
     assert block.update_linearity.in_sample > 0.95
-    assert without.update_linearity.in_sample == pytest.approx(0.59, abs=0.02)
+    assert without.update_linearity.in_sample == pytest.approx(0.568, abs=0.003)  # by float64 least squares, too
     assert (without.sinks, by.input, by.output, by.update, by.first_of_row) == (32, 0, 32, 32, 32)
     for later in profile.blocks[12:23]:
         assert later.linearity.in_sample > 0.995 > 0.97 > later.without_sinks.linearity.in_sample
