@@ -12,7 +12,8 @@ MANY = 10**9
 def half_width(stderr: float, parts: int, level: float = LEVEL) -> float:
     """Half of a Student's t interval of a mean over some parts, of which at least two, from its standard error.
 
-    The error is itself known from few parts: two standard errors of four cover 84 to 86 %, not 95.
+    The error is itself known from few parts: two standard errors of four cover 86 % at best
+    (docs/benchmarks.md), not 95.
     """
     from scipy.special import stdtrit
 
