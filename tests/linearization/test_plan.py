@@ -202,15 +202,15 @@ def test_a_plan_with_what_cannot_be_done_is_refused(linearize, tmp_path):
     text = (tmp_path / "plan.json").read_text()
     for change, says in (
         ({"blocks": [7]}, "blocks from 0 to 2, got 7"),
-        ({"blocks": []}, r"plan.json: .*replacements.0.blocks` .* at least 1 item .*, got \[\]"),
-        ({"kind": "magic"}, r"replacement of \[1\]: expected `kind` to be one of affine, drop, .*, got 'magic'"),
+        ({"blocks": []}, r"plan.json: .*replacements.0.blocks' .* at least 1 item .*, got \[\]"),
+        ({"kind": "magic"}, r"replacement of \[1\]: expected 'kind' to be one of affine, drop, .*, got 'magic'"),
         (
             {"kind": "filter", "taps": -1},
-            r"of \[1\]: expected `taps` .* greater than or equal to 0, got -1",
+            r"of \[1\]: expected 'taps' .* greater than or equal to 0, got -1",
         ),
-        ({"taps": -1}, r"replacement of \[1\]: expected no `taps` with `kind=affine`"),
-        ({"rank": "half"}, r"replacement of \[1\]: expected `rank` .* integer, got 'half'"),
-        ({"colour": "red"}, r"replacement of \[1\]: expected no `colour` with `kind=affine`"),
+        ({"taps": -1}, r"replacement of \[1\]: expected no 'taps' with 'kind=affine'"),
+        ({"rank": "half"}, r"replacement of \[1\]: expected 'rank' .* integer, got 'half'"),
+        ({"colour": "red"}, r"replacement of \[1\]: expected no 'colour' with 'kind=affine'"),
     ):
         recipe = json.loads(text)
         recipe["replacements"][0].update(change)
@@ -219,7 +219,7 @@ def test_a_plan_with_what_cannot_be_done_is_refused(linearize, tmp_path):
             linearize(build("llama"), plan=tmp_path / "plan.json")
         assert "\n" not in str(raised.value)
     (tmp_path / "plan.json").write_text(text.replace('"kind"', '"sort"'))
-    with pytest.raises(RequestError, match=r"replacement of \[1\]: expected `kind` to be one of .*, got None\)$"):
+    with pytest.raises(RequestError, match=r"replacement of \[1\]: expected 'kind' to be one of .*, got None\)$"):
         linearize(build("llama"), plan=tmp_path / "plan.json")
     for content in ("no JSON", "[]", "{}", '{"schema": "rectilinear.profile/1"}'):
         (tmp_path / "plan.json").write_text(content)

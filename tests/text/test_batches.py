@@ -104,7 +104,7 @@ def test_text_is_left_to_be_read(source):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (torch.rand(2, 3), "expected token ids .* got one batch; try \\[batch\\]"),
+        (torch.rand(2, 3), "expected token ids .* got one tensor \\[2, 3\\] of torch.float32; try \\[batch\\]"),
         ({"input_ids": ROWS}, "got one batch; try \\[batch\\]"),
         (iter(["one"]), "got a text; try a list"),
         ([[1, 2], "three"], "expected rows of token ids, got str among them"),

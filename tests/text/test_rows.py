@@ -83,7 +83,8 @@ def test_an_endless_source_is_read_no_further_than_needed():
 @pytest.mark.parametrize("documents", [[], ["", " \n"], ["abcd"]])
 def test_less_than_one_row_is_refused(documents):
     tokens = sum(len(row) for row in tokenize(filter(str.strip, documents)))
-    with pytest.raises(RequestError, match=f"at least one row of 7 tokens, got {tokens} tokens"):
+    got = f"{tokens} tokens; try a smaller" if tokens else "none: there is no text in it"
+    with pytest.raises(RequestError, match=f"at least one row of 7 tokens, got {got}"):
         pack_rows(documents, tokenize, seq_len=7, max_tokens=100)
 
 
