@@ -43,7 +43,8 @@ def by_property(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def figures(lines: list[dict[str, Any]]) -> str:
     """The section's text."""
     commands, inputs = by_command(lines), by_property(lines)
-    [end] = [line for line in lines if "failed" in line]
+    ends = [line for line in lines if "failed" in line]  # of one run, or of several with a part of the tests each
+    end = ends[-1] | {name: sum(each[name] for each in ends) for name in ("tests", "failed")}
     kills, full = (sum(counts.get(name, 0) for counts in commands.values()) for name in ("kills", "full"))
     table = [
         f"{HEADING}",
