@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MptConfig, RobertaConfig, RobertaForCausalLM
 
 import rectilinear
-from rectilinear import Loading
+from rectilinear import Evaluating, Loading, Rows
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.describe import check_context, check_rows, describe, weights_sha256
 from rectilinear.models.find_blocks import find_blocks
@@ -92,6 +93,28 @@ def test_positions_that_do_not_begin_at_0_leave_room_for_fewer_tokens():
     assert "at most 32 tokens, for which the model has positions, got rows of 33" in refusal(
         rectilinear.measure, model, ids, progress=False
     )
+
+
+def test_a_model_that_runs_on_whole_rows_alone_is_taken(text_file, tiny_tokenizer):
+    class Whole(nn.Module):
+        """A decoder of rows of 32 tokens, with learned positions."""
+
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.positions = nn.Embedding(128, 16), nn.Embedding(32, 16)
+            self.blocks, self.head = nn.ModuleList(nn.Linear(16, 16) for _ in range(2)), nn.Linear(16, 128)
+
+        def forward(self, input_ids):
+            if input_ids.shape[1] != 32:
+                raise ValueError("expected rows of 32 tokens")
+            states = self.tokens(input_ids) + self.positions(torch.arange(32))
+            for block in self.blocks:
+                states = states + block(states)
+            return SimpleNamespace(logits=self.head(states))
+
+    rows, few = Rows(max_tokens=640, seq_len=32), Evaluating(speed=False)
+    assert len(rectilinear.measure(Whole(), torch.randint(128, (20, 32)), progress=False).blocks) == 2
+    assert rectilinear.evaluate(Whole(), text_file, few, rows=rows, tokenizer=tiny_tokenizer, progress=False).loss > 0
 
 
 @pytest.mark.parametrize("config", [MptConfig(max_seq_len=64), GPT2Config(n_positions=64)])

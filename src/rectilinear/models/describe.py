@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import rectilinear
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.models.find_blocks import BlockStack, context_of, text_config, width_of
 from rectilinear.models.load import commit_of
 from rectilinear.models.running import device_of, evaluating, hooked_before, run
@@ -118,7 +119,8 @@ def check_context(config: PretrainedConfig | None, seq_len: int) -> None:
 def check_positions(model: nn.Module, ids: Tensor) -> None:
     """Refuse rows ``[rows, seq_len]`` for which a table of learned positions, which may not begin at 0, has no room.
 
-    The model is run on one token twice: an embedding that is asked for an index and the next one is such a table.
+    The model is run on one token twice: an embedding that is asked for an index and the next one is such a table. A
+    model that does not run on so few tokens passes, and so does one whose only embedding is that of its tokens.
 
     Raises:
         RequestError: rows are longer.
@@ -130,8 +132,9 @@ def check_positions(model: nn.Module, ids: Tensor) -> None:
         rooms.extend(module.num_embeddings - first for first, *then in asked if then == [first + 1])
 
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    with evaluating(model), hooked_before(tables, note):
-        run(model, ids[:1, :1].repeat(1, 2))
+    if len(tables) > 1:
+        with suppress(JobError), evaluating(model), hooked_before(tables, note):
+            run(model, ids[:1, :1].repeat(1, 2))
     if rooms and min(rooms) < ids.shape[1]:
         raise RequestError(
             f"expected rows of at most {min(rooms)} tokens, for which the model has positions, got rows of "
