@@ -54,6 +54,17 @@ def test_error_bars_are_intervals(profile):
     np.testing.assert_allclose(bars_of(right), [(0.435, 0.585), (0.37, 0.67), (-0.345, 0.105)])
 
 
+def test_what_was_written_without_intervals_is_not_said_to_have_them(make_profile):
+    older = block(0, *USUAL)
+    for scores in (older, older["without_sinks"]):
+        for name in ("linearity", "update_linearity"):
+            del scores[name]["interval"]
+    del older["without_sinks"]["sinks_by"]
+    left, _ = plot_profile(make_profile(older)).axes
+    assert "held out" in lines_of(left)
+    assert not any("interval" in label for label in lines_of(left))
+
+
 def test_the_legend_names_each_line_once(profile):
     figure = plot_profile(profile)
     [legend] = figure.legends

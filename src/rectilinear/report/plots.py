@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS = "in sample", "held out, 95 % interval", "without sinks"
+_IN_SAMPLE, _HELD_OUT, _INTERVAL, _WITHOUT_SINKS = "in sample", "held out", ", 95 % interval", "without sinks"
 _IDENTITY, _NULL = "identity (do nothing)", "null (no relation)"
-_LEGEND = [_IN_SAMPLE, _HELD_OUT, _WITHOUT_SINKS, _IDENTITY, _NULL]
+_LEGEND = [_IN_SAMPLE, _HELD_OUT, _HELD_OUT + _INTERVAL, _WITHOUT_SINKS, _IDENTITY, _NULL]
 _TITLES: dict[Score, str] = {
     "linearity": "Linearity of the output, $y = x + d$",
     "update_linearity": "Linearity of the update, $d$",
@@ -49,8 +49,8 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
         for panel, score in panels:
             for each, look in zip(profiles, style.looks(profiles), strict=True) if others else ():
                 scores = [getattr(block, score) for block in each.blocks]
-                best, errors = [record.best for record in scores], [record.half_width for record in scores]
-                style.draw_scores(panel, [block.index for block in each.blocks], best, errors, **look)
+                best, halves = [record.best for record in scores], [record.half_width for record in scores]
+                style.draw_scores(panel, [block.index for block in each.blocks], best, halves, **look)
             if not others:
                 _draw_profile(panel, profile, score)
             panel.set_title(_TITLES[score])
@@ -77,8 +77,9 @@ def _draw_profile(axes: Axes, profile: Profile, name: Score) -> None:
     scores: list[LinearityRecord] = [getattr(block, name) for block in profile.blocks]
     thick: dict[str, Any] = {"alpha": 0.45, "marker": "o", "markersize": 7, "markeredgewidth": 0, "linewidth": 3}
     axes.plot(depth, style.numbers(score.in_sample for score in scores), color=style.BLUE, label=_IN_SAMPLE, **thick)
-    held_out, errors = [score.held_out for score in scores], [score.half_width for score in scores]
-    style.draw_scores(axes, depth, held_out, errors, color=style.ORANGE, marker="s", label=_HELD_OUT)
+    held_out, halves = [score.held_out for score in scores], [score.half_width for score in scores]
+    label = _HELD_OUT + (_INTERVAL if any(halves) else "")  # which older files do not have
+    style.draw_scores(axes, depth, held_out, halves, color=style.ORANGE, marker="s", label=label)
     if any(block.without_sinks.sinks for block in profile.blocks):
         without: list[LinearityRecord] = [getattr(block.without_sinks, name) for block in profile.blocks]
         values = style.numbers(score.held_out for score in without)
@@ -190,7 +191,8 @@ def _draw_mean(axes: Axes, curve: list[Mean], steps: list[int], shift: float, *,
 def _finish_means(axes: Axes, steps: list[int], series: Sequence[Dynamics]) -> None:
     style.finish_scores(axes)
     of = " of the updates" if len(series) > 1 else ""
-    axes.set_title(f"Mean over blocks{of} with 95 % intervals, and from the least to the most linear block")
+    known = any(mean.half_width for each in series for mean in mean_curve(each))  # not so in older files
+    axes.set_title(f"Mean over blocks{of}{_INTERVAL * known}, and from the least to the most linear block")
     axes.set_ylabel(f"{'update ' if of else ''}linearity{_held_out(series)}")
     axes.legend(loc="best", ncols=2, fontsize=8)
     labels = [f"{step:,}" for step in steps]
