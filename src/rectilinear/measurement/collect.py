@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from rectilinear.models.capture import Span, capture_blocks
 from rectilinear.models.layout import Layout
 from rectilinear.models.running import base_of, evaluating, run
 from rectilinear.progress import Progress
-from rectilinear.text.batches import Batch, tensors_of
+from rectilinear.text.batches import Batch, ids_of, tensors_of
 
 
 def collect_moments(
@@ -50,16 +51,20 @@ def collect_moments(
     paper = settings.convention == "paper"
     pieces: list[Piece] = []
     shape: list[Any] = [0, None]  # rows and tokens of the batch that is running
-    ids: list[Tensor | None] = [None]  # its token ids
     failures: list[JobError] = []
+
+    @cache
+    def places(seq_len: int) -> list[Tensor]:  # the same for every block of this batch
+        return [piece.places(seq_len) for piece in pieces]
 
     def consume(index: int, x: Tensor, y: Tensor) -> None:
         # A failure waits for the end of the pass: cut short, it would leave a sharded model in pieces.
+        if failures:
+            return
         try:
-            for piece in () if failures else pieces:
-                one, other = (layout.by_rows(hidden, *shape) for hidden in (x, y))
-                places = piece.places(one.shape[1], ids[0])
-                accumulators[index].update(piece.of(one), piece.of(other), piece.fold, places)
+            x, y = (layout.by_rows(hidden, *shape) for hidden in (x, y))
+            for piece, where in zip(pieces, places(x.shape[1]), strict=True):
+                accumulators[index].update(piece.of(x), piece.of(y), piece.fold, where)
         except (NonFiniteError, ValueError) as error:
             coarse = isinstance(error, NonFiniteError) and x.dtype.itemsize < 4
             failures.append(JobError(f"block {numbers[index]}: {error}{'; try `dtype=float32`' * coarse}"))
@@ -68,10 +73,14 @@ def collect_moments(
     with evaluating(model), capture_blocks(blocks, consume, final=final):
         for batch, found in in_folds(batches, folds, "rows", progress, padding_counts=paper, decoder=layout.decoder):
             pieces[:], shape[:] = found, [count_rows(batch), count_tokens(batch, layout.decoder)]
-            ids[0] = ids_of(batch, layout.decoder)
+            places.cache_clear()
             run(model, batch)
             if failures:
                 raise failures[0]
+    return _frozen(accumulators, numbers)
+
+
+def _frozen(accumulators: Sequence[BlockAccumulator], numbers: Sequence[int]) -> list[BlockMoments]:
     frozen = []
     for index, accumulator in zip(numbers, accumulators, strict=True):
         try:
@@ -101,22 +110,22 @@ class Piece:
     stop: int
     fold: int
     mask: Tensor | None  # [stop - start, seq_len] bool
+    ids: Tensor | None  # [stop - start, seq_len]
 
     def of(self, hidden: Tensor) -> Tensor:
         """``[tokens, width]``: these rows' tokens of ``[rows, seq_len, width]``."""
         hidden = hidden[self.start : self.stop]
         return hidden.flatten(0, 1) if self.mask is None else hidden[self.mask.to(hidden.device)]
 
-    def places(self, seq_len: int, ids: Tensor | None) -> Tensor:
+    def places(self, seq_len: int) -> Tensor:
         """``[tokens, 2]`` int64 on the CPU: position in its row, and token id, of each token that `of` gives.
 
-        Of hidden states that are not one for each of the batch's ids ``[rows, seq_len]`` there are no ids: -1.
+        Of hidden states ``[rows, seq_len, width]`` that are not one for each of the batch's ids there are no ids: -1.
         """
         real = torch.ones(self.stop - self.start, seq_len) if self.mask is None else self.mask.cpu()
-        own = torch.full_like(real, -1, dtype=torch.int64)
-        if ids is not None and ids.shape[1] == seq_len:
-            own = ids[self.start : self.stop].cpu().long()
-        return torch.stack([real.long().cumsum(1) - 1, own], -1)[real.bool()]
+        known = self.ids is not None and self.ids.shape == real.shape
+        ids = self.ids.cpu().long() if self.ids is not None and known else torch.full(real.shape, -1)
+        return torch.stack([real.long().cumsum(1) - 1, ids], -1)[real.bool()]
 
 
 def in_folds(
@@ -134,26 +143,17 @@ def in_folds(
     """
     done, total = 0, sum(map(count_rows, batches))
     for batch in batches:
-        rows, mask = count_rows(batch), None if padding_counts else mask_of(batch, decoder)
+        rows, mask, ids = count_rows(batch), None if padding_counts else mask_of(batch, decoder), ids_of(batch, decoder)
         fold_of = [(done + row) * folds // total for row in range(rows)]
         starts = [row for row in range(rows) if row == 0 or fold_of[row] != fold_of[row - 1]]
         pieces = [
-            Piece(start, stop, fold_of[start], None if mask is None else mask[start:stop])
+            Piece(start, stop, fold_of[start], *(each if each is None else each[start:stop] for each in (mask, ids)))
             for start, stop in pairwise([*starts, rows])
         ]
         yield batch, pieces
         done += rows
         if progress:
             progress(stage, done, total)
-
-
-def ids_of(batch: Batch, decoder: bool = False) -> Tensor | None:
-    """Token ids ``[rows, seq_len]`` of a batch, or of a decoder's own; None where it has none."""
-    ids = batch.get("decoder_input_ids" if decoder else "input_ids") if isinstance(batch, Mapping) else batch
-    ids = ids[0] if isinstance(ids, (tuple, list)) and ids else ids
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-        return None
-    return ids
 
 
 def count_tokens(batch: Batch, decoder: bool = False) -> int | None:

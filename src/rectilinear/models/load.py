@@ -111,9 +111,8 @@ def _saved_as(config: PretrainedConfig) -> Any:
     import transformers
 
     found = getattr(transformers, next(iter(config.architectures or ()), ""), None)
-    return (
-        found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else transformers.AutoModel
-    )
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if is_model else transformers.AutoModel
 
 
 def load_classifier(

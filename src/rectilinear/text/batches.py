@@ -60,6 +60,12 @@ def tensors_of(batch: Batch) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
+def ids_of(batch: Batch, decoder: bool = False) -> Tensor | None:
+    """Token ids ``[rows, seq_len]`` of a batch, or of a decoder's own; None where it has none."""
+    ids = batch.get("decoder_input_ids" if decoder else "input_ids") if isinstance(batch, Mapping) else batch
+    return ids if isinstance(ids, Tensor) and ids.ndim == 2 and _is_integral(ids) else None
+
+
 def _is_integral(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
