@@ -1,6 +1,11 @@
-"""Intervals that cover what they say they do."""
+"""Means with errors and intervals that cover what they say they do."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy
 
 #: Share of intervals that cover what they are of.
 LEVEL = 0.95
@@ -18,3 +23,21 @@ def half_width(stderr: float, parts: int, level: float = LEVEL) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(parts - 1, (1 + level) / 2)) * stderr
+
+
+def mean_over_groups(
+    sums: Sequence[float] | numpy.ndarray, sizes: Sequence[int] | numpy.ndarray
+) -> tuple[float, float | None]:
+    """Mean over all members of some groups, and its standard error with the groups as clusters; None for one group.
+
+    A ratio estimator: ``sqrt(n / (n - 1) * sum((sums - mean * sizes)^2)) / sum(sizes)`` for ``n`` groups.
+
+    Args:
+        sums: over the members of each group.
+        sizes: how many members it has.
+    """
+    totals, members = numpy.asarray(sums, float), numpy.asarray(sizes)
+    value, n = float(totals.sum() / members.sum()), len(members)
+    if n < 2:
+        return value, None
+    return value, math.sqrt(((totals - value * members) ** 2).sum() * n / (n - 1)) / int(members.sum())

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rectilinear.characters import visible, writable
 from rectilinear.errors import JobError, RequestError
+from rectilinear.intervals import LEVEL, half_width
 from rectilinear.settings import first_reason
 from rectilinear.tables import Table
 
@@ -110,6 +111,22 @@ class ModelRecord(Record):
     sha256: str | None = Field(
         description="of the weights as loaded: names, dtypes, shapes and bytes; null where they cannot be hashed"
     )
+
+
+class IntervalRecord(Record):
+    """What a number is expected to be on other text: a loss, or a score of maps that were fitted on as many tokens."""
+
+    low: float
+    high: float
+    level: float
+
+    @classmethod
+    def of(cls, value: float | None, stderr: float | None, parts: int) -> IntervalRecord | None:
+        """By Student's t, of a mean over some parts; None where there is no error."""
+        if value is None or stderr is None:
+            return None
+        half = half_width(stderr, parts)
+        return cls(low=value - half, high=value + half, level=LEVEL)
 
 
 class DataRecord(Record):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t as student
 from tokenizers import processors
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTrainedTokenizerFast
@@ -30,6 +31,13 @@ def packed(documents, tiny_tokenizer):
     """The first 32 rows of 32 tokens, packed by hand."""
     ids = [i for text in documents for i in tiny_tokenizer(text)["input_ids"]]
     return torch.tensor(ids[:1024]).view(32, 32)
+
+
+@pytest.fixture(scope="module")
+def documents_of(documents, tiny_tokenizer):
+    """Which document each token of these rows is of."""
+    ids = [number for number, text in enumerate(documents) for _ in tiny_tokenizer(text)["input_ids"]]
+    return torch.tensor(ids[:1024], dtype=torch.int32).view(32, 32)
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +65,15 @@ def without_times(record):
     return dumped
 
 
-def test_what_was_evaluated(alone, tiny_llama, tiny_checkpoint, text_file, packed):
-    losses = measure_perplexity(tiny_llama, packed, 32)
+def test_what_was_evaluated(alone, tiny_llama, tiny_checkpoint, text_file, packed, documents_of):
+    losses = measure_perplexity(tiny_llama, packed, 32, documents=documents_of)
     assert alone.loss == pytest.approx(losses.loss, rel=1e-6)
     assert alone.perplexity == pytest.approx(math.exp(losses.loss), rel=1e-6)
     assert alone.stderr == pytest.approx(losses.stderr, rel=1e-4)
+    assert (alone.clusters, alone.clustered_by) == (int(documents_of.max()) + 1, "documents")
+    middle, half = (alone.interval.low + alone.interval.high) / 2, (alone.interval.high - alone.interval.low) / 2
+    assert middle == pytest.approx(alone.loss)
+    assert half == pytest.approx(student(alone.clusters - 1).ppf(0.975) * alone.stderr)
     assert alone.tokens == 32 * 31
     assert alone.parameters == alone.model.parameters == sum(p.numel() for p in tiny_llama.parameters())
     assert alone.model.id == str(tiny_checkpoint)
@@ -104,12 +116,16 @@ def test_the_other_model_is_evaluated_as_if_alone(pair, other_checkpoint, text_f
     assert {key: without_times(pair)["against"][key] for key in shared} == {key: expected[key] for key in shared}
 
 
-def test_differences(pair, tiny_llama, packed):
+def test_differences(pair, tiny_llama, packed, documents_of):
     ours, theirs, found = pair, pair.against, pair.differences
     other = build_llama(blocks=2, seed=1)
-    rows = [measure_perplexity(model, packed, 32).row_losses.numpy() / 31 for model in (tiny_llama, other)]
-    assert found.loss == pytest.approx(np.mean(rows[0] - rows[1]), rel=1e-5)
-    assert found.loss_stderr == pytest.approx(np.std(rows[0] - rows[1], ddof=1) / np.sqrt(32), rel=1e-5)
+    losses = [measure_perplexity(model, packed, 32, documents=documents_of) for model in (tiny_llama, other)]
+    changes, sizes = (losses[0].documents.sums - losses[1].documents.sums).numpy(), losses[0].documents.sizes.numpy()
+    assert found.loss == pytest.approx(changes.sum() / (32 * 31), rel=1e-5)
+    spread = np.std(changes - found.loss * sizes, ddof=1) * np.sqrt(len(sizes))
+    assert found.loss_stderr == pytest.approx(spread / sizes.sum(), rel=1e-5)
+    half = (found.loss_interval.high - found.loss_interval.low) / 2
+    assert half == pytest.approx(student(len(sizes) - 1).ppf(0.975) * found.loss_stderr)
     assert found.perplexity_ratio == pytest.approx(ours.perplexity / theirs.perplexity, rel=1e-9)
     assert found.parameters == ours.parameters - theirs.parameters > 0
     assert found.cache_bytes == 3 / 2

@@ -8,6 +8,7 @@ import rectilinear
 from rectilinear import Evaluating, Evaluation, RequestError
 from rectilinear.evaluation.differences import find_differences
 from rectilinear.evaluation.record import Differences, Items, SpeedRecord
+from rectilinear.results import IntervalRecord
 from rectilinear.text.settings import Rows
 from tests.conftest import build_llama
 
@@ -20,6 +21,9 @@ MEASURED = {
     "perplexity",
     "loss",
     "stderr",
+    "interval",
+    "clusters",
+    "clustered_by",
     "tokens",
     "parameters",
     "tokens_per_second",
@@ -67,7 +71,7 @@ def test_keys_of_two_models(pair):
     assert written.keys() == {"schema", "data", "settings", "against", "differences", "warnings", "items", *MEASURED}
     assert written["against"].keys() == MEASURED
     ratios = {"perplexity_ratio", "tokens_per_second", "cache_bytes"}
-    others = {"loss", "loss_stderr", "parameters", "tasks", "groups", "probes", "stories"}
+    others = {"loss", "loss_stderr", "loss_interval", "parameters", "tasks", "groups", "probes", "stories"}
     assert written["differences"].keys() == {*others, *ratios}
     assert written["differences"]["tokens_per_second"].keys() == {"prefill", "decode"}
 
@@ -116,6 +120,7 @@ def test_ratios_are_of_the_model_to_the_other(alone):
     assert find_differences(one, other) == Differences(
         loss=0.0,
         loss_stderr=0.5,
+        loss_interval=IntervalRecord.of(0.0, 0.5, 2),
         perplexity_ratio=1.0,
         parameters=0,
         tokens_per_second=SpeedRecord(prefill=0.5, decode=4.0),

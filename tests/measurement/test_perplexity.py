@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.perplexity import Perplexity, measure_perplexity, token_losses
+from rectilinear.measurement.perplexity import Losses, Perplexity, measure_perplexity, token_losses
 from tests.conftest import VOCABULARY, build_llama
 
 
@@ -60,7 +60,7 @@ def test_a_trained_model_equals_its_loss_in_float64(shared):
     assert found.loss == pytest.approx(float(expected.sum()) / (390 * 255), rel=1e-6)
     assert found.perplexity == pytest.approx(math.exp(float(expected.sum()) / (390 * 255)), rel=1e-6)
     assert round(found.perplexity, 2) == 5.04
-    torch.testing.assert_close(found.row_losses, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.rows.sums, expected, rtol=1e-5, atol=0)
 
 
 def test_every_token_but_the_first_is_predicted_from_those_before():
@@ -69,8 +69,8 @@ def test_every_token_but_the_first_is_predicted_from_those_before():
         by_hand = losses_by_hand(model(ids).logits, ids)
     found = measure_perplexity(model, ids, 3)
     assert found.tokens == 10 * 19
-    assert (found.row_losses.dtype, found.row_losses.shape) == (torch.float64, (10,))
-    np.testing.assert_allclose(found.row_losses.numpy(), by_hand.sum(1), rtol=1e-6)
+    assert (found.rows.sums.dtype, found.rows.sums.shape) == (torch.float64, (10,))
+    np.testing.assert_allclose(found.rows.sums.numpy(), by_hand.sum(1), rtol=1e-6)
     assert found.loss == pytest.approx(by_hand.mean(), rel=1e-6)
     assert found.perplexity == pytest.approx(math.exp(by_hand.mean()), rel=1e-6)
 
@@ -80,6 +80,40 @@ def test_the_error_is_that_of_row_means():
     means = losses_by_hand(model(ids).logits, ids).mean(1)
     assert measure_perplexity(model, ids).stderr == pytest.approx(np.std(means, ddof=1) / np.sqrt(10), rel=1e-5)
     assert measure_perplexity(model, ids[:1]).stderr is None
+
+
+@pytest.mark.parametrize("with_bos", [False, True])
+def test_errors_are_over_documents_which_neighbouring_rows_share(with_bos):
+    model, ids, generator = build_llama(), token_rows(), torch.Generator().manual_seed(2)
+    bos = int(ids[3, 5]) if with_bos else None
+    documents = torch.randint(40, (200,), generator=generator).sort().values.view(10, 20).int() + 3
+    losses, of = losses_by_hand(model(ids).logits, ids).flatten(), documents[:, 1:].flatten().numpy()
+    known = np.ones(len(losses), bool) if bos is None else (ids[:, 1:] != bos).flatten().numpy()
+    assert bos is None or not known.all()
+    sums, sizes = (
+        np.array([values[(of == number) & known].sum() for number in np.unique(of[known])])
+        for values in (losses, np.ones(len(losses)))
+    )
+    found = measure_perplexity(model, ids, 3, documents=documents, bos=bos)
+    mean = losses[known].mean()
+    assert found.loss == pytest.approx(mean, rel=1e-6)
+    assert found.tokens == known.sum()
+    n = len(sums)
+    expected = np.sqrt(n / (n - 1) * ((sums - mean * sizes) ** 2).sum()) / sizes.sum()
+    assert found.stderr == pytest.approx(expected, rel=1e-5)
+    other = measure_perplexity(build_llama(seed=1), ids, 4, documents=documents, bos=bos)
+    changes = (found.documents.sums - other.documents.sums).numpy()
+    value, error = found.minus(other)
+    assert value == pytest.approx(changes.sum() / sizes.sum())
+    expected = np.sqrt(n / (n - 1) * ((changes - value * sizes) ** 2).sum()) / sizes.sum()
+    assert error == pytest.approx(expected, rel=1e-9)
+
+
+def test_errors_of_a_text_of_one_document_are_over_rows():
+    model, ids = build_llama(), token_rows()
+    found = measure_perplexity(model, ids, documents=torch.zeros_like(ids, dtype=torch.int32))
+    assert found.clusters is found.rows
+    assert found.stderr == measure_perplexity(model, ids).stderr
 
 
 def test_two_models_are_compared_row_by_row():
@@ -97,18 +131,22 @@ def test_two_models_are_compared_row_by_row():
     assert one.minus(one) == (0.0, 0.0)
 
 
+def of_rows(sums, tokens=10):
+    return Perplexity(Losses(sums, torch.full((len(sums),), tokens)))
+
+
 def test_what_makes_rows_hard_drops_out_of_the_paired_error():
     easy_and_hard = torch.tensor([10.0, 100.0, 40.0, 70.0], dtype=torch.float64)
-    one, other = Perplexity(easy_and_hard + 5, 10), Perplexity(easy_and_hard, 10)
+    one, other = of_rows(easy_and_hard + 5), of_rows(easy_and_hard)
     difference, error = one.minus(other)
     assert (difference, error) == (pytest.approx(0.5), pytest.approx(0, abs=1e-12))
     assert min(one.stderr, other.stderr) > 1
 
 
 def test_one_row_has_no_error_and_other_rows_no_difference():
-    one = Perplexity(torch.ones(1, dtype=torch.float64), 10)
+    one = of_rows(torch.ones(1, dtype=torch.float64))
     assert one.minus(one) == (0.0, None)
-    for other in (Perplexity(torch.ones(2, dtype=torch.float64), 10), Perplexity(one.row_losses, 9)):
+    for other in (of_rows(torch.ones(2, dtype=torch.float64)), of_rows(one.rows.sums, 9)):
         with pytest.raises(ValueError, match="expected the same rows"):
             one.minus(other)
 
@@ -124,14 +162,14 @@ def test_a_known_distribution():
     ids = torch.tensor([[3, 0, 0, 1], [0, 1, 2, 3]])  # the first of a row is not predicted
     found = measure_perplexity(Fixed(probabilities.log()), ids)
     bits = torch.tensor([1 + 1 + 2, 2 + 3 + 3], dtype=torch.float64)
-    torch.testing.assert_close(found.row_losses, bits * math.log(2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.rows.sums, bits * math.log(2), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 10, 64])
 def test_the_batch_size_changes_nothing(batch_size):
     model, ids = build_llama(), token_rows()
     found, expected = measure_perplexity(model, ids, batch_size), measure_perplexity(model, ids, 4)
-    torch.testing.assert_close(found.row_losses, expected.row_losses, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.rows.sums, expected.rows.sums, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("values", [1, 2 * 50, 2 * 50 * 3, 10**9])

@@ -38,13 +38,13 @@ def test_left_is_the_output_and_right_the_update(profile):
         "held out, 95 % interval": ([0, 1, 2], [0.81, 0.82, 0.83]),
         without: ([0, 1, 2], [0.21, 0.21, 0.21]),
         "identity (do nothing)": ([0, 1, 2], [0.71, 0.72, 0.73]),
-        "null (no relation)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
+        "null (independent tokens)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
     }
     assert lines_of(right) == {
         "in sample": ([0, 1, 2], [0.61, 0.62, 0.13]),
         "held out, 95 % interval": ([0, 1, 2], [0.51, 0.52, -0.12]),
         without: ([0, 1, 2], [0.22, 0.22, 0.22]),
-        "null (no relation)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
+        "null (independent tokens)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
     }
 
 
@@ -124,7 +124,7 @@ def test_svg_is_xml_with_text_that_can_be_searched(profile, tmp_path):
     root = ElementTree.parse(tmp_path / "profile.svg").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"block", "in sample", "identity (do nothing)", "null (no relation)"} <= texts
+    assert {"block", "in sample", "identity (do nothing)", "null (independent tokens)"} <= texts
 
 
 def test_svg_is_the_same_bytes_each_time(profile, tmp_path):

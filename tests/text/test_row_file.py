@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rectilinear.text.rows import open_rows, pack_rows, stream_rows, write_rows
-from rectilinear.text.tokens import tokenize_with
+from rectilinear.text.tokens import Tokens, tokenize_with
 
 
 def tokenize(texts):
-    return ([*text.encode(), 0] for text in texts)
+    return (Tokens([*text.encode(), 0], True) for text in texts)
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=80, max_size=150), limit=st.integers(1, 500))

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from rectilinear.errors import RequestError
 from rectilinear.text.fingerprint import fingerprint
-from rectilinear.text.rows import pack_rows
+from rectilinear.text.rows import pack_rows, read_rows
+from rectilinear.text.settings import Rows
+from rectilinear.text.tokens import Tokens
 
 BOS, EOS = 1, 2
 
@@ -17,20 +19,23 @@ BOS, EOS = 1, 2
 def tokenize(texts):
     """One token a character, between the special tokens of its document."""
     for text in texts:
-        yield [BOS, *(ord(character) for character in text), EOS]
+        yield Tokens([BOS, *(ord(character) for character in text), EOS], True)
 
 
 def ids(*parts):
     return [part if isinstance(part, int) else ord(part) for part in parts]
 
 
-def reference(documents, seq_len, max_tokens):
+def reference(documents, seq_len, max_tokens, bos=None):
+    """Rows of pairs: a token, and which document it is of."""
     stream = []
-    for document in documents:
-        if document.strip():
-            stream += [BOS, *map(ord, document.strip()), EOS]
-    rows = [stream[i : i + seq_len] for i in range(0, len(stream), seq_len)]
-    return [row for row in rows if len(row) == seq_len][: max_tokens // seq_len]
+    for number, document in enumerate(filter(str.strip, documents)):
+        stream += [(token, number) for token in (BOS, *map(ord, document.strip()), EOS)]
+    length = seq_len if bos is None else seq_len - 1
+    rows = [stream[i : i + length] for i in range(0, len(stream), length)]
+    lead = [] if bos is None else [bos]
+    rows = [[*((token, row[0][1]) for token in lead), *row] for row in rows if len(row) == length]
+    return rows[: max_tokens // seq_len]
 
 
 def test_rows_run_on_over_documents_and_the_remainder_is_dropped():
@@ -49,19 +54,54 @@ def test_as_many_rows_as_max_tokens_holds(max_tokens, rows):
 
 @given(
     st.lists(st.text("ab \n\u00a0é", max_size=12), max_size=150),
-    st.integers(1, 9),
+    st.integers(2, 9),
     st.integers(0, 400),
+    st.sampled_from([None, BOS, 7]),
 )
-def test_rows_are_those_of_the_reference(documents, seq_len, spare):
+def test_rows_are_those_of_the_reference(documents, seq_len, spare, bos):
     max_tokens = seq_len + spare
-    expected = reference(documents, seq_len, max_tokens)
+    expected = reference(documents, seq_len, max_tokens, bos)
     if not expected:
         with pytest.raises(RequestError):
-            pack_rows(documents, tokenize, seq_len, max_tokens)
+            pack_rows(documents, tokenize, seq_len, max_tokens, bos)
         return
-    rows = pack_rows(iter(documents), tokenize, seq_len, max_tokens)
-    assert rows.ids.tolist() == expected
-    assert rows.fingerprint == hashlib.sha256(np.array(expected, dtype="<i8").tobytes()).hexdigest()
+    rows = pack_rows(iter(documents), tokenize, seq_len, max_tokens, bos)
+    wanted, of = (np.array(expected)[:, :, part] for part in (0, 1))
+    assert rows.ids.tolist() == wanted.tolist()
+    assert rows.documents.tolist() == of.tolist()
+    assert rows.bos == bos
+    assert rows.fingerprint == hashlib.sha256(wanted.astype("<i8").tobytes()).hexdigest()
+
+
+class Tokenizer:
+    """As much of a tokenizer as it takes: one that puts BOS before each document, or has none."""
+
+    is_fast = False
+
+    def __init__(self, bos):
+        self.bos_token_id = bos
+
+    def __call__(self, texts, verbose):
+        return {"input_ids": [tokens.ids for tokens in tokenize(texts)]}
+
+
+@pytest.mark.parametrize(
+    ("bos", "rows"),
+    [
+        ("document", [ids(BOS, "a", "b", EOS), ids(BOS, "c", EOS, BOS), ids("d", "e", "f", "g")]),
+        ("row", [ids(BOS, BOS, "a", "b"), ids(BOS, EOS, BOS, "c"), ids(BOS, EOS, BOS, "d"), ids(BOS, "e", "f", "g")]),
+        ("none", [ids("a", "b", EOS, "c"), ids(EOS, "d", "e", "f")]),
+    ],
+)
+def test_bos_at_documents_rows_or_nowhere(bos, rows):
+    found = read_rows(["ab", "c", "defg"], Tokenizer(BOS), Rows(seq_len=4, bos=bos))
+    assert found.ids.tolist() == rows
+
+
+def test_rows_cannot_begin_with_a_bos_that_a_tokenizer_does_not_have():
+    with pytest.raises(RequestError, match="BOS token for `bos=row`, got one without; try `bos=document`"):
+        read_rows(["ab"], Tokenizer(None), Rows(seq_len=4, bos="row"))
+    assert len(read_rows(["ab"], Tokenizer(None), Rows(seq_len=4, bos="none")).ids) == 1
 
 
 def test_fingerprint_is_that_of_little_endian_int64():
@@ -82,7 +122,7 @@ def test_an_endless_source_is_read_no_further_than_needed():
 
 @pytest.mark.parametrize("documents", [[], ["", " \n"], ["abcd"]])
 def test_less_than_one_row_is_refused(documents):
-    tokens = sum(len(row) for row in tokenize(filter(str.strip, documents)))
+    tokens = sum(len(row.ids) for row in tokenize(filter(str.strip, documents)))
     got = f"{tokens} tokens; try a smaller" if tokens else "none: there is no text in it"
     with pytest.raises(RequestError, match=f"at least one row of 7 tokens, got {got}"):
         pack_rows(documents, tokenize, seq_len=7, max_tokens=100)

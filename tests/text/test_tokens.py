@@ -70,7 +70,8 @@ def tokenizers(documents, shared):
 def in_windows(tokenizer, document, window=WINDOW, overlap=OVERLAP):
     """The tokens of a document, and how many pieces they came in."""
     tokens = [*tokenize_with(tokenizer, window, overlap)(trim_documents([document], window))]
-    return [token for part in tokens for token in part], len(tokens)
+    assert [part.begins for part in tokens] == [True] * bool(tokens) + [False] * (len(tokens) - 1)
+    return [token for part in tokens for token in part.ids], len(tokens)
 
 
 WORDS = ("The", "cat", "saw", "a", "red hen,", "lost.", "\n", "  ", "\n\n \t", "aaaaaaa", "1112", "été", "日本語",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from rectilinear.core.moments import Moments, MomentsAccumulator, holds_float64
+from rectilinear.core.shifted import RowPairs, Shifted, ShiftedAccumulator
+from rectilinear.core.sinks import SinkCounts
 from rectilinear.core.solve import conditioned_below
 
 # Products of float32 move scores by up to this times the condition number of the correlation and
@@ -23,53 +24,15 @@ FLOAT32_LIMIT = 1e3
 
 _Folds = tuple[Moments | None, ...]
 
+# What `BlockAccumulator.update` takes.
+_Batch = tuple[Tensor, Tensor, int, Tensor | None, RowPairs | None]
+
 # An attention sink is told by the norms of this many tokens.
 _REFERENCE_TOKENS = 256
 
 
-#: What tells an attention sink: the norm of its input, of its output, or of its update.
-MARKS = ("input", "output", "update")
-
-
 class NonFiniteError(ArithmeticError):
     """An activation is NaN, infinite, or too large to square."""
-
-
-@dataclass(frozen=True)
-class SinkCounts:
-    """How many attention sinks there are of each kind.
-
-    Attributes:
-        marks: by what told them, in the order of `MARKS`; one token may have several.
-        positions: by position in their row, padding not counted.
-        ids: by token id, where tokens have one.
-    """
-
-    marks: tuple[int, ...] = (0,) * len(MARKS)
-    positions: Mapping[int, int] = field(default_factory=dict)
-    ids: Mapping[int, int] = field(default_factory=dict)
-
-    def __add__(self, other: SinkCounts) -> SinkCounts:
-        """Those of both samples."""
-        positions, ids = (
-            dict(Counter(ours) + Counter(theirs))
-            for ours, theirs in ((self.positions, other.positions), (self.ids, other.ids))
-        )
-        return SinkCounts(tuple(map(add, self.marks, other.marks)), positions, ids)
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """Counts, and pairs of a position or id and its count, ``[kinds, 2]``."""
-        pairs = {name: [*getattr(self, name).items()] for name in ("positions", "ids")}
-        tensors = {name: torch.tensor(found, dtype=torch.int64).view(-1, 2) for name, found in pairs.items()}
-        return {"marks": torch.tensor(self.marks), **tensors}
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> SinkCounts:
-        """The inverse of `to_tensors`; of nothing, for what earlier versions wrote, no counts."""
-        if not tensors:
-            return cls()
-        positions, ids = (dict(map(tuple, tensors[name].tolist())) for name in ("positions", "ids"))
-        return cls(tuple(tensors["marks"].tolist()), positions, ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +45,7 @@ class BlockMoments:
         cosine_sum: sum over all tokens of ``cos(x, y)``, uncentred.
         eps: of the coarsest dtype that x or y were in.
         counts: of the sinks, by what told them and where they are.
+        shifted: moments of inputs and updates of different rows.
     """
 
     regular: _Folds
@@ -89,6 +53,7 @@ class BlockMoments:
     cosine_sum: float
     eps: float = torch.finfo(torch.float64).eps
     counts: SinkCounts = SinkCounts()
+    shifted: Shifted = Shifted()
 
     @property
     def count(self) -> int:
@@ -108,12 +73,13 @@ class BlockMoments:
             self.cosine_sum + other.cosine_sum,
             max(self.eps, other.eps),
             self.counts + other.counts,
+            self.shifted + other.shifted,
         )
 
     def to(self, device: torch.device | str) -> BlockMoments:
         """The same moments on another device."""
         regular, sinks = (tuple(m and m.to(device) for m in folds) for folds in (self.regular, self.sinks))
-        return BlockMoments(regular, sinks, self.cosine_sum, self.eps, self.counts)
+        return replace(self, regular=regular, sinks=sinks, shifted=self.shifted.to(device))
 
     def to_tensors(self) -> dict[str, Tensor]:
         """A flat dictionary of tensors, for ``torch.save`` or ``safetensors``."""
@@ -125,8 +91,12 @@ class BlockMoments:
             for name, tensor in moments.to_tensors().items()
         }
         numbers = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("cosine_sum", "eps")}
-        counts = {f"counts.{name}": tensor for name, tensor in self.counts.to_tensors().items()}
-        return {"folds": torch.tensor(len(self.regular)), **numbers, **counts, **parts}
+        others = {
+            f"{kind}.{name}": tensor
+            for kind, each in (("counts", self.counts), ("shifted", self.shifted))
+            for name, tensor in each.to_tensors().items()
+        }
+        return {"folds": torch.tensor(len(self.regular)), **numbers, **others, **parts}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> BlockMoments:
@@ -142,13 +112,14 @@ class BlockMoments:
         folds = range(int(tensors["folds"]))
         regular, sinks = (tuple(part(kind, fold) for fold in folds) for kind in ("regular", "sinks"))
         eps = float(tensors.get("eps", cls.eps))  # which earlier versions did not write
-        return cls(regular, sinks, float(tensors["cosine_sum"]), eps, SinkCounts.from_tensors(below("counts.")))
+        others = SinkCounts.from_tensors(below("counts.")), Shifted.from_tensors(below("shifted."))
+        return cls(regular, sinks, float(tensors["cosine_sum"]), eps, *others)
 
 
 class BlockAccumulator:
     """Gathers `BlockMoments` batch by batch.
 
-    A finished fold leaves the device, so that an accelerator holds one fold at a time.
+    What an accelerator has of a fold leaves it when another fold goes on, so that it holds one at a time.
 
     Args:
         folds: number of folds K.
@@ -156,20 +127,30 @@ class BlockAccumulator:
             over the first 256 tokens.
         products: precision of the products; None takes float64 until 2p regular tokens of one fold have shown that
             float32 is accurate enough, and float32 from then on. Float64 activations always have float64 products.
+        bos: id of a token that is an attention sink whatever its norms are; None for none.
     """
 
-    def __init__(self, folds: int = 4, sink_ratio: float = 10.0, products: torch.dtype | None = None) -> None:
-        self._sink_ratio = sink_ratio
+    def __init__(
+        self,
+        folds: int = 4,
+        sink_ratio: float = 10.0,
+        products: torch.dtype | None = None,
+        bos: int | None = None,
+    ) -> None:
+        self._sink_ratio, self._bos = sink_ratio, bos
         self._products = products or torch.float64
         self._undecided = products is None
         self._limits: Tensor | None = None  # of |x|, |y| and |d|, beyond which a token is a sink
-        self._waiting: list[tuple[Tensor, Tensor, int, Tensor | None]] = []
+        self._waiting: list[_Batch] = []
         self._fold = 0
-        self._open: dict[str, MomentsAccumulator] = {}
+        self._open: dict[tuple[str, int], MomentsAccumulator] = {}  # by kind and fold
         self._closed: dict[str, list[Moments | None]] = {"regular": [None] * folds, "sinks": [None] * folds}
         self._cosine_sum, self._eps, self._counts = 0.0, BlockMoments.eps, SinkCounts()
+        self._shifted = ShiftedAccumulator()
 
-    def update(self, x: Tensor, y: Tensor, fold: int = 0, places: Tensor | None = None) -> None:
+    def update(
+        self, x: Tensor, y: Tensor, fold: int = 0, places: Tensor | None = None, pairs: RowPairs | None = None
+    ) -> None:
         """Add the tokens of one batch.
 
         Args:
@@ -177,6 +158,7 @@ class BlockAccumulator:
             y: ``[tokens, width]``, its output.
             fold: which fold they belong to.
             places: ``[tokens, 2]`` int64 on the CPU, position in the row and token id, -1 for none.
+            pairs: which rows they are of, and what these are paired with; None for no pairs.
 
         Raises:
             NonFiniteError: a token of x or y is NaN or infinite.
@@ -188,13 +170,13 @@ class BlockAccumulator:
             return
         self._eps = max(self._eps, *(torch.finfo(states.dtype).eps for states in (x, y)))
         if self._limits is None:
-            self._waiting.append((x, y, fold, places))
+            self._waiting.append((x, y, fold, places, pairs))
             if sum(len(rows) for rows, *_ in self._waiting) >= _REFERENCE_TOKENS:
                 self._stop_waiting()
             else:  # what waits must not change when the model goes on
-                self._waiting[-1] = (x.clone(), y.clone(), fold, places)
+                self._waiting[-1] = (x.clone(), y.clone(), fold, places, pairs)
         else:
-            self._gather(x, y, fold, places)
+            self._gather(x, y, fold, places, pairs)
 
     def freeze(self) -> BlockMoments:
         """The moments so far."""
@@ -202,7 +184,7 @@ class BlockAccumulator:
             self._stop_waiting()
         self._close()
         regular, sinks = (tuple(self._closed[kind]) for kind in ("regular", "sinks"))
-        return BlockMoments(regular, sinks, self._cosine_sum, self._eps, self._counts)
+        return BlockMoments(regular, sinks, self._cosine_sum, self._eps, self._counts, self._shifted.freeze())
 
     def _stop_waiting(self) -> None:
         x = torch.cat([x for x, *_ in self._waiting])[:_REFERENCE_TOKENS].float()
@@ -214,7 +196,7 @@ class BlockAccumulator:
         for part in waiting:
             self._gather(*part)
 
-    def _gather(self, x: Tensor, y: Tensor, fold: int, places: Tensor | None) -> None:
+    def _gather(self, x: Tensor, y: Tensor, fold: int, places: Tensor | None, pairs: RowPairs | None) -> None:
         if not holds_float64(x.device):
             self._products = torch.float32
         self._undecided &= holds_float64(x.device) and x.dtype is not torch.float64
@@ -228,41 +210,38 @@ class BlockAccumulator:
             raise NonFiniteError("activations are NaN, infinite, or too large to square")
         cosines = torch.where(lengths > 0, torch.linalg.vecdot(x, y) / lengths, 0.0)
         self._cosine_sum += float(cosines.double().sum())
-        if fold != self._fold:
+        if fold != self._fold and x.device.type != "cpu":
             self._close()
-            self._fold = fold
+        self._fold = fold
         marks = norms > self._limits  # type: ignore[operator]  # which `update` has seen to
-        sinks = marks.any(0)
+        begin = None if self._bos is None or places is None else (places[:, 1] == self._bos).to(marks.device)
+        sinks = marks.any(0) if begin is None else marks.any(0) | begin
+        if pairs:
+            self._shifted.update(x, d, sinks, pairs, self._products)
         if sinks.any():
             self._add("sinks", x[sinks], d[sinks])
-            self._count(marks, None if places is None else places[sinks.cpu()])
+            self._counts += SinkCounts.of(marks, begin, None if places is None else places[sinks.cpu()])
             x, d = x[~sinks], d[~sinks]
         if len(x):
             self._add_regular(x, d)
 
-    def _count(self, marks: Tensor, places: Tensor | None) -> None:
-        """Note what tells the sinks of a batch, ``[marks, tokens]``, and where they are, ``[sinks, 2]``."""
-        positions, ids = ({}, {}) if places is None else (Counter(column) for column in places.T.tolist())
-        found = {token: count for token, count in ids.items() if token >= 0}
-        self._counts += SinkCounts(tuple(marks.sum(1).tolist()), positions, found)
-
     def _add(self, kind: str, x: Tensor, d: Tensor) -> None:
-        accumulator = self._open.setdefault(kind, MomentsAccumulator())
+        accumulator = self._open.setdefault((kind, self._fold), MomentsAccumulator())
         accumulator.products = self._products
         accumulator.update(x, d)
 
     def _add_regular(self, x: Tensor, d: Tensor) -> None:
-        enough = 2 * x.shape[1]
-        if self._undecided and len(x) >= enough and "regular" not in self._open:
+        enough, own = 2 * x.shape[1], ("regular", self._fold)
+        if self._undecided and len(x) >= enough and own not in self._open:
             # One batch is enough to decide by: float32 on trial, which stands if it suffices.
             trial = MomentsAccumulator(torch.float32)
             trial.update(x, d)
             if self._decide(trial):
-                self._open["regular"] = trial
+                self._open[own] = trial
                 return
         self._add("regular", x, d)
-        if self._undecided and self._open["regular"].count >= enough:
-            self._decide(self._open["regular"])
+        if self._undecided and self._open[own].count >= enough:
+            self._decide(self._open[own])
 
     def _decide(self, accumulator: MomentsAccumulator) -> bool:
         """Fix the precision of what is to come; whether float32 suffices for what was gathered."""
@@ -276,10 +255,9 @@ class BlockAccumulator:
         return suffices
 
     def _close(self) -> None:
-        for kind, accumulator in self._open.items():
-            moments = accumulator.freeze().to("cpu")
-            self._closed[kind][self._fold] = total([self._closed[kind][self._fold], moments])
-        self._open = {}
+        while self._open:  # one by one, so that each is in memory once
+            (kind, fold), accumulator = self._open.popitem()
+            self._closed[kind][fold] = total([self._closed[kind][fold], accumulator.freeze().to("cpu")])
 
 
 def _norms(*states: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -30,44 +30,85 @@ _ROWS = 2048
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
-    """Centred second moments of ``count`` pairs ``(x, d)``; all tensors are float64.
+class CrossMoments:
+    """Centred cross moments of ``count`` pairs ``(x, d)``; all tensors are float64.
 
     Attributes:
         count: number of pairs n.
         mean_x: ``[p]``, mean of x.
         mean_d: ``[q]``, mean of d.
-        gram: ``[p, p]``, ``sum (x - mean_x)(x - mean_x)'``.
         cross: ``[p, q]``, ``sum (x - mean_x)(d - mean_d)'``.
         energy: ``sum |d - mean_d|^2``.
-        rounding: ``[p]``, the size of rounding in the diagonal of ``gram``: eps of the products times the energies of
-            the columns they were formed from.
-        products: coarsest precision in which products of activations were formed; sums are always float64.
     """
 
     count: int
     mean_x: Tensor
     mean_d: Tensor
-    gram: Tensor
     cross: Tensor
     energy: float
-    rounding: Tensor
-    products: torch.dtype = torch.float64
 
-    def __add__(self, other: Moments) -> Moments:
+    def __add__(self, other: Self) -> Self:
         """Moments of both samples together (Chan, Golub and LeVeque, 1979)."""
         if not self.count or not other.count:
             return self if self.count else other
-        count = self.count + other.count
-        share, weight = other.count / count, self.count * other.count / count
-        shift_x, shift_d = other.mean_x - self.mean_x, other.mean_d - self.mean_d
-        return Moments(
+        count, (shift_x, shift_d, weight) = self.count + other.count, self._apart(other)
+        share = other.count / count
+        return replace(
+            self,
             count=count,
             mean_x=self.mean_x + share * shift_x,
             mean_d=self.mean_d + share * shift_d,
-            gram=(self.gram + other.gram).addr_(shift_x, shift_x, alpha=weight),
             cross=(self.cross + other.cross).addr_(shift_x, shift_d, alpha=weight),
             energy=self.energy + other.energy + weight * float(shift_d @ shift_d),
+        )
+
+    def _apart(self, other: CrossMoments) -> tuple[Tensor, Tensor, float]:
+        """How far the means of another sample are away, and the weight of that in the moments of both."""
+        weight = self.count * other.count / (self.count + other.count)
+        return other.mean_x - self.mean_x, other.mean_d - self.mean_d, weight
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same moments on another device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """A flat dictionary of tensors, for ``torch.save`` or ``safetensors``."""
+        energy = torch.tensor(self.energy, dtype=torch.float64)
+        return {**self._tensors(), "count": torch.tensor(self.count), "energy": energy}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
+        """The inverse of `to_tensors`."""
+        numbers: dict[str, Any] = {"count": int(tensors["count"]), "energy": float(tensors["energy"])}
+        return cls(**{**tensors, **numbers})
+
+
+@dataclass(frozen=True, eq=False)
+class Moments(CrossMoments):
+    """Centred second moments of ``count`` pairs ``(x, d)``: those of `CrossMoments`, and of x alone.
+
+    Attributes:
+        gram: ``[p, p]``, ``sum (x - mean_x)(x - mean_x)'``.
+        rounding: ``[p]``, the size of rounding in the diagonal of ``gram``: eps of the products times the energies of
+            the columns they were formed from.
+        products: coarsest precision in which products of activations were formed; sums are always float64.
+    """
+
+    gram: Tensor
+    rounding: Tensor
+    products: torch.dtype = torch.float64
+
+    def __add__(self, other: Self) -> Self:
+        """Moments of both samples together."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        shift_x, _, weight = self._apart(other)
+        return replace(
+            super().__add__(other),
+            gram=(self.gram + other.gram).addr_(shift_x, shift_x, alpha=weight),
             rounding=self.rounding + other.rounding,
             products=min(self.products, other.products, key=lambda dtype: dtype.itemsize),
         )
@@ -86,35 +127,20 @@ class Moments:
         parts, output = float(self.gram.trace()) + self.energy, self.output_energy
         return max(1.0, parts / output) if output > 0 else math.inf
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-
-    def to(self, device: torch.device | str) -> Moments:
-        """The same moments on another device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})  # type: ignore[arg-type]
-
     def to_tensors(self) -> dict[str, Tensor]:
         """A flat dictionary of tensors, for ``torch.save`` or ``safetensors``."""
-        return {
-            **self._tensors(),
-            "count": torch.tensor(self.count),
-            "energy": torch.tensor(self.energy, dtype=torch.float64),
-            "products": torch.tensor(self.products.itemsize),
-        }
+        return super().to_tensors() | {"products": torch.tensor(self.products.itemsize)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Moments:
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The inverse of `to_tensors`."""
-        numbers: dict[str, Any] = {
-            "count": int(tensors["count"]),
-            "energy": float(tensors["energy"]),
-            "products": {4: torch.float32, 8: torch.float64}[int(tensors["products"])],
-        }
-        return cls(**{**tensors, **numbers})
+        others = {name: tensor for name, tensor in tensors.items() if name != "products"}
+        products = {4: torch.float32, 8: torch.float64}[int(tensors["products"])]
+        return replace(super().from_tensors(others), products=products)
 
 
-class MomentsAccumulator:
-    """Gathers `Moments` batch by batch.
+class CrossAccumulator:
+    """Gathers `CrossMoments` batch by batch.
 
     Products are formed in ``products`` (float32, never TF32, or float64) around a provisional centre, the mean of the
     first batch; sums across batches are float64. ``products`` may be changed between batches.
@@ -123,7 +149,6 @@ class MomentsAccumulator:
     def __init__(self, products: torch.dtype = torch.float64) -> None:
         self.products = products
         self.count = 0
-        self._coarsest = torch.float64
 
     def update(self, x: Tensor, d: Tensor) -> None:
         """Add pairs.
@@ -146,28 +171,26 @@ class MomentsAccumulator:
         for rows in zip(torch.split(x, _ROWS), torch.split(d, _ROWS), strict=True):
             self._add(*rows)
         self.count += len(x)
-        self._coarsest = min(self._coarsest, self.products, key=lambda dtype: dtype.itemsize)
 
     def _add(self, x: Tensor, d: Tensor) -> None:
         x = x.to(self.products) - self._centre_x.to(x.device, self.products)
         d = d.to(self.products) - self._centre_d.to(d.device, self.products)
         with exact_products(x.device.type):
-            for start in range(0, x.shape[1], _STRIP):
-                stop = start + _STRIP
-                strip = self._host(x[:, start:stop].T @ x[:, start:])
-                self._gram[start:stop, start:] += strip
-                self._rounding[start:stop] += torch.finfo(self.products).eps * strip.diagonal()
-            self._cross += self._host(x.T @ d)
-            self._energy += self._host(torch.linalg.vector_norm(d, dim=1)).double().square().sum()
+            self._multiply(x, d)
         self._sum_x += self._host(x.sum(0))
         self._sum_d += self._host(d.sum(0))
+
+    def _multiply(self, x: Tensor, d: Tensor) -> None:
+        """Add products of what is centred."""
+        self._cross += self._host(x.T @ d)
+        self._energy += self._host(torch.linalg.vector_norm(d, dim=1)).double().square().sum()
 
     @property
     def width(self) -> int:
         """Width p of x (0 before the first pair)."""
         return len(self._sum_x) if self.count else 0
 
-    def freeze(self) -> Moments:
+    def freeze(self) -> CrossMoments:
         """The moments so far.
 
         Raises:
@@ -176,16 +199,12 @@ class MomentsAccumulator:
         if not self.count:
             raise ValueError("expected at least one pair, got none")
         mean_x, mean_d = self._sum_x / self.count, self._sum_d / self.count
-        gram = self._gram.triu() + self._gram.triu(1).T
-        return Moments(
+        return CrossMoments(
             count=self.count,
             mean_x=self._centre_x + mean_x,
             mean_d=self._centre_d + mean_d,
-            gram=gram.addr_(mean_x, mean_x, alpha=-self.count),
             cross=torch.addr(self._cross, mean_x, mean_d, alpha=-self.count),
             energy=max(float(self._energy - self.count * mean_d @ mean_d), 0.0),
-            rounding=self._rounding.clone(),
-            products=self._coarsest,
         )
 
     def _start(self, x: Tensor, d: Tensor) -> None:
@@ -195,10 +214,42 @@ class MomentsAccumulator:
         # Float32 numbers, so that they are subtracted as they are recorded in either precision.
         self._centre_x, self._centre_d = (part.to(home).double().mean(0).float().double() for part in (x, d))
         self._sum_x, self._sum_d = zeros(p), zeros(q)
-        self._gram, self._cross, self._energy, self._rounding = zeros(p, p), zeros(p, q), zeros(()), zeros(p)
+        self._cross, self._energy = zeros(p, q), zeros(())
 
     def _host(self, part: Tensor) -> Tensor:
-        return part.to(self._gram.device)
+        return part.to(self._cross.device)
+
+
+class MomentsAccumulator(CrossAccumulator):
+    """Gathers `Moments` batch by batch, as `CrossAccumulator` does its own."""
+
+    def __init__(self, products: torch.dtype = torch.float64) -> None:
+        super().__init__(products)
+        self._coarsest = torch.float64
+
+    def freeze(self) -> Moments:
+        """The moments so far.
+
+        Raises:
+            ValueError: nothing was added yet.
+        """
+        cross, mean = super().freeze(), self._sum_x / self.count
+        gram = self._gram.triu() + self._gram.triu(1).T
+        gram.addr_(mean, mean, alpha=-self.count)
+        return Moments(**vars(cross), gram=gram, rounding=self._rounding.clone(), products=self._coarsest)
+
+    def _start(self, x: Tensor, d: Tensor) -> None:
+        super()._start(x, d)
+        self._gram, self._rounding = self._cross.new_zeros(x.shape[1], x.shape[1]), torch.zeros_like(self._sum_x)
+
+    def _multiply(self, x: Tensor, d: Tensor) -> None:
+        super()._multiply(x, d)
+        for start in range(0, x.shape[1], _STRIP):
+            stop = start + _STRIP
+            strip = self._host(x[:, start:stop].T @ x[:, start:])
+            self._gram[start:stop, start:] += strip
+            self._rounding[start:stop] += torch.finfo(self.products).eps * strip.diagonal()
+        self._coarsest = min(self._coarsest, self.products, key=lambda dtype: dtype.itemsize)
 
 
 def holds_float64(device: torch.device) -> bool:

@@ -17,8 +17,10 @@ from operator import add
 import torch
 from torch import Tensor
 
-from rectilinear.core.block_moments import FLOAT32_ERROR, BlockMoments, SinkCounts, total
-from rectilinear.core.moments import Moments
+from rectilinear.core.block_moments import FLOAT32_ERROR, BlockMoments, total
+from rectilinear.core.moments import CrossMoments, Moments
+from rectilinear.core.shifted import shifted_null
+from rectilinear.core.sinks import SinkCounts
 from rectilinear.core.solve import Solution, held_out_residual, solve, without_each
 
 # Each sum that a block adds up is rounded to the dtype of the states, which moves a token by a third of eps times its
@@ -64,7 +66,8 @@ class Scores:
         update_linearity: of the update d.
         identity: ``1 - |D|^2 / |Y|^2``, what doing nothing explains.
         update_ratio: ``|D| / |Y|``, centred.
-        null: what independent data would score in sample, ``p / (n - 1)``, at most 1.
+        null: what independent tokens would score in sample, ``p / (n - 1)``, at most 1.
+        null_shifted: what the inputs of other rows score in sample for the update; None where rows have no partners.
         solution: the map, and how it was found.
         moments: the moments of these tokens.
         error: an estimate of how far float32 products may have moved these scores, at most 1; 0
@@ -77,6 +80,7 @@ class Scores:
     identity: float | None
     update_ratio: float | None
     null: float
+    null_shifted: float | None
     solution: Solution = field(repr=False)
     moments: Moments = field(repr=False)
     error: float
@@ -109,7 +113,8 @@ def score_block(block: BlockMoments) -> BlockScores:
     Raises:
         ValueError: the moments hold no tokens, or x and d differ in width.
     """
-    sinks, everything = total(block.sinks), score_folds(block.folds, block.eps)
+    sinks = total(block.sinks)
+    everything = score_folds(block.folds, block.eps, block.shifted.all_pairs)
     cosine = block.cosine_sum / everything.tokens
     if sinks is None:
         return BlockScores(everything, everything, 0, block.counts, 0.0, cosine)
@@ -117,12 +122,16 @@ def score_block(block: BlockMoments) -> BlockScores:
     shift = (sinks.mean_x + sinks.mean_d) - (moments.mean_x + moments.mean_d)
     part = sinks.output_energy + sinks.count * float(shift @ shift)
     share = part / moments.output_energy if moments.output_energy > 0 else None
-    without = score_folds(block.regular, block.eps) if any(block.regular) else None
+    without = score_folds(block.regular, block.eps, block.shifted.regular) if any(block.regular) else None
     return BlockScores(everything, without, sinks.count, block.counts, share, cosine)
 
 
-def score_folds(folds: tuple[Moments | None, ...], eps: float = BlockMoments.eps) -> Scores:
+def score_folds(
+    folds: tuple[Moments | None, ...], eps: float = BlockMoments.eps, shifted: CrossMoments | None = None
+) -> Scores:
     """Score one set of tokens, held in folds, whose states were computed with some ``eps``.
+
+    ``shifted`` are the moments of pairs of different rows of these tokens.
 
     Raises:
         ValueError: there are no tokens, or x and d differ in width.
@@ -165,6 +174,7 @@ def score_folds(folds: tuple[Moments | None, ...], eps: float = BlockMoments.eps
         identity=identity,
         update_ratio=None if identity is None else math.sqrt(update / output),
         null=min(1.0, p / (n - 1)) if n > 1 else 1.0,
+        null_shifted=shifted_null(shifted, solution.factor) if update > 0 else None,
         solution=solution,
         moments=moments,
         error=min(error, 1.0),

@@ -23,24 +23,6 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def mean_over_groups(
-    sums: Sequence[float] | numpy.ndarray, sizes: Sequence[int] | numpy.ndarray
-) -> tuple[float, float | None]:
-    """Mean over all members of some groups, and its standard error with the groups as clusters; None for one group.
-
-    A ratio estimator: ``sqrt(n / (n - 1) * sum((sums - mean * sizes)^2)) / sum(sizes)`` for ``n`` groups.
-
-    Args:
-        sums: over the members of each group.
-        sizes: how many members it has.
-    """
-    totals, members = numpy.asarray(sums, float), numpy.asarray(sizes)
-    value, n = float(totals.sum() / members.sum()), len(members)
-    if n < 2:
-        return value, None
-    return value, math.sqrt(((totals - value * members) ** 2).sum() * n / (n - 1)) / int(members.sum())
-
-
 def observe(aggregate: Aggregate, items: Sequence[Any]) -> Observed | None:
     """A score, and what it takes to compare it: its documents' values, or the score of resampled documents.
 

@@ -208,7 +208,8 @@ def _number(value: float, error: float | None) -> Estimate:
 
 
 def _text_caption(evaluation: Evaluation, several: bool) -> str:
-    notes = ["±: standard error over rows"]
+    clusters = f"{evaluation.clusters:,} {evaluation.clustered_by}" if evaluation.clusters else "rows"
+    notes = [f"±: standard error over {clusters}"]
     if evaluation.against:
         notes.append("x: ratio of model to against")
         notes += ["below each number the difference from against, on the same rows"] * several

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 import torch
 
-from rectilinear.evaluation.bootstrap import mean, mean_over_groups, no_spread, paired_difference, sign_test
+from rectilinear.evaluation.bootstrap import mean, no_spread, paired_difference, sign_test
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.harness import combine, mean_of_columns
 from rectilinear.evaluation.judge_record import JudgeReport
@@ -24,7 +24,9 @@ from rectilinear.evaluation.record import (
     finite,
 )
 from rectilinear.evaluation.task_set import COLUMNS, SUPERGLUE_GROUP
-from rectilinear.measurement.perplexity import Perplexity, exponential
+from rectilinear.intervals import mean_over_groups
+from rectilinear.measurement.perplexity import Losses, Perplexity, exponential
+from rectilinear.results import IntervalRecord
 
 _Task = Mapping[str, DifferenceRecord]
 
@@ -34,12 +36,18 @@ def find_differences(ours: Evaluation, theirs: Evaluation) -> Differences:
 
     What the two were not asked in the same way has no difference; see `find_unlike`.
     """
-    loss, stderr = _perplexity(ours).minus(_perplexity(theirs)) if _same_rows(ours, theirs) else (None, None)
+    loss: float | None = None
+    stderr = interval = None
+    if _same_rows(ours, theirs):
+        mine = _perplexity(ours)
+        loss, stderr = mine.minus(_perplexity(theirs))
+        interval = IntervalRecord.of(loss, stderr, len(mine.clusters.sums))
     tasks = dict(_task_differences(ours, theirs))
     prefill, decode, cache_bytes = _speed_ratios(ours, theirs)
     return Differences(
         loss=loss,
         loss_stderr=stderr,
+        loss_interval=interval,
         perplexity_ratio=None if loss is None else finite(exponential(loss)),
         parameters=ours.parameters - theirs.parameters,
         tokens_per_second=SpeedRecord(prefill=prefill, decode=decode),
@@ -99,8 +107,13 @@ def _same_rows(one: Evaluation, other: Evaluation) -> bool:
 
 
 def _perplexity(found: Evaluation) -> Perplexity:
-    rows = torch.tensor(found.items.rows, dtype=torch.float64)
-    return Perplexity(rows, found.tokens // len(rows))
+    items = found.items
+    each = items.row_tokens or (found.tokens // len(items.rows),) * len(items.rows)
+    rows, documents = (
+        Losses(torch.tensor(sums, dtype=torch.float64), torch.tensor(sizes))
+        for sums, sizes in ((items.rows, each), (items.documents, items.document_tokens))
+    )
+    return Perplexity(rows, documents if items.documents else None)
 
 
 def _same_documents(task: str, one: Evaluation, other: Evaluation) -> bool:

@@ -13,12 +13,12 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from rectilinear.errors import JobError
-from rectilinear.evaluation.bootstrap import mean_over_groups
 from rectilinear.evaluation.criteria import INSTRUCTIONS, Marks
 from rectilinear.evaluation.judge_endpoint import Reply, check_endpoint, complete, hidden, printable
 from rectilinear.evaluation.judge_record import Judged, Judgement, JudgeName, MarkRecord, Outcome, Story
 from rectilinear.evaluation.judgements import open_judgements, read_judgements, write_judgement
 from rectilinear.evaluation.settings import Judging
+from rectilinear.intervals import mean_over_groups
 from rectilinear.progress import Progress
 
 #: A story to try a judge with before there are any.

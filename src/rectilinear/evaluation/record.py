@@ -11,7 +11,7 @@ from pydantic import Field
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe import Probe
-from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.results import DataRecord, EnvironmentRecord, IntervalRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Table
 
 
@@ -72,7 +72,12 @@ class Measurements(Record):
     environment: EnvironmentRecord
     perplexity: float | None = Field(default=None, description="exp(loss); null beyond the range of float64")
     loss: float | None = Field(default=None, description="nats per predicted token; null where there was no text")
-    stderr: float | None = Field(default=None, description="of the loss, rows as clusters; null for a single row")
+    stderr: float | None = Field(default=None, description="of the loss, over clusters; null for a single one")
+    interval: IntervalRecord | None = Field(default=None, description="of the loss, by Student's t over clusters")
+    clusters: int | None = Field(default=None, description="what errors are over; null where rows are, in older files")
+    clustered_by: Literal["documents", "rows"] | None = Field(
+        default=None, description="rows where the text is one document, or in older files"
+    )
     tokens: int = Field(default=0, description="that were predicted: all but the first of each row")
     parameters: int
     tokens_per_second: SpeedRecord = SpeedRecord()
@@ -89,7 +94,8 @@ class Differences(Record):
     """The model beside the other one: differences are model minus other, ratios model over other."""
 
     loss: float | None = Field(description="null where there was no text")
-    loss_stderr: float | None = Field(description="of the difference, paired by rows; null for a single row")
+    loss_stderr: float | None = Field(description="of the difference, paired by clusters; null for a single one")
+    loss_interval: IntervalRecord | None = Field(default=None, description="by Student's t over clusters")
     perplexity_ratio: float | None = Field(description="null beyond the range of float64")
     parameters: int
     tokens_per_second: SpeedRecord = Field(description="ratios")
@@ -121,6 +127,9 @@ class Items(Record):
     """What scores came from, piece by piece, so that files of two models are enough to compare these."""
 
     rows: tuple[float, ...] = Field(default=(), description="summed loss of each row's predicted tokens, in nats")
+    row_tokens: tuple[int, ...] = Field(default=(), description="predicted tokens of each row, where rows differ")
+    documents: tuple[float, ...] = Field(default=(), description="the same sums by document of the text")
+    document_tokens: tuple[int, ...] = Field(default=(), description="predicted tokens of each document")
     tasks: dict[str, dict[str, Observed]] = Field(default_factory=dict, description="by task and metric")
     marks: dict[int, Marks] = Field(default_factory=dict, description="of a judge, by the index of the story")
 

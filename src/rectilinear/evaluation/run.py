@@ -29,7 +29,7 @@ from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.logits import check_decoder
 from rectilinear.models.origin import Origin
 from rectilinear.progress import Progress, reporting
-from rectilinear.results import DataRecord
+from rectilinear.results import DataRecord, IntervalRecord
 from rectilinear.runs import check_same
 from rectilinear.text.rows import TokenRows
 from rectilinear.text.settings import Rows
@@ -196,18 +196,19 @@ class Job:
         sizes: dict[str, int] = {}
         found: dict[str, Any] = {"warnings": loading_warnings(module)}
         items: dict[str, Any] = {}
-        if self.packed:
-            ids = self.packed.ids
+        if packed := self.packed:
+            ids = packed.ids
             check_positions(module, ids)
             check_decoder(module, ids, origin.name)
 
             def predict(size: int) -> tuple[Perplexity, int]:
-                return measure_perplexity(module, ids, size, progress), size
+                found = measure_perplexity(module, ids, size, progress, documents=packed.documents, bos=packed.bos)
+                return found, size
 
             text, size = with_batch_size(predict, batch_size, module, ids.shape[1])
-            sizes["batch_size"], items["rows"] = min(size, len(ids)), text.row_losses.tolist()
-            found |= {"perplexity": finite(text.perplexity), "loss": text.loss, "stderr": text.stderr}
-            found["tokens"] = text.tokens
+            sizes["batch_size"] = min(size, len(ids))
+            found |= _text_record(text)
+            items |= _text_items(text)
             if self.lengths:
                 speed = measure_speed(module, ids[:1, : self.lengths[0]], self.lengths[1], progress=progress)
                 found["tokens_per_second"] = SpeedRecord(prefill=speed.prefill, decode=speed.decode)
@@ -235,6 +236,30 @@ class Job:
             items=Items(marks=marks, **items),
             **found,
         )
+
+
+def _text_record(text: Perplexity) -> dict[str, Any]:
+    """What an evaluation says of the text."""
+    count = len(text.clusters.sums)
+    return {
+        "perplexity": finite(text.perplexity),
+        "loss": text.loss,
+        "stderr": text.stderr,
+        "interval": IntervalRecord.of(text.loss, text.stderr, count),
+        "clusters": count,
+        "clustered_by": "documents" if text.clusters is text.documents else "rows",
+        "tokens": text.tokens,
+    }
+
+
+def _text_items(text: Perplexity) -> dict[str, Any]:
+    """What it takes to compare the losses of a text with another model's."""
+    items = {"rows": text.rows.sums.tolist()}
+    if bool((text.rows.sizes != text.rows.sizes[0]).any()):
+        items["row_tokens"] = text.rows.sizes.tolist()
+    if text.documents:
+        items |= {"documents": text.documents.sums.tolist(), "document_tokens": text.documents.sizes.tolist()}
+    return items
 
 
 def _find_blocks(module: nn.Module) -> BlockStack | None:

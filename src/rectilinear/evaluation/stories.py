@@ -15,11 +15,12 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.evaluation.bootstrap import mean, mean_over_groups
+from rectilinear.evaluation.bootstrap import mean
 from rectilinear.evaluation.judge_record import JudgeReport, ReferenceLoss, RunRecord, Story, TextMeasures
 from rectilinear.evaluation.judgements import JUDGEMENTS
 from rectilinear.evaluation.record import finite
 from rectilinear.evaluation.settings import Stories
+from rectilinear.intervals import mean_over_groups
 from rectilinear.measurement.perplexity import exponential
 from rectilinear.models.completion import complete, ends_texts
 from rectilinear.models.describe import record_environment, record_model

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rectilinear.core.block_moments import BlockAccumulator, BlockMoments, NonFiniteError
+from rectilinear.core.shifted import RowPairs
 from rectilinear.errors import JobError, RequestError
+from rectilinear.measurement.partners import Pairing, Partners
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.capture import Span, capture_blocks
 from rectilinear.models.layout import Layout
 from rectilinear.models.running import base_of, evaluating, run
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch, ids_of, tensors_of
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What is known of the rows of a text.
+
+    Attributes:
+        partners: for the shifted null; None for none.
+        bos: id of the token that each row begins with; None where rows begin wherever they were cut.
+    """
+
+    partners: Partners | None = None
+    bos: int | None = None
 
 
 def collect_moments(
@@ -30,32 +45,34 @@ def collect_moments(
     *,
     layout: Layout = Layout(),
     numbers: Sequence[int] | None = None,
+    rows: RowFacts = RowFacts(),
 ) -> list[BlockMoments]:
     """The moments of every block, or part of one, from one pass over the batches.
 
-    Row i of N belongs to fold ``i * folds // N``. No more is kept than the moments and, while a
-    block runs, its input.
+    Row i of N belongs to fold ``i * folds // N``. No more is kept than the moments, while a block runs its input, and
+    of each block the inputs of rows that others are yet to be paired with.
 
     Args:
         model, blocks, batches, settings, progress: what is run, and how it is measured.
         layout: of hidden states.
         numbers: the blocks' indices, for errors; 0 and so on where not given.
+        rows: what is known of the rows of all batches.
 
     Raises:
         JobError: a block's activations are not finite, or it has no tensor in or out.
     """
     folds = min(settings.folds, sum(map(count_rows, batches)))
-    products = None if settings.products == "auto" else getattr(torch, settings.products)
-    accumulators = [BlockAccumulator(folds, settings.sink_ratio, products) for _ in blocks]
+    accumulators = [_accumulator(settings, folds, rows.bos) for _ in blocks]
     numbers = range(len(blocks)) if numbers is None else numbers
     paper = settings.convention == "paper"
+    pairing = Pairing(rows.partners, [count_rows(batch) for batch in batches])
     pieces: list[Piece] = []
     shape: list[Any] = [0, None]  # rows and tokens of the batch that is running
     failures: list[JobError] = []
 
     @cache
-    def places(seq_len: int) -> list[Tensor]:  # the same for every block of this batch
-        return [piece.places(seq_len) for piece in pieces]
+    def places(seq_len: int) -> list[tuple[Piece, Tensor, RowPairs | None]]:  # the same for every block of this batch
+        return [(piece, piece.places(seq_len), piece.paired(seq_len)) for piece in pieces]
 
     def consume(index: int, x: Tensor, y: Tensor) -> None:
         # A failure waits for the end of the pass: cut short, it would leave a sharded model in pieces.
@@ -63,21 +80,27 @@ def collect_moments(
             return
         try:
             x, y = (layout.by_rows(hidden, *shape) for hidden in (x, y))
-            for piece, where in zip(pieces, places(x.shape[1]), strict=True):
-                accumulators[index].update(piece.of(x), piece.of(y), piece.fold, where)
+            for piece, where, pairs in places(x.shape[1]):
+                accumulators[index].update(piece.of(x), piece.of(y), piece.fold, where, pairs)
         except (NonFiniteError, ValueError) as error:
             coarse = isinstance(error, NonFiniteError) and x.dtype.itemsize < 4
             failures.append(JobError(f"block {numbers[index]}: {error}{'; try `dtype=float32`' * coarse}"))
 
     final = base_of(model) if paper else None
     with evaluating(model), capture_blocks(blocks, consume, final=final):
-        for batch, found in in_folds(batches, folds, "rows", progress, padding_counts=paper, decoder=layout.decoder):
+        how: dict[str, Any] = {"padding_counts": paper, "decoder": layout.decoder, "pairing": pairing}
+        for batch, found in in_folds(batches, folds, "rows", progress, **how):
             pieces[:], shape[:] = found, [count_rows(batch), count_tokens(batch, layout.decoder)]
             places.cache_clear()
             run(model, batch)
             if failures:
                 raise failures[0]
     return _frozen(accumulators, numbers)
+
+
+def _accumulator(settings: Measurement, folds: int, bos: int | None) -> BlockAccumulator:
+    products = None if settings.products == "auto" else getattr(torch, settings.products)
+    return BlockAccumulator(folds, settings.sink_ratio, products, bos)
 
 
 def _frozen(accumulators: Sequence[BlockAccumulator], numbers: Sequence[int]) -> list[BlockMoments]:
@@ -109,6 +132,7 @@ class Piece:
     start: int
     stop: int
     fold: int
+    pairs: RowPairs | None
     mask: Tensor | None  # [stop - start, seq_len] bool
     ids: Tensor | None  # [stop - start, seq_len]
 
@@ -116,6 +140,12 @@ class Piece:
         """``[tokens, width]``: these rows' tokens of ``[rows, seq_len, width]``."""
         hidden = hidden[self.start : self.stop]
         return hidden.flatten(0, 1) if self.mask is None else hidden[self.mask.to(hidden.device)]
+
+    def paired(self, seq_len: int) -> RowPairs | None:
+        """Which rows are paired, with as many tokens of each as `of` gives."""
+        rows = self.stop - self.start
+        lengths = (seq_len,) * rows if self.mask is None else tuple(self.mask.sum(1).tolist())
+        return self.pairs and replace(self.pairs, lengths=lengths)
 
     def places(self, seq_len: int) -> Tensor:
         """``[tokens, 2]`` int64 on the CPU: position in its row, and token id, of each token that `of` gives.
@@ -136,21 +166,32 @@ def in_folds(
     *,
     padding_counts: bool = False,
     decoder: bool = False,
+    pairing: Pairing | None = None,
 ) -> Iterator[tuple[Batch, list[Piece]]]:
     """Batches, and their rows by fold: row i of N belongs to fold ``i * folds // N``; progress is reported after each.
 
-    Where padding counts, all tokens are taken for real ones.
+    Where padding counts, all tokens are taken for real ones. Batches come in the order that a pairing of rows asks for.
     """
-    done, total = 0, sum(map(count_rows, batches))
-    for batch in batches:
-        rows, mask, ids = count_rows(batch), None if padding_counts else mask_of(batch, decoder), ids_of(batch, decoder)
-        fold_of = [(done + row) * folds // total for row in range(rows)]
+    begins = [*accumulate(map(count_rows, batches), initial=0)]
+    done, total = 0, begins[-1]
+    for place in pairing.order if pairing else range(len(batches)):
+        batch, first, rows = batches[place], begins[place], begins[place + 1] - begins[place]
+        mask, ids = None if padding_counts else mask_of(batch, decoder), ids_of(batch, decoder)
+        fold_of = [(first + row) * folds // total for row in range(rows)]
         starts = [row for row in range(rows) if row == 0 or fold_of[row] != fold_of[row - 1]]
-        pieces = [
-            Piece(start, stop, fold_of[start], *(each if each is None else each[start:stop] for each in (mask, ids)))
-            for start, stop in pairwise([*starts, rows])
-        ]
-        yield batch, pieces
+        yield (
+            batch,
+            [
+                Piece(
+                    start,
+                    stop,
+                    fold_of[start],
+                    pairing.take(range(first + start, first + stop)) if pairing else None,
+                    *(each if each is None else each[start:stop] for each in (mask, ids)),
+                )
+                for start, stop in pairwise([*starts, rows])
+            ],
+        )
         done += rows
         if progress:
             progress(stage, done, total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from rectilinear.core.moments import holds_float64
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import collect_moments, count_rows
-from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record, find_warnings
+from rectilinear.measurement.collect import RowFacts, collect_moments, count_rows
+from rectilinear.measurement.partners import Partners
+from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record
+from rectilinear.measurement.profile_warnings import find_warnings
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import check_positions, check_rows, record_environment, record_model
@@ -29,6 +31,7 @@ from rectilinear.results import DataRecord, settings_record
 from rectilinear.settings import BatchSize, takes_settings
 from rectilinear.text.batches import Batch, as_batches, tensors_of
 from rectilinear.text.fingerprint import fingerprint
+from rectilinear.text.rows import TokenRows
 from rectilinear.text.settings import Rows
 from rectilinear.text.sources import name_source
 
@@ -88,6 +91,7 @@ class Inputs:
         source, fingerprint: where they come from, and their SHA-256.
         seq_len: tokens in a row; None where batches are of any shape.
         reading: how text was read, for the settings.
+        rows: what is known of its rows.
     """
 
     data: Tensor | Sequence[Batch]
@@ -95,6 +99,7 @@ class Inputs:
     fingerprint: str
     seq_len: int | None
     reading: Mapping[str, Any]
+    rows: RowFacts = RowFacts()
 
 
 def read_inputs(
@@ -107,10 +112,17 @@ def read_inputs(
     """
     tokens = as_batches(text)
     if tokens is not None:
-        return token_inputs(tokens, origin.config)
+        found = token_inputs(tokens, origin.config)
+        count = len(tokens) if isinstance(tokens, Tensor) else sum(map(count_rows, tokens))
+        return replace(found, rows=RowFacts(Partners.by_half(count)))
     packed = origin.rows(text, rows, tokenizer)
-    reading = rows.model_dump(exclude={"seq_len"})
-    return Inputs(packed.ids, name_source(text), packed.fingerprint, rows.seq_len, reading)
+    return text_inputs(packed, name_source(text), rows.model_dump(exclude={"seq_len"}))
+
+
+def text_inputs(packed: TokenRows, source: str, reading: Mapping[str, Any]) -> Inputs:
+    """Rows of a text, read in some way."""
+    facts = RowFacts(Partners.of(packed.documents), packed.bos)
+    return Inputs(packed.ids, source, packed.fingerprint, packed.ids.shape[1], reading, facts)
 
 
 def token_inputs(tokens: Tensor | Sequence[Batch], config: Any, source: str | None = None) -> Inputs:
@@ -141,10 +153,12 @@ def profile_model(
     def profile(batches: Sequence[Batch]) -> Profile:
         scored = score_model(module, stack, batches, inputs, measurement, progress)
         progress("hashing the weights", 0, 0)
+        partners = inputs.rows.partners
+        found = {"blocks": stack.path, "partners": partners and partners.how}
         return Profile(
             model=record_model(module, origin, stack, scored.width),
             data=scored.data,
-            settings=settings_record(measurement, blocks=stack.path, batch_size=scored.batch_size) | {**inputs.reading},
+            settings=settings_record(measurement, **found, batch_size=scored.batch_size) | {**inputs.reading},
             environment=record_environment(module),
             blocks=scored.blocks,
             warnings=(*loading_warnings(module), *scored.warnings),
@@ -186,7 +200,8 @@ def score_model(
     if not sum(lengths):
         raise RequestError("expected at least one row to measure, got none")
     layout = find_layout(module, stack, batches[0])
-    moments = collect_moments(module, stack.blocks, batches, measurement, progress, layout=layout)
+    facts = inputs.rows
+    moments = collect_moments(module, stack.blocks, batches, measurement, progress, layout=layout, rows=facts)
     device = device_of(module)
     solver = device if holds_float64(device) else torch.device("cpu")
     records, width, tokens = [], 0, 0

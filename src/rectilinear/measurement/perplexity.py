@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rectilinear.errors import JobError, RequestError
+from rectilinear.intervals import mean_over_groups
 from rectilinear.models.logits import row_logits
 from rectilinear.models.running import evaluating
 from rectilinear.progress import Progress
@@ -19,34 +20,57 @@ _VALUES = 2**24
 
 
 @dataclass(frozen=True, eq=False)
+class Losses:
+    """Losses of groups of tokens that depend on each other: of rows, or of documents.
+
+    Attributes:
+        sums: ``[groups]`` float64 on the CPU, negative log-likelihood of each group's predicted tokens, in nats.
+        sizes: ``[groups]`` int64, how many these are.
+    """
+
+    sums: Tensor
+    sizes: Tensor
+
+    def mean(self) -> tuple[float, float | None]:
+        """Loss of a token, and its standard error with the groups as clusters; None for a single one."""
+        return mean_over_groups(self.sums.numpy(), self.sizes.numpy())
+
+    def minus(self, other: Losses) -> tuple[float, float | None]:
+        """How much larger the loss is than another of the same tokens, and the standard error of that."""
+        return Losses(self.sums - other.sums, self.sizes).mean()
+
+
+@dataclass(frozen=True, eq=False)
 class Perplexity:
     """How well a model predicts rows of text.
 
     Attributes:
-        row_losses: ``[rows]`` float64 on the CPU, negative log-likelihood of each row's predicted tokens, in nats.
-        row_tokens: predicted tokens of a row: all but its first.
+        rows: losses by row.
+        documents: losses by document of the text, which may be longer or shorter than a row; None where not known.
     """
 
-    row_losses: Tensor
-    row_tokens: int
+    rows: Losses
+    documents: Losses | None = None
+
+    @property
+    def clusters(self) -> Losses:
+        """What errors are over: documents, as neighbouring rows share them; rows where it is all one, or not known."""
+        return self.documents if self.documents and len(self.documents.sums) > 1 else self.rows
 
     @property
     def tokens(self) -> int:
         """Predicted tokens."""
-        return len(self.row_losses) * self.row_tokens
+        return int(self.rows.sizes.sum())
 
     @property
     def loss(self) -> float:
         """Mean negative log-likelihood of a token, in nats."""
-        return float(self.row_losses.sum()) / self.tokens
+        return float(self.rows.sums.sum()) / self.tokens
 
     @property
     def stderr(self) -> float | None:
-        """Standard error of the loss, ``std(row means) / sqrt(rows)``; None for a single row.
-
-        Rows are taken as clusters: tokens of one row depend on each other.
-        """
-        return _stderr(self.row_losses / self.row_tokens)
+        """Standard error of the loss, with the `clusters` as independent; None for a single one."""
+        return self.clusters.mean()[1]
 
     @property
     def perplexity(self) -> float:
@@ -56,29 +80,40 @@ class Perplexity:
     def minus(self, other: Perplexity) -> tuple[float, float | None]:
         """How much larger this loss is than another on the same rows, and the standard error of that.
 
-        How hard a row is moves both losses alike and drops out: the error is that of the mean of the rows' differences.
+        How hard a document is moves both losses alike and drops out: the error is that of the differences of clusters.
 
         Raises:
             ValueError: rows of another number or length.
         """
-        if (len(self.row_losses), self.row_tokens) != (len(other.row_losses), other.row_tokens):
-            raise ValueError(f"expected the same rows, got {len(self.row_losses)} and {len(other.row_losses)}")
-        differences = (self.row_losses - other.row_losses) / self.row_tokens
-        return float(differences.mean()), _stderr(differences)
+        one, two = self.rows.sizes, other.rows.sizes
+        if len(one) != len(two) or bool((one != two).any()):
+            raise ValueError(f"expected the same rows, got {len(one)} and {len(two)}, or other lengths")
+        mine, theirs = self.clusters, other.clusters
+        alike = len(mine.sizes) == len(theirs.sizes) and bool((mine.sizes == theirs.sizes).all())
+        return mine.minus(theirs) if alike else self.rows.minus(other.rows)
 
 
 def measure_perplexity(
-    model: nn.Module, ids: Tensor, batch_size: int = 8, progress: Progress | None = None
+    model: nn.Module,
+    ids: Tensor,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+    *,
+    documents: Tensor | None = None,
+    bos: int | None = None,
 ) -> Perplexity:
     """The loss of a causal language model on rows of tokens.
 
-    Every token but the first of a row is predicted from those before it in the row. The model's mode is left as it was.
+    Every token but the first of a row, and but BOS where rows begin with it, is predicted from those before it in the
+    row. The model's mode is left as it was.
 
     Args:
         model: any module that takes ids and returns an object with ``logits`` ``[rows, seq_len, vocabulary]``.
         ids: ``[rows, seq_len]`` int64.
         batch_size: rows in a forward pass.
         progress: called with ("rows", done, total).
+        documents: ``[rows, seq_len]`` int32, which document each token is of; None where that is not known.
+        bos: id of the token that rows begin with; None where they begin wherever they were cut.
 
     Raises:
         RequestError: nothing to predict, or the model gives no logits.
@@ -86,12 +121,24 @@ def measure_perplexity(
     """
     if ids.ndim != 2 or not len(ids) or ids.shape[1] < 2:
         raise RequestError(f"expected rows of at least 2 tokens, got {[*ids.shape]}; try a larger `seq_len`")
+    predicted = torch.ones(ids[:, 1:].shape, dtype=torch.bool) if bos is None else ids[:, 1:].cpu() != bos
+    if not predicted.any():
+        raise RequestError("expected tokens to predict, got nothing but BOS; try more text")
+    of = None if documents is None else documents[:, 1:].long() - documents.min()
+    count = 0 if of is None else int(of.max()) + 1
     sums: list[Tensor] = []
+    by_document, tokens = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.int64)
     done = 0
     with evaluating(model), torch.no_grad():
         for batch in torch.split(ids, batch_size):
             logits = row_logits(model, batch)
-            sums.append(token_losses(logits, batch).cpu().double().sum(1))
+            which = predicted[done : done + len(batch)]
+            losses = token_losses(logits, batch).cpu().double().where(which, 0.0)
+            sums.append(losses.sum(1))
+            if of is not None:
+                places = of[done : done + len(batch)].flatten()
+                by_document.index_add_(0, places, losses.flatten())
+                tokens.index_add_(0, places, which.flatten().long())
             for row, loss in enumerate(sums[-1].tolist(), done):
                 if not math.isfinite(loss):
                     hint = "; try `dtype=float32`" if logits.dtype.itemsize < 4 else ""
@@ -99,7 +146,9 @@ def measure_perplexity(
             done += len(batch)
             if progress:
                 progress("rows", done, len(ids))
-    return Perplexity(torch.cat(sums), ids.shape[1] - 1)
+    known = tokens > 0
+    groups = None if of is None else Losses(by_document[known], tokens[known])
+    return Perplexity(Losses(torch.cat(sums), predicted.sum(1)), groups)
 
 
 def token_losses(logits: Tensor, ids: Tensor, values: int = _VALUES) -> Tensor:
@@ -129,7 +178,3 @@ def exponential(value: float) -> float:
         return math.exp(value)
     except OverflowError:
         return math.inf
-
-
-def _stderr(values: Tensor) -> float | None:
-    return float(values.std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -23,10 +23,9 @@ from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.peft_adapters import has_adapters, merge_adapters
 from rectilinear.models.running import pick_device
 from rectilinear.models.settings import Loading
-from rectilinear.text.rows import TokenRows, pack_rows
+from rectilinear.text.rows import TokenRows, read_rows
 from rectilinear.text.settings import Rows
 from rectilinear.text.sources import open_documents
-from rectilinear.text.tokens import tokenize_with
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,11 +115,11 @@ class Origin:
         """Tokens of a text for this model, packed into rows; needs no weights.
 
         Raises:
-            RequestError: no such text, rows longer than the context, ids beyond the vocabulary.
+            RequestError: no such text, rows longer than the context, ids beyond the vocabulary, no BOS to begin rows.
         """
         documents = open_documents(text, rows)
         check_context(self.config, rows.seq_len)
-        packed = pack_rows(documents, tokenize_with(tokenizer or self.tokenizer), rows.seq_len, rows.max_tokens)
+        packed = read_rows(documents, tokenizer or self.tokenizer, rows)
         check_rows(self.config, packed.ids)
         return packed
 

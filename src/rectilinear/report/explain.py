@@ -108,17 +108,19 @@ def _about_updates(blocks: list[BlockRecord]) -> str:
 
 
 def _about_trust(blocks: list[BlockRecord]) -> str:
-    null = _percent(blocks[0].null)
+    null, shifted = _percent(blocks[0].null), [b.null_shifted for b in blocks if b.null_shifted is not None]
+    unrelated = f"tokens without any relation would score {null:.2f} % here"
+    if shifted:
+        unrelated += f", and inputs of other rows, which depend on each other as much, score {_span(shifted)}"
     pairs = [b.update_linearity for b in blocks if b.update_linearity.held_out is not None]
     if not pairs:
         return (
-            f"How far to trust it. Data without any relation would score {null:.2f} % here; there were too few rows to "
-            "hold any out."
+            f"How far to trust it. Any map fits a little noise: {unrelated}. There were too few rows to hold any out."
         )
     lost = [_percent(p.in_sample) - _percent(p.held_out) for p in pairs]
     error = max(_percent(p.stderr) for p in pairs)
     return (
-        f"How far to trust it. Any map fits a little noise: data without any relation would score {null:.2f} % here. "
+        f"How far to trust it. Any map fits a little noise: {unrelated}. "
         f"On text held out from the fit the update's score changes by {-max(lost):+.2f} to {-min(lost):+.2f} points, "
         f"with a standard error over parts of the text of at most {error:.2f} points. Quote the held-out "
         "score with its error."

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _IN_SAMPLE, _HELD_OUT, _INTERVAL, _WITHOUT_SINKS = "in sample", "held out", ", 95 % interval", "without sinks"
-_IDENTITY, _NULL = "identity (do nothing)", "null (no relation)"
-_LEGEND = [_IN_SAMPLE, _HELD_OUT, _HELD_OUT + _INTERVAL, _WITHOUT_SINKS, _IDENTITY, _NULL]
+_IDENTITY, _NULL, _SHIFTED = "identity (do nothing)", "null (independent tokens)", "shifted null (inputs of other rows)"
+_LEGEND = [_IN_SAMPLE, _HELD_OUT, _HELD_OUT + _INTERVAL, _WITHOUT_SINKS, _IDENTITY, _NULL, _SHIFTED]
 _TITLES: dict[Score, str] = {
     "linearity": "Linearity of the output, $y = x + d$",
     "update_linearity": "Linearity of the update, $d$",
@@ -34,8 +34,9 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
     """Linearity and update linearity by depth, in sample against held out.
 
     Left the score of the block's output, with the level that doing nothing reaches (identity); right the score of its
-    update. In both the null level, what independent data would score in sample. Error bars are 95 % intervals, by
-    Student's t over folds. Of several profiles the held-out scores alone (in sample where there are none), a colour
+    update, with what inputs of other rows score for it in sample (shifted null, without sinks where there are any). In
+    both the null level, what independent tokens would score. Error bars are 95 % intervals, by Student's t over folds.
+    Of several profiles the held-out scores alone (in sample where there are none), a colour
     each.
 
     Args:
@@ -87,6 +88,9 @@ def _draw_profile(axes: Axes, profile: Profile, name: Score) -> None:
     levels = [(style.numbers(block.null for block in profile.blocks), _NULL, style.GREY, ":")]
     if name == "linearity":
         levels.insert(0, (style.numbers(block.identity for block in profile.blocks), _IDENTITY, style.GREEN, "--"))
+    elif profile.shifted:
+        shifted = [block.without_sinks.null_shifted for block in profile.blocks]
+        levels.append((style.numbers(shifted), _SHIFTED, style.GREY, "-."))
     for level, label, color, dashes in levels:
         axes.plot(depth, level, color=color, linestyle=dashes, linewidth=1.0, label=label)
 

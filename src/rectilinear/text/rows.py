@@ -6,14 +6,18 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rectilinear.errors import RequestError
 from rectilinear.text.fingerprint import fingerprint
-from rectilinear.text.tokens import Document, Tokenize, trim_documents
+from rectilinear.text.settings import Rows
+from rectilinear.text.tokens import Document, Tokenize, Tokens, tokenize_with, trim_documents
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,13 +27,42 @@ class TokenRows:
     Attributes:
         ids: ``[rows, seq_len]`` int64.
         fingerprint: SHA-256 of the ids, row by row, as little-endian int64, in hexadecimal.
+        documents: ``[rows, seq_len]`` int32, which document of the text each token is of, from 0.
+        bos: id of the token that each row begins with; None where rows begin wherever they were cut.
     """
 
     ids: Tensor
     fingerprint: str
+    documents: Tensor
+    bos: int | None = None
 
 
-def pack_rows(documents: Iterable[Document], tokenize: Tokenize, seq_len: int, max_tokens: int) -> TokenRows:
+def read_rows(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, reading: Rows) -> TokenRows:
+    """Documents as a model takes them: tokenised by its tokenizer, and packed with BOS where that was asked for.
+
+    Raises:
+        RequestError: not even one row, or a tokenizer without BOS where rows are to begin with it.
+    """
+    tokenize, bos = tokenize_with(tokenizer), getattr(tokenizer, "bos_token_id", None)
+    if reading.bos == "row" and bos is None:
+        raise RequestError("expected a tokenizer with a BOS token for `bos=row`, got one without; try `bos=document`")
+
+    def without_bos(documents: Iterable[Document]) -> Iterator[Tokens]:
+        for ids, begins in tokenize(documents):
+            yield Tokens(ids[1:] if begins and [*ids[:1]] == [bos] else ids, begins)
+
+    return pack_rows(
+        documents,
+        without_bos if reading.bos == "none" else tokenize,
+        reading.seq_len,
+        reading.max_tokens,
+        bos if reading.bos == "row" else None,
+    )
+
+
+def pack_rows(
+    documents: Iterable[Document], tokenize: Tokenize, seq_len: int, max_tokens: int, bos: int | None = None
+) -> TokenRows:
     """Pack documents into rows of equal length.
 
     Documents are trimmed of surrounding white space, empty ones skipped, each tokenised with the tokenizer's own
@@ -37,23 +70,46 @@ def pack_rows(documents: Iterable[Document], tokenize: Tokenize, seq_len: int, m
     ``max_tokens // seq_len`` rows are kept. Documents are read 64 at a time and long ones piece by piece, no further
     than needed.
 
+    With ``bos`` each row is that token and the next ``seq_len - 1`` of the text.
+
     Raises:
         RequestError: not even one row.
     """
-    if seq_len < 1 or max_tokens < seq_len:
-        raise RequestError(f"expected `max_tokens` >= `seq_len` >= 1, got {max_tokens} and {seq_len}")
-    packed = torch.cat([*stream_rows(documents, tokenize, seq_len, max_tokens // seq_len)])
-    return TokenRows(packed, fingerprint([packed]))
+    lead = 0 if bos is None else 1
+    if seq_len <= lead or max_tokens < seq_len:
+        raise RequestError(f"expected `max_tokens` >= `seq_len` >= {lead + 1}, got {max_tokens} and {seq_len}")
+    begins: list[int] = []  # where in the text's tokens its documents do
+
+    def noted(pieces: Iterable[Tokens]) -> Iterator[Tokens]:
+        place = 0
+        for piece in pieces:
+            if piece.begins:
+                begins.append(place)
+            place += len(piece.ids)
+            yield piece
+
+    pieces = noted(tokenize(trim_documents(documents)))
+    cut = torch.cat([*_cut(pieces, seq_len - lead, max_tokens // seq_len)])
+    starts = torch.tensor(begins)
+    document = torch.searchsorted(starts, torch.arange(cut.numel()), right=True, out_int32=True).view_as(cut) - 1
+    if bos is not None:
+        cut = torch.cat([torch.full((len(cut), 1), bos), cut], 1)
+        document = torch.cat([document[:, :1], document], 1)
+    return TokenRows(cut, fingerprint([cut]), document, bos)
 
 
 def stream_rows(
     documents: Iterable[Document], tokenize: Tokenize, seq_len: int, max_rows: int | None = None
 ) -> Iterator[Tensor]:
     """The rows of `pack_rows`, some at a time: int64 ``[rows, seq_len]``, in all one at least, ``max_rows`` at most."""
+    return _cut(tokenize(trim_documents(documents)), seq_len, max_rows)
+
+
+def _cut(pieces: Iterable[Tokens], seq_len: int, max_rows: int | None) -> Iterator[Tensor]:
     tokens: list[int] = []
     done = 0
-    for ids in tokenize(trim_documents(documents)):
-        tokens.extend(ids)
+    for piece in pieces:
+        tokens.extend(piece.ids)
         rows = len(tokens) // seq_len if max_rows is None else min(len(tokens) // seq_len, max_rows - done)
         if rows:
             yield torch.tensor(tokens[: rows * seq_len], dtype=torch.int64).view(rows, seq_len)

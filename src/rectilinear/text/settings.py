@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -35,6 +35,9 @@ class Rows(Source):
     """Tokens of the text to take, at most."""
     seq_len: PositiveInt = 256
     """Tokens in a row."""
+    bos: Literal["document", "row", "none"] = "document"
+    """Where the beginning-of-sequence token (BOS) stands: at the beginning of documents, where the tokenizer puts it
+    there; of every row; or nowhere."""
 
 
 class TaskSource(Settings):

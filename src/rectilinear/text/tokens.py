@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -12,8 +12,16 @@ if TYPE_CHECKING:
 #: A text, or its pieces in order, which are read when they are needed and before the next document is.
 Document = str | Iterable[str]
 
-#: Token ids of documents in order, special tokens included, some at a time.
-Tokenize = Callable[[Iterable[Document]], Iterator[Sequence[int]]]
+
+class Tokens(NamedTuple):
+    """Token ids of a document, special tokens included: all of them, or some that follow those given before."""
+
+    ids: Sequence[int]
+    begins: bool  # whether they are the first of their document
+
+
+#: The tokens of documents in order.
+Tokenize = Callable[[Iterable[Document]], Iterator[Tokens]]
 
 # Characters of a document that is tokenised as a whole, and of a window of a longer one; of two windows that overlap.
 _WINDOW, _OVERLAP = 65_536, 4_096
@@ -52,7 +60,7 @@ def tokenize_with(tokenizer: PreTrainedTokenizerBase, window: int = _WINDOW, ove
         window, overlap: characters of a window, and those that two windows share; at most half of one.
     """
 
-    def tokenize(documents: Iterable[Document]) -> Iterator[Sequence[int]]:
+    def tokenize(documents: Iterable[Document]) -> Iterator[Tokens]:
         group: list[str] = []
         for document in documents:
             if isinstance(document, str):
@@ -68,18 +76,19 @@ def tokenize_with(tokenizer: PreTrainedTokenizerBase, window: int = _WINDOW, ove
                     yield from ids_of(["".join(document)])
         yield from ids_of(group)
 
-    def ids_of(texts: list[str]) -> Sequence[Sequence[int]]:
+    def ids_of(texts: list[str]) -> Iterator[Tokens]:
         # verbose=False: documents longer than the context are cut into rows, no need to warn.
-        return tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        for ids in tokenizer(texts, verbose=False)["input_ids"] if texts else []:
+            yield Tokens(ids, True)
 
     return tokenize
 
 
 def _tokenize_windows(
     pieces: Iterable[str], tokenizer: PreTrainedTokenizerBase, window: int, overlap: int
-) -> Iterator[Sequence[int]]:
+) -> Iterator[Tokens]:
     take = _reader(pieces, window)
-    text, given = take(window), 0
+    text, given, begins = take(window), 0, True
     tokens = _encode(tokenizer, text)
     while more := take(window - overlap):
         start = len(text) - overlap  # of the next window, in this one
@@ -92,12 +101,12 @@ def _tokenize_windows(
         ]
         if shared and same and _is_split(tokenizer, text[first:last]):
             half = len(shared) // 2
-            yield [token for token, _, _ in tokens[given : shared[half]]]
-            text, tokens, given = text[start:] + more, following, again[half]
+            yield Tokens([token for token, _, _ in tokens[given : shared[half]]], begins)
+            text, tokens, given, begins = text[start:] + more, following, again[half], False
         else:
             text += more + take(len(text))
             tokens = _encode(tokenizer, text)
-    yield [token for token, _, _ in tokens[given:]]
+    yield Tokens([token for token, _, _ in tokens[given:]], begins)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int, int]]:

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
+from rectilinear.measurement.measure import Inputs, profile_model, read_inputs, text_inputs
 from rectilinear.measurement.profile import Profile
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import reporting_exhausted_memory
@@ -31,10 +31,9 @@ from rectilinear.publish import stage
 from rectilinear.results import settings_record
 from rectilinear.runs import check_same, claim
 from rectilinear.settings import takes_settings
-from rectilinear.text.rows import pack_rows
+from rectilinear.text.rows import read_rows
 from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import Task, find_task, read_task
-from rectilinear.text.tokens import tokenize_with
 from rectilinear.training.cards import classifier_card
 from rectilinear.training.classification import (
     Collator,
@@ -150,9 +149,9 @@ def _read_job(model: str | Path, name: str, tuning: Tuning, profiling: Profiling
     check_ids(config, (train, validation))
     if profiling.text is None:
         texts = (text for question in questions.validation for text in question.texts)
-        rows = pack_rows(texts, tokenize_with(tokenizer), profiling.seq_len, profiling.max_tokens)
-        source, reading = f"{questions.source}, validation texts of {name}", {"max_tokens": profiling.max_tokens}
-        inputs = Inputs(rows.ids, source, rows.fingerprint, profiling.seq_len, reading)
+        rows = read_rows(texts, tokenizer, profiling.part(Rows))
+        reading = {"max_tokens": profiling.max_tokens, "bos": profiling.bos}
+        inputs = text_inputs(rows, f"{questions.source}, validation texts of {name}", reading)
     else:
         inputs = read_inputs(origin, profiling.text, profiling.part(Rows), tokenizer)
     return _Job(name, task, questions.source, train, validation, inputs, origin, tokenizer, padding, tuning, profiling)

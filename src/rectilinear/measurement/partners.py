@@ -1,0 +1,86 @@
+"""Which rows are paired with which others for the shifted null, and in which order batches show them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rectilinear.core.shifted import RowPairs
+
+
+@dataclass(frozen=True)
+class Partners:
+    """For each row, by number, the one whose inputs its updates are paired with; None where there is none to be had.
+
+    Attributes:
+        rows: the partners' numbers.
+        how: whether a partner is the nearest earlier row of another document, or the row half of all rows away.
+    """
+
+    rows: tuple[int | None, ...]
+    how: Literal["document", "half"]
+
+    @classmethod
+    def of(cls, documents: Tensor) -> Partners:
+        """Those of rows of known documents, ``[rows, seq_len]`` in ascending order.
+
+        A partner has no document in common with its row. Where that leaves a quarter of the rows without one, as in a
+        text of one document, it is the row half of all rows away.
+        """
+        first, last = documents[:, 0].contiguous(), documents[:, -1].contiguous()
+        nearest = (torch.searchsorted(last, first) - 1).tolist()
+        found = tuple(row if row >= 0 else None for row in nearest)
+        return cls(found, "document") if 4 * found.count(None) < len(found) else cls.by_half(len(found))
+
+    @classmethod
+    def by_half(cls, count: int) -> Partners:
+        """Those of rows whose documents are not known."""
+        half = (count + 1) // 2
+        pairs = {row: row + half for row in range(count - half)}
+        both = pairs | {later: row for row, later in pairs.items()}
+        return cls(tuple(both.get(row) for row in range(count)), "half")
+
+
+class Pairing:
+    """The order in which to run batches, and what their rows are paired with.
+
+    Where partners are half of all rows away, the batches of both halves take turns, so that few rows have to be kept.
+
+    Args:
+        partners: of all rows; None for no pairs.
+        lengths: rows of each batch.
+
+    Attributes:
+        order: the batches, each after those of its rows' partners.
+    """
+
+    def __init__(self, partners: Partners | None, lengths: Sequence[int]) -> None:
+        known = enumerate(partners.rows if partners else ())
+        pairs = [(other, row) for row, other in known if other is not None]
+        self._pairs_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for pair in pairs:
+            for row in pair:
+                self._pairs_of[row].append(pair)
+        self._open = Counter(row for pair in pairs for row in pair)  # pairs of each row that are yet to be given
+        self._seen: set[int] = set()
+        self._kept: frozenset[int] = frozenset()
+        order: list[int] = []
+        if partners and partners.how == "half":
+            batch_of = [batch for batch, length in enumerate(lengths) for _ in range(length)]
+            order = [batch_of[row] for pair in pairs for row in sorted(pair)]
+        self.order = [*dict.fromkeys([*order, *range(len(lengths))])]
+
+    def take(self, rows: range) -> RowPairs | None:
+        """The pairs of the rows that come next, each to be asked for once; None where there are no pairs at all."""
+        if not self._pairs_of:
+            return None
+        self._seen |= {*rows}
+        complete = {pair: None for row in rows for pair in self._pairs_of[row] if self._seen.issuperset(pair)}
+        self._open -= Counter(row for pair in complete for row in pair)
+        self._kept = frozenset(row for row in {*self._kept, *rows} if self._open[row])
+        return RowPairs(rows, [*complete], self._kept)

@@ -1,0 +1,105 @@
+"""What a reader of a profile must know, each with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rectilinear.measurement.profile import ACCURACY, BlockRecord
+from rectilinear.measurement.settings import TOKENS_A_FEATURE
+from rectilinear.results import DataRecord
+
+
+def _constant(block: BlockRecord) -> list[str]:
+    """What of a block differs from token to token by no more than rounding."""
+    without = block.without_sinks
+    whole = {"output": block.linearity, "update": block.update_linearity}
+    others = {"output": without.linearity, "update": without.update_linearity} if without.tokens else {}
+    found = [name for name, scores in whole.items() if scores.in_sample is None]
+    return found + [
+        f"{name} without sinks" for name, each in others.items() if each.in_sample is None and name not in found
+    ]
+
+
+def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wanted_folds: int) -> list[str]:
+    """What a reader of these scores must know, each with what to do about it."""
+    folds, tokens, enough = min(wanted_folds, data.rows), data.tokens, TOKENS_A_FEATURE * width
+    found = []
+    if tokens <= width + 1:
+        found.append(
+            f"{tokens} tokens for width {width}: every in-sample score is 1, unless tokens repeat; "
+            f"measure at least {enough} tokens"
+        )
+    elif tokens < enough:
+        found.append(
+            f"{tokens} tokens are fewer than {TOKENS_A_FEATURE} x width {width}: in-sample scores are biased up, "
+            f"held-out scores down; read adjusted{_bias_of_adjusted(blocks, width)}, or measure {enough} tokens"
+        )
+    if folds < wanted_folds:
+        found.append(
+            f"rows of text: {data.rows}, fewer than the {wanted_folds} folds asked for; "
+            + ("there are no held-out scores" if folds < 2 else f"{folds} folds were used")
+        )
+    train = tokens * (folds - 1) // folds
+    if folds > 1 and train <= width:
+        found.append(
+            f"held-out maps were fitted on about {train} tokens, no more than width {width}: measure more tokens"
+        )
+    about: dict[str, dict[int, str]] = {
+        "rank-deficient Gram matrix, directions that never vary were left out: rank": {
+            b.index: f"{b.solve.rank} of {width}" for b in blocks if b.solve.rank < width < tokens
+        },
+        "float32 products resolve these activations poorly, try `products=float64`: scores may be off by": {
+            b.index: f"{b.solve.error:.0e}" for b in blocks if b.solve.error > ACCURACY
+        },
+        "a fold has none of these tokens, or none that differ, there are no held-out scores: over": {
+            b.index: "all tokens" if b.linearity.held_out is None else "without sinks"
+            for b in blocks
+            for sets in [(b.linearity, b.without_sinks.linearity)]
+            if folds > 1 and any(scores.held_out is None and scores.in_sample is not None for scores in sets)
+        },
+        "no variance beyond the rounding of the states, scores are null, try `dtype=float32` if it is not: constant": {
+            b.index: ", ".join(constant) for b in blocks if (constant := _constant(b))
+        },
+    }
+    for text, details in about.items():
+        groups = {detail: [index for index, other in details.items() if other == detail] for detail in details.values()}
+        if groups:
+            found.append(f"{text} " + "; ".join(f"{detail} ({_blocks(group)})" for detail, group in groups.items()))
+    return found + _about_sinks(blocks)
+
+
+def _bias_of_adjusted(blocks: list[BlockRecord], width: int) -> str:
+    """What inputs of other rows reach there, which ought to be nothing."""
+    nulls = [block.without_sinks.null_shifted for block in blocks]
+    found = [
+        1 - (1 - null) * (block.without_sinks.tokens - 1) / (block.without_sinks.tokens - width - 1)
+        for block, null in zip(blocks, nulls, strict=True)
+        if null is not None and block.without_sinks.tokens > width + 1
+    ]
+    return f" (which inputs of other rows bring to {min(found):.3f} to {max(found):.3f})" if found else ""
+
+
+def _about_sinks(blocks: list[BlockRecord]) -> list[str]:
+    """One sentence where sinks decide the scores of some blocks."""
+    ruled = [block for block in blocks if (block.without_sinks.sink_energy or 0.0) > 0.5]
+    if not ruled:
+        return []
+    counts, shares = ([getattr(b.without_sinks, name) for b in ruled] for name in ("sinks", "sink_energy"))
+    first = [block.without_sinks.sinks_by.first_of_row for block in ruled if block.without_sinks.sinks_by]
+    place = ", each the first of its row," if first == counts else ""
+    return [
+        f"attention sinks{place} carry most of the variation of y in {_blocks([b.index for b in ruled])} (up to "
+        f"{max(counts)} tokens, up to {max(shares):.1%}) and decide the scores there: read those without sinks"
+    ]
+
+
+def _blocks(indices: Sequence[int]) -> str:
+    """Blocks by index, runs of them as ranges: "blocks 2, 5-9"."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    named = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"block{'s' * (len(indices) > 1)} {named}"
