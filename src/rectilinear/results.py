@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -147,6 +148,12 @@ class EnvironmentRecord(Record):
     transformers: str | None
     device: str
     dtype: str
+
+
+def describe_rows(data: DataRecord, settings: Mapping[str, Any]) -> str:
+    """Which tokens they are, and how their rows begin where that was asked for."""
+    how = {"row": " in rows that begin with BOS", "none": " without BOS"}.get(settings.get("bos", ""), "")
+    return f"{data.tokens:,} tokens of {data.source}{how}"
 
 
 def settings_record(*settings: BaseModel, **others: Any) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def test_rows_are_those_of_the_reference(documents, seq_len, spare, bos):
     wanted, of = (np.array(expected)[:, :, part] for part in (0, 1))
     assert rows.ids.tolist() == wanted.tolist()
     assert rows.documents.tolist() == of.tolist()
-    assert rows.bos == bos
+    assert rows.lead == bos
     assert rows.fingerprint == hashlib.sha256(wanted.astype("<i8").tobytes()).hexdigest()
 
 

@@ -11,6 +11,7 @@ from rectilinear.evaluation.judge_record import DIVERSITY
 from rectilinear.evaluation.record import Differences, Evaluation, Measurements
 from rectilinear.measurement.perplexity import exponential
 from rectilinear.models.origin import short_name
+from rectilinear.results import describe_rows
 from rectilinear.tables import Cell, Column, Estimate, Table
 
 #: Probability of chance below which a difference has a star where there is no room for the probability.
@@ -56,7 +57,7 @@ def evaluation_tables(evaluations: Sequence[Evaluation]) -> tuple[Table, ...]:
     title += f" against {first.against.model.id}" if first.against else ""
     tables = []
     if first.data:
-        title += f": {first.data.tokens:,} tokens of {first.data.source}"
+        title += f": {describe_rows(first.data, first.settings)}"
         texts = {"title": title, "caption": _text_caption(first, len(evaluations) > 1)}
         tables.append(_table(evaluations, (Column(""),), _quantities, _quantities, **texts))
     if any(True for found in evaluations for _ in _scores(found)):

@@ -20,6 +20,7 @@ from rectilinear.evaluation.settings import Evaluating
 from rectilinear.evaluation.speed import REPEATS, measure_speed
 from rectilinear.evaluation.task_set import SUPERGLUE_GROUP, TaskSet
 from rectilinear.linearization.plan import Plan
+from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import check_positions, record_environment, record_model, record_rows, weights_sha256
@@ -200,9 +201,10 @@ class Job:
             ids = packed.ids
             check_positions(module, ids)
             check_decoder(module, ids, origin.name)
+            found["warnings"] += bos_warnings(module, ids, packed.bos, packed.with_bos)
 
             def predict(size: int) -> tuple[Perplexity, int]:
-                found = measure_perplexity(module, ids, size, progress, documents=packed.documents, bos=packed.bos)
+                found = measure_perplexity(module, ids, size, progress, documents=packed.documents, bos=packed.lead)
                 return found, size
 
             text, size = with_batch_size(predict, batch_size, module, ids.shape[1])

@@ -29,11 +29,13 @@ class RowFacts:
 
     Attributes:
         partners: for the shifted null; None for none.
-        bos: id of the token that each row begins with; None where rows begin wherever they were cut.
+        bos: id of the tokenizer's BOS; None where it has none, or it is not known.
+        with_bos: whether each row begins with it; its tokens are then kept apart, as attention sinks are.
     """
 
     partners: Partners | None = None
     bos: int | None = None
+    with_bos: bool = False
 
 
 def collect_moments(
@@ -62,7 +64,7 @@ def collect_moments(
         JobError: a block's activations are not finite, or it has no tensor in or out.
     """
     folds = min(settings.folds, sum(map(count_rows, batches)))
-    accumulators = [_accumulator(settings, folds, rows.bos) for _ in blocks]
+    accumulators = [_accumulator(settings, folds, rows.bos if rows.with_bos else None) for _ in blocks]
     numbers = range(len(blocks)) if numbers is None else numbers
     paper = settings.convention == "paper"
     pairing = Pairing(rows.partners, [count_rows(batch) for batch in batches])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rectilinear.core.moments import holds_float64
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
+from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.measurement.collect import RowFacts, collect_moments, count_rows
 from rectilinear.measurement.partners import Partners
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record
@@ -121,7 +122,7 @@ def read_inputs(
 
 def text_inputs(packed: TokenRows, source: str, reading: Mapping[str, Any]) -> Inputs:
     """Rows of a text, read in some way."""
-    facts = RowFacts(Partners.of(packed.documents), packed.bos)
+    facts = RowFacts(Partners.of(packed.documents), packed.bos, packed.with_bos)
     return Inputs(packed.ids, source, packed.fingerprint, packed.ids.shape[1], reading, facts)
 
 
@@ -149,6 +150,7 @@ def profile_model(
     progress("loading the model", 0, 0)
     module = origin.load()
     stack = find_blocks(module, measurement.blocks)
+    beginnings: list[str] = []
 
     def profile(batches: Sequence[Batch]) -> Profile:
         scored = score_model(module, stack, batches, inputs, measurement, progress)
@@ -161,13 +163,14 @@ def profile_model(
             settings=settings_record(measurement, **found, batch_size=scored.batch_size) | {**inputs.reading},
             environment=record_environment(module),
             blocks=scored.blocks,
-            warnings=(*loading_warnings(module), *scored.warnings),
+            warnings=(*loading_warnings(module), *beginnings, *scored.warnings),
         )
 
     if not isinstance(inputs.data, Tensor):
         return profile(inputs.data)
     rows = inputs.data
     check_positions(module, rows)
+    beginnings += bos_warnings(module, rows, inputs.rows.bos, inputs.rows.with_bos)
     return with_batch_size(lambda size: profile(torch.split(rows, size)), batch_size, module, rows.shape[1])
 
 

@@ -9,7 +9,15 @@ from pydantic import Field
 from rectilinear.core.scores import BlockScores, Linearity
 from rectilinear.core.sinks import MARKS, SinkCounts
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
-from rectilinear.results import DataRecord, EnvironmentRecord, IntervalRecord, ModelRecord, Record, ResultFile
+from rectilinear.results import (
+    DataRecord,
+    EnvironmentRecord,
+    IntervalRecord,
+    ModelRecord,
+    Record,
+    ResultFile,
+    describe_rows,
+)
 from rectilinear.tables import Cell, Column, Estimate, Table
 
 #: How close scores are to come to those of a float64 decomposition of stored activations.
@@ -136,7 +144,7 @@ class Profile(ResultFile):
         table = Table.of(
             [Column("block"), *scores, *updates, *others, *(without if sinks else ())],
             [_cells(block, few, sinks, self.shifted) for block in self.blocks],
-            title=f"{self.model.id}: {blocks}, {self.data.tokens:,} tokens of {self.data.source}",
+            title=f"{self.model.id}: {blocks}, {describe_rows(self.data, self.settings)}",
             caption=f"held out: mean over folds, ± standard error\nnull: {self._null()}" + _SINKS * sinks,
         )
         return (table,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,13 +28,20 @@ class TokenRows:
         ids: ``[rows, seq_len]`` int64.
         fingerprint: SHA-256 of the ids, row by row, as little-endian int64, in hexadecimal.
         documents: ``[rows, seq_len]`` int32, which document of the text each token is of, from 0.
-        bos: id of the token that each row begins with; None where rows begin wherever they were cut.
+        bos: id of the tokenizer's BOS; None where it has none, or it is not known.
+        with_bos: whether each row begins with it; else they begin wherever they were cut.
     """
 
     ids: Tensor
     fingerprint: str
     documents: Tensor
     bos: int | None = None
+    with_bos: bool = False
+
+    @property
+    def lead(self) -> int | None:
+        """Id of the token that each row begins with, which nothing has to predict; None for none."""
+        return self.bos if self.with_bos else None
 
 
 def read_rows(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, reading: Rows) -> TokenRows:
@@ -51,17 +58,13 @@ def read_rows(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase,
         for ids, begins in tokenize(documents):
             yield Tokens(ids[1:] if begins and [*ids[:1]] == [bos] else ids, begins)
 
-    return pack_rows(
-        documents,
-        without_bos if reading.bos == "none" else tokenize,
-        reading.seq_len,
-        reading.max_tokens,
-        bos if reading.bos == "row" else None,
-    )
+    how = without_bos if reading.bos == "none" else tokenize
+    lead = bos if reading.bos == "row" else None
+    return replace(pack_rows(documents, how, reading.seq_len, reading.max_tokens, lead), bos=bos)
 
 
 def pack_rows(
-    documents: Iterable[Document], tokenize: Tokenize, seq_len: int, max_tokens: int, bos: int | None = None
+    documents: Iterable[Document], tokenize: Tokenize, seq_len: int, max_tokens: int, lead: int | None = None
 ) -> TokenRows:
     """Pack documents into rows of equal length.
 
@@ -70,14 +73,14 @@ def pack_rows(
     ``max_tokens // seq_len`` rows are kept. Documents are read 64 at a time and long ones piece by piece, no further
     than needed.
 
-    With ``bos`` each row is that token and the next ``seq_len - 1`` of the text.
+    With ``lead``, the id of BOS, each row is that token and the next ``seq_len - 1`` of the text.
 
     Raises:
         RequestError: not even one row.
     """
-    lead = 0 if bos is None else 1
-    if seq_len <= lead or max_tokens < seq_len:
-        raise RequestError(f"expected `max_tokens` >= `seq_len` >= {lead + 1}, got {max_tokens} and {seq_len}")
+    first = 0 if lead is None else 1
+    if seq_len <= first or max_tokens < seq_len:
+        raise RequestError(f"expected `max_tokens` >= `seq_len` >= {first + 1}, got {max_tokens} and {seq_len}")
     begins: list[int] = []  # where in the text's tokens its documents do
 
     def noted(pieces: Iterable[Tokens]) -> Iterator[Tokens]:
@@ -89,13 +92,13 @@ def pack_rows(
             yield piece
 
     pieces = noted(tokenize(trim_documents(documents)))
-    cut = torch.cat([*_cut(pieces, seq_len - lead, max_tokens // seq_len)])
+    cut = torch.cat([*_cut(pieces, seq_len - first, max_tokens // seq_len)])
     starts = torch.tensor(begins)
     document = torch.searchsorted(starts, torch.arange(cut.numel()), right=True, out_int32=True).view_as(cut) - 1
-    if bos is not None:
-        cut = torch.cat([torch.full((len(cut), 1), bos), cut], 1)
+    if lead is not None:
+        cut = torch.cat([torch.full((len(cut), 1), lead), cut], 1)
         document = torch.cat([document[:, :1], document], 1)
-    return TokenRows(cut, fingerprint([cut]), document, bos)
+    return TokenRows(cut, fingerprint([cut]), document, lead, lead is not None)
 
 
 def stream_rows(
