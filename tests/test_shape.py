@@ -27,6 +27,7 @@ HOMONYMS = {
     "learning_rate",  # of the preset; of fine-tuning
     "max_tokens",  # of a text to measure, to pretrain on, to fit on
     "seq_len",  # of these; of questions
+    "target",  # of which several are measured; of which one is replaced
     "text",  # to measure on; to profile a training on
     "tokenizer",  # of a text; of a decoder that is trained
 }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy
+if TYPE_CHECKING:
+    import numpy
 
 #: Share of intervals that cover what they are of.
 LEVEL = 0.95
@@ -36,6 +38,8 @@ def mean_over_groups(
         sums: over the members of each group.
         sizes: how many members it has.
     """
+    import numpy
+
     totals, members = numpy.asarray(sums, float), numpy.asarray(sizes)
     value, n = float(totals.sum() / members.sum()), len(members)
     if n < 2:

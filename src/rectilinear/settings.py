@@ -167,8 +167,8 @@ def _parse_indices(value: Any) -> Any:
     return found
 
 
-def _parse_names(value: Any, field: ValidationInfo) -> Any:
-    """``a,b`` as words; a text without any is a slip, and not what a request without names looks like."""
+def parse_names(value: Any, field: ValidationInfo) -> Any:
+    """Names of a field: ``a,b`` as words. A text without any is a slip, not what a request without names looks like."""
     if (words := words_of(value)) == []:
         raise ValueError(f"expected `{field.field_name}=a,b`, got no name; try without it")
     return value if words is None else words
@@ -182,7 +182,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ONE_WORD = Parameter(n_tokens=1, accepts_keys=False)
 
 #: Names: a list of them, or a text such as ``a,b``.
-Names = Annotated[tuple[str, ...], BeforeValidator(_parse_names), ONE_WORD, Parameter(metavar="A,B")]
+Names = Annotated[tuple[str, ...], BeforeValidator(parse_names), ONE_WORD, Parameter(metavar="A,B")]
 
 #: Indices of blocks, counted from 0: numbers, or a text such as ``2-4,7``.
 Indices = Annotated[tuple[int, ...], BeforeValidator(_parse_indices), ONE_WORD]

@@ -197,7 +197,8 @@ def test_measure_prints_a_table_and_no_terminal_codes(measured, written):
 
 
 def test_profile_has_exactly_the_keys_that_others_read(written):
-    assert written.keys() == {"schema", "model", "data", "settings", "environment", "blocks", "warnings"}
+    keys = {"schema", "model", "data", "settings", "environment", "target", "blocks", "parts", "warnings"}
+    assert written.keys() == keys
     assert written["schema"] == "rectilinear.profile/1"
     model = {"id", "revision", "architecture", "num_blocks", "width", "parameters", "sha256"}
     assert written["model"].keys() == model
@@ -205,8 +206,8 @@ def test_profile_has_exactly_the_keys_that_others_read(written):
     assert written["environment"].keys() == {"rectilinear", "torch", "transformers", "device", "dtype"}
     assert isinstance(written["settings"], dict)
     assert isinstance(written["warnings"], list)
-    without = {"tokens", "sinks", "sinks_by", "sink_energy", "linearity", "update_linearity"}
-    scores = {"linearity", "update_linearity", "identity", "update_ratio", "cosine", "null"}
+    without = {"tokens", "sinks", "sinks_by", "sink_energy", "null_shifted", "linearity", "update_linearity"}
+    scores = {"linearity", "update_linearity", "identity", "update_ratio", "cosine", "null", "null_shifted"}
     assert [block["index"] for block in written["blocks"]] == [0, 1, 2]
     for block in written["blocks"]:
         assert block.keys() == {"index", *scores, "without_sinks", "solve"}
@@ -249,6 +250,7 @@ def test_every_option_reaches_the_function(command, tiny_checkpoint, documents, 
         "seed": 5,
         "config": "english",
         "split": "test",
+        "bos": "row",
     }
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     ran = command("measure", tiny_checkpoint, "--text", source, *SIZE, *flags, "--out", tmp_path / "out")

@@ -128,6 +128,7 @@ class BlockAccumulator:
         products: precision of the products; None takes float64 until 2p regular tokens of one fold have shown that
             float32 is accurate enough, and float32 from then on. Float64 activations always have float64 products.
         bos: id of a token that is an attention sink whatever its norms are; None for none.
+        updates: whether what is given as output is the update itself.
     """
 
     def __init__(
@@ -136,8 +137,9 @@ class BlockAccumulator:
         sink_ratio: float = 10.0,
         products: torch.dtype | None = None,
         bos: int | None = None,
+        updates: bool = False,
     ) -> None:
-        self._sink_ratio, self._bos = sink_ratio, bos
+        self._sink_ratio, self._bos, self._updates = sink_ratio, bos, updates
         self._products = products or torch.float64
         self._undecided = products is None
         self._limits: Tensor | None = None  # of |x|, |y| and |d|, beyond which a token is a sink
@@ -155,7 +157,7 @@ class BlockAccumulator:
 
         Args:
             x: ``[tokens, width]``, the block's input, any floating dtype.
-            y: ``[tokens, width]``, its output.
+            y: ``[tokens, width]``, its output, or update.
             fold: which fold they belong to.
             places: ``[tokens, 2]`` int64 on the CPU, position in the row and token id, -1 for none.
             pairs: which rows they are of, and what these are paired with; None for no pairs.
@@ -189,7 +191,7 @@ class BlockAccumulator:
     def _stop_waiting(self) -> None:
         x = torch.cat([x for x, *_ in self._waiting])[:_REFERENCE_TOKENS].float()
         y = torch.cat([y for _, y, *_ in self._waiting])[:_REFERENCE_TOKENS].float()
-        norms = _norms(x, y, y - x)
+        norms = _norms(x, y, y if self._updates else y - x)
         medians = [float(kind[kind > 0].median()) if bool((kind > 0).any()) else math.inf for kind in norms]
         self._limits = self._sink_ratio * torch.tensor(medians, device=norms.device)[:, None]
         waiting, self._waiting = self._waiting, []
@@ -203,7 +205,10 @@ class BlockAccumulator:
         # Differences and norms are as fine as the activations at least, whatever the products.
         finer = torch.promote_types(x.dtype, torch.float32)
         x, y = x.to(finer), y.to(finer)
-        d = y - x if self._products is finer or not holds_float64(x.device) else y.double() - x.double()
+        if self._updates:
+            d = y
+        else:
+            d = y - x if self._products is finer or not holds_float64(x.device) else y.double() - x.double()
         norms = _norms(x, y, d)
         lengths = norms[0] * norms[1]
         if not lengths.isfinite().all():

@@ -10,9 +10,10 @@ and to D leave the same residual ``RSS = Sdd - tr(Sxd' Sxx^+ Sxd)``, so that one
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,8 +96,8 @@ class BlockScores:
         without_sinks: over the tokens that are not attention sinks; None if all are.
         sinks: number of attention sinks.
         sink_counts: of them, by what told them and where they are.
-        sink_energy: their share of ``|Y|^2``, centred over all tokens.
-        cosine: mean over all tokens of ``cos(x, y)``, uncentred.
+        sink_energy: their share of ``|Y|^2``, centred over all tokens; of an update alone, of ``|D|^2``.
+        cosine: mean over all tokens of ``cos(x, y)``, uncentred; None of an update alone.
     """
 
     all_tokens: Scores
@@ -104,7 +105,30 @@ class BlockScores:
     sinks: int
     sink_counts: SinkCounts
     sink_energy: float | None
-    cosine: float
+    cosine: float | None
+
+
+def score_update(block: BlockMoments) -> BlockScores:
+    """Score what a part of a block adds to the stream, from moments of what it is given; there is no output then.
+
+    Raises:
+        ValueError: the moments hold no tokens, or x and d differ in width.
+    """
+    scored = score_block(block)
+    none: dict[str, Any] = {"linearity": Linearity(), "identity": None, "update_ratio": None}
+    everything, without = replace(scored.all_tokens, **none), scored.without_sinks
+    sinks, moments = total(block.sinks), scored.all_tokens.moments
+    share = 0.0
+    if sinks and moments.energy > 0:
+        shift = sinks.mean_d - moments.mean_d
+        share = (sinks.energy + sinks.count * float(shift @ shift)) / moments.energy
+    return replace(
+        scored,
+        all_tokens=everything,
+        without_sinks=without and replace(without, **none),
+        sink_energy=share,
+        cosine=None,
+    )
 
 
 def score_block(block: BlockMoments) -> BlockScores:

@@ -179,9 +179,11 @@ class Job:
             about = {"model": model, "text": data and data.fingerprint, "against": against}
             return {**about, **json.loads(json.dumps(kept))}
 
+        against = found.against.model.id if found.against else None
         check_same(
             folder,
-            request(found.model.id, found.data, found.against.model.id if found.against else None, found.settings),
+            # What older versions did not ask for is taken for what it was.
+            request(found.model.id, found.data, against, self.settings | found.settings),
             request(origin.name, self.data, self.against.name if self.against else None, self.settings),
         )
         if weights_sha256(origin.load(head=True)) != found.model.sha256:

@@ -123,6 +123,6 @@ class Choice:
                 scored = score_block(block)
                 linearity = scored.all_tokens.linearity
                 share = linearity.held_out if linearity.held_out is not None else linearity.in_sample
-                scores[index] = 1 - scored.cosine if influence else (share or 0.0)
+                scores[index] = 1 - (scored.cosine or 0.0) if influence else (share or 0.0)
         ordered = sorted(self.scope.candidates, key=lambda index: scores[index] if influence else -scores[index])
         return {index: scores[index] for index in ordered}

@@ -17,8 +17,8 @@ _ROWS, _TOKENS, _GAP = 4, 64, 0.25
 def bos_warnings(model: nn.Module, ids: Tensor, bos: int | None, with_bos: bool) -> list[str]:
     """A line where the first rows are predicted far better with BOS before them than as they are, or without it.
 
-    Gemma-3-270M, as an example, needs 4.9 nats a token for WikiText in rows that begin anywhere, and 3.8 where each row
-    begins with BOS: what is measured without it is of a model out of its element.
+    A decoder that was trained on rows which all begin with BOS may need 4.7 nats a token for rows that begin anywhere
+    and 3.8 where each begins with it (docs/real.md): what is measured without is of a model out of its element.
 
     Args:
         model: whose losses are compared, on the same tokens after the same beginnings; nothing is said of one that
@@ -34,12 +34,12 @@ def bos_warnings(model: nn.Module, ids: Tensor, bos: int | None, with_bos: bool)
     without = rows[:, 1:] if with_bos else rows
     if not len(without) or without.shape[1] < 2:
         return []
-    led = torch.cat([torch.full_like(without[:, :1], bos), without], 1)[:, : ids.shape[1]]  # within the context
-    shared = led.shape[1] - 2  # tokens that both predict
+    begun = torch.cat([torch.full_like(without[:, :1], bos), without], 1)[:, : ids.shape[1]]  # within the context
+    shared = begun.shape[1] - 2  # tokens that both predict
     try:
         check_decoder(model, without)
         with evaluating(model), torch.no_grad():
-            alone, after = (token_losses(row_logits(model, part), part).double() for part in (without, led))
+            alone, after = (token_losses(row_logits(model, part), part).double() for part in (without, begun))
     except (RequestError, JobError):
         return []
     plain, better = float(alone[:, :shared].mean()), float(after[:, 1:].mean())

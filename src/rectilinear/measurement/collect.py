@@ -64,7 +64,7 @@ def collect_moments(
         JobError: a block's activations are not finite, or it has no tensor in or out.
     """
     folds = min(settings.folds, sum(map(count_rows, batches)))
-    accumulators = [_accumulator(settings, folds, rows.bos if rows.with_bos else None) for _ in blocks]
+    accumulators = [_accumulator(settings, folds, rows, block) for block in blocks]
     numbers = range(len(blocks)) if numbers is None else numbers
     paper = settings.convention == "paper"
     pairing = Pairing(rows.partners, [count_rows(batch) for batch in batches])
@@ -100,9 +100,10 @@ def collect_moments(
     return _frozen(accumulators, numbers)
 
 
-def _accumulator(settings: Measurement, folds: int, bos: int | None) -> BlockAccumulator:
+def _accumulator(settings: Measurement, folds: int, rows: RowFacts, block: nn.Module | Span) -> BlockAccumulator:
     products = None if settings.products == "auto" else getattr(torch, settings.products)
-    return BlockAccumulator(folds, settings.sink_ratio, products, bos)
+    bos, updates = rows.bos if rows.with_bos else None, isinstance(block, Span) and block.is_update
+    return BlockAccumulator(folds, settings.sink_ratio, products, bos, updates)
 
 
 def _frozen(accumulators: Sequence[BlockAccumulator], numbers: Sequence[int]) -> list[BlockMoments]:

@@ -187,6 +187,7 @@ def dynamics(
         JobError: as for `measure`.
     """
     check_batch_size(batch_size)
+    measurement.check_one_target("dynamics")
     with reporting(progress) as report:
         report("reading the text", 0, 0)
         series, warnings = find_checkpoints(checkpoints, loading)

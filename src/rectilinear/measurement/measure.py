@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.core.moments import holds_float64
-from rectilinear.core.scores import score_block
+from rectilinear.core.scores import score_block, score_update
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.measurement.collect import RowFacts, collect_moments, count_rows
@@ -19,6 +19,7 @@ from rectilinear.measurement.partners import Partners
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record
 from rectilinear.measurement.profile_warnings import find_warnings
 from rectilinear.measurement.settings import Measurement
+from rectilinear.measurement.targets import find_measured
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import check_positions, check_rows, record_environment, record_model
 from rectilinear.models.find_blocks import BlockStack, find_blocks
@@ -29,7 +30,7 @@ from rectilinear.models.running import device_of
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, settings_record
-from rectilinear.settings import BatchSize, takes_settings
+from rectilinear.settings import BatchSize, Target, takes_settings
 from rectilinear.text.batches import Batch, as_batches, tensors_of
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.rows import TokenRows
@@ -155,14 +156,16 @@ def profile_model(
     def profile(batches: Sequence[Batch]) -> Profile:
         scored = score_model(module, stack, batches, inputs, measurement, progress)
         progress("hashing the weights", 0, 0)
-        partners = inputs.rows.partners
+        partners, target = inputs.rows.partners, measurement.target[0]
         found = {"blocks": stack.path, "partners": partners and partners.how}
         return Profile(
             model=record_model(module, origin, stack, scored.width),
             data=scored.data,
             settings=settings_record(measurement, **found, batch_size=scored.batch_size) | {**inputs.reading},
             environment=record_environment(module),
-            blocks=scored.blocks,
+            target=target,
+            blocks=scored.scores[target],
+            parts={other: blocks for other, blocks in scored.scores.items() if other != target},
             warnings=(*loading_warnings(module), *beginnings, *scored.warnings),
         )
 
@@ -178,11 +181,16 @@ def profile_model(
 class Scored:
     """The scores of one pass: what a profile says of the blocks that ran, and of what they ran on."""
 
-    blocks: tuple[BlockRecord, ...]
+    scores: dict[Target, tuple[BlockRecord, ...]]  # of at least one target
     width: int
     data: DataRecord
     batch_size: int  # rows of the largest batch
     warnings: tuple[str, ...]
+
+    @property
+    def first(self) -> tuple[BlockRecord, ...]:
+        """Scores of the first target, which most ask for alone."""
+        return next(iter(self.scores.values()))
 
 
 def score_model(
@@ -203,24 +211,26 @@ def score_model(
     if not sum(lengths):
         raise RequestError("expected at least one row to measure, got none")
     layout = find_layout(module, stack, batches[0])
-    facts = inputs.rows
-    moments = collect_moments(module, stack.blocks, batches, measurement, progress, layout=layout, rows=facts)
+    measured, warnings = find_measured(module, stack, measurement.target, batches[0])
+    spans, indices, facts = [each.span for each in measured], [each.block for each in measured], inputs.rows
+    moments = collect_moments(module, spans, batches, measurement, progress, layout=layout, numbers=indices, rows=facts)
     device = device_of(module)
     solver = device if holds_float64(device) else torch.device("cpu")
-    records, width, tokens = [], 0, 0
-    for index in range(len(stack)):
+    records: dict[Target, list[BlockRecord]] = {target: [] for target in measurement.target}
+    width = tokens = 0
+    for done, (target, index, _) in enumerate(measured, 1):
         block = moments.pop(0)  # freed once scored
         if block.count:
-            scores = score_block(block.to(solver))
-            records.append(block_record(index, scores))
+            scores = (score_block if target == "block" else score_update)(block.to(solver))
+            records[target].append(block_record(index, scores))
             width, tokens = len(scores.all_tokens.moments.mean_x), max(tokens, scores.all_tokens.tokens)
         if progress:
-            progress("blocks", index + 1, len(stack))
-    if measurement.products == "auto" and any(record.solve.error > ACCURACY for record in records):
+            progress("blocks", done, len(measured))
+    if measurement.products == "auto" and any(b.solve.error > ACCURACY for blocks in records.values() for b in blocks):
         # Float32 was taken on the evidence of the first tokens, and the rest proved it wrong.
         exact = measurement.model_copy(update={"products": "float64"})
         return score_model(module, stack, batches, inputs, exact, progress)
-    if not records:
+    if not any(records.values()):
         raise JobError(
             f"no block of {stack.path or 'the stack'} ran on a token; is every token masked? "
             "If not, try `blocks` with another path"
@@ -228,7 +238,9 @@ def score_model(
     data = DataRecord(
         source=inputs.source, fingerprint=inputs.fingerprint, tokens=tokens, rows=sum(lengths), seq_len=inputs.seq_len
     )
-    warnings = find_warnings(records, data, width, measurement.folds)
-    if idle := sorted(set(range(len(stack))) - {record.index for record in records}):
+    warnings = find_warnings(records, data, width, measurement.folds) + warnings
+    ran = {record.index for blocks in records.values() for record in blocks}
+    if idle := sorted({*indices} - ran):
         warnings.append(f"blocks {idle} never ran on these inputs and are left out")
-    return Scored(tuple(records), width, data, max(lengths), tuple(warnings))
+    frozen = {target: tuple(blocks) for target, blocks in records.items()}
+    return Scored(frozen, width, data, max(lengths), tuple(warnings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -18,6 +19,7 @@ from rectilinear.results import (
     ResultFile,
     describe_rows,
 )
+from rectilinear.settings import Target
 from rectilinear.tables import Cell, Column, Estimate, Table
 
 #: How close scores are to come to those of a float64 decomposition of stored activations.
@@ -108,7 +110,7 @@ class BlockRecord(Record):
     update_linearity: LinearityRecord
     identity: float | None
     update_ratio: float | None
-    cosine: float
+    cosine: float | None
     null: float = Field(description="what independent tokens would score in sample for the update")
     null_shifted: float | None = Field(
         default=None, description="what inputs of other rows score there; null where rows have no partners"
@@ -127,27 +129,35 @@ class Profile(ResultFile):
     data: DataRecord
     settings: dict[str, Any]
     environment: EnvironmentRecord
+    target: Target = Field(default="block", description="what of each block its scores are of")
     blocks: tuple[BlockRecord, ...]
+    parts: dict[Target, tuple[BlockRecord, ...]] = Field(
+        default_factory=dict, description="scores of what else was asked for, by target"
+    )
     warnings: tuple[str, ...]
 
+    @property
+    def scores(self) -> dict[Target, tuple[BlockRecord, ...]]:
+        """Scores by target: of blocks, of their attentions, of their MLPs."""
+        return {self.target: self.blocks, **self.parts}
+
     def tables(self) -> tuple[Table, ...]:
-        """One line a block: scores in sample and held out, and the levels to read them against."""
-        sinks = any(block.without_sinks.sinks for block in self.blocks)
+        """One line a block, for each target: scores in sample and held out, and the levels to read them against."""
+        return tuple(self._table(target, blocks) for target, blocks in self.scores.items())
+
+    def _table(self, target: Target, blocks: Sequence[BlockRecord]) -> Table:
         few = self.data.tokens < TOKENS_A_FEATURE * (self.model.width or 0)
-        adjusted = (Column("adjusted", ".4f"),) * few
-        scores = (Column("linearity", ".4f"), *adjusted, Column("held out", ".4f"), Column("identity", ".4f"))
-        updates = (Column("update\nlinearity", ".4f"), *adjusted, Column("held out", ".4f"), Column("null", ".4f"))
-        others = (Column("|d|/|y|", ".3f"), Column("cosine", ".3f"))
-        apart = ("linearity", "update", *(["null"] if self.shifted else []))
-        without = (Column("sinks"), *(Column(f"{name}\nwithout\nsinks", ".4f") for name in apart))
-        blocks = f"{self.model.num_blocks} block{'s' * (self.model.num_blocks != 1)} of width {self.model.width}"
-        table = Table.of(
-            [Column("block"), *scores, *updates, *others, *(without if sinks else ())],
-            [_cells(block, few, sinks, self.shifted) for block in self.blocks],
-            title=f"{self.model.id}: {blocks}, {describe_rows(self.data, self.settings)}",
-            caption=f"held out: mean over folds, ± standard error\nnull: {self._null()}" + _SINKS * sinks,
+        sinks = any(block.without_sinks.sinks for block in blocks)
+        columns = [*_columns(target, few, sinks, self.shifted)]
+        stack = f"{self.model.num_blocks} block{'s' * (self.model.num_blocks != 1)} of width {self.model.width}"
+        whose = "" if target == "block" else f"{_PARTS[target]} of "
+        return Table.of(
+            [column for column, _ in columns],
+            [[cell(block) for _, cell in columns] for block in blocks],
+            title=f"{self.model.id}: {whose}{stack}, {describe_rows(self.data, self.settings)}",
+            caption=f"{_ADDED if target != 'block' else ''}held out: mean over folds, ± standard error\n"
+            f"null: {self._null()}" + _SINKS * sinks,
         )
-        return (table,)
 
     @property
     def shifted(self) -> bool:
@@ -165,22 +175,40 @@ class Profile(ResultFile):
         )
 
 
+_PARTS = {"attention": "attentions", "mlp": "MLPs"}
+
+_ADDED = "of what each adds to the residual stream, from what it is given\n"
+
 _SINKS = (
     "\nsinks: tokens whose input, output or update is far longer than that of others; first: at the beginning of their "
     "row; in brackets their share of the variation of y"
 )
 
 
-def _cells(block: BlockRecord, few: bool, sinks: bool, shifted: bool) -> list[Cell]:
-    output, update, without = block.linearity, block.update_linearity, block.without_sinks
-    return [
-        block.index,
-        *(output.in_sample, *[output.adjusted] * few, output.estimate, block.identity),
-        *(update.in_sample, *[update.adjusted] * few, update.estimate),
-        *(block.null_shifted if shifted else block.null, block.update_ratio, block.cosine),
-        *([_sinks(without), without.linearity.in_sample, without.update_linearity.in_sample] if sinks else []),
-        *([without.null_shifted] if sinks and shifted else []),
+def _columns(
+    target: Target, few: bool, sinks: bool, shifted: bool
+) -> Iterator[tuple[Column, Callable[[BlockRecord], Cell]]]:
+    """What a table of blocks, or of parts of them, has of each."""
+    whole = target == "block"
+    own, apart = ("update\nlinearity", "update") if whole else ("linearity", "linearity")
+    every: list[tuple[bool, str, str, Callable[[BlockRecord], Cell]]] = [
+        (True, "block", "", lambda b: b.index),
+        (whole, "linearity", ".4f", lambda b: b.linearity.in_sample),
+        (whole and few, "adjusted", ".4f", lambda b: b.linearity.adjusted),
+        (whole, "held out", ".4f", lambda b: b.linearity.estimate),
+        (whole, "identity", ".4f", lambda b: b.identity),
+        (True, own, ".4f", lambda b: b.update_linearity.in_sample),
+        (few, "adjusted", ".4f", lambda b: b.update_linearity.adjusted),
+        (True, "held out", ".4f", lambda b: b.update_linearity.estimate),
+        (True, "null", ".4f", lambda b: b.null_shifted if shifted else b.null),
+        (whole, "|d|/|y|", ".3f", lambda b: b.update_ratio),
+        (whole, "cosine", ".3f", lambda b: b.cosine),
+        (sinks, "sinks", "", lambda b: _sinks(b.without_sinks)),
+        (sinks and whole, "linearity\nwithout\nsinks", ".4f", lambda b: b.without_sinks.linearity.in_sample),
+        (sinks, f"{apart}\nwithout\nsinks", ".4f", lambda b: b.without_sinks.update_linearity.in_sample),
+        (sinks and shifted, "null\nwithout\nsinks", ".4f", lambda b: b.without_sinks.null_shifted),
     ]
+    return ((Column(name, spec), cell) for shown, name, spec, cell in every if shown)
 
 
 def _sinks(without: WithoutSinksRecord) -> str:
@@ -192,7 +220,7 @@ def _sinks(without: WithoutSinksRecord) -> str:
 
 
 def block_record(index: int, scores: BlockScores) -> BlockRecord:
-    """One block's entry of the profile."""
+    """One block's entry of the profile, or that of a part of it."""
     whole, without, factor = scores.all_tokens, scores.without_sinks, scores.all_tokens.solution.factor
     return BlockRecord(
         index=index,

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rectilinear.measurement.profile import ACCURACY, BlockRecord
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.results import DataRecord
+from rectilinear.settings import Target
 
 
-def _constant(block: BlockRecord) -> list[str]:
+def _constant(block: BlockRecord, target: Target) -> list[str]:
     """What of a block differs from token to token by no more than rounding."""
     without = block.without_sinks
-    whole = {"output": block.linearity, "update": block.update_linearity}
-    others = {"output": without.linearity, "update": without.update_linearity} if without.tokens else {}
+    whole, others = {"update": block.update_linearity}, {"update": without.update_linearity} if without.tokens else {}
+    if target == "block":
+        whole = {"output": block.linearity, **whole}
+        others = {"output": without.linearity, **others} if without.tokens else {}
     found = [name for name, scores in whole.items() if scores.in_sample is None]
     return found + [
         f"{name} without sinks" for name, each in others.items() if each.in_sample is None and name not in found
     ]
 
 
-def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wanted_folds: int) -> list[str]:
+def find_warnings(
+    scores: Mapping[Target, Sequence[BlockRecord]], data: DataRecord, width: int, wanted_folds: int
+) -> list[str]:
     """What a reader of these scores must know, each with what to do about it."""
-    folds, tokens, enough = min(wanted_folds, data.rows), data.tokens, TOKENS_A_FEATURE * width
+    first, *_ = scores.values()
+    folds = min(wanted_folds, data.rows)
+    found = about_tokens(first, data, width, folds)
+    if folds < wanted_folds:
+        found.append(
+            f"rows of text: {data.rows}, fewer than the {wanted_folds} folds asked for; "
+            + ("there are no held-out scores" if folds < 2 else f"{folds} folds were used")
+        )
+    for target, blocks in scores.items():
+        whose = "" if target == "block" else f"{target}: "
+        found += [whose + warning for warning in about_blocks(blocks, target, data.tokens, width, folds)]
+    return found
+
+
+def about_tokens(blocks: Sequence[BlockRecord], data: DataRecord, width: int, folds: int) -> list[str]:
+    """What a number of tokens is too small for."""
+    tokens, enough = data.tokens, TOKENS_A_FEATURE * width
     found = []
     if tokens <= width + 1:
         found.append(
@@ -34,16 +55,17 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
             f"{tokens} tokens are fewer than {TOKENS_A_FEATURE} x width {width}: in-sample scores are biased up, "
             f"held-out scores down; read adjusted{_bias_of_adjusted(blocks, width)}, or measure {enough} tokens"
         )
-    if folds < wanted_folds:
-        found.append(
-            f"rows of text: {data.rows}, fewer than the {wanted_folds} folds asked for; "
-            + ("there are no held-out scores" if folds < 2 else f"{folds} folds were used")
-        )
     train = tokens * (folds - 1) // folds
     if folds > 1 and train <= width:
         found.append(
             f"held-out maps were fitted on about {train} tokens, no more than width {width}: measure more tokens"
         )
+    return found
+
+
+def about_blocks(blocks: Sequence[BlockRecord], target: Target, tokens: int, width: int, folds: int) -> list[str]:
+    """What is so of some blocks, or of that part of them."""
+    found = []
     about: dict[str, dict[int, str]] = {
         "rank-deficient Gram matrix, directions that never vary were left out: rank": {
             b.index: f"{b.solve.rank} of {width}" for b in blocks if b.solve.rank < width < tokens
@@ -52,13 +74,13 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
             b.index: f"{b.solve.error:.0e}" for b in blocks if b.solve.error > ACCURACY
         },
         "a fold has none of these tokens, or none that differ, there are no held-out scores: over": {
-            b.index: "all tokens" if b.linearity.held_out is None else "without sinks"
+            b.index: "all tokens" if sets[0].held_out is None else "without sinks"
             for b in blocks
-            for sets in [(b.linearity, b.without_sinks.linearity)]
+            for sets in [(b.update_linearity, b.without_sinks.update_linearity)]
             if folds > 1 and any(scores.held_out is None and scores.in_sample is not None for scores in sets)
         },
         "no variance beyond the rounding of the states, scores are null, try `dtype=float32` if it is not: constant": {
-            b.index: ", ".join(constant) for b in blocks if (constant := _constant(b))
+            b.index: ", ".join(constant) for b in blocks if (constant := _constant(b, target))
         },
     }
     for text, details in about.items():
@@ -68,7 +90,7 @@ def find_warnings(blocks: list[BlockRecord], data: DataRecord, width: int, wante
     return found + _about_sinks(blocks)
 
 
-def _bias_of_adjusted(blocks: list[BlockRecord], width: int) -> str:
+def _bias_of_adjusted(blocks: Sequence[BlockRecord], width: int) -> str:
     """What inputs of other rows reach there, which ought to be nothing."""
     nulls = [block.without_sinks.null_shifted for block in blocks]
     found = [
@@ -79,7 +101,7 @@ def _bias_of_adjusted(blocks: list[BlockRecord], width: int) -> str:
     return f" (which inputs of other rows bring to {min(found):.3f} to {max(found):.3f})" if found else ""
 
 
-def _about_sinks(blocks: list[BlockRecord]) -> list[str]:
+def _about_sinks(blocks: Sequence[BlockRecord]) -> list[str]:
     """One sentence where sinks decide the scores of some blocks."""
     ruled = [block for block in blocks if (block.without_sinks.sink_energy or 0.0) > 0.5]
     if not ruled:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from cyclopts import Parameter
+from pydantic import BeforeValidator, PositiveInt, model_validator
 
+from rectilinear.errors import RequestError
 from rectilinear.models.settings import Stack
-from rectilinear.settings import Positive
+from rectilinear.settings import ONE_WORD, Positive, Target, parse_names
 
 #: Tokens for each dimension of the hidden states below which scores and fits are warned about.
 TOKENS_A_FEATURE = 20
@@ -16,6 +18,8 @@ TOKENS_A_FEATURE = 20
 class Measurement(Stack):
     """How linearity is measured; definitions in docs/method.md."""
 
+    target: Annotated[tuple[Target, ...], BeforeValidator(parse_names), ONE_WORD, Parameter(metavar="A,B")] = ("block",)
+    """What of a block is measured, several in one pass: block, attention, mlp."""
     folds: PositiveInt = 4
     """Contiguous folds of the rows for held-out scores; 1 for none."""
     convention: Literal["block", "paper"] = "block"
@@ -25,3 +29,16 @@ class Measurement(Stack):
     median of the first 256 tokens."""
     products: Literal["auto", "float32", "float64"] = "auto"
     """Precision of products of activations; 'auto' is float64 where float32 would not do."""
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Measurement:
+        if self.convention == "paper" and {*self.target} - {"block"}:
+            raise ValueError("expected `target=block` with `convention=paper`, which is about whole blocks")
+        if len({*self.target}) < len(self.target):
+            raise ValueError(f"expected each `target` once, got {','.join(self.target)}")
+        return self
+
+    def check_one_target(self, command: str) -> None:
+        """Raise `RequestError` where several parts are to be measured and a command takes one."""
+        if len(self.target) > 1:
+            raise RequestError(f"expected one `target` for {command}, got {','.join(self.target)}; try one at a time")

@@ -28,12 +28,14 @@ class Passage(NamedTuple):
 class Span(NamedTuple):
     """A part of a block: the module that takes its input, the one that gives its output, often the same.
 
-    `adds` is the argument that the output contains as it is; what counts as output is the rest.
+    `adds` is the argument that the output contains as it is; what counts as output is the rest. `is_update` says
+    whether that is for the block to add to the residual stream, not the stream itself.
     """
 
     entry: nn.Module
     exit: nn.Module
     adds: str | None = None
+    is_update: bool = False
 
     def update_of(self, output: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """What the part itself gives, of an output that may hold one of its arguments too."""

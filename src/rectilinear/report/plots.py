@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rectilinear.evaluation.probe import Probe
 from rectilinear.intervals import MANY, half_width
 from rectilinear.measurement.dynamics import Dynamics, Mean, Score, mean_curve
-from rectilinear.measurement.profile import LinearityRecord, Profile
+from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile
 from rectilinear.models.origin import short_name
 from rectilinear.report import style
+from rectilinear.settings import Target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +22,16 @@ if TYPE_CHECKING:
 _IN_SAMPLE, _HELD_OUT, _INTERVAL, _WITHOUT_SINKS = "in sample", "held out", ", 95 % interval", "without sinks"
 _IDENTITY, _NULL, _SHIFTED = "identity (do nothing)", "null (independent tokens)", "shifted null (inputs of other rows)"
 _LEGEND = [_IN_SAMPLE, _HELD_OUT, _HELD_OUT + _INTERVAL, _WITHOUT_SINKS, _IDENTITY, _NULL, _SHIFTED]
-_TITLES: dict[Score, str] = {
-    "linearity": "Linearity of the output, $y = x + d$",
-    "update_linearity": "Linearity of the update, $d$",
+_SCORES: dict[Target, tuple[Score, ...]] = {
+    "block": ("linearity", "update_linearity"),
+    "attention": ("update_linearity",),
+    "mlp": ("update_linearity",),
+}
+_TITLES: dict[tuple[Target, Score], str] = {
+    ("block", "linearity"): "Linearity of the output, $y = x + d$",
+    ("block", "update_linearity"): "Linearity of the update, $d$",
+    ("attention", "update_linearity"): "Linearity of what attentions add",
+    ("mlp", "update_linearity"): "Linearity of what MLPs add",
 }
 
 # Letters that fit below a figure of dynamics, and how many there are between two labels at least.
@@ -39,24 +47,33 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
     Of several profiles the held-out scores alone (in sample where there are none), a colour
     each.
 
+    Of attentions and MLPs a panel each, of what they add to the residual stream.
+
     Args:
         profile: what to show.
         others: what to show beside it.
-        ax: axes to draw into, two or, for the update alone, one; default: those of a new figure.
+        ax: axes to draw into, as many as there are panels or, for the last of these alone, one; default: those of a new
+            figure.
     """
     profiles = (profile, *others)
-    with style.drawing(ax, (7.2, 3.1), 1, 2, sharex=True, sharey=True) as (figure, axes):
-        panels = [*zip(axes, [*_TITLES][-len(axes) :], strict=True)]
-        for panel, score in panels:
+    wanted = [(target, score) for target in profile.scores for score in _SCORES[target]]
+    rows, columns = ceil(len(wanted) / 2), min(len(wanted), 2)
+    with style.drawing(ax, (3.6 * columns, 3.1 * rows), rows, columns, sharex=True, sharey=True) as (figure, axes):
+        for spare in axes[len(wanted) :] if ax is None else ():
+            spare.remove()
+        axes = axes[: len(wanted)]
+        panels = [*zip(axes, wanted[-len(axes) :], strict=True)]
+        for panel, (target, score) in panels:
             for each, look in zip(profiles, style.looks(profiles), strict=True) if others else ():
-                scores = [getattr(block, score) for block in each.blocks]
+                blocks = each.scores.get(target, ())
+                scores = [getattr(block, score) for block in blocks]
                 best, halves = [record.best for record in scores], [record.half_width for record in scores]
-                style.draw_scores(panel, [block.index for block in each.blocks], best, halves, **look)
+                style.draw_scores(panel, [block.index for block in blocks], best, halves, **look)
             if not others:
-                _draw_profile(panel, profile, score)
-            panel.set_title(_TITLES[score])
+                _draw_profile(panel, profile.scores[target], score)
+            panel.set_title(_TITLES[target, score])
             panel.set_xlabel("block")
-        indices = [block.index for each in profiles for block in each.blocks]
+        indices = [block.index for each in profiles for blocks in each.scores.values() for block in blocks]
         for panel, _ in panels:
             style.finish_scores(panel)
             style.mark_whole_numbers(panel.xaxis, 12)
@@ -65,7 +82,7 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
         order = sorted(named, key=lambda label: _LEGEND.index(label) if label in _LEGEND else 0)
         handles = [named[label] for label in order]
         if ax is None:
-            figure.legend(handles, order, loc="outside lower center", ncols=min(len(order), 5), fontsize=8)
+            figure.legend(handles, order, loc="outside lower center", ncols=min(len(order), 3), fontsize=8)
         else:
             panels[-1][0].legend(handles, order, fontsize=8)
         if ax is None and not others:
@@ -73,23 +90,22 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
     return figure
 
 
-def _draw_profile(axes: Axes, profile: Profile, name: Score) -> None:
-    depth = [block.index for block in profile.blocks]
-    scores: list[LinearityRecord] = [getattr(block, name) for block in profile.blocks]
+def _draw_profile(axes: Axes, blocks: Sequence[BlockRecord], name: Score) -> None:
+    depth = [block.index for block in blocks]
+    scores: list[LinearityRecord] = [getattr(block, name) for block in blocks]
     thick: dict[str, Any] = {"alpha": 0.45, "marker": "o", "markersize": 7, "markeredgewidth": 0, "linewidth": 3}
     axes.plot(depth, style.numbers(score.in_sample for score in scores), color=style.BLUE, label=_IN_SAMPLE, **thick)
     held_out, halves = [score.held_out for score in scores], [score.half_width for score in scores]
     label = _HELD_OUT + (_INTERVAL if any(halves) else "")  # which older files do not have
     style.draw_scores(axes, depth, held_out, halves, color=style.ORANGE, marker="s", label=label)
-    if any(block.without_sinks.sinks for block in profile.blocks):
-        without: list[LinearityRecord] = [getattr(block.without_sinks, name) for block in profile.blocks]
+    if any(block.without_sinks.sinks for block in blocks):
+        without: list[LinearityRecord] = [getattr(block.without_sinks, name) for block in blocks]
         values = style.numbers(score.held_out for score in without)
         axes.plot(depth, values, color=style.ORANGE, linestyle="none", marker="x", markersize=4, label=_WITHOUT_SINKS)
-    levels = [(style.numbers(block.null for block in profile.blocks), _NULL, style.GREY, ":")]
+    levels = [(style.numbers(block.null for block in blocks), _NULL, style.GREY, ":")]
     if name == "linearity":
-        levels.insert(0, (style.numbers(block.identity for block in profile.blocks), _IDENTITY, style.GREEN, "--"))
-    elif profile.shifted:
-        shifted = [block.without_sinks.null_shifted for block in profile.blocks]
+        levels.insert(0, (style.numbers(block.identity for block in blocks), _IDENTITY, style.GREEN, "--"))
+    elif any(shifted := [block.without_sinks.null_shifted for block in blocks]):
         levels.append((style.numbers(shifted), _SHIFTED, style.GREY, "-."))
     for level, label, color, dashes in levels:
         axes.plot(depth, level, color=color, linestyle=dashes, linewidth=1.0, label=label)

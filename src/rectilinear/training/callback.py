@@ -164,7 +164,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             return  # by a run that ended there, and goes on with nothing to do
         # Logging counts as an answer to the trainer's own request to log, which would lose its loss.
         wanted = control.should_log
-        self._trainer.log({**_scalars(step, scored.blocks), "linearity/probe_seconds": seconds})
+        self._trainer.log({**_scalars(step, scored.first), "linearity/probe_seconds": seconds})
         control.should_log = self._trainer.control.should_log = wanted
 
     @reporting_exhausted_memory()
@@ -176,7 +176,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def _add_point(self, step: int, scored: Scored) -> None:
         point = Point(
-            step=step, source="training", revision=None, sha256=None, blocks=scored.blocks, warnings=scored.warnings
+            step=step, source="training", revision=None, sha256=None, blocks=scored.first, warnings=scored.warnings
         )
         self.dynamics = Dynamics(
             model=TrainedModelRecord(**self._model, width=scored.width),
@@ -205,7 +205,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         for what, theirs, ours in (
             ("rows", found.data.fingerprint, self._inputs.fingerprint),
             ("model", {name: getattr(found.model, name) for name in model}, model),
-            ("settings", {name: found.settings.get(name) for name in self._settings}, self._settings),
+            ("settings", {name: found.settings.get(name, own) for name, own in self._settings.items()}, self._settings),
         ):
             if theirs != ours:
                 raise RequestError(

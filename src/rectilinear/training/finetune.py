@@ -139,6 +139,7 @@ class _Job:
 def _read_job(model: str | Path, name: str, tuning: Tuning, profiling: Profiling) -> _Job:
     """Read, and refuse, all that can be read before there are weights."""
     origin = Origin(model, Loading(**tuning.part(Access).model_dump(), device=tuning.device, dtype="float32"))
+    profiling.check_one_target("finetune")
     task, questions = find_task(name), read_task(name, tuning.data, tuning.max_examples)
     config, tokenizer = origin.config, origin.tokenizer
     find_blocks(origin.skeleton(), profiling.blocks)
