@@ -27,8 +27,8 @@ _Folds = tuple[Moments | None, ...]
 # What `BlockAccumulator.update` takes.
 _Batch = tuple[Tensor, Tensor, int, Tensor | None, RowPairs | None]
 
-# An attention sink is told by the norms of this many tokens.
-_REFERENCE_TOKENS = 256
+#: An attention sink is told by the norms of this many tokens.
+REFERENCE_TOKENS = 256
 
 
 class NonFiniteError(ArithmeticError):
@@ -173,7 +173,7 @@ class BlockAccumulator:
         self._eps = max(self._eps, *(torch.finfo(states.dtype).eps for states in (x, y)))
         if self._limits is None:
             self._waiting.append((x, y, fold, places, pairs))
-            if sum(len(rows) for rows, *_ in self._waiting) >= _REFERENCE_TOKENS:
+            if sum(len(rows) for rows, *_ in self._waiting) >= REFERENCE_TOKENS:
                 self._stop_waiting()
             else:  # what waits must not change when the model goes on
                 self._waiting[-1] = (x.clone(), y.clone(), fold, places, pairs)
@@ -189,8 +189,8 @@ class BlockAccumulator:
         return BlockMoments(regular, sinks, self._cosine_sum, self._eps, self._counts, self._shifted.freeze())
 
     def _stop_waiting(self) -> None:
-        x = torch.cat([x for x, *_ in self._waiting])[:_REFERENCE_TOKENS].float()
-        y = torch.cat([y for _, y, *_ in self._waiting])[:_REFERENCE_TOKENS].float()
+        x = torch.cat([x for x, *_ in self._waiting])[:REFERENCE_TOKENS].float()
+        y = torch.cat([y for _, y, *_ in self._waiting])[:REFERENCE_TOKENS].float()
         norms = _norms(x, y, y if self._updates else y - x)
         medians = [float(kind[kind > 0].median()) if bool((kind > 0).any()) else math.inf for kind in norms]
         self._limits = self._sink_ratio * torch.tensor(medians, device=norms.device)[:, None]

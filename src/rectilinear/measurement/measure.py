@@ -15,6 +15,7 @@ from rectilinear.core.scores import score_block, score_update
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.measurement.collect import RowFacts, collect_moments, count_rows
+from rectilinear.measurement.pairs import check_memory, measure_pairs
 from rectilinear.measurement.partners import Partners
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record
 from rectilinear.measurement.profile_warnings import find_warnings
@@ -22,7 +23,7 @@ from rectilinear.measurement.settings import Measurement
 from rectilinear.measurement.targets import find_measured
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import check_positions, check_rows, record_environment, record_model
-from rectilinear.models.find_blocks import BlockStack, find_blocks
+from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
 from rectilinear.models.layout import find_layout
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
@@ -152,11 +153,15 @@ def profile_model(
     module = origin.load()
     stack = find_blocks(module, measurement.blocks)
     beginnings: list[str] = []
+    if measurement.pairs and (width := width_of(origin.config)):
+        progress(f"measuring: {check_memory(len(stack) + 1, width)}", 0, 0)
 
     def profile(batches: Sequence[Batch]) -> Profile:
         scored = score_model(module, stack, batches, inputs, measurement, progress)
+        facts = inputs.rows
+        pairs = measure_pairs(module, stack, batches, measurement, progress, facts) if measurement.pairs else None
         progress("hashing the weights", 0, 0)
-        partners, target = inputs.rows.partners, measurement.target[0]
+        partners, target = facts.partners, measurement.target[0]
         found = {"blocks": stack.path, "partners": partners and partners.how}
         return Profile(
             model=record_model(module, origin, stack, scored.width),
@@ -166,6 +171,7 @@ def profile_model(
             target=target,
             blocks=scored.scores[target],
             parts={other: blocks for other, blocks in scored.scores.items() if other != target},
+            pairs=pairs,
             warnings=(*loading_warnings(module), *beginnings, *scored.warnings),
         )
 

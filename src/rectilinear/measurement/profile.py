@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rectilinear.core.scores import BlockScores, Linearity
 from rectilinear.core.sinks import MARKS, SinkCounts
+from rectilinear.measurement.pairs_record import PairsRecord
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.results import (
     DataRecord,
@@ -134,6 +135,7 @@ class Profile(ResultFile):
     parts: dict[Target, tuple[BlockRecord, ...]] = Field(
         default_factory=dict, description="scores of what else was asked for, by target"
     )
+    pairs: PairsRecord | None = Field(default=None, description="of depths; null where they were not asked for")
     warnings: tuple[str, ...]
 
     @property

@@ -30,15 +30,21 @@ class Measurement(Stack):
     products: Literal["auto", "float32", "float64"] = "auto"
     """Precision of products of activations; 'auto' is float64 where float32 would not do."""
 
+    pairs: Annotated[bool, Parameter(negative=())] = False
+    """Also score the way from every depth to every later one, in a pass of its own; memory grows with depth squared."""
+
     @model_validator(mode="after")
     def _check_target(self) -> Measurement:
         if self.convention == "paper" and {*self.target} - {"block"}:
             raise ValueError("expected `target=block` with `convention=paper`, which is about whole blocks")
+        if self.convention == "paper" and self.pairs:
+            raise ValueError("expected no `pairs` with `convention=paper`, which is about one block after the other")
         if len({*self.target}) < len(self.target):
             raise ValueError(f"expected each `target` once, got {','.join(self.target)}")
         return self
 
     def check_one_target(self, command: str) -> None:
-        """Raise `RequestError` where several parts are to be measured and a command takes one."""
+        """Raise `RequestError` where several parts, or pairs, are to be measured and a command takes one part."""
+        self.refuse_unused(f"for {command}", "pairs")
         if len(self.target) > 1:
             raise RequestError(f"expected one `target` for {command}, got {','.join(self.target)}; try one at a time")

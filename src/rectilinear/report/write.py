@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rectilinear.evaluation.probe import Probe
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.profile import Profile
+from rectilinear.report.pairs_plot import plot_pairs
 from rectilinear.report.plots import plot_dynamics, plot_probe, plot_profile
 from rectilinear.report.style import STYLE
 from rectilinear.results import ResultFile
@@ -34,8 +35,12 @@ def write_result(result: ResultFile, folder: str | Path) -> list[str]:
     name = Path(result.file_name).stem
     if type(result) not in _FIGURES:
         return [result.file_name]
-    save_figure(_FIGURES[type(result)](result), folder, name)
-    return [result.file_name, f"{name}.png", f"{name}.svg"]
+    figures = {name: _FIGURES[type(result)](result)}
+    if isinstance(result, Profile) and result.pairs:
+        figures["pairs"] = plot_pairs(result)
+    for name, figure in figures.items():
+        save_figure(figure, folder, name)
+    return [result.file_name, *(f"{name}.{kind}" for name in figures for kind in ("png", "svg"))]
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> None:

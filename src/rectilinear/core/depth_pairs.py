@@ -1,0 +1,156 @@
+"""Moments of hidden states at every depth with those at every later one.
+
+With ``H_i`` the centred states at depth i (0: before the first block), the Gram matrices ``H_i' H_j`` of all ``i <= j``
+give the moments of every pair ``x = h_i``, ``d = h_j - h_i``:
+
+    gram = Hi'Hi,    cross = Hi'Hj - Hi'Hi,    energy = tr(Hj'Hj) - 2 tr(Hi'Hj) + tr(Hi'Hi)
+
+Differences of large numbers are among them, so products are float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rectilinear.core.block_moments import REFERENCE_TOKENS, NonFiniteError
+from rectilinear.core.moments import Moments
+
+# Most tokens of one product: their states at all depths are in float64 at once.
+_TOKENS = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class DepthMoments:
+    """Moments of hidden states of some tokens at all depths.
+
+    Attributes:
+        count: number of tokens n.
+        means: ``[depths, p]`` float64.
+        grams: one of each depth i, ``[p, depths - i, p]`` float64: centred products with the states at i and later.
+        eps: of the coarsest dtype that states were in.
+    """
+
+    count: int
+    means: Tensor
+    grams: Sequence[Tensor]
+    eps: float
+
+    def __add__(self, other: DepthMoments) -> DepthMoments:
+        """Moments of both samples together."""
+        count, weight = self.count + other.count, self.count * other.count / (self.count + other.count)
+        shift = other.means - self.means
+        grams = [
+            one + two + weight * torch.einsum("p,jq->pjq", shift[depth], shift[depth:])
+            for depth, (one, two) in enumerate(zip(self.grams, other.grams, strict=True))
+        ]
+        return DepthMoments(count, self.means + other.count / count * shift, grams, max(self.eps, other.eps))
+
+    def pair(self, first: int, last: int) -> Moments:
+        """Moments of ``x`` at one depth and ``d`` from there to a later one."""
+        gram, products = self.grams[first][:, 0], self.grams[first][:, last - first]
+        energy = self.grams[last][:, 0].trace() - 2 * products.trace() + gram.trace()
+        return Moments(
+            count=self.count,
+            mean_x=self.means[first],
+            mean_d=self.means[last] - self.means[first],
+            cross=products - gram,
+            energy=max(float(energy), 0.0),
+            gram=gram,
+            rounding=torch.finfo(torch.float64).eps * gram.diagonal(),
+        )
+
+
+class DepthAccumulator:
+    """Gathers `DepthMoments` batch by batch, those of attention sinks apart.
+
+    A token is a sink here if it is one at any depth.
+
+    Args:
+        sink_ratio: a norm beyond this many times the median there, over the first 256 tokens of the first batch, or as
+            many as it has, makes one.
+    """
+
+    def __init__(self, sink_ratio: float = 10.0) -> None:
+        self._sink_ratio = sink_ratio
+        self._limits: Tensor | None = None
+        self._kinds: dict[str, _Sums] = {}
+
+    def update(self, states: Sequence[Tensor], apart: Tensor | None = None) -> None:
+        """Add tokens.
+
+        Args:
+            states: ``[tokens, p]`` at each depth, on one device.
+            apart: ``[tokens]`` bool, those that are to count as sinks whatever their norms are.
+
+        Raises:
+            NonFiniteError: a state is NaN or infinite.
+        """
+        norms = torch.stack([torch.linalg.vector_norm(each.float(), dim=1) for each in states])
+        if not norms.isfinite().all():
+            raise NonFiniteError("activations are NaN, infinite, or too large to square")
+        if self._limits is None:
+            medians = [
+                float(row[row > 0].median()) if bool((row > 0).any()) else math.inf
+                for row in norms[:, :REFERENCE_TOKENS]
+            ]
+            self._limits = self._sink_ratio * torch.tensor(medians, device=norms.device)[:, None]
+        sinks = (norms > self._limits).any(0)
+        if apart is not None:
+            sinks |= apart
+        for kind, chosen in (("regular", ~sinks), ("sinks", sinks)):
+            if chosen.any():
+                sums = self._kinds.setdefault(kind, _Sums())
+                for part in torch.split(chosen.nonzero().flatten(), _TOKENS):
+                    sums.add([each[part] for each in states])
+
+    def freeze(self) -> tuple[DepthMoments | None, DepthMoments | None]:
+        """Moments of all tokens, and of those that are no sinks; the accumulator is empty then."""
+        found = {kind: self._kinds.pop(kind).freeze() for kind in [*self._kinds]}
+        regular, sinks = found.get("regular"), found.get("sinks")
+        return regular + sinks if regular and sinks else regular or sinks, regular
+
+
+class _Sums:
+    """Sums of states and of their products around a provisional centre."""
+
+    def __init__(self) -> None:
+        self._count, self._eps = 0, 0.0
+
+    def add(self, states: Sequence[Tensor]) -> None:
+        """Add ``[tokens, p]`` at each depth."""
+        home = states[0].device if states[0].device.type != "mps" else torch.device("cpu")
+        self._eps = max(self._eps, *(torch.finfo(each.dtype).eps for each in states))
+        stacked = torch.stack([each.to(home, torch.float64) for each in states], 1)  # [tokens, depths, p]
+        tokens, depths, width = stacked.shape
+        if not self._count:
+            self._centre = stacked.mean(0)
+            self._sum = torch.zeros_like(self._centre)
+            self._grams = [stacked.new_zeros(width, depths - depth, width) for depth in range(depths)]
+        stacked -= self._centre
+        self._sum += stacked.sum(0)
+        flat = stacked.flatten(1)
+        for depth, gram in enumerate(self._grams):
+            gram.view(width, -1).addmm_(stacked[:, depth].T, flat[:, depth * width :])
+        self._count += tokens
+
+    def freeze(self) -> DepthMoments:
+        """The moments so far."""
+        mean = self._sum / self._count
+        for depth, gram in enumerate(self._grams):
+            gram -= self._count * torch.einsum("p,jq->pjq", mean[depth], mean[depth:])
+        return DepthMoments(self._count, self._centre + mean, [gram.cpu() for gram in self._grams], self._eps)
+
+
+def depth_pairs(depths: int) -> Iterator[tuple[int, int]]:
+    """Each depth with each later one."""
+    return ((first, last) for first in range(depths) for last in range(first + 1, depths))
+
+
+def bytes_of_pairs(depths: int, width: int) -> int:
+    """What the moments of all pairs take, sinks or not."""
+    return depths * (depths + 1) // 2 * width**2 * 8

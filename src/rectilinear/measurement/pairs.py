@@ -1,0 +1,96 @@
+"""How linear the way is from every depth to every later one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from rectilinear.core.block_moments import NonFiniteError
+from rectilinear.core.depth_pairs import DepthAccumulator, DepthMoments, bytes_of_pairs, depth_pairs
+from rectilinear.core.scores import score_folds
+from rectilinear.errors import JobError, RequestError
+from rectilinear.measurement.collect import RowFacts, count_rows, count_tokens, in_folds
+from rectilinear.measurement.pairs_record import PairRecord, PairScore, PairScores, PairsRecord
+from rectilinear.measurement.settings import Measurement
+from rectilinear.models.capture import capture_blocks
+from rectilinear.models.find_blocks import BlockStack
+from rectilinear.models.layout import find_layout
+from rectilinear.models.running import evaluating, run
+from rectilinear.progress import Progress
+from rectilinear.text.batches import Batch
+
+
+def check_memory(depths: int, width: int) -> str:
+    """What all pairs take, in words; RequestError where there is not as much memory."""
+    needed, there = bytes_of_pairs(depths, width), psutil.virtual_memory().available
+    cost = f"{depths * (depths - 1) // 2:,} pairs of depths, {needed / 1e9:.1f} GB of moments, as much again with sinks"
+    if needed > there:
+        raise RequestError(f"expected memory for {cost}, got {there / 1e9:.1f} GB; try without `pairs`")
+    return cost
+
+
+def measure_pairs(
+    model: nn.Module,
+    stack: BlockStack,
+    batches: Sequence[Batch],
+    settings: Measurement,
+    progress: Progress | None = None,
+    rows: RowFacts = RowFacts(),
+) -> PairsRecord:
+    """Score every pair of depths, from one pass over the batches of its own.
+
+    Raises:
+        JobError: activations that are not finite, or a block that did not run.
+    """
+    layout, blocks = find_layout(model, stack, batches[0]), stack.blocks
+    accumulator = DepthAccumulator(settings.sink_ratio)
+    states: dict[int, Tensor] = {}
+
+    def consume(index: int, x: Tensor, y: Tensor) -> None:
+        if index == 0:
+            states[0] = x.clone()  # what comes after may write over it
+        states[index + 1] = y.clone()
+
+    with evaluating(model), capture_blocks(blocks, consume):
+        for batch, pieces in in_folds(batches, 1, "rows for pairs", progress, decoder=layout.decoder):
+            states.clear()
+            run(model, batch)
+            if len(states) != len(blocks) + 1:
+                raise JobError(f"expected all {len(blocks)} blocks to run on each batch, got {max(len(states) - 1, 0)}")
+            shape = count_rows(batch), count_tokens(batch, layout.decoder)
+            try:
+                known = [layout.by_rows(states[depth], *shape) for depth in range(len(states))]
+                for piece in pieces:
+                    ids = piece.places(known[0].shape[1])[:, 1].to(known[0].device)
+                    begin: Tensor | None = torch.eq(ids, rows.bos) if rows.with_bos and rows.bos is not None else None
+                    accumulator.update([piece.of(each) for each in known], begin)
+            except (NonFiniteError, ValueError, RuntimeError) as error:
+                raise JobError(f"pairs of depths: {error}") from None
+    everything, regular = accumulator.freeze()
+    if everything is None:
+        raise JobError("expected tokens to score pairs of depths on, got none; is every token masked?")
+    return _record(everything, regular)
+
+
+def _record(everything: DepthMoments, regular: DepthMoments | None) -> PairsRecord:
+    depths = len(everything.means)
+    scores = [
+        PairRecord(
+            first=first,
+            last=last,
+            without_sinks=regular and PairScores(**_scores(regular, first, last)),
+            **_scores(everything, first, last),
+        )
+        for first, last in depth_pairs(depths)
+    ]
+    sinks = everything.count - (regular.count if regular else 0)
+    return PairsRecord(depths=depths, tokens=everything.count, sinks=sinks, scores=tuple(scores))
+
+
+def _scores(moments: DepthMoments, first: int, last: int) -> dict[str, PairScore | float | None]:
+    found = score_folds((moments.pair(first, last),), moments.eps)
+    output, update = (PairScore.of(each) for each in (found.linearity, found.update_linearity))
+    return {"linearity": output, "update_linearity": update, "identity": found.identity}

@@ -1,0 +1,45 @@
+"""Linearity between depths: the schema of ``pairs`` in ``profile.json``."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rectilinear.core.scores import Linearity
+from rectilinear.results import Record
+
+
+class PairScore(Record):
+    """Linearity over some tokens, without held-out scores; null where the data cannot give a value."""
+
+    in_sample: float | None
+    adjusted: float | None
+
+    @classmethod
+    def of(cls, scores: Linearity) -> PairScore:
+        """The record of some scores."""
+        return cls(in_sample=scores.in_sample, adjusted=scores.adjusted)
+
+
+class PairScores(Record):
+    """Scores of a pair of depths over some tokens; definitions in docs/method.md."""
+
+    linearity: PairScore
+    update_linearity: PairScore
+    identity: float | None
+
+
+class PairRecord(PairScores):
+    """Scores of the way from one depth to a later one: 0 before the first block, 1 after it, and so on."""
+
+    first: int
+    last: int
+    without_sinks: PairScores | None = Field(description="null where every token is a sink at some depth")
+
+
+class PairsRecord(Record):
+    """All pairs of depths."""
+
+    depths: int
+    tokens: int
+    sinks: int = Field(description="tokens that stand out at any depth")
+    scores: tuple[PairRecord, ...]

@@ -1,0 +1,135 @@
+"""Every depth with every later one, against singular vectors of stored states in float64."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import rectilinear
+from rectilinear import JobError, Loading, Measurement, RequestError, Rows
+from rectilinear.measurement.pairs import measure_pairs
+from rectilinear.models.find_blocks import find_blocks
+from rectilinear.report.pairs_plot import plot_pairs
+from tests import oracle
+from tests.families import build, token_rows
+
+PAIRS = Measurement(pairs=True)
+
+
+def states_of(model, rows):
+    """``[depths, tokens, width]`` float64: what comes into the first block, and what comes out of each."""
+    found = []
+    blocks = find_blocks(model).blocks
+    hooks = [blocks[0].register_forward_pre_hook(lambda _, args: found.append(args[0]))]
+    hooks += [
+        block.register_forward_hook(
+            lambda _, args, output: found.append(output if torch.is_tensor(output) else output[0])
+        )
+        for block in blocks
+    ]
+    with torch.no_grad():
+        for batch in rows.split(16):
+            model(batch)
+    for hook in hooks:
+        hook.remove()
+    depths = len(blocks) + 1
+    return np.stack([
+        np.concatenate([state.flatten(0, 1).double().numpy() for state in found[depth::depths]])
+        for depth in range(depths)
+    ])  # fmt: skip
+
+
+def sinks_of(states, ratio=10.0):
+    norms = np.linalg.norm(states, axis=2)
+    return (norms > ratio * np.median(norms[:, :256], axis=1, keepdims=True)).any(0)
+
+
+def check(pairs, states, tolerance):
+    depths, tokens, width = states.shape
+    sinks = sinks_of(states)
+    assert (pairs.depths, pairs.tokens, pairs.sinks) == (depths, tokens, sinks.sum())
+    assert [(pair.first, pair.last) for pair in pairs.scores] == [
+        (first, last) for first in range(depths) for last in range(first + 1, depths)
+    ]
+    for pair in pairs.scores:
+        for found, part in ((pair, states), (pair.without_sinks, states[:, ~sinks])):
+            expected = oracle.in_sample(part[pair.first], part[pair.last])
+            for score, value in zip((found.linearity, found.update_linearity), expected, strict=True):
+                assert score.in_sample == pytest.approx(value, abs=tolerance)
+                adjusted = oracle.adjusted(value, part.shape[1], width)
+                assert score.adjusted == pytest.approx(adjusted, abs=10 * tolerance)
+
+
+@pytest.mark.parametrize("sizes", [24, 5])
+def test_pairs_equal_singular_vectors(sizes):
+    model, rows = build("llama", torch.float64), token_rows()
+    with torch.no_grad():  # rows that begin with token 3 have massive vectors from block 0 on
+        model.get_input_embeddings().weight[3] *= 200
+        rows[2::5, 4] = 3
+    profile = rectilinear.measure(model, [*rows.split(sizes)], PAIRS, progress=False)
+    assert profile.pairs.sinks > 0
+    states = states_of(model, rows)
+    if sizes == 5:  # of which the first batch has fewer tokens than make the median
+        limits = 10 * np.median(np.linalg.norm(states[:, :100], axis=2), axis=1)
+        assert profile.pairs.sinks == (np.linalg.norm(states, axis=2) > limits[:, None]).any(0).sum()
+        return
+    check(profile.pairs, states, 1e-9)
+
+
+@pytest.mark.slow
+def test_pairs_of_a_trained_model_equal_singular_vectors(shared):
+    folder, text = shared / "models/stories260K", shared / "data/tinystories/valid.txt"
+    profile = rectilinear.measure(
+        folder, text, PAIRS, rows=Rows(max_tokens=8192, seq_len=256), loading=Loading(device="cpu"), progress=False
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokens = rectilinear.models.origin.Origin(folder).rows(text, Rows(max_tokens=8192, seq_len=256)).ids
+    check(profile.pairs, states_of(model, tokens), 1e-6)
+
+
+def test_neighbouring_depths_are_the_profile():
+    model, rows = build("llama", torch.float64), token_rows()
+    profile = rectilinear.measure(model, [rows], PAIRS, progress=False)
+    for block in profile.blocks:
+        [pair] = [pair for pair in profile.pairs.scores if (pair.first, pair.last) == (block.index, block.index + 1)]
+        assert pair.linearity.in_sample == pytest.approx(block.linearity.in_sample, abs=1e-9)
+        assert pair.update_linearity.adjusted == pytest.approx(block.update_linearity.adjusted, abs=1e-9)
+        assert pair.identity == pytest.approx(block.identity, abs=1e-9)
+
+
+def test_a_figure_and_files(tmp_path):
+    from rectilinear.report.write import write_result
+
+    model, rows = build("llama", torch.float64), token_rows()
+    profile = rectilinear.measure(model, [rows], PAIRS, progress=False)
+    names = write_result(profile, tmp_path)
+    assert names == ["profile.json", "profile.png", "profile.svg", "pairs.png", "pairs.svg"]
+    assert rectilinear.Profile.load(tmp_path) == profile
+    image = plot_pairs(profile).axes[0].images[0].get_array()
+    assert image.shape == (4, 4)
+    assert image[2, 1] == pytest.approx(
+        (profile.pairs.scores[3].without_sinks or profile.pairs.scores[3]).linearity.adjusted
+    )
+    assert np.ma.getmaskarray(np.ma.masked_invalid(image))[np.triu_indices(4)].all()
+    with pytest.raises(ValueError, match="measured with pairs=True"):
+        plot_pairs(rectilinear.measure(model, [rows], progress=False))
+
+
+def test_what_cannot_have_pairs(monkeypatch):
+    model = build("llama")
+    with pytest.raises(RequestError, match="no `pairs` with `convention=paper`"):
+        Measurement(pairs=True, convention="paper")
+    with pytest.raises(RequestError, match="expected no `pairs` for dynamics"):
+        rectilinear.dynamics(["storyteller"], "stories", PAIRS)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    with pytest.raises(RequestError, match=r"expected memory for 6 pairs of depths, 0.0 GB .* try without `pairs`"):
+        rectilinear.measure(model, [token_rows()], PAIRS, progress=False)
+
+
+def test_states_that_are_not_finite():
+    model, rows = build("llama"), token_rows()
+    stack = find_blocks(model)
+    with torch.no_grad():
+        stack.blocks[1].mlp.down_proj.weight.fill_(float("inf"))
+    with pytest.raises(JobError, match="pairs of depths: activations are NaN, infinite"):
+        measure_pairs(model, stack, [rows], Measurement())
