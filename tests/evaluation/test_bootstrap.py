@@ -76,6 +76,35 @@ def test_other_scores_are_resampled_and_the_pairing_is_used():
     assert paired_difference(root_mean_square, noise, theirs).p_value > 0.05
 
 
+def test_documents_about_one_passage_are_taken_together():
+    """Each group's answers change together, so that there are as many changes as groups."""
+    rng = numpy.random.default_rng(5)
+    groups = numpy.repeat(numpy.arange(12), rng.integers(1, 6, 12))
+    change = rng.normal(0.1, 1.0, 12)[groups]
+    theirs = rng.normal(size=len(groups))
+    one, other = (observe(mean, values.tolist(), groups.tolist()) for values in (theirs + change, theirs))
+    found = bootstrap.paired_difference(one, other)
+    sums, sizes = numpy.bincount(groups, change), numpy.bincount(groups)
+    value = change.mean()
+    expected = sqrt(12 / 11 * ((sums - value * sizes) ** 2).sum()) / len(groups)
+    assert (found.value, found.stderr, found.n) == (pytest.approx(value), pytest.approx(expected), len(groups))
+    alone = paired_difference(mean, (theirs + change).tolist(), theirs.tolist())
+    assert found.stderr > 1.3 * alone.stderr
+    assert found.p_value > alone.p_value
+
+
+def test_groups_are_drawn_together_and_not_compared_with_what_was_drawn_alone():
+    def root_mean_square(values):
+        return mean([value**2 for value in values]) ** 0.5
+
+    values = numpy.repeat(numpy.random.default_rng(6).normal(size=20), 4).tolist()
+    groups = numpy.repeat(numpy.arange(20), 4).tolist()
+    together, alone = observe(root_mean_square, values, groups), observe(root_mean_square, values)
+    assert numpy.std(together.resampled) > 1.5 * numpy.std(alone.resampled)
+    assert bootstrap.paired_difference(together, alone).stderr is None
+    assert bootstrap.paired_difference(together, together).stderr == 0.0
+
+
 def test_a_bootstrap_of_a_mean_is_its_standard_error():
     values = numpy.random.default_rng(2).normal(size=300)
     assert bootstrap_stderr(mean, values.tolist()) == pytest.approx(values.std() / sqrt(300), rel=0.12)

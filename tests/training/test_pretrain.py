@@ -20,6 +20,7 @@ from rectilinear.models.settings import Loading
 from rectilinear.runs import Interrupted
 from rectilinear.text.rows import pack_rows
 from rectilinear.text.settings import Rows
+from rectilinear.text.tokens import tokenize_with
 from rectilinear.training import corpus
 from rectilinear.training.corpus import Plan
 from rectilinear.training.presets import fill_preset
@@ -114,7 +115,7 @@ def test_measures_and_linearizes(finished, text_file, tmp_path):
 def test_held_out_loss_is_that_of_the_rows_left_out(finished, documents, text_file):
     out, training = finished
     tokenizer = AutoTokenizer.from_pretrained(out)
-    rows = pack_rows(documents, lambda texts: iter(tokenizer([*texts])["input_ids"]), 24, 10**6).ids
+    rows = pack_rows(documents, tokenize_with(tokenizer), 24, 10**6).ids
     # What comes after the rows of the steps: 20 tokens for each of 96 features.
     last = rows[STEPS * 8 :][:80]
     with torch.no_grad():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 
 from rectilinear.evaluation.record import DifferenceRecord, Observed
+from rectilinear.intervals import mean_over_groups
 
 #: How often documents are drawn anew for scores that are no means.
 RESAMPLES = 400
@@ -23,8 +24,10 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def observe(aggregate: Aggregate, items: Sequence[Any]) -> Observed | None:
+def observe(aggregate: Aggregate, items: Sequence[Any], groups: Sequence[int] | None = None) -> Observed | None:
     """A score, and what it takes to compare it: its documents' values, or the score of resampled documents.
+
+    Documents of one group, by number, depend on each other: they are drawn, and not drawn, together.
 
     Returns:
         None for a score that is not finite, which cannot be compared.
@@ -33,9 +36,11 @@ def observe(aggregate: Aggregate, items: Sequence[Any]) -> Observed | None:
     if all(isinstance(item, (bool, int, float)) for item in items):
         for sign in (1.0, -1.0):  # a mean, or minus that, as the logarithm of a perplexity is
             if all(math.isclose(sign * aggregate(part), mean(part), abs_tol=1e-9) for part in (items, items[n // 2 :])):
-                return Observed(score=score, n=n, values=[sign * item for item in items])
-    resampled = _resample(aggregate, items)
-    return Observed(score=score, n=n, resampled=resampled) if numpy.isfinite([score, *resampled]).all() else None
+                return Observed(score=score, n=n, values=[sign * item for item in items], groups=groups)
+    resampled = _resample(aggregate, items, groups)
+    if not numpy.isfinite([score, *resampled]).all():
+        return None
+    return Observed(score=score, n=n, resampled=resampled, groups=groups)
 
 
 def bootstrap_stderr(aggregate: Aggregate, items: Sequence[Any]) -> float | None:
@@ -49,7 +54,8 @@ def paired_difference(ours: Observed, theirs: Observed) -> DifferenceRecord:
     """Compare two models on the same documents.
 
     Of means the error is that of the mean difference; where values are 0 and 1 the test is McNemar's exact one (a sign
-    test over documents that only one model has right), else Student's paired one. Of other scores, which are those of
+    test over documents that only one model has right), else Student's paired one. Where several documents are about one
+    passage, error and test are over passages, as of `grouped_difference`. Of other scores, which are those of
     the same resampled documents for both, p is twice the share of differences that are not on the side of most, at
     least ``2 / RESAMPLES`` and what a sign test could give.
     """
@@ -62,18 +68,35 @@ def paired_difference(ours: Observed, theirs: Observed) -> DifferenceRecord:
         pairs = numpy.asarray([ours.values, theirs.values])
         changes = pairs[0] - pairs[1]
         changes[abs(changes) <= 1e-12 * abs(pairs).max()] = 0.0  # rounding
+        if groups := ours.groups or theirs.groups:
+            return grouped_difference(changes, numpy.asarray(groups))
         stderr = float(changes.std(ddof=1) / math.sqrt(n))
         binary = {*ours.values, *theirs.values} <= {0, 1}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Precision loss")  # where all differences are the same
             p_value = sign_test(changes) if binary or no_spread(value, stderr) else ttest_1samp(changes, 0).pvalue
         return DifferenceRecord(value=value, stderr=stderr, p_value=float(p_value), n=n)
+    if (ours.groups is None) != (theirs.groups is None):  # an older file, of which others were drawn
+        return DifferenceRecord(value=value, stderr=None, n=n)
     scores = numpy.array([of.resampled or _resample(mean, of.values or ()) for of in (ours, theirs)])
     changes = scores[0] - scores[1]
     beyond = min((changes <= 0).mean(), (changes >= 0).mean())
     # No surer than resamples, or a sign test of so few documents, could be.
     p_value = min(1.0, 2 * max(float(beyond), 1 / RESAMPLES, 0.5**n))
     return DifferenceRecord(value=value, stderr=float(changes.std(ddof=1)), p_value=p_value, n=n)
+
+
+def grouped_difference(changes: numpy.ndarray, groups: numpy.ndarray) -> DifferenceRecord:
+    """A mean of changes ``[n]``; those of one group depend on each other: error and Student's test are over groups."""
+    from scipy.stats import t as student
+
+    _, places, sizes = numpy.unique(groups, return_inverse=True, return_counts=True)
+    sums = numpy.bincount(places, weights=changes)
+    (value, stderr), count = mean_over_groups(sums, sizes), len(sizes)
+    if stderr is None:
+        return DifferenceRecord(value=value, stderr=None, n=len(changes))
+    p_value = sign_test(sums) if no_spread(value, stderr) else 2 * float(student.sf(abs(value) / stderr, count - 1))
+    return DifferenceRecord(value=value, stderr=stderr, p_value=p_value, n=len(changes))
 
 
 def sign_test(changes: numpy.ndarray) -> float:
@@ -92,9 +115,12 @@ def no_spread(value: float, stderr: float) -> bool:
     return stderr <= 1e-9 * abs(value)
 
 
-def _resample(aggregate: Aggregate, items: Sequence[Any]) -> list[float]:
-    """A score over documents that are drawn anew, `RESAMPLES` times, the same ones whatever is noted of them."""
-    places = numpy.random.default_rng(0).integers(len(items), size=(RESAMPLES, len(items)))
+def _resample(aggregate: Aggregate, items: Sequence[Any], groups: Sequence[int] | None = None) -> list[float]:
+    """A score over documents, or groups, that are drawn anew `RESAMPLES` times, the same ones whatever is noted."""
+    numbers = numpy.arange(len(items)) if groups is None else numpy.asarray(groups)
+    members = [numpy.flatnonzero(numbers == number) for number in numpy.unique(numbers)]
+    chosen = numpy.random.default_rng(0).integers(len(members), size=(RESAMPLES, len(members)))
+    places = ([place for group in drawn for place in members[group]] for drawn in chosen)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "F-score is ill-defined")  # where a label is never there, or never drawn
         return [float(aggregate([items[place] for place in drawn])) for drawn in places]

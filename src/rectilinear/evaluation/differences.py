@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 import torch
 
-from rectilinear.evaluation.bootstrap import mean, no_spread, paired_difference, sign_test
+from rectilinear.evaluation.bootstrap import grouped_difference, mean, paired_difference
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.harness import combine, mean_of_columns
 from rectilinear.evaluation.judge_record import JudgeReport
@@ -24,7 +24,6 @@ from rectilinear.evaluation.record import (
     finite,
 )
 from rectilinear.evaluation.task_set import COLUMNS, SUPERGLUE_GROUP
-from rectilinear.intervals import mean_over_groups
 from rectilinear.measurement.perplexity import Losses, Perplexity, exponential
 from rectilinear.results import IntervalRecord
 
@@ -202,14 +201,8 @@ def probe_difference(ours: Probe, theirs: Probe) -> DifferenceRecord:
     sizes = numpy.array([len(group) for group in right[0]])
     if sizes.max() == 1:
         return _paired(*([digit for [digit] in groups] for groups in right))
-    changes = numpy.array([sum(mine) - sum(other) for mine, other in zip(*right, strict=True)])
-    (value, stderr), n = mean_over_groups(changes, sizes), len(sizes)
-    if stderr is None:
-        return DifferenceRecord(value=value, stderr=None, n=int(sizes.sum()))
-    from scipy.stats import t as student
-
-    p_value = sign_test(changes) if no_spread(value, stderr) else 2 * float(student.sf(abs(value) / stderr, n - 1))
-    return DifferenceRecord(value=value, stderr=stderr, p_value=p_value, n=int(sizes.sum()))
+    mine, others = (numpy.array([digit for group in groups for digit in group], float) for groups in right)
+    return grouped_difference(mine - others, numpy.repeat(numpy.arange(len(sizes)), sizes))
 
 
 def _mark_differences(ours: Evaluation, theirs: Evaluation) -> dict[str, DifferenceRecord]:

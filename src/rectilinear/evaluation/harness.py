@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 # The harness's own seed, of examples among other things.
 _SEED = 1234
 
+# What documents of SuperGLUE call the text that they are about.
+_PASSAGES = ("paragraph", "passage")
+
 
 @dataclass(frozen=True, eq=False)
 class TaskScores:
@@ -141,13 +144,16 @@ def _metrics(
     metrics: dict[str, MetricRecord] = {}
     items: dict[str, Observed] = {}
     constants = _constant_answers(task, samples)
+    passages = _passages(samples)
     for label, value, error in _values(results["results"][name]):
         metric, _, kept = label.partition(",")
-        parts = [s[metric] for s in samples if s["filter"] == (kept or "none") and metric in s]
+        own = [place for place, s in enumerate(samples) if s["filter"] == (kept or "none") and metric in s]
+        parts = [samples[place][metric] for place in own]
+        groups = passages and [passages[place] for place in own]
         if not parts:
             raise broken_promise("lm_eval", f"have samples with the items of {name}'s {label}")
         aggregate = task.aggregation().get(metric, mean)
-        observed = observe(_log_perplexity if is_perplexity(label) else aggregate, parts)
+        observed = observe(_log_perplexity if is_perplexity(label) else aggregate, parts, groups)
         if _number(error) is None:  # resampling takes seconds where a score does: once, then
             scores = observed.resampled if observed and len(parts) > 1 and not is_perplexity(label) else None
             error = float(numpy.std(scores, ddof=1)) if scores else bootstrap_stderr(aggregate, parts)
@@ -162,6 +168,13 @@ def _metrics(
     if not metrics:
         raise broken_promise("lm_eval", f"have metrics of {name}, such as 'acc,none', in its results")
     return metrics, items
+
+
+def _passages(samples: Sequence[Mapping[str, Any]]) -> list[int] | None:
+    """Which passage each document is about, by number; None where no two are about one."""
+    texts = [next((s["doc"][name] for name in _PASSAGES if isinstance(s["doc"].get(name), str)), None) for s in samples]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    return [numbers[text] for text in texts] if None not in numbers and len(numbers) < len(texts) else None
 
 
 def _warnings(tasks: Mapping[str, TaskRecord], task_set: TaskSet) -> Iterator[str]:

@@ -116,6 +116,9 @@ class Observed(Record):
     score: float = Field(description="of perplexities the logarithm")
     n: int = Field(description="documents")
     values: tuple[float, ...] | None = Field(default=None, description="by document, where the score is their mean")
+    groups: tuple[int, ...] | None = Field(
+        default=None, description="by document, which passage it is about; null where each is about another"
+    )
     resampled: tuple[float, ...] | None = Field(
         default=None,
         description="the score over documents that are drawn anew, the same ones for every model; null where there are "

@@ -14,7 +14,7 @@ from transformers import set_seed
 from transformers.integrations import get_available_reporting_integrations
 
 from rectilinear.errors import RequestError
-from rectilinear.measurement.perplexity import measure_perplexity
+from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory
 from rectilinear.models.card_metadata import write_card
 from rectilinear.models.code_files import describe_code, drop_absent_code
@@ -231,7 +231,7 @@ def _describe(
 ) -> Training:
     """What came of all steps, of which some are new and took some seconds."""
     preset, steps = plan.preset, trainer.state.global_step
-    tokens, loss = preset.rows * preset.seq_len, measure_perplexity(model, packed.held_out, preset.batch_size)
+    tokens, loss = preset.rows * preset.seq_len, _held_out_loss(model, packed, preset.batch_size)
 
     def record(source: str, rows: Tensor, digest: str, tokens: int) -> DataRecord:
         return DataRecord(source=source, fingerprint=digest, tokens=tokens, rows=len(rows), seq_len=preset.seq_len)
@@ -262,6 +262,13 @@ def _describe(
             *(probes[0].dynamics.all_warnings() if probes and probes[0].dynamics else ()),
         ),
     )
+
+
+def _held_out_loss(model: Any, packed: PackedText, batch_size: int) -> Perplexity:
+    """Loss on held-out rows, with errors over documents where BOS tells where these begin."""
+    begins = packed.held_out == packed.tokenizer.bos_token_id
+    documents = begins.flatten().cumsum(0).view_as(begins).int()
+    return measure_perplexity(model, packed.held_out, batch_size, documents=documents)
 
 
 def _collate(rows: list[Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ class HeldOutRecord(Record):
 
     data: DataRecord
     loss: float = Field(description="nats per predicted token")
-    stderr: float | None = Field(description="of the loss, over rows")
+    stderr: float | None = Field(description="of the loss, over documents where BOS begins these, else over rows")
     perplexity: float
 
 
