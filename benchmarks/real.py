@@ -56,12 +56,20 @@ class Cell:
 
     def measure(self, models: Path, text: Path) -> Profile:
         """The profile."""
-        given = {"seq_len": 512, "bos": OWN_BOS[self.model], "dtype": "float32", "convention": "block", **self.changes}
-        targets = ("block",) if given["convention"] == "paper" else TARGETS
+        usual = {
+            "seq_len": 512,
+            "bos": OWN_BOS[self.model],
+            "dtype": "float32",
+            "convention": "block",
+            "sink_ratio": 10.0,
+        }
+        given: dict[str, Any] = usual | self.changes
+        targets = ("block",) if {"convention", "sink_ratio"} & {*self.changes} else TARGETS
+        measurement = {"target": targets, "convention": given["convention"], "sink_ratio": given["sink_ratio"]}
         return rectilinear.measure(
             models / self.model,
             text,
-            Measurement(target=targets, convention=given["convention"]),
+            Measurement(**measurement),
             rows=Rows(max_tokens=self.tokens, seq_len=given["seq_len"], bos=given["bos"]),
             loading=Loading(device="cpu", dtype=given["dtype"]),
         )
@@ -79,6 +87,8 @@ def cells() -> Iterator[Cell]:
             {"seq_len": 128},
             {"seq_len": 2048},
             {"convention": "paper"},
+            {"sink_ratio": 3.0},
+            {"sink_ratio": 30.0},
         ):
             yield Cell(model, "wikitext", SHORT, changes)
     for text in ("tinystories", "chat"):

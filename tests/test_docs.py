@@ -39,7 +39,9 @@ def test_readme_quotes_the_profile():
     for block in profile["blocks"]:
         scores = [block["linearity"], block["update_linearity"]]
         output, update = ([f"{s['in_sample']:.4f}", f"{s['held_out']:.4f}", "±", f"{s['stderr']:.4f}"] for s in scores)
-        expected.append([str(block["index"]), *output, f"{block['identity']:.4f}", *update, f"{block['null']:.4f}"])
+        expected.append(
+            [str(block["index"]), *output, f"{block['identity']:.4f}", *update, f"{block['null_shifted']:.4f}"]
+        )
     assert quoted == expected
 
 

@@ -78,7 +78,8 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
             style.finish_scores(panel)
             style.mark_whole_numbers(panel.xaxis, 12)
             panel.set_xlim(min(indices) - 0.4, max(indices) + 0.4)
-        named = dict(zip(*reversed(panels[0][0].get_legend_handles_labels()), strict=True))
+        parts = [panel.get_legend_handles_labels() for panel, _ in panels]
+        named = {label: handle for handles, labels in parts for handle, label in zip(handles, labels, strict=True)}
         order = sorted(named, key=lambda label: _LEGEND.index(label) if label in _LEGEND else 0)
         handles = [named[label] for label in order]
         if ax is None:
