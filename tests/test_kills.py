@@ -3,6 +3,7 @@
 ``make faults`` tries every step and counts them; else a step of each command is tried, and of some with a full disk.
 """
 
+import gc
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,7 @@ TEXT = ("--text", "text.txt", "--max-tokens", 600, "--seq-len", 16, "--device", 
 LINEARIZE = ("linearize", "dense", *TEXT, "--blocks", 1)
 TRAIN = (
     *("pretrain", "--text", "text.txt", "--preset", "mistral-1m", "--vocab-size", 300, "--seq-len", 16),
+    *("--max-tokens", 800),
     *("--batch-size", 4, "--gradient-accumulation", 1, "--max-steps", 4, "--save-every", 2, "--probe-every", 2),
     *("--dtype", "float32", "--device", "cpu"),
 )
@@ -52,7 +55,9 @@ COMMANDS = {
     "evaluate": ("evaluate", "dense", *TEXT, "--no-speed"),
     "evaluate several": ("evaluate", "dense", "other", *TEXT, "--no-speed"),
     "compare": ("compare", "evaluated/dense", "evaluated/other"),
-    "probe": ("probe", "dense", "--task", "cb", "--data", "superglue", "--seq-len", 64, "--device", "cpu"),
+    "probe": (
+        *("probe", "dense", "--task", "cb", "--data", "superglue", "--seq-len", 64, "--folds", 2, "--device", "cpu"),
+    ),
     "linearize drop": (*LINEARIZE, "--kind", "drop"),
     "linearize affine": (*LINEARIZE, "--kind", "affine"),
     "linearize healed": (*LINEARIZE, "--kind", "affine", "--heal-steps", 2, "--heal-batch-size", 2),
@@ -106,7 +111,16 @@ def without_times(found):
 
 
 @pytest.fixture(scope="module")
-def place(tiny_checkpoint, tiny_tokenizer, text_file, tmp_path_factory):
+def _imported():
+    """What commands import as they need it, which each of their forks would do again."""
+    for name in ("matplotlib.pyplot", "openai", "sklearn.linear_model", "rectilinear.training.trainer"):
+        import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def place(_imported, tiny_checkpoint, tiny_tokenizer, text_file, tmp_path_factory):
     """A folder with two models, a text, tasks and evaluations, and the folder below it that commands write into."""
     folder = tmp_path_factory.mktemp("place")
     shutil.copytree(tiny_checkpoint, folder / "dense")
