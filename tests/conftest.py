@@ -80,13 +80,14 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def quick_collections():
-    """Trainer collects garbage now and then, which takes longer than all else here where much is imported."""
+    """Collections of garbage, which Trainer asks for, look at nothing that is there before a module's tests.
+
+    That is what was imported and fixtures of the session, which stay to the end; to look at all of it takes 0.3 s.
+    """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -28,8 +28,6 @@ SIZE = (
     "cpu",
 )
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

@@ -13,7 +13,7 @@ from rectilinear import JobError, RequestError
 from tests.hostile import MANY
 from tests.training.test_pretrain import BLIND, OFTEN, STEPS, losses, run
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.faults
 
 
 @contextmanager

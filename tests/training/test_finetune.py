@@ -41,9 +41,6 @@ def finetune(model, task, data, *, out=None, resume=False, overwrite=False, **op
     return rectilinear.finetune(model, task, tuning, profiling, **kept, progress=False)
 
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_superglue(tmp_path_factory.mktemp("superglue"))
