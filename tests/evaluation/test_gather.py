@@ -52,7 +52,7 @@ def results(models, superglue, text_file, tmp_path_factory):
 
 
 def probed(model, task, data, dtype="auto", **options):
-    probing = Probing(data=data, **{"seq_len": 64, **options})
+    probing = Probing(data=data, **{"seq_len": 64, "folds": 2, **options})
     return rectilinear.probe(model, task, probing, loading=Loading(device="cpu", dtype=dtype))
 
 

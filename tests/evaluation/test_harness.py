@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+from functools import cache
 from types import SimpleNamespace
 
 import numpy
@@ -13,6 +14,7 @@ from datasets import Dataset
 from lm_eval import evaluator
 from lm_eval.api.metrics import perplexity, weighted_perplexity
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from scipy.stats import norm
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -37,6 +39,14 @@ def load_tasks(names, data=None, **options):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_superglue(tmp_path_factory.mktemp("superglue"), train=6, validation=14)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples():
+    """The F1 of CB takes milliseconds for each of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rectilinear.evaluation.bootstrap.RESAMPLES", 20)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +90,14 @@ def as_on_the_hub(task, folder, part="val"):
     return [{**r, "label": values.index(r["label"])} for r in rows]
 
 
+@cache
+def tasks_of_the_harness():
+    """Its index of them, which takes seconds to read; not the one that the package has, which it might change."""
+    return TaskManager()
+
+
 def run_the_harness(model, tokenizer, tasks, rows_of, part="results", examples_of=None, **options):
     """The harness by itself, with the Hub's rows where it would download them."""
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-
     names = {"rte": "sglue_rte", "wsc.fixed": "wsc", "ARC-Easy": "arc_easy", "default": "lambada_openai"}
 
     def load(path, name, **_):
@@ -93,8 +106,10 @@ def run_the_harness(model, tokenizer, tasks, rows_of, part="results", examples_o
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("lm_eval.api.task.datasets.load_dataset", load)
+        patched.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # asks pip for all that is installed
         decoder = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=2)
-        return lm_eval.simple_evaluate(decoder, tasks=[*tasks], bootstrap_iters=0, **options)[part]
+        options = {"task_manager": tasks_of_the_harness(), "bootstrap_iters": 0, **options}
+        return evaluator.simple_evaluate(decoder, tasks=[*tasks], **options)[part]
 
 
 def values_of(found):

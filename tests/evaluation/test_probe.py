@@ -99,7 +99,7 @@ def test_a_planted_function_of_one_depth_is_found_there(depth, model, tiny_token
 def test_shuffled_answers_are_chance(model, tiny_tokenizer, passages, tmp_path):
     labels = [place % 2 for place in range(len(passages))]
     random.Random(1).shuffle(labels)
-    found = probe(model, "boolq", write_boolq(tmp_path, passages, labels), tiny_tokenizer)
+    found = probe(model, "boolq", write_boolq(tmp_path, passages, labels), tiny_tokenizer, folds=2)
     for point in found.points:
         metric = point.metrics["accuracy"]
         assert abs(metric.value - 0.5) < 4 * metric.stderr
@@ -109,7 +109,7 @@ def test_shuffled_answers_are_chance(model, tiny_tokenizer, passages, tmp_path):
 def test_a_probe_is_a_logistic_regression(model, tiny_tokenizer, passages, states, tmp_path):
     """By hand at one depth, with the penalty that was chosen."""
     labels = np.array(planted(states, 2))
-    found = probe(model, "boolq", write_boolq(tmp_path, passages, labels), tiny_tokenizer)
+    found = probe(model, "boolq", write_boolq(tmp_path, passages, labels), tiny_tokenizer, folds=2)
     features = states[:, 1].numpy()
     features = (features - features[:TRAIN].mean(0)) / features[:TRAIN].std(0)
     fitted = LogisticRegression(C=found.points[1].c, max_iter=5000).fit(features[:TRAIN], labels[:TRAIN])
@@ -132,14 +132,14 @@ def test_every_task_is_probed(task, model, tiny_tokenizer, tmp_path):
 
 def test_the_last_token_is_another_feature(model, tiny_tokenizer, tmp_path):
     folder = write_superglue(tmp_path, train=40, validation=20)
-    mean, last = (probe(model, "cb", folder, tiny_tokenizer, pooling=pooling) for pooling in ("mean", "last"))
+    mean, last = (probe(model, "cb", folder, tiny_tokenizer, folds=2, pooling=pooling) for pooling in ("mean", "last"))
     assert [point.cross_validated for point in mean.points] != [point.cross_validated for point in last.points]
     assert last.settings["pooling"] == "last"
 
 
 def test_it_comes_back_as_it_was(model, tiny_tokenizer, tmp_path):
     folder = write_superglue(tmp_path / "data", train=20, validation=10)
-    found = probe(model, "rte", folder, tiny_tokenizer, max_examples=12)
+    found = probe(model, "rte", folder, tiny_tokenizer, folds=2, max_examples=12)
     found.save(tmp_path)
     assert Probe.load(tmp_path) == found
     written = json.loads((tmp_path / "probe.json").read_text())
