@@ -6,19 +6,19 @@ from itertools import pairwise
 import pytest
 
 import rectilinear
+from rectilinear import Evaluating, Loading, Rows
 from tests.conftest import build_llama
-
-SIZE = ("--max-tokens", 1024, "--seq-len", 32, "--device", "cpu", "--batch-size", 8, "--no-speed")
 
 
 @pytest.fixture(scope="module")
-def results(process, tiny_checkpoint, save_checkpoint, text_file, tmp_path_factory):
-    """Folders of three models' evaluations, each of a process of its own."""
+def results(tiny_checkpoint, save_checkpoint, text_file, tmp_path_factory):
+    """Folders of three models' evaluations."""
     out = tmp_path_factory.mktemp("results")
     models = {"dense": tiny_checkpoint}
     models |= {f"smaller-{seed}": save_checkpoint(build_llama(blocks=2, seed=seed), "smaller") for seed in (1, 2)}
+    asked, rows = Evaluating(speed=False, batch_size=8), Rows(max_tokens=1024, seq_len=32)
     for name, model in models.items():
-        assert process("evaluate", model, "--text", text_file, *SIZE, "--out", out / name).code == 0
+        rectilinear.evaluate(model, text_file, asked, rows=rows, loading=Loading(device="cpu")).save(out / name)
     return [out / name for name in models]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rectilinear
-from rectilinear import Evaluating
+from rectilinear import Evaluating, Probing
 from rectilinear.models.settings import Loading
 from rectilinear.text.settings import Rows
 from tests.conftest import build_llama
@@ -128,10 +128,10 @@ def test_a_failed_write(command, tiny_checkpoint, text_file, monkeypatch, tmp_pa
 
 
 @pytest.mark.slow
-def test_tasks_of_two_models(process, tiny_checkpoint, other_checkpoint, tmp_path):
+def test_tasks_of_two_models(command, tiny_checkpoint, other_checkpoint, tmp_path):
     data = write_superglue(tmp_path / "superglue", train=6, validation=10)
     asked = ("--tasks", "superglue,wsc", "--data", data, "--limit", 8, "--num-fewshot", 1)
-    ran = process("evaluate", tiny_checkpoint, "--against", other_checkpoint, *asked, "--out", tmp_path / "out")
+    ran = command("evaluate", tiny_checkpoint, "--against", other_checkpoint, *asked, "--out", tmp_path / "out")
     assert (ran.code, ran.err) == (0, "")
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert written["data"] is None
@@ -160,8 +160,8 @@ def several(process, tiny_checkpoint, other_checkpoint, text_file, tmp_path_fact
     """What a real process made of two models against one of them, with a probe of it."""
     folder = tmp_path_factory.mktemp("several")
     data = write_superglue(folder / "superglue", train=20, validation=10)
-    assert process("probe", other_checkpoint, "--task", "cb", "--data", data, "--folds", 2, "--seq-len", 64,
-                   "--out", folder / "probed").code == 0  # fmt: skip
+    probing = Probing(data=str(data), folds=2, seq_len=64)
+    rectilinear.probe(str(other_checkpoint), "cb", probing).save(folder / "probed")
     asked = ("--text", text_file, *SIZE, "--tasks", "copa", "--data", data, "--include", folder / "probed")
     models = (tiny_checkpoint, other_checkpoint, "--against", tiny_checkpoint)
     return process("evaluate", *models, *asked, "--out", folder / "out"), folder / "out"

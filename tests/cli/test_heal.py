@@ -13,7 +13,7 @@ from rectilinear.models.series import steps_of
 from rectilinear.training.trainer import last_checkpoint
 from tests import conftest
 
-STEPS = 2000
+STEPS = 200
 
 
 def arguments(model, text, out, *more):
@@ -22,12 +22,12 @@ def arguments(model, text, out, *more):
 
 
 @pytest.mark.slow
-def test_killed(tiny_checkpoint, text_file, environment, process, tmp_path):
-    def command(out):
+def test_killed(tiny_checkpoint, text_file, environment, command, reload_here, tmp_path):
+    def line(out):
         return arguments(tiny_checkpoint, text_file, out, "--heal-steps", STEPS)
 
     out, folder, copy = tmp_path / "out", tmp_path / "out.heal", tmp_path / "copy.heal"
-    running = subprocess.Popen([sys.executable, "-m", "rectilinear", *map(str, command(out))], env=environment)
+    running = subprocess.Popen([sys.executable, "-m", "rectilinear", *map(str, line(out))], env=environment)
     try:
         deadline = time.monotonic() + 120
         while last_checkpoint(folder) is None:
@@ -42,10 +42,10 @@ def test_killed(tiny_checkpoint, text_file, environment, process, tmp_path):
     assert not out.exists()
     shutil.copytree(folder, copy)
 
-    other = process(*command(out)[:-1], STEPS + 1)
+    other = command(*line(out)[:-1], STEPS + 1)
     assert other.code == 2
     assert f"got another (heal_steps {STEPS} -> {STEPS + 1}); try the same options" in other.err
-    again, whole = process(*command(out)), process(*command(tmp_path / "whole"))
+    again, whole = command(*line(out)), command(*line(tmp_path / "whole"))
     assert (again.code, whole.code) == (0, 0), again.err + whole.err
     assert again.err == ""
     assert f"Healed in {STEPS:,} steps: relative error of hidden states " in again.out
@@ -68,7 +68,7 @@ def test_killed(tiny_checkpoint, text_file, environment, process, tmp_path):
     assert steps == [*range(reached + 1, STEPS + 1)]
 
 
-def test_says_what_healing_did(command, tiny_checkpoint, text_file, tmp_path):
+def test_says_what_healing_did(command, tiny_checkpoint, text_file, tmp_path, reload_here):
     ran = command(*arguments(tiny_checkpoint, text_file, tmp_path / "out", "--heal-steps", 3, "--heal-logits", 0.5))
     assert (ran.code, ran.err) == (0, "")
     assert "Healed in 3 steps" in ran.out

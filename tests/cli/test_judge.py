@@ -21,25 +21,26 @@ SIZE = ("--count", 12, "--beginning-words", 6, "--max-new-tokens", 8, "--device"
 
 
 @pytest.fixture
-def keyed(environment):
-    environment["OPENAI_API_KEY"] = "sesame"
-    yield environment
-    del environment["OPENAI_API_KEY"]
+def keyed(environment, monkeypatch):
+    """The key, for processes and for this one."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sesame")
+    monkeypatch.setitem(environment, "OPENAI_API_KEY", "sesame")
+    return environment
 
 
 @pytest.mark.slow
-def test_it_says_what_it_will_take_and_what_came_of_it(process, keyed, tiny_checkpoint, text_file, tmp_path):
+def test_it_says_what_it_will_take_and_what_came_of_it(process, command, keyed, tiny_checkpoint, text_file, tmp_path):
     out = tmp_path / "out"
     with serving() as server:
         asked = ("--text", text_file, *SIZE, "--judge-url", server.url, "--judge-model", "wise", "--out", out)
-        dry = process("judge", tiny_checkpoint, *asked, "--dry-run", "--prices", 2.5, 10)
+        dry = command("judge", tiny_checkpoint, *asked, "--dry-run", "--prices", 2.5, 10)
         assert (dry.code, dry.out) == (0, "")
         assert "wise is asked about 12 stories: about " in dry.err
         numbers = [int(number.replace(",", "")) for number in re.findall(r"(?:about|most) ([\d,]+) ", dry.err)]
         _, prompt_tokens, answer_tokens = numbers
         assert f"at most about {(prompt_tokens * 2.5 + answer_tokens * 10) / 1e6:.2g} by --prices" in dry.err
         assert not server.asked
-        again = process("judge", tiny_checkpoint, *asked)
+        again = command("judge", tiny_checkpoint, *asked)
         assert again.code == 2
         assert "is not empty; try --resume" in again.err
         ran = process("judge", tiny_checkpoint, *asked, "--resume", "--reference", tiny_checkpoint)
@@ -66,7 +67,7 @@ def test_it_says_what_it_will_take_and_what_came_of_it(process, keyed, tiny_chec
     ],
     ids=lambda number: number.name,
 )
-def test_a_run_that_was_stopped_goes_on(number, keyed, process, tiny_checkpoint, text_file, tmp_path):
+def test_a_run_that_was_stopped_goes_on(number, keyed, command, tiny_checkpoint, text_file, tmp_path):
     """No beginning is asked twice; only a kill loses what was under way, and no more than that."""
     out = tmp_path / "out"
     with serving(delay=0.25) as server:
@@ -93,7 +94,7 @@ def test_a_run_that_was_stopped_goes_on(number, keyed, process, tiny_checkpoint,
         if number == signal.SIGINT:
             assert said.decode().endswith(f"{out} keeps the stories and the answers so far; to go on, add --resume\n")
         time.sleep(0.3)  # the last requests of a killed process are answered to nobody
-        ran = process(*arguments, "--resume")
+        ran = command(*arguments, "--resume")
         assert ran.code == 0
         assert f"wise is asked about {12 - kept} stories" in ran.err
     assert len(server.asked) == 12
@@ -102,15 +103,15 @@ def test_a_run_that_was_stopped_goes_on(number, keyed, process, tiny_checkpoint,
 
 
 @pytest.mark.slow
-def test_of_two_that_go_on_at_once_one_is_refused(keyed, process, tiny_checkpoint, text_file, tmp_path):
+def test_of_two_that_go_on_at_once_one_is_refused(keyed, command, tiny_checkpoint, text_file, tmp_path):
     """No story is asked twice."""
     out = tmp_path / "out"
     written = ("judge", tiny_checkpoint, "--text", text_file, *SIZE, "--out", out)
-    assert process(*written).code == 0
+    assert command(*written).code == 0
     with serving(delay=0.5) as server:
         judge = ("--judge-url", server.url, "--judge-model", "wise", "--concurrency", 1, "--resume")
-        command = [sys.executable, "-m", "rectilinear", *map(str, (*written, *judge))]
-        both = [subprocess.Popen(command, env=keyed, stderr=subprocess.PIPE, encoding="utf-8") for _ in range(2)]
+        line = [sys.executable, "-m", "rectilinear", *map(str, (*written, *judge))]
+        both = [subprocess.Popen(line, env=keyed, stderr=subprocess.PIPE, encoding="utf-8") for _ in range(2)]
         said = {running.pid: (running.communicate(timeout=90)[1], running.returncode) for running in both}
     (winner, (_, code)), (_, (refusal, refused)) = sorted(said.items(), key=lambda one: one[1][1])
     assert (code, refused) == (0, 2)
@@ -132,7 +133,7 @@ def test_wrong_requests(command, tiny_checkpoint, text_file, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_a_real_server(keyed, process, tiny_checkpoint, text_file, tmp_path):
+def test_a_real_server(keyed, command, tiny_checkpoint, text_file, tmp_path):
     """``transformers serve`` with a tiny model, which babbles: every answer is malformed, and none is scored."""
     served = tmp_path / "served"
     shutil.copytree(tiny_checkpoint, served)
@@ -160,7 +161,7 @@ def test_a_real_server(keyed, process, tiny_checkpoint, text_file, tmp_path):
                 time.sleep(0.5)
         size = ("--count", 3, "--beginning-words", 6, "--max-new-tokens", 8, "--device", "cpu")
         judge = ("--judge-url", f"http://127.0.0.1:{port}/v1", "--judge-model", served, "--free-form")
-        ran = process("judge", tiny_checkpoint, "--text", text_file, *size, *judge, "--out", tmp_path / "out")
+        ran = command("judge", tiny_checkpoint, "--text", text_file, *size, *judge, "--out", tmp_path / "out")
     finally:
         server.kill()
         server.wait()

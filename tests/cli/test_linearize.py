@@ -145,7 +145,7 @@ def test_a_plan_is_edited_and_fed_back(command, linearized, tiny_checkpoint, tex
 
 
 @pytest.mark.slow
-def test_what_it_wrote_is_evaluated_and_measured(process, linearized, text_file, tmp_path):
+def test_what_it_wrote_is_evaluated_and_measured(process, command, linearized, text_file, tmp_path):
     """In processes that know nothing of it yet, and need not trust the code beside it, which is this package's own."""
     for verb in ("evaluate", "measure", "inspect"):
         text = () if verb == "inspect" else ("--text", text_file, *SIZE)
@@ -157,18 +157,18 @@ def test_what_it_wrote_is_evaluated_and_measured(process, linearized, text_file,
     assert len(written["warnings"]) == 1
     plan = json.loads((linearized[1] / "plan.json").read_text())
     assert written["parameters"] == plan["parameters"]["after"]
-    again = process("linearize", linearized[1], "--text", text_file, *SIZE, "--blocks", 1, "--out", tmp_path / "o")
+    again = command("linearize", linearized[1], "--text", text_file, *SIZE, "--blocks", 1, "--out", tmp_path / "o")
     assert again.code == 2
     assert "got a linearized one" in again.err
 
 
 @pytest.mark.slow
-def test_code_beside_a_checkpoint_is_run_only_if_it_is_trusted(process, linearized, text_file, tmp_path):
+def test_code_beside_a_checkpoint_is_run_only_if_it_is_trusted(process, command, linearized, text_file, tmp_path):
     """Other code than this package's own; a line of it tells whether it ran."""
     shutil.copytree(linearized[1], tmp_path / "changed")
     code = tmp_path / "changed" / "modeling_rectilinear.py"
     code.write_text(code.read_text() + "\nprint('it runs')\n")
-    refused = process("evaluate", linearized[1], tmp_path / "changed", "--text", text_file, *SIZE)
+    refused = command("evaluate", linearized[1], tmp_path / "changed", "--text", text_file, *SIZE)
     assert refused.code == 2
     assert f"in '{tmp_path / 'changed'}', got other code, perhaps of a later version" in refused.err
     assert "if you trust what is there, try --trust-remote-code" in refused.err

@@ -1,4 +1,4 @@
-"""``rectilinear pretrain`` in real processes: whole, stopped, killed, refused."""
+"""``rectilinear pretrain``: whole, stopped and killed in real processes, resumed, refused."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from rectilinear.training.results import Training
 from rectilinear.training.settings import Corpus, Monitoring, Recipe
 from rectilinear.training.trainer import last_checkpoint
 
-STEPS = 40
+STEPS = 24
 
 
 def arguments(text, out, *more):
@@ -72,7 +72,7 @@ def stopped(number, text, out, environment, *more, ready="checkpoint-*/trainer_s
     [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)],
     ids=lambda value: str(value),
 )
-def test_stopped_and_resumed(number, code, alone, text_file, tmp_path, environment, process):
+def test_stopped_and_resumed(number, code, alone, text_file, tmp_path, environment, command):
     out = tmp_path / "out"
     ended, said = stopped(number, text_file, out, environment)
     assert ended == code
@@ -86,15 +86,15 @@ def test_stopped_and_resumed(number, code, alone, text_file, tmp_path, environme
     before = {path.name for path in out.iterdir()}
 
     if number is not signal.SIGKILL:  # after which the same command begins anew: tests/test_kills.py
-        refused = process(*arguments(text_file, out))
+        refused = command(*arguments(text_file, out))
         assert refused.code == 2
         assert "is not empty; try --resume, another, or --overwrite" in refused.err
-    other = process(*arguments(text_file, out, "--resume", "--strength", 0.4))
+    other = command(*arguments(text_file, out, "--resume", "--strength", 0.4))
     assert other.code == 2
     assert "got another (strength 0.5 -> 0.4); try the same options" in other.err
     assert {path.name for path in out.iterdir()} == before
 
-    done = process(*arguments(text_file, out, "--resume"))
+    done = command(*arguments(text_file, out, "--resume"))
     assert (done.code, done.err) == (0, "")
     folder, whole = alone
     again = Training.load(out)

@@ -119,8 +119,12 @@ HIDDEN = """
 import sys
 sys.modules["rectilinear"] = None
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == "trust")
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=sys.argv[2] == "trust")
+try:
+    AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False)
+except ValueError as error:
+    print("refused:", *str(error).split())
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
 ids = tokenizer("The cat saw", return_tensors="pt")["input_ids"]
 given = model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)
 print([name for name in sys.modules if name.startswith("rectilinear.")], given[0].tolist())
@@ -131,22 +135,21 @@ print([name for name in sys.modules if name.startswith("rectilinear.")], given[0
 @pytest.mark.parametrize(("family", "way"), [(f, w) for f in ("llama", "gemma3") for w in ("filter", "attention")])
 def test_without_this_package_it_loads_if_its_code_is_trusted(family, way, linearized, exported, tmp_path):
     folder = exported(family, **WAYS[way])
-    run = [sys.executable, "-I", "-c", HIDDEN, str(folder)]
-    options = {
-        "capture_output": True,
-        "encoding": "utf-8",
-        "env": {**os.environ, "HF_MODULES_CACHE": str(tmp_path)},
-        "stdin": subprocess.DEVNULL,
-    }
-    trusted = subprocess.run([*run, "trust"], **options)
-    assert trusted.returncode == 0, trusted.stderr
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", HIDDEN, str(folder)],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
     made = linearized(family, **WAYS[way])
     ids = made.tokenizer("The cat saw", return_tensors="pt")["input_ids"]
     expected = made.model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)
-    assert trusted.stdout.splitlines()[-1] == f"[] {expected[0].tolist()}"
-    refused = subprocess.run([*run, "no"], **options)
-    assert refused.returncode != 0
-    assert "trust_remote_code=True" in refused.stderr
+    refusal, given = done.stdout.splitlines()[-2:]
+    assert given == f"[] {expected[0].tolist()}"
+    assert refusal.startswith("refused: ")
+    assert "trust_remote_code=True" in refusal
 
 
 def test_the_code_in_a_checkpoint_imports_nothing_of_this_package(exported):
