@@ -372,7 +372,7 @@ class TestLinearize:
         assert json.loads((folder / "heal.json").read_text())["heal_steps"] == 5
         assert [path.name for path in tmp_path.iterdir()] == ["out.heal"]
 
-    def test_a_folder_of_something_else(self, linearize, tmp_path):
+    def test_a_folder_of_something_else(self, linearize, tmp_path, reload_here):
         out, folder = tmp_path / "out", tmp_path / "out.heal"
         folder.mkdir()
         (folder / "note.txt").write_text("mine")
@@ -399,7 +399,7 @@ class TestLinearize:
         with pytest.raises(JobError, match=r"healing made it worse.*try a smaller `heal_learning_rate`"):
             linearize(heal_steps=10, heal_learning_rate=30.0)
 
-    def test_the_checkpoint_loads(self, linearize, tmp_path):
+    def test_the_checkpoint_loads(self, linearize, tmp_path, reload_here):
         healed = linearize(blocks=None, count=2, merge=True, heal_steps=20)
         record = healed.plan.heal
         assert record.loss_before == healed.plan.selection.loss_after

@@ -83,7 +83,7 @@ def test_its_tokenizer_is_in_it(gguf_file, tiny_tokenizer):
     assert read == own
 
 
-def test_it_is_measured_and_linearized(gguf_file, text_file, load, tmp_path):
+def test_it_is_measured_and_linearized(gguf_file, text_file, load, tmp_path, reload_here):
     rows = {"max_tokens": 640, "seq_len": 16}
     profile = rectilinear.measure(gguf_file, text_file, rows=rectilinear.Rows(**rows), progress=False)
     assert len(profile.blocks) == 3
