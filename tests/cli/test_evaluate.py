@@ -128,10 +128,10 @@ def test_a_failed_write(command, tiny_checkpoint, text_file, monkeypatch, tmp_pa
 
 
 @pytest.mark.slow
-def test_tasks_of_two_models(command, tiny_checkpoint, other_checkpoint, tmp_path):
+def test_tasks_of_two_models(process, tiny_checkpoint, other_checkpoint, tmp_path):
     data = write_superglue(tmp_path / "superglue", train=6, validation=10)
     asked = ("--tasks", "superglue,wsc", "--data", data, "--limit", 8, "--num-fewshot", 1)
-    ran = command("evaluate", tiny_checkpoint, "--against", other_checkpoint, *asked, "--out", tmp_path / "out")
+    ran = process("evaluate", tiny_checkpoint, "--against", other_checkpoint, *asked, "--out", tmp_path / "out")
     assert (ran.code, ran.err) == (0, "")
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert written["data"] is None

@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -14,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from rectilinear import JobError
+from rectilinear.cli.main import main
 from rectilinear.models import released_code
 from rectilinear.settings import in_flags
-from tests import conftest
+from tests import conftest, faults
 from tests.conftest import build_llama
 
 SIZE = ("--max-tokens", 1024, "--seq-len", 32, "--device", "cpu", "--batch-size", 8)
@@ -349,18 +349,18 @@ def test_a_full_disk(name, kind, command, places, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("most", [8000, 30000])
-def test_files_that_cannot_be_written_whole(most, places, tmp_path, environment):
+def test_files_that_cannot_be_written_whole(most, places, tmp_path):
     """The system's own limit on the size of files, as near to a full disk as any user can get."""
-    (tmp_path / "cache").mkdir()
-    options = ("--blocks", "1", "--kind", "drop", "--out", str(tmp_path / "out"))
-    line = ("linearize", places["model"], "--text", places["text"], *SIZE, *options)
-    done = subprocess.run(
-        [sys.executable, "-m", "rectilinear", *map(str, line)],
-        capture_output=True,
-        encoding="utf-8",
-        env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
-    )
-    assert done.returncode == 1
-    assert done.stderr == f"rectilinear: error: cannot write to {tmp_path / 'out'}: {os.strerror(27)}\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    folder, log = tmp_path / "folder", tmp_path / "log"
+    folder.mkdir()
+    options = ("--blocks", "1", "--kind", "drop", "--out", folder / "out")
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        sys.argv = ["rectilinear", *map(str, ("linearize", places["model"], "--text", places["text"], *SIZE, *options))]
+        main()
+
+    code, _ = faults.run(limited, folder, log)
+    assert code == 1
+    assert log.read_text() == f"rectilinear: error: cannot write to {folder / 'out'}: {os.strerror(27)}\n"
+    assert [*folder.iterdir()] == []

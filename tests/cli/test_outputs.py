@@ -50,7 +50,7 @@ def linearized(command, model, text, out, *more):
 
 
 @pytest.mark.slow
-def test_files_of_others_stay(command, tiny_checkpoint, text_file, tmp_path):
+def test_files_of_others_stay(command, tiny_checkpoint, text_file, tmp_path, reload_here):
     out = tmp_path / "out"
     assert linearized(command, tiny_checkpoint, text_file, out).code == 0
     made = held(out)
@@ -66,7 +66,7 @@ def test_files_of_others_stay(command, tiny_checkpoint, text_file, tmp_path):
 
 @pytest.mark.slow
 def test_parts_of_earlier_weights_go_by_their_index_and_nothing_outside_goes(
-    command, tiny_checkpoint, text_file, tmp_path
+    command, tiny_checkpoint, text_file, tmp_path, reload_here
 ):
     out = shutil.copytree(tiny_checkpoint, tmp_path / "out")
     weights = load_file(out / "model.safetensors")
