@@ -20,7 +20,7 @@ BOUNDS := -m "not slow" -k "not trained_model" $(addprefix tests/,models/test_lo
 	evaluation/test_speed.py linearization/test_linearize.py training/test_trainer.py training/test_regularizer.py \
 	evaluation/test_harness.py::test_scores_are_those_of_the_harness_by_itself)
 
-.PHONY: demo test slow faults matrix lint types contracts examples oldest newest lock clean
+.PHONY: demo test slow faults matrix real lint types contracts examples oldest newest lock clean
 
 demo: $(READY)
 	$(BIN)/rectilinear demo
@@ -44,6 +44,12 @@ faults: $(READY)
 matrix: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix benchmarks/architectures.json
 	$(BIN)/python benchmarks/architectures.py
+
+# Decoders that people use, in folders of MODELS, on texts of TEXTS (benchmarks/real.py says which): two hours. It goes on
+# where it was stopped.
+real: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real.py $(MODELS) $(TEXTS)
+	$(BIN)/python benchmarks/real_page.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

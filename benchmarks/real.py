@@ -41,7 +41,7 @@ class Cell:
     model: str
     text: str
     tokens: int = SHORT
-    changes: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:

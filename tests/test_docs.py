@@ -30,6 +30,12 @@ def test_the_experiments_page_is_what_the_results_make_it():
     assert (ROOT / "docs/experiments.md").read_text(encoding="utf-8") == page
 
 
+def test_the_page_of_real_decoders_is_what_the_cells_make_it(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    page = runpy.run_path(str(ROOT / "benchmarks/real_page.py"))["page"]()
+    assert (ROOT / "docs/real.md").read_text(encoding="utf-8") == page
+
+
 def test_readme_quotes_the_profile():
     profile = json.loads((ROOT / "docs/profile.json").read_text())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -206,7 +206,16 @@ def test_profile_has_exactly_the_keys_that_others_read(written):
     assert written["environment"].keys() == {"rectilinear", "torch", "transformers", "device", "dtype"}
     assert isinstance(written["settings"], dict)
     assert isinstance(written["warnings"], list)
-    without = {"tokens", "sinks", "sinks_by", "sink_energy", "null_shifted", "linearity", "update_linearity"}
+    without = {
+        "tokens",
+        "sinks",
+        "sinks_by",
+        "sink_energy",
+        "identity",
+        "null_shifted",
+        "linearity",
+        "update_linearity",
+    }
     scores = {"linearity", "update_linearity", "identity", "update_ratio", "cosine", "null", "null_shifted"}
     assert [block["index"] for block in written["blocks"]] == [0, 1, 2]
     for block in written["blocks"]:

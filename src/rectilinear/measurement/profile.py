@@ -87,6 +87,7 @@ class WithoutSinksRecord(Record):
     sinks: int
     sinks_by: SinkCountsRecord | None = None
     sink_energy: float | None
+    identity: float | None = None
     null_shifted: float | None = None
     linearity: LinearityRecord
     update_linearity: LinearityRecord
@@ -238,6 +239,7 @@ def block_record(index: int, scores: BlockScores) -> BlockRecord:
             sinks=scores.sinks,
             sinks_by=SinkCountsRecord.of(scores.sink_counts),
             sink_energy=scores.sink_energy,
+            identity=without.identity if without else None,
             null_shifted=without.null_shifted if without else None,
             linearity=LinearityRecord.of(without.linearity if without else Linearity()),
             update_linearity=LinearityRecord.of(without.update_linearity if without else Linearity()),
