@@ -197,7 +197,7 @@ def test_measure_prints_a_table_and_no_terminal_codes(measured, written):
 
 
 def test_profile_has_exactly_the_keys_that_others_read(written):
-    keys = {"schema", "model", "data", "settings", "environment", "target", "blocks", "parts", "warnings"}
+    keys = {"schema", "model", "data", "settings", "environment", "target", "blocks", "parts", "pairs", "warnings"}
     assert written.keys() == keys
     assert written["schema"] == "rectilinear.profile/1"
     model = {"id", "revision", "architecture", "num_blocks", "width", "parameters", "sha256"}
