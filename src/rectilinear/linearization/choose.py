@@ -13,7 +13,7 @@ from rectilinear.linearization.fit import Fitted, Workbench, check_left_out, fit
 from rectilinear.linearization.plan import SelectionRecord
 from rectilinear.linearization.request import Scope
 from rectilinear.measurement.collect import collect_moments, count_rows
-from rectilinear.measurement.perplexity import measure_perplexity
+from rectilinear.measurement.perplexity import measure_perplexity, predicted
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.surgery import swapped
 
@@ -58,7 +58,7 @@ class Choice:
             scores={str(index): score for index, score in scores.items()},
             loss_before=before,
             loss_after=after,
-            tokens=self.held_out[:, 1:].numel(),
+            tokens=int(predicted(self.held_out, self.bench.lead).sum()),
         )
 
     def _loss(self, fits: Sequence[Fitted]) -> float | None:
@@ -66,7 +66,8 @@ class Choice:
         if not len(self.held_out):
             return None
         with swapped(self.bench.model, merge_edits(fits)):
-            return measure_perplexity(self.bench.model, self.held_out, count_rows(self.bench.batches[0])).loss
+            size = count_rows(self.bench.batches[0])
+            return measure_perplexity(self.bench.model, self.held_out, size, bos=self.bench.lead).loss
 
     def _is_enough(self, chosen: Sequence[int]) -> bool:
         selection = self.scope.request.selection

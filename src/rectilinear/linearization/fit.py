@@ -47,6 +47,7 @@ class Workbench:
     batches: Sequence[Batch]
     folds: int = 4
     progress: Progress | None = None
+    lead: int | None = None  # id of the token that each row begins with, which no loss is of
 
     @property
     def precision(self) -> torch.dtype:

@@ -118,7 +118,8 @@ def heal(
 
         def measured() -> tuple[float | None, float | None]:
             with swapped(bench.model, pupil.edits):
-                loss = measure_perplexity(bench.model, held_out, fitting.heal_batch_size).loss if parts else None
+                size = fitting.heal_batch_size
+                loss = measure_perplexity(bench.model, held_out, size, bos=bench.lead).loss if parts else None
             return pupil.distance(parts) if parts else None, loss
 
         mse_before, loss_before = measured()

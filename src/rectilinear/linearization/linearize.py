@@ -20,6 +20,7 @@ from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionRecord, find_warnings
 from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
+from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.card_metadata import write_card
 from rectilinear.models.code_files import describe_code
@@ -47,6 +48,7 @@ from rectilinear.publish import hold, stage
 from rectilinear.results import DataRecord, ModelRecord, settings_record
 from rectilinear.runs import claim
 from rectilinear.settings import BatchSize, takes_settings
+from rectilinear.text.rows import TokenRows
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -184,7 +186,7 @@ class _Job:
     tokenizer: PreTrainedTokenizerBase
     reading: CalibrationRows
     data: DataRecord
-    ids: torch.Tensor
+    packed: TokenRows
 
     @classmethod
     def prepare(
@@ -224,25 +226,26 @@ class _Job:
         scope = Scope(request, model, stack, width, probe_parts(model, stack, rows.ids))
         record = record_model(model, origin, scope.stack, width)
         scope.check_weights(record.sha256)
-        return cls(scope, record, tokenizer, reading, record_rows(text, rows), rows.ids)
+        return cls(scope, record, tokenizer, reading, record_rows(text, rows), rows)
 
     def carry_out(self, fitting: Fitting, batch_size: BatchSize, folder: Path | None, progress: Progress) -> Linearized:
         """Choose, fit, heal, and put in what was fitted."""
-        ids, scope, model, stack = self.ids, self.scope, self.scope.model, self.scope.stack
+        packed, scope, model, stack = self.packed, self.scope, self.scope.model, self.scope.stack
+        ids = packed.ids
         parts = scope.parts or probe_parts(model, stack, ids)
         fitted_rows = len(ids) - max(1, round(_HELD_OUT * len(ids))) if len(ids) > 1 else len(ids)
         held_out = ids[fitted_rows:]
 
         def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
             batches = torch.split(ids[:fitted_rows], size)
-            bench = Workbench(model, stack, parts, PaddingMask(), batches, fitting.folds, progress)
+            bench = Workbench(model, stack, parts, PaddingMask(), batches, fitting.folds, progress, packed.lead)
             return bench, *Choice(scope, bench, held_out).make()
 
         bench, fits, selection = with_batch_size(attempt, batch_size, model, ids.shape[1])
         replacements = tuple(fitted.replacement for fitted in fits)
         sample = ids[-4:, :64]
         undecodable = decodes(model, sample)
-        warnings = loading_warnings(model)
+        warnings = [*loading_warnings(model), *bos_warnings(model, ids, packed.bos, packed.with_bos)]
         if undecodable:
             warnings.append(f"{undecodable}, so that decoding with the result was not tried")
         warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), scope.width)

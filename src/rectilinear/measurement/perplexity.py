@@ -121,8 +121,8 @@ def measure_perplexity(
     """
     if ids.ndim != 2 or not len(ids) or ids.shape[1] < 2:
         raise RequestError(f"expected rows of at least 2 tokens, got {[*ids.shape]}; try a larger `seq_len`")
-    predicted = torch.ones(ids[:, 1:].shape, dtype=torch.bool) if bos is None else ids[:, 1:].cpu() != bos
-    if not predicted.any():
+    which = predicted(ids, bos)
+    if not which.any():
         raise RequestError("expected tokens to predict, got nothing but BOS; try more text")
     of = None if documents is None else documents[:, 1:].long() - documents.min()
     count = 0 if of is None else int(of.max()) + 1
@@ -132,13 +132,13 @@ def measure_perplexity(
     with evaluating(model), torch.no_grad():
         for batch in torch.split(ids, batch_size):
             logits = row_logits(model, batch)
-            which = predicted[done : done + len(batch)]
-            losses = token_losses(logits, batch).cpu().double().where(which, 0.0)
+            mine = which[done : done + len(batch)]
+            losses = token_losses(logits, batch).cpu().double().where(mine, 0.0)
             sums.append(losses.sum(1))
             if of is not None:
                 places = of[done : done + len(batch)].flatten()
                 by_document.index_add_(0, places, losses.flatten())
-                tokens.index_add_(0, places, which.flatten().long())
+                tokens.index_add_(0, places, mine.flatten().long())
             for row, loss in enumerate(sums[-1].tolist(), done):
                 if not math.isfinite(loss):
                     hint = "; try `dtype=float32`" if logits.dtype.itemsize < 4 else ""
@@ -148,7 +148,12 @@ def measure_perplexity(
                 progress("rows", done, len(ids))
     known = tokens > 0
     groups = None if of is None else Losses(by_document[known], tokens[known])
-    return Perplexity(Losses(torch.cat(sums), predicted.sum(1)), groups)
+    return Perplexity(Losses(torch.cat(sums), which.sum(1)), groups)
+
+
+def predicted(ids: Tensor, bos: int | None = None) -> Tensor:
+    """Which tokens but the first of rows ``[rows, seq_len]`` are predicted: ``[rows, seq_len - 1]`` bool on the CPU."""
+    return torch.ones(ids[:, 1:].shape, dtype=torch.bool) if bos is None else ids[:, 1:].cpu() != bos
 
 
 def token_losses(logits: Tensor, ids: Tensor, values: int = _VALUES) -> Tensor:
