@@ -50,7 +50,7 @@ class Comparison(ResultFile):
 def compare(first: str | Path | Evaluation, *others: str | Path | Evaluation) -> Comparison:
     """Compare models with a first one by results that are there: nothing is loaded or run.
 
-    Losses are compared row by row, tasks document by document, probes question by question and marks story by story.
+    Losses and tasks are compared document by document, probes question by question and marks story by story.
     Differences are a model minus the first one, ratios a model over the first one.
 
     Args:

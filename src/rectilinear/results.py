@@ -138,6 +138,7 @@ class DataRecord(Record):
     tokens: int
     rows: int
     seq_len: int | None
+    documents: int | None = Field(default=None, description="of the text, that the rows are of; null where not known")
 
 
 class EnvironmentRecord(Record):

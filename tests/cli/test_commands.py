@@ -202,7 +202,7 @@ def test_profile_has_exactly_the_keys_that_others_read(written):
     assert written["schema"] == "rectilinear.profile/1"
     model = {"id", "revision", "architecture", "num_blocks", "width", "parameters", "sha256"}
     assert written["model"].keys() == model
-    assert written["data"].keys() == {"source", "fingerprint", "tokens", "rows", "seq_len"}
+    assert written["data"].keys() == {"source", "fingerprint", "tokens", "rows", "seq_len", "documents"}
     assert written["environment"].keys() == {"rectilinear", "torch", "transformers", "device", "dtype"}
     assert isinstance(written["settings"], dict)
     assert isinstance(written["warnings"], list)

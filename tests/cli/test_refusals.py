@@ -36,7 +36,7 @@ WRONG = {
     "no number": (f"{MEASURE} --batch-size many", "expected --batch-size to be a valid integer or 'auto', got 'many'"),
     "no folds": (f"{MEASURE} --folds 0", "expected --folds to be greater than 0, got '0'"),
     "almost a choice": (f"{MEASURE} --dtype float15", "'bfloat16' or 'float16', got 'float15'; try float16"),
-    "no such option": (f"{MEASURE} --bogus 1", "got --bogus; try --help"),
+    "no such option": (f"{MEASURE} --quux 1", "got --quux; try --help"),
     "almost an option": (f"{MEASURE} --fold 1", "got --fold; try --folds"),
     "no value": (f"{MEASURE} --folds", "expected a value after --folds, got none"),
     "twice": (f"{MEASURE} --text {{here}}/none.txt", "no text at {here}/none.txt"),
@@ -126,8 +126,8 @@ def test_wrong_request_in_a_process_of_its_own(name, process, places, monkeypatc
     [
         ("bogus", "expected a command, got 'bogus'; try inspect, measure, dynamics"),
         ("mesure storyteller", "expected a command, got 'mesure'; try measure"),
-        ("--bogus", "got '--bogus'"),
-        ("measure --bogus", "expected an option of the command, got --bogus"),
+        ("--quux", "got '--quux'"),
+        ("measure --quux", "expected an option of the command, got --quux"),
     ],
 )
 def test_no_such_command(line, says, command):

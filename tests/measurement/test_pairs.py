@@ -68,12 +68,27 @@ def test_pairs_equal_singular_vectors(sizes):
         rows[2::5, 4] = 3
     profile = rectilinear.measure(model, [*rows.split(sizes)], PAIRS, progress=False)
     assert profile.pairs.sinks > 0
-    states = states_of(model, rows)
-    if sizes == 5:  # of which the first batch has fewer tokens than make the median
-        limits = 10 * np.median(np.linalg.norm(states[:, :100], axis=2), axis=1)
-        assert profile.pairs.sinks == (np.linalg.norm(states, axis=2) > limits[:, None]).any(0).sum()
-        return
-    check(profile.pairs, states, 1e-9)
+    check(profile.pairs, states_of(model, rows), 1e-9)
+
+
+def test_a_batch_of_padding_alone_changes_nothing():
+    model, rows = build("llama", torch.float64), token_rows()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3] *= 200
+        rows[2::5, 4] = 3
+    masks = [torch.zeros_like(rows[:2]), torch.ones_like(rows)]
+    batches = [{"input_ids": ids, "attention_mask": mask} for ids, mask in zip((rows[:2], rows), masks, strict=True)]
+    plain, padded = (measure_pairs(model, find_blocks(model), part, Measurement()) for part in (batches[1:], batches))
+    assert padded.sinks == plain.sinks > 0
+    assert padded == plain
+
+
+def test_blocks_that_run_again_have_no_pairs():
+    model, rows = build("llama"), token_rows()
+    blocks = model.model.layers
+    blocks[2].forward = lambda *args, **options: blocks[0](*args, **options)
+    with pytest.raises(JobError, match="blocks that run once in a pass, got block 0, which runs again"):
+        measure_pairs(model, find_blocks(model), [rows], Measurement())
 
 
 @pytest.mark.slow

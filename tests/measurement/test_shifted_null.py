@@ -1,14 +1,17 @@
 """The shifted null: what inputs of other rows explain of updates, against a float64 computation from stored states."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rectilinear import measure
+from rectilinear import Measurement, measure
 from rectilinear.core.block_moments import BlockAccumulator, BlockMoments
 from rectilinear.core.scores import score_block
+from rectilinear.core.shifted import ShiftedAccumulator
 from rectilinear.measurement.partners import Pairing, Partners
 from tests.conftest import VOCABULARY, build_llama
 
@@ -45,7 +48,7 @@ def gathered(x, d, partners, sizes, folds=3, bos=None):
         pairs = pairing.take(rows)
         places = torch.tensor([[place, 5 if place == 2 else 9] for _ in rows for place in range(LENGTH)])
         part_x, part_d = (torch.from_numpy(part[rows]).flatten(0, 1) for part in (x, d))
-        pairs = pairs and type(pairs)(pairs.rows, pairs.pairs, pairs.keep, (LENGTH,) * len(rows))
+        pairs = pairs and replace(pairs, lengths=(LENGTH,) * len(rows))
         accumulator.update(part_x, part_x + part_d, rows[0] * folds // len(x), places, pairs)
     return accumulator.freeze()
 
@@ -75,7 +78,7 @@ def test_pairs_are_complete_whatever_the_batches(sizes, by_document, seed):
         if pairs := pairing.take(own):
             assert {row for pair in pairs.pairs for row in pair} <= {*kept, *own}
             given_ += pairs.pairs
-            kept = pairs.keep
+            kept = pairs.inputs | pairs.updates
     wanted = [(other, row) for row, other in enumerate(partners.rows) if other is not None]
     assert sorted(given_) == sorted(wanted)
     assert not kept
@@ -117,7 +120,6 @@ def test_bos_is_apart_whatever_its_norms_are():
 
 def test_moments_merge_and_are_stored():
     x, d = states()
-    partners = Partners.by_half(ROWS)
     whole, *parts = (
         gathered(x[rows], d[rows], Partners.by_half(len(x[rows])), [2] * (len(x[rows]) // 2))
         for rows in (slice(None), slice(0, 6), slice(6, None))
@@ -127,7 +129,6 @@ def test_moments_merge_and_are_stored():
     both = parts[0] + parts[1]
     within = [3, 4, 5, 0, 1, 2, 9, 10, 11, 6, 7, 8]
     assert score_block(both).all_tokens.null_shifted == pytest.approx(by_hand(x, d, within), rel=1e-9)
-    assert partners.rows != tuple(within)
 
 
 def test_independent_tokens_reach_the_null_of_independent_tokens():
@@ -173,3 +174,35 @@ def test_of_padded_batches_tokens_at_the_same_place_are_paired():
         tokens = x[real] - x[real].mean(0)
         expected = np.trace(cross.T @ np.linalg.pinv(tokens.T @ tokens) @ cross) / ((ours - ours.mean(0)) ** 2).sum()
         assert block.null_shifted == pytest.approx(min(expected, 1.0), rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 4, 16, 64])
+def test_the_batch_size_changes_nothing_where_partners_are_half_of_all_rows_away(size):
+    model, ids = build_llama(), torch.randint(VOCABULARY, (64, 16), generator=torch.Generator().manual_seed(1))
+    settings_ = Measurement(sink_ratio=2.0)
+    whole, found = (measure(model, [*ids.split(rows)], settings_, progress=False) for rows in (64, size))
+    for one, other in zip(whole.blocks, found.blocks, strict=True):
+        assert other.without_sinks.sinks == one.without_sinks.sinks > 0
+        assert other.null_shifted == pytest.approx(one.null_shifted, rel=1e-5)
+        assert other.without_sinks.null_shifted == pytest.approx(one.without_sinks.null_shifted, rel=1e-5)
+
+
+def test_a_block_that_runs_again_has_none():
+    accumulator = ShiftedAccumulator()
+    x, d = torch.randn(2, 4 * LENGTH, WIDTH, dtype=torch.float64)
+    none = torch.zeros(len(x), dtype=torch.bool)
+    pairs = replace(Pairing(Partners.by_half(4), [4]).take(range(4)), lengths=(LENGTH,) * 4)
+    accumulator.update(x, d, none, pairs, torch.float64, torch.float64)
+    accumulator.update(x, d, none, pairs, torch.float64, torch.float64)
+    assert accumulator.freeze().all_pairs is None
+
+
+def test_what_waits_is_kept_as_it_was_given_and_no_more_of_it_than_is_needed():
+    accumulator = ShiftedAccumulator()
+    x, d = torch.randn(2, 6 * LENGTH, WIDTH)
+    none = torch.zeros(len(x), dtype=torch.bool)
+    pairs = replace(Pairing(Partners.of(DOCUMENTS), [6, 6]).take(range(6)), lengths=(LENGTH,) * 6)
+    accumulator.update(x.bfloat16().float(), d, none, pairs, torch.float32, torch.bfloat16)
+    assert [*accumulator._inputs] == [3]  # the last row before document 3, which goes on
+    assert accumulator._inputs[3].dtype is torch.bfloat16
+    assert accumulator._updates == {}

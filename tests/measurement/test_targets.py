@@ -113,3 +113,42 @@ def test_blocks_without_such_a_part_are_left_out_with_a_warning(model):
     profile = rectilinear.measure(other, [token_rows()], Measurement(target="mlp"))
     assert [block.index for block in profile.blocks] == [0, 2]
     assert any("mlp: blocks [1] are left out: expected one mlp in block 1" in line for line in profile.warnings)
+
+
+def test_a_norm_after_a_part_is_in_what_it_adds():
+    """Gemma 3 has a norm after its attention and one after its MLP, and adds what these give."""
+    model, rows = build("gemma3", torch.float64), token_rows()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for block in model.model.layers:
+            for norm in (block.post_attention_layernorm, block.post_feedforward_layernorm):
+                norm.weight.copy_(torch.randn(norm.weight.shape, generator=generator))
+    profile = rectilinear.measure(model, [rows], Measurement(target="attention,mlp"))
+    for target, part, norm in (
+        ("attention", "self_attn", "post_attention_layernorm"),
+        ("mlp", "mlp", "post_feedforward_layernorm"),
+    ):
+        pairs = zip(profile.scores[target], passed(model, part, rows), passed(model, norm, rows), strict=True)
+        for block, (x, raw), (given, d) in pairs:
+            assert np.allclose(raw, given)
+            assert block.update_linearity.in_sample == pytest.approx(oracle.in_sample(x, x + d)[1], abs=1e-9)
+
+
+def test_updates_that_are_small_beside_what_they_come_from_are_scored_in_bfloat16():
+    model, rows = build("llama"), token_rows()
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.o_proj.weight.mul_(1e-4)
+            block.mlp.down_proj.weight.mul_(1e-4)
+    exact = rectilinear.measure(model, [rows], Measurement(target="attention,mlp"))
+    coarse = rectilinear.measure(model.bfloat16(), [rows], Measurement(target="attention,mlp"))
+    for target, blocks in exact.scores.items():
+        for one, other in zip(blocks, coarse.scores[target], strict=True):
+            assert other.update_linearity.in_sample == pytest.approx(one.update_linearity.in_sample, abs=0.02)
+
+
+def test_the_callback_takes_one_target():
+    from rectilinear import LinearityCallback
+
+    with pytest.raises(RequestError, match="expected one `target` for a callback, got attention,mlp"):
+        LinearityCallback(None, token_rows(), measurement=Measurement(target="attention,mlp"))

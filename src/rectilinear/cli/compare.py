@@ -26,7 +26,7 @@ def compare(
 ) -> None:
     """Compare models with a first one by the files of their results, piece by piece.
 
-    Losses row by row, tasks document by document, probes question by question, marks story by story, each difference
+    Losses and tasks document by document, probes question by question, marks story by story, each difference
     with its standard error and a test. Nothing is loaded or run. With --out also writes comparison.json.
 
     Example: rectilinear compare evaluated/dense evaluated/smaller evaluated/smallest --out compared

@@ -21,7 +21,8 @@ def measure(
 ) -> None:
     """Profile how linear each block of a decoder is on some text.
 
-    Prints a table; with --out also writes profile.json, profile.png and profile.svg.
+    Prints a table; with --out also writes profile.json, profile.png and profile.svg, with --pairs pairs.png and
+    pairs.svg too.
 
     Example: rectilinear measure storyteller --text stories --out profile
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -119,7 +119,7 @@ class BlockMoments:
 class BlockAccumulator:
     """Gathers `BlockMoments` batch by batch.
 
-    What an accelerator has of a fold leaves it when another fold goes on, so that it holds one at a time.
+    An accelerator holds two folds at a time at most, which rows may belong to in turns; others leave it.
 
     Args:
         folds: number of folds K.
@@ -203,7 +203,7 @@ class BlockAccumulator:
             self._products = torch.float32
         self._undecided &= holds_float64(x.device) and x.dtype is not torch.float64
         # Differences and norms are as fine as the activations at least, whatever the products.
-        finer = torch.promote_types(x.dtype, torch.float32)
+        given, finer = x.dtype, torch.promote_types(x.dtype, torch.float32)
         x, y = x.to(finer), y.to(finer)
         if self._updates:
             d = y
@@ -216,13 +216,13 @@ class BlockAccumulator:
         cosines = torch.where(lengths > 0, torch.linalg.vecdot(x, y) / lengths, 0.0)
         self._cosine_sum += float(cosines.double().sum())
         if fold != self._fold and x.device.type != "cpu":
-            self._close()
+            self._close({self._fold, fold})
         self._fold = fold
         marks = norms > self._limits  # type: ignore[operator]  # which `update` has seen to
         begin = None if self._bos is None or places is None else (places[:, 1] == self._bos).to(marks.device)
         sinks = marks.any(0) if begin is None else marks.any(0) | begin
         if pairs:
-            self._shifted.update(x, d, sinks, pairs, self._products)
+            self._shifted.update(x, d, sinks, pairs, self._products, given)
         if sinks.any():
             self._add("sinks", x[sinks], d[sinks])
             self._counts += SinkCounts.of(marks, begin, None if places is None else places[sinks.cpu()])
@@ -255,13 +255,14 @@ class BlockAccumulator:
         # (Marchenko and Pastur, 1967). Whoever scores the whole learns from `Scores.error` if it was too much.
         ratio = math.sqrt(accumulator.width / accumulator.count)
         inflation = ((1 + ratio) / (1 - ratio)) ** 2
-        suffices = conditioned_below(moments, FLOAT32_LIMIT * inflation / moments.cancellation)
+        cancellation = 1.0 if self._updates else moments.cancellation  # updates are no differences of states
+        suffices = conditioned_below(moments, FLOAT32_LIMIT * inflation / cancellation)
         self._products, self._undecided = (torch.float32 if suffices else torch.float64), False
         return suffices
 
-    def _close(self) -> None:
-        while self._open:  # one by one, so that each is in memory once
-            (kind, fold), accumulator = self._open.popitem()
+    def _close(self, but: Collection[int] = ()) -> None:
+        for kind, fold in [key for key in self._open if key[1] not in but]:
+            accumulator = self._open.pop((kind, fold))  # one by one, so that each is in memory once
             self._closed[kind][fold] = total([self._closed[kind][fold], accumulator.freeze().to("cpu")])
 
 

@@ -40,15 +40,14 @@ class DepthMoments:
     grams: Sequence[Tensor]
     eps: float
 
-    def __add__(self, other: DepthMoments) -> DepthMoments:
-        """Moments of both samples together."""
+    def taken_into(self, other: DepthMoments) -> DepthMoments:
+        """Moments of both samples together, in the memory of the other's, which are not to be used again."""
         count, weight = self.count + other.count, self.count * other.count / (self.count + other.count)
         shift = other.means - self.means
-        grams = [
-            one + two + weight * torch.einsum("p,jq->pjq", shift[depth], shift[depth:])
-            for depth, (one, two) in enumerate(zip(self.grams, other.grams, strict=True))
-        ]
-        return DepthMoments(count, self.means + other.count / count * shift, grams, max(self.eps, other.eps))
+        for depth, (one, two) in enumerate(zip(self.grams, other.grams, strict=True)):
+            two.add_(one).addcmul_(shift[depth, :, None, None], shift[None, depth:], value=weight)
+        means = self.means + other.count / count * shift
+        return DepthMoments(count, means, other.grams, max(self.eps, other.eps))
 
     def pair(self, first: int, last: int) -> Moments:
         """Moments of ``x`` at one depth and ``d`` from there to a later one."""
@@ -68,16 +67,16 @@ class DepthMoments:
 class DepthAccumulator:
     """Gathers `DepthMoments` batch by batch, those of attention sinks apart.
 
-    A token is a sink here if it is one at any depth.
+    A token is a sink here if it is one at any depth. Sums are in host memory.
 
     Args:
-        sink_ratio: a norm beyond this many times the median there, over the first 256 tokens of the first batch, or as
-            many as it has, makes one.
+        sink_ratio: a norm beyond this many times the median there, over the first 256 tokens, makes one.
     """
 
     def __init__(self, sink_ratio: float = 10.0) -> None:
         self._sink_ratio = sink_ratio
         self._limits: Tensor | None = None
+        self._waiting: list[tuple[list[Tensor], Tensor | None]] = []  # until there are as many tokens
         self._kinds: dict[str, _Sums] = {}
 
     def update(self, states: Sequence[Tensor], apart: Tensor | None = None) -> None:
@@ -90,16 +89,28 @@ class DepthAccumulator:
         Raises:
             NonFiniteError: a state is NaN or infinite.
         """
-        norms = torch.stack([torch.linalg.vector_norm(each.float(), dim=1) for each in states])
+        if not len(states[0]):
+            return
+        if self._limits is not None:
+            self._gather(states, apart)
+            return
+        self._waiting.append(([each.clone() for each in states], apart))
+        if sum(len(first) for (first, *_), _ in self._waiting) >= REFERENCE_TOKENS:
+            self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        norms = torch.cat([_norms(states) for states, _ in waiting], 1)[:, :REFERENCE_TOKENS]
+        medians = [float(row[row > 0].median()) if bool((row > 0).any()) else math.inf for row in norms]
+        self._limits = self._sink_ratio * torch.tensor(medians, device=norms.device)[:, None]
+        for part in waiting:
+            self._gather(*part)
+
+    def _gather(self, states: Sequence[Tensor], apart: Tensor | None) -> None:
+        norms = _norms(states)
         if not norms.isfinite().all():
             raise NonFiniteError("activations are NaN, infinite, or too large to square")
-        if self._limits is None:
-            medians = [
-                float(row[row > 0].median()) if bool((row > 0).any()) else math.inf
-                for row in norms[:, :REFERENCE_TOKENS]
-            ]
-            self._limits = self._sink_ratio * torch.tensor(medians, device=norms.device)[:, None]
-        sinks = (norms > self._limits).any(0)
+        sinks = (norms > self._limits).any(0)  # type: ignore[operator]  # which `update` has seen to
         if apart is not None:
             sinks |= apart
         for kind, chosen in (("regular", ~sinks), ("sinks", sinks)):
@@ -110,9 +121,16 @@ class DepthAccumulator:
 
     def freeze(self) -> tuple[DepthMoments | None, DepthMoments | None]:
         """Moments of all tokens, and of those that are no sinks; the accumulator is empty then."""
+        if self._waiting:
+            self._stop_waiting()
         found = {kind: self._kinds.pop(kind).freeze() for kind in [*self._kinds]}
         regular, sinks = found.get("regular"), found.get("sinks")
-        return regular + sinks if regular and sinks else regular or sinks, regular
+        return regular.taken_into(sinks) if regular and sinks else regular or sinks, regular
+
+
+def _norms(states: Sequence[Tensor]) -> Tensor:
+    """``[depths, tokens]``."""
+    return torch.stack([torch.linalg.vector_norm(each.float(), dim=1) for each in states])
 
 
 class _Sums:
@@ -123,9 +141,8 @@ class _Sums:
 
     def add(self, states: Sequence[Tensor]) -> None:
         """Add ``[tokens, p]`` at each depth."""
-        home = states[0].device if states[0].device.type != "mps" else torch.device("cpu")
         self._eps = max(self._eps, *(torch.finfo(each.dtype).eps for each in states))
-        stacked = torch.stack([each.to(home, torch.float64) for each in states], 1)  # [tokens, depths, p]
+        stacked = torch.stack([each.to("cpu", torch.float64) for each in states], 1)  # [tokens, depths, p]
         tokens, depths, width = stacked.shape
         if not self._count:
             self._centre = stacked.mean(0)
@@ -142,8 +159,8 @@ class _Sums:
         """The moments so far."""
         mean = self._sum / self._count
         for depth, gram in enumerate(self._grams):
-            gram -= self._count * torch.einsum("p,jq->pjq", mean[depth], mean[depth:])
-        return DepthMoments(self._count, self._centre + mean, [gram.cpu() for gram in self._grams], self._eps)
+            gram.addcmul_(mean[depth, :, None, None], mean[None, depth:], value=-self._count)
+        return DepthMoments(self._count, self._centre + mean, self._grams, self._eps)
 
 
 def depth_pairs(depths: int) -> Iterator[tuple[int, int]]:
@@ -152,5 +169,5 @@ def depth_pairs(depths: int) -> Iterator[tuple[int, int]]:
 
 
 def bytes_of_pairs(depths: int, width: int) -> int:
-    """What the moments of all pairs take, sinks or not."""
-    return depths * (depths + 1) // 2 * width**2 * 8
+    """What the moments of all pairs take, of regular tokens and of sinks."""
+    return 2 * depths * (depths + 1) // 2 * width**2 * 8

@@ -114,7 +114,7 @@ def score_update(block: BlockMoments) -> BlockScores:
     Raises:
         ValueError: the moments hold no tokens, or x and d differ in width.
     """
-    scored = score_block(block)
+    scored = score_block(block, alone=True)
     none: dict[str, Any] = {"linearity": Linearity(), "identity": None, "update_ratio": None}
     everything, without = replace(scored.all_tokens, **none), scored.without_sinks
     sinks, moments = total(block.sinks), scored.all_tokens.moments
@@ -131,14 +131,14 @@ def score_update(block: BlockMoments) -> BlockScores:
     )
 
 
-def score_block(block: BlockMoments) -> BlockScores:
-    """Score a block from its moments.
+def score_block(block: BlockMoments, *, alone: bool = False) -> BlockScores:
+    """Score a block from its moments; or, for `score_update`, an update ``alone``.
 
     Raises:
         ValueError: the moments hold no tokens, or x and d differ in width.
     """
     sinks = total(block.sinks)
-    everything = score_folds(block.folds, block.eps, block.shifted.all_pairs)
+    everything = score_folds(block.folds, block.eps, block.shifted.all_pairs, alone=alone)
     cosine = block.cosine_sum / everything.tokens
     if sinks is None:
         return BlockScores(everything, everything, 0, block.counts, 0.0, cosine)
@@ -146,16 +146,23 @@ def score_block(block: BlockMoments) -> BlockScores:
     shift = (sinks.mean_x + sinks.mean_d) - (moments.mean_x + moments.mean_d)
     part = sinks.output_energy + sinks.count * float(shift @ shift)
     share = part / moments.output_energy if moments.output_energy > 0 else None
-    without = score_folds(block.regular, block.eps, block.shifted.regular) if any(block.regular) else None
+    without = None
+    if any(block.regular):
+        without = score_folds(block.regular, block.eps, block.shifted.regular, alone=alone)
     return BlockScores(everything, without, sinks.count, block.counts, share, cosine)
 
 
 def score_folds(
-    folds: tuple[Moments | None, ...], eps: float = BlockMoments.eps, shifted: CrossMoments | None = None
+    folds: tuple[Moments | None, ...],
+    eps: float = BlockMoments.eps,
+    shifted: CrossMoments | None = None,
+    *,
+    alone: bool = False,
 ) -> Scores:
     """Score one set of tokens, held in folds, whose states were computed with some ``eps``.
 
-    ``shifted`` are the moments of pairs of different rows of these tokens.
+    ``shifted`` are the moments of pairs of different rows of these tokens. Of an update ``alone``, which was rounded by
+    itself and not as the difference of two states, the scores of the output mean nothing.
 
     Raises:
         ValueError: there are no tokens, or x and d differ in width.
@@ -168,12 +175,13 @@ def score_folds(
     if p != q:
         raise ValueError(f"expected input and update of one width, got {p} and {q}")
     solution = solve(moments)
-    output, update = _energies(moments, moments, eps)
+    energies = _energy_alone if alone else _energies
+    output, update = energies(moments, moments, eps)
     held_out, condition = [], solution.factor.condition
     if len(present) == len(folds) > 1:
         for fold, train in zip(present, without_each(present), strict=True):
             fit = solve(train)
-            shares = _held_out_shares(fold, train, fit.coefficients, eps)
+            shares = _held_out_shares(fold, train, fit.coefficients, energies(fold, train, eps))
             held_out.append(shares)
             if moments.products is torch.float32 and train.count < _FEW * p:
                 worst = max([1.0, *(1 - share for share in shares if share is not None)])
@@ -190,7 +198,8 @@ def score_folds(
         return Linearity(in_sample, adjusted, mean, stderr, 0 if mean is None else len(held_out))
 
     identity = _share(update, output)
-    error = FLOAT32_ERROR * condition * moments.cancellation if moments.products is torch.float32 else 0.0
+    cancellation = 1.0 if alone else moments.cancellation
+    error = FLOAT32_ERROR * condition * cancellation if moments.products is torch.float32 else 0.0
     return Scores(
         tokens=n,
         linearity=linearity(output, 0),
@@ -220,12 +229,20 @@ def _energies(moments: Moments, about: Moments, eps: float) -> tuple[float, floa
     return output, update if update > level else 0.0
 
 
+def _energy_alone(moments: Moments, about: Moments, eps: float) -> tuple[float, float]:
+    """``|D|^2`` about the mean of some moments, twice; zero where rounding of the updates may have made it."""
+    shift = moments.mean_d - about.mean_d
+    update = moments.energy + moments.count * float(shift @ shift)
+    level = (_UPDATE_LEVEL * eps) ** 2 * (moments.energy + moments.count * float(moments.mean_d @ moments.mean_d))
+    return (update, update) if update > level else (0.0, 0.0)
+
+
 def _held_out_shares(
-    fold: Moments, train: Moments, coefficients: Tensor, eps: float
+    fold: Moments, train: Moments, coefficients: Tensor, energies: tuple[float, float]
 ) -> tuple[float | None, float | None]:
     """Linearity and update linearity of a fold under the means and the map of other tokens."""
     residual = held_out_residual(fold, train, coefficients)
-    output, update = _energies(fold, train, eps)
+    output, update = energies
     return _share(residual, output), _share(residual, update)
 
 

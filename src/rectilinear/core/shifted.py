@@ -25,14 +25,20 @@ class RowPairs:
     Attributes:
         rows: numbers of the rows, in the order of the tokens.
         pairs: of numbers: the row whose inputs and the row whose updates are paired, which came before or are these.
-        keep: numbers of the rows that are paired with later ones.
+        inputs, updates: numbers of the rows whose inputs, or updates, are paired with later rows'.
         lengths: tokens of each row.
     """
 
     rows: Sequence[int]
     pairs: Sequence[tuple[int, int]]
-    keep: frozenset[int]
+    inputs: frozenset[int]
+    updates: frozenset[int]
     lengths: tuple[int, ...] = ()
+
+    @property
+    def needed(self) -> set[int]:
+        """Numbers of the rows that are paired now."""
+        return {row for pair in self.pairs for row in pair}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +83,18 @@ class Shifted:
 
 
 class ShiftedAccumulator:
-    """Gathers `Shifted` batch by batch; keeps the rows that are paired with later ones."""
+    """Gathers `Shifted` batch by batch; keeps what is paired with later rows, in host memory and as it was given."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[Tensor, ...]] = {}  # by row: inputs, updates, and which are sinks
-        self._regular, self._sinks = CrossAccumulator(), CrossAccumulator()
+        self._inputs: dict[int, Tensor] = {}  # by row
+        self._updates: dict[int, Tensor] = {}
+        self._sinks: dict[int, Tensor] = {}  # which tokens are
+        self._seen: set[int] = set()
+        self._sums = {"regular": CrossAccumulator(), "sinks": CrossAccumulator()}
 
-    def update(self, x: Tensor, d: Tensor, sinks: Tensor, pairs: RowPairs, products: torch.dtype) -> None:
+    def update(
+        self, x: Tensor, d: Tensor, sinks: Tensor, pairs: RowPairs, products: torch.dtype, kept: torch.dtype
+    ) -> None:
         """Add the pairs of one batch.
 
         Args:
@@ -92,35 +103,48 @@ class ShiftedAccumulator:
             sinks: ``[tokens]`` bool, which tokens are attention sinks.
             pairs: which rows they are of, and what is paired.
             products: precision of the products.
+            kept: that of inputs as they came, in which they are kept.
         """
-        rows = zip(*(torch.split(tokens, [*pairs.lengths]) for tokens in (x, d, sinks)), strict=True)
-        known: dict[int, tuple[Tensor, ...]] = self._kept | dict(zip(pairs.rows, rows, strict=True))
+        if not self._seen.isdisjoint(pairs.rows):  # a block that runs again: there are no such pairs
+            self._sums, self._inputs, self._updates = {}, {}, {}
+        self._seen |= {*pairs.rows}
+        if not self._sums:
+            return
+        parts = (torch.split(tokens, [*pairs.lengths]) for tokens in (x, d, sinks))
+        inputs, updates, apart = (dict(zip(pairs.rows, rows, strict=True)) for rows in parts)
+        for known, new in ((self._inputs, inputs), (self._updates, updates), (self._sinks, apart)):
+            new |= {row: kept_row.to(x.device) for row, kept_row in known.items() if row in pairs.needed}
         found = [
-            (theirs[:shared], apart[:shared] | own_apart[:shared], ours[:shared])
+            (inputs[one][:shared], updates[other][:shared], (apart[one][:shared] | apart[other][:shared]))
             for one, other in pairs.pairs
-            if one in known and other in known  # else it has no tokens
-            for (theirs, _, apart), (_, ours, own_apart) in [(known[one], known[other])]
-            for shared in [min(len(theirs), len(ours))]
+            if one in inputs and other in updates  # else it has no tokens
+            for shared in [min(len(inputs[one]), len(updates[other]))]
         ]
         if found:
-            theirs, apart, ours = (torch.cat(parts) for parts in zip(*found, strict=True))
-            if apart.any():
-                self._add(self._sinks, theirs[apart], ours[apart], products)
-                theirs, ours = theirs[~apart], ours[~apart]
-            self._add(self._regular, theirs, ours, products)
-        self._kept = {
-            number: row if number in self._kept else tuple(part.clone() for part in row)
-            for number, row in known.items()
-            if number in pairs.keep
-        }
-
-    def _add(self, accumulator: CrossAccumulator, x: Tensor, d: Tensor, products: torch.dtype) -> None:
-        accumulator.products = products
-        accumulator.update(x, d)
+            theirs, ours, marks = (torch.cat(parts) for parts in zip(*found, strict=True))
+            for kind, chosen in (("regular", ~marks), ("sinks", marks)):
+                if chosen.any():
+                    everything = bool(chosen.all())
+                    self._sums[kind].products = products
+                    self._sums[kind].update(*((part if everything else part[chosen]) for part in (theirs, ours)))
+        self._inputs = _kept(self._inputs, inputs, pairs.inputs, kept)
+        self._updates = _kept(self._updates, updates, pairs.updates, d.dtype)
+        self._sinks = _kept(self._sinks, apart, pairs.inputs | pairs.updates, torch.bool)
 
     def freeze(self) -> Shifted:
         """The moments so far."""
-        return Shifted(*(part.freeze().to("cpu") if part.count else None for part in (self._regular, self._sinks)))
+        return Shifted(*(sums.freeze().to("cpu") if sums.count else None for sums in self._sums.values()))
+
+
+def _kept(
+    before: dict[int, Tensor], rows: dict[int, Tensor], wanted: frozenset[int], dtype: torch.dtype
+) -> dict[int, Tensor]:
+    """Rows that later ones are paired with: those that were kept before as they are, others as copies."""
+    return {
+        row: before[row] if row in before else torch.empty_like(rows[row], dtype=dtype, device="cpu").copy_(rows[row])
+        for row in wanted
+        if row in rows or row in before
+    }
 
 
 def shifted_null(shifted: CrossMoments | None, factor: Factor) -> float | None:

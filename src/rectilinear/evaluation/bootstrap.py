@@ -78,11 +78,14 @@ def paired_difference(ours: Observed, theirs: Observed) -> DifferenceRecord:
         return DifferenceRecord(value=value, stderr=stderr, p_value=float(p_value), n=n)
     if (ours.groups is None) != (theirs.groups is None):  # an older file, of which others were drawn
         return DifferenceRecord(value=value, stderr=None, n=n)
-    scores = numpy.array([of.resampled or _resample(mean, of.values or ()) for of in (ours, theirs)])
+    independent = n if ours.groups is None else len({*ours.groups})
+    if independent < 2:
+        return DifferenceRecord(value=value, stderr=None, n=n)
+    scores = numpy.array([of.resampled or _resample(mean, of.values or (), of.groups) for of in (ours, theirs)])
     changes = scores[0] - scores[1]
     beyond = min((changes <= 0).mean(), (changes >= 0).mean())
     # No surer than resamples, or a sign test of so few documents, could be.
-    p_value = min(1.0, 2 * max(float(beyond), 1 / RESAMPLES, 0.5**n))
+    p_value = min(1.0, 2 * max(float(beyond), 1 / RESAMPLES, 0.5**independent))
     return DifferenceRecord(value=value, stderr=float(changes.std(ddof=1)), p_value=p_value, n=n)
 
 
@@ -117,10 +120,15 @@ def no_spread(value: float, stderr: float) -> bool:
 
 def _resample(aggregate: Aggregate, items: Sequence[Any], groups: Sequence[int] | None = None) -> list[float]:
     """A score over documents, or groups, that are drawn anew `RESAMPLES` times, the same ones whatever is noted."""
-    numbers = numpy.arange(len(items)) if groups is None else numpy.asarray(groups)
-    members = [numpy.flatnonzero(numbers == number) for number in numpy.unique(numbers)]
-    chosen = numpy.random.default_rng(0).integers(len(members), size=(RESAMPLES, len(members)))
-    places = ([place for group in drawn for place in members[group]] for drawn in chosen)
+    generator = numpy.random.default_rng(0)
+    places: Any
+    if groups is None:
+        places = generator.integers(len(items), size=(RESAMPLES, len(items)))
+    else:
+        _, numbers, sizes = numpy.unique(groups, return_inverse=True, return_counts=True)
+        members = numpy.split(numpy.argsort(numbers, kind="stable"), numpy.cumsum(sizes)[:-1])
+        chosen = generator.integers(len(members), size=(RESAMPLES, len(members)))
+        places = [numpy.concatenate([members[group] for group in drawn]) for drawn in chosen]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "F-score is ill-defined")  # where a label is never there, or never drawn
         return [float(aggregate([items[place] for place in drawn])) for drawn in places]

@@ -31,16 +31,16 @@ _Task = Mapping[str, DifferenceRecord]
 
 
 def find_differences(ours: Evaluation, theirs: Evaluation) -> Differences:
-    """Put one model beside another, paired by rows of text, documents, questions and stories.
+    """Put one model beside another, paired by documents, questions and stories.
 
     What the two were not asked in the same way has no difference; see `find_unlike`.
     """
     loss: float | None = None
     stderr = interval = None
     if _same_rows(ours, theirs):
-        mine = _perplexity(ours)
-        loss, stderr = mine.minus(_perplexity(theirs))
-        interval = IntervalRecord.of(loss, stderr, len(mine.clusters.sums))
+        changes = _perplexity(ours).changes(_perplexity(theirs))
+        loss, stderr = changes.mean()
+        interval = IntervalRecord.of(loss, stderr, len(changes.sums))
     tasks = dict(_task_differences(ours, theirs))
     prefill, decode, cache_bytes = _speed_ratios(ours, theirs)
     return Differences(

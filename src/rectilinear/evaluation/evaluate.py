@@ -72,7 +72,7 @@ def evaluate_all(
         models: Hub ids, paths, ``"storyteller"``, or modules.
         text: a text source; see `rectilinear.text.sources.open_text`. None for tasks alone.
         evaluating: what is asked beside the text, and how.
-        against: a model to compare the others with, row by row and document by document; it is evaluated too, first,
+        against: a model to compare the others with, document by document; it is evaluated too, first,
             in its default revision and everything else as for the others.
         rows: how text becomes rows of tokens; its seed is also that of the choice of examples.
         loading: how models are loaded.

@@ -144,12 +144,11 @@ def _metrics(
     metrics: dict[str, MetricRecord] = {}
     items: dict[str, Observed] = {}
     constants = _constant_answers(task, samples)
-    passages = _passages(samples)
     for label, value, error in _values(results["results"][name]):
         metric, _, kept = label.partition(",")
         own = [place for place, s in enumerate(samples) if s["filter"] == (kept or "none") and metric in s]
         parts = [samples[place][metric] for place in own]
-        groups = passages and [passages[place] for place in own]
+        groups = _passages([samples[place] for place in own])
         if not parts:
             raise broken_promise("lm_eval", f"have samples with the items of {name}'s {label}")
         aggregate = task.aggregation().get(metric, mean)

@@ -78,7 +78,10 @@ class Measurements(Record):
     clustered_by: Literal["documents", "rows"] | None = Field(
         default=None, description="rows where the text is one document, or in older files"
     )
-    tokens: int = Field(default=0, description="that were predicted: all but the first of each row")
+    tokens: int = Field(
+        default=0,
+        description="predicted: all but the first of each row, and BOS where rows begin with it",
+    )
     parameters: int
     tokens_per_second: SpeedRecord = SpeedRecord()
     cache_bytes: int | None = Field(

@@ -27,7 +27,7 @@ def bos_warnings(model: nn.Module, ids: Tensor, bos: int | None, with_bos: bool)
         bos: id of the tokenizer's BOS; None where it has none.
         with_bos: whether each row begins with it; else only rows that do not are looked at.
     """
-    if bos is None:
+    if bos is None or not hasattr(model, "config"):  # which may keep a state from call to call
         return []
     rows = ids if with_bos else ids[ids[:, 0] != bos]
     rows = rows[:_ROWS, : _TOKENS + with_bos].to(device_of(model))
@@ -40,10 +40,10 @@ def bos_warnings(model: nn.Module, ids: Tensor, bos: int | None, with_bos: bool)
         check_decoder(model, without)
         with evaluating(model), torch.no_grad():
             alone, after = (token_losses(row_logits(model, part), part).double() for part in (without, begun))
-    except (RequestError, JobError):
+    except (RequestError, JobError, MemoryError, RuntimeError):  # no logits, or no memory for what nobody asked for
         return []
     plain, better = float(alone[:, :shared].mean()), float(after[:, 1:].mean())
-    if abs(plain - better) < _GAP or (better < plain) is with_bos:
+    if not abs(plain - better) >= _GAP or (better < plain) is with_bos:  # nor where one is not a number
         return []
     return [
         f"the model predicts these rows far better where they begin {'with' if better < plain else 'without'} BOS "

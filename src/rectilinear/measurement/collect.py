@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rectilinear.core.block_moments import BlockAccumulator, BlockMoments, NonFiniteError
+from rectilinear.core.block_moments import REFERENCE_TOKENS, BlockAccumulator, BlockMoments, NonFiniteError
 from rectilinear.core.shifted import RowPairs
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.partners import Pairing, Partners
@@ -31,11 +31,13 @@ class RowFacts:
         partners: for the shifted null; None for none.
         bos: id of the tokenizer's BOS; None where it has none, or it is not known.
         with_bos: whether each row begins with it; its tokens are then kept apart, as attention sinks are.
+        documents: how many they are of; None where that is not known.
     """
 
     partners: Partners | None = None
     bos: int | None = None
     with_bos: bool = False
+    documents: int | None = None
 
 
 def collect_moments(
@@ -52,7 +54,7 @@ def collect_moments(
     """The moments of every block, or part of one, from one pass over the batches.
 
     Row i of N belongs to fold ``i * folds // N``. No more is kept than the moments, while a block runs its input, and
-    of each block the inputs of rows that others are yet to be paired with.
+    in host memory what of rows is yet to be paired: of one row or a few where documents are known, else of a batch.
 
     Args:
         model, blocks, batches, settings, progress: what is run, and how it is measured.
@@ -67,7 +69,7 @@ def collect_moments(
     accumulators = [_accumulator(settings, folds, rows, block) for block in blocks]
     numbers = range(len(blocks)) if numbers is None else numbers
     paper = settings.convention == "paper"
-    pairing = Pairing(rows.partners, [count_rows(batch) for batch in batches])
+    pairing = Pairing(rows.partners, [count_rows(batch) for batch in batches], _first(batches, layout, paper))
     pieces: list[Piece] = []
     shape: list[Any] = [0, None]  # rows and tokens of the batch that is running
     failures: list[JobError] = []
@@ -98,6 +100,19 @@ def collect_moments(
             if failures:
                 raise failures[0]
     return _frozen(accumulators, numbers)
+
+
+def _first(batches: Sequence[Batch], layout: Layout, padding_counts: bool) -> int:
+    """How many batches hold the tokens that tell attention sinks, so that these do not depend on the batches."""
+    tokens = 0
+    for place, batch in enumerate(batches):
+        mask = None if padding_counts else mask_of(batch, layout.decoder)
+        tokens += (
+            int(mask.sum()) if mask is not None else count_rows(batch) * (count_tokens(batch, layout.decoder) or 1)
+        )
+        if tokens >= REFERENCE_TOKENS:
+            return place + 1
+    return len(batches)
 
 
 def _accumulator(settings: Measurement, folds: int, rows: RowFacts, block: nn.Module | Span) -> BlockAccumulator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,16 +115,14 @@ def read_inputs(
     """
     tokens = as_batches(text)
     if tokens is not None:
-        found = token_inputs(tokens, origin.config)
-        count = len(tokens) if isinstance(tokens, Tensor) else sum(map(count_rows, tokens))
-        return replace(found, rows=RowFacts(Partners.by_half(count)))
+        return token_inputs(tokens, origin.config)
     packed = origin.rows(text, rows, tokenizer)
     return text_inputs(packed, name_source(text), rows.model_dump(exclude={"seq_len"}))
 
 
 def text_inputs(packed: TokenRows, source: str, reading: Mapping[str, Any]) -> Inputs:
     """Rows of a text, read in some way."""
-    facts = RowFacts(Partners.of(packed.documents), packed.bos, packed.with_bos)
+    facts = RowFacts(Partners.of(packed.documents), packed.bos, packed.with_bos, packed.count)
     return Inputs(packed.ids, source, packed.fingerprint, packed.ids.shape[1], reading, facts)
 
 
@@ -137,12 +135,13 @@ def token_inputs(tokens: Tensor | Sequence[Batch], config: Any, source: str | No
     if isinstance(tokens, Tensor):
         ids = tokens.detach().cpu()
         check_rows(config, ids)
-        return Inputs(ids, source or "rows", fingerprint([ids]), ids.shape[1], {})
+        return Inputs(ids, source or "rows", fingerprint([ids]), ids.shape[1], {}, RowFacts(Partners.by_half(len(ids))))
     tensors = [tensors_of(batch) for batch in tokens]
     for first, *_ in filter(None, tensors):
         check_rows(config, first)
     parts = [part for some in tensors for tensor in some for part in (f"{[*tensor.shape]}", tensor)]
-    return Inputs(tokens, "batches", fingerprint(parts), None, {})
+    facts = RowFacts(Partners.by_half(sum(map(count_rows, tokens))))
+    return Inputs(tokens, "batches", fingerprint(parts), None, {}, facts)
 
 
 def profile_model(
@@ -242,7 +241,12 @@ def score_model(
             "If not, try `blocks` with another path"
         )
     data = DataRecord(
-        source=inputs.source, fingerprint=inputs.fingerprint, tokens=tokens, rows=sum(lengths), seq_len=inputs.seq_len
+        source=inputs.source,
+        fingerprint=inputs.fingerprint,
+        tokens=tokens,
+        rows=sum(lengths),
+        seq_len=inputs.seq_len,
+        documents=facts.documents,
     )
     warnings = find_warnings(records, data, width, measurement.folds) + warnings
     ran = {record.index for blocks in records.values() for record in blocks}

@@ -26,7 +26,7 @@ from rectilinear.text.batches import Batch
 def check_memory(depths: int, width: int) -> str:
     """What all pairs take, in words; RequestError where there is not as much memory."""
     needed, there = bytes_of_pairs(depths, width), psutil.virtual_memory().available
-    cost = f"{depths * (depths - 1) // 2:,} pairs of depths, {needed / 1e9:.1f} GB of moments, as much again with sinks"
+    cost = f"{depths * (depths - 1) // 2:,} pairs of depths, {needed / 1e9:.1f} GB of moments"
     if needed > there:
         raise RequestError(f"expected memory for {cost}, got {there / 1e9:.1f} GB; try without `pairs`")
     return cost
@@ -48,8 +48,11 @@ def measure_pairs(
     layout, blocks = find_layout(model, stack, batches[0]), stack.blocks
     accumulator = DepthAccumulator(settings.sink_ratio)
     states: dict[int, Tensor] = {}
+    failures: list[JobError] = []
 
     def consume(index: int, x: Tensor, y: Tensor) -> None:
+        if index + 1 in states:
+            failures.append(JobError(f"expected blocks that run once in a pass, got block {index}, which runs again"))
         if index == 0:
             states[0] = x.clone()  # what comes after may write over it
         states[index + 1] = y.clone()
@@ -58,16 +61,18 @@ def measure_pairs(
         for batch, pieces in in_folds(batches, 1, "rows for pairs", progress, decoder=layout.decoder):
             states.clear()
             run(model, batch)
+            if failures:
+                raise failures[0]
             if len(states) != len(blocks) + 1:
                 raise JobError(f"expected all {len(blocks)} blocks to run on each batch, got {max(len(states) - 1, 0)}")
             shape = count_rows(batch), count_tokens(batch, layout.decoder)
             try:
-                known = [layout.by_rows(states[depth], *shape) for depth in range(len(states))]
+                known = [layout.by_rows(states[depth], *shape).to(states[0].device) for depth in range(len(states))]
                 for piece in pieces:
                     ids = piece.places(known[0].shape[1])[:, 1].to(known[0].device)
                     begin: Tensor | None = torch.eq(ids, rows.bos) if rows.with_bos and rows.bos is not None else None
                     accumulator.update([piece.of(each) for each in known], begin)
-            except (NonFiniteError, ValueError, RuntimeError) as error:
+            except (NonFiniteError, ValueError) as error:
                 raise JobError(f"pairs of depths: {error}") from None
     everything, regular = accumulator.freeze()
     if everything is None:

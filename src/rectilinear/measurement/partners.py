@@ -54,26 +54,28 @@ class Pairing:
     Args:
         partners: of all rows; None for no pairs.
         lengths: rows of each batch.
+        first: how many batches come first in any case, since the limits of attention sinks are of their tokens.
 
     Attributes:
         order: the batches, each after those of its rows' partners.
     """
 
-    def __init__(self, partners: Partners | None, lengths: Sequence[int]) -> None:
+    def __init__(self, partners: Partners | None, lengths: Sequence[int], first: int = 0) -> None:
         known = enumerate(partners.rows if partners else ())
         pairs = [(other, row) for row, other in known if other is not None]
         self._pairs_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for pair in pairs:
             for row in pair:
                 self._pairs_of[row].append(pair)
-        self._open = Counter(row for pair in pairs for row in pair)  # pairs of each row that are yet to be given
+        # Pairs that are yet to be given, by the row of the inputs and by that of the updates.
+        self._open = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
         self._seen: set[int] = set()
-        self._kept: frozenset[int] = frozenset()
+        self._kept: list[frozenset[int]] = [frozenset(), frozenset()]
         order: list[int] = []
         if partners and partners.how == "half":
             batch_of = [batch for batch, length in enumerate(lengths) for _ in range(length)]
             order = [batch_of[row] for pair in pairs for row in sorted(pair)]
-        self.order = [*dict.fromkeys([*order, *range(len(lengths))])]
+        self.order = [*dict.fromkeys([*range(first), *order, *range(len(lengths))])]
 
     def take(self, rows: range) -> RowPairs | None:
         """The pairs of the rows that come next, each to be asked for once; None where there are no pairs at all."""
@@ -81,6 +83,11 @@ class Pairing:
             return None
         self._seen |= {*rows}
         complete = {pair: None for row in rows for pair in self._pairs_of[row] if self._seen.issuperset(pair)}
-        self._open -= Counter(row for pair in complete for row in pair)
-        self._kept = frozenset(row for row in {*self._kept, *rows} if self._open[row])
-        return RowPairs(rows, [*complete], self._kept)
+        for place, counts in enumerate(self._open):
+            counts.subtract(Counter(pair[place] for pair in complete))
+        self._kept = [
+            frozenset(row for row in {*kept, *rows} if counts[row])
+            for kept, counts in zip(self._kept, self._open, strict=True)
+        ]
+        inputs, updates = self._kept
+        return RowPairs(rows, [*complete], inputs, updates)

@@ -35,9 +35,9 @@ class Losses:
         """Loss of a token, and its standard error with the groups as clusters; None for a single one."""
         return mean_over_groups(self.sums.numpy(), self.sizes.numpy())
 
-    def minus(self, other: Losses) -> tuple[float, float | None]:
-        """How much larger the loss is than another of the same tokens, and the standard error of that."""
-        return Losses(self.sums - other.sums, self.sizes).mean()
+    def minus(self, other: Losses) -> Losses:
+        """How much larger losses are than others of the same tokens."""
+        return Losses(self.sums - other.sums, self.sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,11 @@ class Perplexity:
         return exponential(self.loss)
 
     def minus(self, other: Perplexity) -> tuple[float, float | None]:
-        """How much larger this loss is than another on the same rows, and the standard error of that.
+        """How much larger this loss is than another on the same rows, and the standard error of that; see `changes`."""
+        return self.changes(other).mean()
+
+    def changes(self, other: Perplexity) -> Losses:
+        """How much larger losses are than another's on the same rows, by the clusters that both have.
 
         How hard a document is moves both losses alike and drops out: the error is that of the differences of clusters.
 

@@ -159,7 +159,7 @@ class Profile(ResultFile):
             [[cell(block) for _, cell in columns] for block in blocks],
             title=f"{self.model.id}: {whose}{stack}, {describe_rows(self.data, self.settings)}",
             caption=f"{_ADDED if target != 'block' else ''}held out: mean over folds, ± standard error\n"
-            f"null: {self._null()}" + _SINKS * sinks,
+            f"null: {self._null()}" + f"{_SINKS}{'y' if target == 'block' else 'what is added'}" * sinks,
         )
 
     @property
@@ -184,7 +184,7 @@ _ADDED = "of what each adds to the residual stream, from what it is given\n"
 
 _SINKS = (
     "\nsinks: tokens whose input, output or update is far longer than that of others; first: at the beginning of their "
-    "row; in brackets their share of the variation of y"
+    "row; in brackets their share of the variation of "
 )
 
 

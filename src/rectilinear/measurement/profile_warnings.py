@@ -9,6 +9,9 @@ from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.results import DataRecord
 from rectilinear.settings import Target
 
+# With fewer documents a fold, held-out scores are biased up by more than their error (benchmarks/coverage_text.json).
+_DOCUMENTS_A_FOLD = 5
+
 
 def _constant(block: BlockRecord, target: Target) -> list[str]:
     """What of a block differs from token to token by no more than rounding."""
@@ -55,6 +58,12 @@ def about_tokens(blocks: Sequence[BlockRecord], data: DataRecord, width: int, fo
             f"{tokens} tokens are fewer than {TOKENS_A_FEATURE} x width {width}: in-sample scores are biased up, "
             f"held-out scores down; read adjusted{_bias_of_adjusted(blocks, width)}, or measure {enough} tokens"
         )
+    if folds > 1 and data.documents is not None and data.documents < _DOCUMENTS_A_FOLD * folds:
+        of = f"{data.documents} documents" if data.documents > 1 else "one document"
+        found.append(
+            f"the rows are of {of}, fewer than {_DOCUMENTS_A_FOLD} for each of {folds} folds: these share documents, "
+            "so that held-out scores are of text known in part, and intervals too narrow; measure more documents"
+        )
     train = tokens * (folds - 1) // folds
     if folds > 1 and train <= width:
         found.append(
@@ -87,7 +96,7 @@ def about_blocks(blocks: Sequence[BlockRecord], target: Target, tokens: int, wid
         groups = {detail: [index for index, other in details.items() if other == detail] for detail in details.values()}
         if groups:
             found.append(f"{text} " + "; ".join(f"{detail} ({_blocks(group)})" for detail, group in groups.items()))
-    return found + _about_sinks(blocks)
+    return found + _about_sinks(blocks, "y" if target == "block" else "what they add")
 
 
 def _bias_of_adjusted(blocks: Sequence[BlockRecord], width: int) -> str:
@@ -101,7 +110,7 @@ def _bias_of_adjusted(blocks: Sequence[BlockRecord], width: int) -> str:
     return f" (which inputs of other rows bring to {min(found):.3f} to {max(found):.3f})" if found else ""
 
 
-def _about_sinks(blocks: Sequence[BlockRecord]) -> list[str]:
+def _about_sinks(blocks: Sequence[BlockRecord], what: str) -> list[str]:
     """One sentence where sinks decide the scores of some blocks."""
     ruled = [block for block in blocks if (block.without_sinks.sink_energy or 0.0) > 0.5]
     if not ruled:
@@ -110,7 +119,7 @@ def _about_sinks(blocks: Sequence[BlockRecord]) -> list[str]:
     first = [block.without_sinks.sinks_by.first_of_row for block in ruled if block.without_sinks.sinks_by]
     place = ", each the first of its row," if first == counts else ""
     return [
-        f"attention sinks{place} carry most of the variation of y in {_blocks([b.index for b in ruled])} (up to "
+        f"attention sinks{place} carry most of the variation of {what} in {_blocks([b.index for b in ruled])} (up to "
         f"{max(counts)} tokens, up to {max(shares):.1%}) and decide the scores there: read those without sinks"
     ]
 

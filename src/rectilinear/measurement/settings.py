@@ -39,12 +39,15 @@ class Measurement(Stack):
             raise ValueError("expected `target=block` with `convention=paper`, which is about whole blocks")
         if self.convention == "paper" and self.pairs:
             raise ValueError("expected no `pairs` with `convention=paper`, which is about one block after the other")
+        if not self.target:
+            raise ValueError("expected a `target`, got none; try `target=block`")
         if len({*self.target}) < len(self.target):
             raise ValueError(f"expected each `target` once, got {','.join(self.target)}")
         return self
 
     def check_one_target(self, command: str) -> None:
         """Raise `RequestError` where several parts, or pairs, are to be measured and a command takes one part."""
-        self.refuse_unused(f"for {command}", "pairs")
+        if self.pairs:
+            self.refuse_unused(f"for {command}", "pairs")
         if len(self.target) > 1:
             raise RequestError(f"expected one `target` for {command}, got {','.join(self.target)}; try one at a time")

@@ -9,7 +9,7 @@ from torch import nn
 
 from rectilinear.errors import RequestError
 from rectilinear.models.capture import Span
-from rectilinear.models.find_blocks import BlockStack
+from rectilinear.models.find_blocks import BlockStack, takes_own_inputs
 from rectilinear.models.part_probe import probe_parts
 from rectilinear.settings import Target
 from rectilinear.text.batches import Batch, ids_of
@@ -33,9 +33,12 @@ def find_measured(
     """
     found: list[Measured] = []
     warnings: list[str] = []
-    ids = ids_of(batch)
+    ids = None if takes_own_inputs(model, stack) else ids_of(batch)
     if ids is None and {*targets} - {"block"}:
-        raise RequestError("expected token ids to find the parts of blocks with, got other inputs; try `target=block`")
+        raise RequestError(
+            "expected token ids to find the parts of blocks with, got other inputs, or a "
+            "decoder beside an encoder; try `target=block`"
+        )
     parts = probe_parts(model, stack, ids) if ids is not None and {*targets} - {"block"} else None
     for target in targets:
         reasons: dict[int, str] = {}
@@ -44,11 +47,11 @@ def find_measured(
                 found.append(Measured(target, index, Span(block, block)))
                 continue
             try:
-                span = parts.part(index, target).span(model)
+                span = parts.part(index, target).update_span(model)
             except RequestError as error:
                 reasons[index] = str(error)
             else:
-                found.append(Measured(target, index, span._replace(is_update=True)))
+                found.append(Measured(target, index, span))
         if len(reasons) == len(stack):
             raise RequestError(reasons[0])
         if reasons:

@@ -90,7 +90,12 @@ def record_rows(source: Any, rows: TokenRows) -> DataRecord:
     """Describe the rows of a text source."""
     count, seq_len = rows.ids.shape
     return DataRecord(
-        source=name_source(source), fingerprint=rows.fingerprint, tokens=count * seq_len, rows=count, seq_len=seq_len
+        source=name_source(source),
+        fingerprint=rows.fingerprint,
+        tokens=count * seq_len,
+        rows=count,
+        seq_len=seq_len,
+        documents=rows.count,
     )
 
 

@@ -7,7 +7,7 @@ other part its MLP. All is found on a few tokens, and holds for any.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,8 +63,7 @@ class _BlockProbe:
     @property
     def stream(self) -> Tensor:
         """What came into the block; nothing where no hidden states did."""
-        x = self.calls[self.block][0].x
-        return torch.empty(0) if x is None else x
+        return torch.empty(0) if (x := self.calls[self.block][0].x) is None else x
 
     @property
     def where(self) -> str:
@@ -109,9 +108,20 @@ class _BlockProbe:
 
     def _only(self, parts: Sequence[Part], target: str, does: str) -> Part | str:
         if len(parts) == 1:
-            return parts[0]
+            return replace(parts[0], added=self._added(parts[0]))
         paths = ", ".join(part.path.removeprefix(f"{self.where}.") for part in parts) or "none"
         return f"expected one {target} in {self.name}, a part that {does}, got {paths}; try `target=block`"
+
+    def _added(self, part: Part) -> str:
+        """The module, as a norm, that a part's output goes straight through before it is added; "" for none."""
+        own, found = self.model.get_submodule(part.path), ""
+        inside, given = {*own.modules()}, self.calls[own][0].y
+        for name, module in self.block.named_modules():
+            calls = self.calls.get(module, [])
+            through = len(calls) == 1 and module not in inside and same(calls[0].x, given)
+            if through and not module._modules and getattr(calls[0].y, "shape", None) == given.shape:
+                found, given = f"{self.where}.{name}", calls[0].y
+        return found
 
     def _candidates(self, module: nn.Module, where: str) -> Iterator[Part]:
         """The outermost modules that take and give vectors of the stream and that the stream goes around."""

@@ -27,6 +27,7 @@ class Part:
         width: of hidden states; of several residual streams together.
         in_stream: whether they are the stream's own, not those of one of several.
         entry_width: of what the entry gives.
+        added: path of the module that makes of its output what is added to the stream, as a norm after it; "" for none.
     """
 
     path: str
@@ -40,10 +41,17 @@ class Part:
     role: str | None = None
     cache_layers: tuple[int, ...] = ()
     entry_width: int = 0
+    added: str = ""
 
     def span(self, model: nn.Module) -> Span:
         """Its modules in a model."""
         return Span(model.get_submodule(self.entry), model.get_submodule(self.path), self.adds)
+
+    def update_span(self, model: nn.Module) -> Span:
+        """From what it takes to what is added to the stream."""
+        if not self.added:
+            return self.span(model)._replace(is_update=True)
+        return Span(model.get_submodule(self.entry), model.get_submodule(self.added), is_update=True)
 
 
 @dataclass(frozen=True)

@@ -122,8 +122,8 @@ def _about_trust(blocks: list[BlockRecord]) -> str:
     return (
         f"How far to trust it. Any map fits a little noise: {unrelated}. "
         f"On text held out from the fit the update's score changes by {-max(lost):+.2f} to {-min(lost):+.2f} points, "
-        f"with a standard error over parts of the text of at most {error:.2f} points. Quote the held-out "
-        "score with its error."
+        f"with a standard error over parts of the text of at most {error:.2f} points. From 20 tokens a feature on "
+        "quote the held-out score with its interval, below that the adjusted one."
     )
 
 

@@ -58,9 +58,13 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
     profiles = (profile, *others)
     wanted = [(target, score) for target in profile.scores for score in _SCORES[target]]
     rows, columns = ceil(len(wanted) / 2), min(len(wanted), 2)
-    with style.drawing(ax, (3.6 * columns, 3.1 * rows), rows, columns, sharex=True, sharey=True) as (figure, axes):
+    with style.drawing(ax, (3.6 * max(columns, 1.4), 3.1 * rows), rows, columns, sharex=True, sharey=True) as (
+        figure,
+        axes,
+    ):
         for spare in axes[len(wanted) :] if ax is None else ():
             spare.remove()
+            axes[len(wanted) - columns].tick_params(labelbottom=True)
         axes = axes[: len(wanted)]
         panels = [*zip(axes, wanted[-len(axes) :], strict=True)]
         for panel, (target, score) in panels:
@@ -83,7 +87,7 @@ def plot_profile(profile: Profile, *others: Profile, ax: Axes | Sequence[Axes] |
         order = sorted(named, key=lambda label: _LEGEND.index(label) if label in _LEGEND else 0)
         handles = [named[label] for label in order]
         if ax is None:
-            figure.legend(handles, order, loc="outside lower center", ncols=min(len(order), 3), fontsize=8)
+            figure.legend(handles, order, loc="outside lower center", ncols=min(len(order), columns + 1), fontsize=8)
         else:
             panels[-1][0].legend(handles, order, fontsize=8)
         if ax is None and not others:

@@ -39,6 +39,11 @@ class TokenRows:
     with_bos: bool = False
 
     @property
+    def count(self) -> int:
+        """How many documents the rows are of."""
+        return int(self.documents[-1, -1] - self.documents[0, 0]) + 1
+
+    @property
     def lead(self) -> int | None:
         """Id of the token that each row begins with, which nothing has to predict; None for none."""
         return self.bos if self.with_bos else None

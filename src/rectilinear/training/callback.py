@@ -89,6 +89,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if every < 1:
             raise RequestError(f"expected a point every 1 or more steps, got every={every}")
         check_batch_size(batch_size)
+        measurement.check_one_target("a callback")
         self._trainer, self._every, self._measurement = trainer, every, measurement
         _, model = trained_model(trainer)
         tokens = as_batches(rows)
@@ -202,10 +203,11 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         file = self._out / Dynamics.file_name
         found = Dynamics.load(file)
         model = {name: value for name, value in self._model.items() if name != "id"}
+        usual = settings_record(Measurement())  # what older versions could not be asked for
         for what, theirs, ours in (
             ("rows", found.data.fingerprint, self._inputs.fingerprint),
             ("model", {name: getattr(found.model, name) for name in model}, model),
-            ("settings", {name: found.settings.get(name, own) for name, own in self._settings.items()}, self._settings),
+            ("settings", {name: found.settings.get(name, usual.get(name)) for name in self._settings}, self._settings),
         ):
             if theirs != ours:
                 raise RequestError(

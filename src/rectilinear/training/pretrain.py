@@ -266,9 +266,11 @@ def _describe(
 
 def _held_out_loss(model: Any, packed: PackedText, batch_size: int) -> Perplexity:
     """Loss on held-out rows, with errors over documents where BOS tells where these begin."""
-    begins = packed.held_out == packed.tokenizer.bos_token_id
-    documents = begins.flatten().cumsum(0).view_as(begins).int()
-    return measure_perplexity(model, packed.held_out, batch_size, documents=documents)
+    rows, bos = packed.held_out, packed.tokenizer.bos_token_id
+    if bos is None:
+        return measure_perplexity(model, rows, batch_size)
+    documents = (rows == bos).flatten().cumsum(0).view_as(rows).int()
+    return measure_perplexity(model, rows, batch_size, documents=documents)
 
 
 def _collate(rows: list[Tensor]) -> dict[str, Tensor]:
