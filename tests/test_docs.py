@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import statistics
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,19 @@ def test_the_page_of_real_decoders_is_what_the_cells_make_it(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     page = runpy.run_path(str(ROOT / "benchmarks/real_page.py"))["page"]()
     assert (ROOT / "docs/real.md").read_text(encoding="utf-8") == page
+
+
+def test_readme_says_what_the_cell_of_a_real_decoder_does():
+    profile = json.loads((ROOT / "benchmarks/real/smollm2-135m-wikitext-100000.json").read_text())
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    blocks = profile["blocks"]
+    high = [block for block in blocks if block["linearity"]["in_sample"] >= 0.99]
+    assert f"{profile['data']['tokens']:,} tokens of WikiText: {len(high)} of {len(blocks)} blocks have" in readme
+    assert not any(block["without_sinks"]["linearity"]["in_sample"] >= 0.99 for block in blocks)
+    first = [block["without_sinks"]["sinks_by"]["first_of_row"] / block["without_sinks"]["sinks"] for block in high]
+    assert min(first) > 0.97
+    updates = [block["without_sinks"]["update_linearity"]["in_sample"] for block in blocks]
+    assert abs(statistics.median(updates) - 0.5) < 0.05
 
 
 def test_readme_quotes_the_profile():
