@@ -23,7 +23,7 @@ import rectilinear
 from rectilinear import Evaluating, JobError, RequestError
 from rectilinear.evaluation import task_set
 from rectilinear.evaluation.decoder import HarnessDecoder
-from rectilinear.evaluation.harness import _log_perplexity, run_tasks
+from rectilinear.evaluation.harness import _log_perplexity, _passages, run_tasks
 from rectilinear.evaluation.task_set import COLUMNS
 from tests.conftest import build_llama
 from tests.superglue import ANSWERS, CLAIMS, write_lines, write_superglue
@@ -655,3 +655,14 @@ def test_perplexities_are_compared_as_ratios(model, beginning, tmp_path):
 def test_tasks_are_in_the_order_that_was_asked_for(data):
     assert [*load_tasks(["wsc", "superglue", "rte"], data).tasks] == ["wsc", *LOCAL[:-1], "rte"]
     assert [*load_tasks(["superglue", "wsc"], data).tasks] == [*LOCAL]
+
+
+def test_which_documents_are_about_one_passage():
+    def samples(name, texts):
+        return [{"doc": {name: text, "question": number}} for number, text in enumerate(texts)]
+
+    assert _passages(samples("paragraph", ["a", "b", "a", "c"])) == [0, 1, 0, 2]
+    assert _passages(samples("passage", ["a", "a"])) == [0, 0]
+    assert _passages(samples("passage", ["a", "b"])) is None  # each is about another
+    assert _passages(samples("sentence", ["a", "a"])) is None
+    assert _passages([*samples("passage", ["a", "a"]), {"doc": {"query": "b"}}]) is None

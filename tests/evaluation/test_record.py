@@ -128,6 +128,16 @@ def test_ratios_are_of_the_model_to_the_other(alone):
     )
 
 
+def test_with_a_file_that_has_rows_alone_differences_are_over_rows(alone):
+    assert alone.clustered_by == "documents"
+    older = alone.model_copy(update={"items": Items(rows=alone.items.rows)})
+    found = find_differences(alone, older)
+    assert (found.loss, found.loss_stderr) == (0.0, 0.0)
+    moved = [loss + place for place, loss in enumerate(older.items.rows)]
+    found = find_differences(alone, older.model_copy(update={"items": Items(rows=moved)}))
+    assert found.loss_interval == IntervalRecord.of(found.loss, found.loss_stderr, len(moved))
+
+
 def test_no_ratio_to_what_is_not_there_or_nothing(alone):
     one, other = run(alone, 30.0, None, 100, (1000.0, 1000.0)), run(alone, None, 2.0, 0, (0.0, 0.0))
     found = find_differences(one, other)

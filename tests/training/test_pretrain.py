@@ -1,5 +1,6 @@
 """Pretraining: what is left in the folder, going on after a stop, and what cannot be."""
 
+import copy
 import json
 import os
 import re
@@ -404,6 +405,16 @@ def test_a_tokenizer_without_padding(tiny_tokenizer, text_file, tmp_path):
     assert training.settings["vocabulary"] == training.settings["vocab_size"] == len(tiny_tokenizer)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.vocab_size == len(tiny_tokenizer)
+
+
+def test_a_tokenizer_without_bos(tiny_tokenizer, text_file, tmp_path):
+    """Nothing tells where documents begin then, and errors are over rows."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "max_steps": 1}
+    training = run(text_file, tmp_path / "out", BLIND, without=["vocab_size"], **options)
+    assert training.held_out.stderr > 0
 
 
 def test_stories_are_held_out_from_stories(tiny_checkpoint, tmp_path):
