@@ -50,7 +50,7 @@ def figures(lines: list[dict[str, Any]]) -> str:
         f"{HEADING}",
         f"`make faults`, {end['date']}, Python {end['python']}, torch {end['torch']}, transformers {end['transformers']}: "
         f"{kills:,} kills, {full:,} full disks, {sum(inputs.values()):,} generated inputs; {end['failed']} of the {end['tests']} "
-        "tests that tried them failed. From `benchmarks/faults.jsonl`.",
+        "tests that tried them failed. Every step of the commands below was tried; of others `make slow` tries one. From `benchmarks/faults.jsonl`.",
         "",
         "| command | over an earlier result | steps | kills | full disks |",
         "|---|---|---:|---:|---:|",
@@ -58,9 +58,7 @@ def figures(lines: list[dict[str, Any]]) -> str:
             f"| {name} | {'yes' if over else ''} | {counts['steps']} | {counts.get('kills', '')} | {counts.get('full', '')} |"
             for (name, over), counts in commands.items()
         ),
-        "",
-        "| generated | inputs |",
-        "|---|---:|",
+        *(["", "| generated | inputs |", "|---|---:|"] if inputs else []),
         *(f"| {name} | {count:,} |" for name, count in inputs.items()),
     ]
     return "\n".join(table) + "\n"

@@ -37,6 +37,14 @@ def test_the_page_of_real_decoders_is_what_the_cells_make_it(monkeypatch):
     assert (ROOT / "docs/real.md").read_text(encoding="utf-8") == page
 
 
+def test_the_figures_of_faults_are_those_of_the_file():
+    made = runpy.run_path(str(ROOT / "benchmarks/faults.py"))
+    lines = made["read"]()
+    assert (ROOT / "docs/reliability.md").read_text(encoding="utf-8").endswith(made["figures"](lines))
+    assert sum(line.get("kills", 0) for line in lines) >= 300
+    assert sum(line.get("failed", 0) for line in lines) == 0
+
+
 def test_readme_says_what_the_cell_of_a_real_decoder_does():
     profile = json.loads((ROOT / "benchmarks/real/smollm2-135m-wikitext-100000.json").read_text())
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
