@@ -311,7 +311,8 @@ def run(command, places, out, *options):
 def test_a_loss_that_no_block_keeps_to(command, places, tmp_path, monkeypatch):
     losses = iter([1.0, 1.5])
     monkeypatch.setattr(
-        "rectilinear.linearization.choose.measure_perplexity", lambda *args: SimpleNamespace(loss=next(losses))
+        "rectilinear.linearization.choose.measure_perplexity",
+        lambda *args, **options: SimpleNamespace(loss=next(losses)),
     )
     ran = run(command, places, tmp_path / "out", "--max-loss-increase", 0.4, "--kind", "drop")
     check(ran, 1, "alone raises the loss by 0.5000 nats per token, above the tolerated 0.4")

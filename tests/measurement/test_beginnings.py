@@ -18,7 +18,7 @@ class Minds(nn.Module):
 
     def __init__(self, wants_bos):
         super().__init__()
-        self.wants_bos = wants_bos
+        self.wants_bos, self.config = wants_bos, None
         self.scale = nn.Parameter(torch.tensor(5.0))
 
     def forward(self, ids):
