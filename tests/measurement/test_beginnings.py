@@ -44,7 +44,7 @@ def test_it_is_told_where_the_other_way_is_far_better(wants_bos, with_bos):
         assert all(part in found[0] for part in better)
         # The logarithm of 128; and of the same tokens, so that the first after BOS is not among them.
         sure = math.log(1 + (VOCABULARY - 1) / math.exp(5))
-        assert f"({sure:.2f} nats a token on the first of them, 4.85 as they are)" in found[0]
+        assert f"({sure:.2f} nats a token over the beginnings of 4 rows, 4.85 as they are)" in found[0]
 
 
 def test_nothing_is_said_where_there_is_nothing_to_compare():

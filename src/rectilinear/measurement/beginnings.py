@@ -45,8 +45,8 @@ def bos_warnings(model: nn.Module, ids: Tensor, bos: int | None, with_bos: bool)
     plain, better = float(alone[:, :shared].mean()), float(after[:, 1:].mean())
     if not abs(plain - better) >= _GAP or (better < plain) is with_bos:  # nor where one is not a number
         return []
+    best, worst, count = min(plain, better), max(plain, better), len(without)
     return [
         f"the model predicts these rows far better where they begin {'with' if better < plain else 'without'} BOS "
-        f"({min(plain, better):.2f} nats a token on the first of them, {max(plain, better):.2f} as they are): it is "
-        f"out of its element here, try `bos={'row' if better < plain else 'document'}`"
+        f"({best:.2f} nats a token over the beginnings of {count} rows, {worst:.2f} as they are): it is out of its element here, try `bos={'row' if better < plain else 'document'}`"
     ]
