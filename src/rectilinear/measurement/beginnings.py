@@ -48,5 +48,6 @@ def bos_warnings(model: nn.Module, ids: Tensor, bos: int | None, with_bos: bool)
     best, worst, count = min(plain, better), max(plain, better), len(without)
     return [
         f"the model predicts these rows far better where they begin {'with' if better < plain else 'without'} BOS "
-        f"({best:.2f} nats a token over the beginnings of {count} rows, {worst:.2f} as they are): it is out of its element here, try `bos={'row' if better < plain else 'document'}`"
+        f"({best:.2f} nats a token over the beginnings of {count} rows, {worst:.2f} as they are): it is out "
+        f"of its element here, try `bos={'row' if better < plain else 'document'}`"
     ]
