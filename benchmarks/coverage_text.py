@@ -24,7 +24,7 @@ import torch
 from common import save
 from torch import Tensor
 
-from rectilinear import Loading, Measurement, Rows
+from rectilinear import CalibrationRows, Loading, Measurement, Rows, Selection, linearize
 from rectilinear.core.moments import Moments
 from rectilinear.core.scores import score_folds
 from rectilinear.core.solve import held_out_residual, solve, without_each
@@ -108,8 +108,6 @@ def main() -> None:
     origin = Origin(name, Loading(device="cpu", dtype="float32"))
     packed = origin.rows(text, Rows(max_tokens=TOKENS, seq_len=SEQ_LEN))
     model = origin.load(head=True)
-    from rectilinear import CalibrationRows, Selection, linearize
-
     rows = CalibrationRows(max_tokens=4 * SEQ_LEN, seq_len=SEQ_LEN)
     other = linearize(copy.deepcopy(model), text, make_kind("drop", {}), Selection(blocks="2"), rows=rows).model
     cases = []

@@ -9,23 +9,19 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from page import table
 from real import CELLS, LONG, MODELS, OWN_BOS, SHORT, TEXTS, Cell, cells
 
 from rectilinear import Profile
 from rectilinear.measurement.profile import BlockRecord
 from rectilinear.report.plots import plot_profile
 from rectilinear.report.write import save_figure
+from rectilinear.settings import as_ranges
 
 DOCS = Path(__file__).parents[1] / "docs"
 #: Hub ids of the models.
 NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct", "gemma3-270m": "google/gemma-3-270m"}
 SHORT_NAMES = {"smollm2-135m": "SmolLM2-135M", "gemma3-270m": "Gemma-3-270M"}
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown."""
-    lines = ["| " + " | ".join(headings) + " |", "|" + "|".join(["---", *["---:"] * (len(headings) - 1)]) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def load(cell: Cell) -> Profile | None:
@@ -125,22 +121,11 @@ def answers(model: str, profile: Profile) -> str:
     ]
     return (
         f"**{SHORT_NAMES[model]}.** Over all tokens {len(above)} of {len(blocks)} blocks score .99 or more"
-        f"{f' (blocks {runs(above)})' if above else ''}; without sinks {len(still) or 'none'} "
-        f"{'does' if len(still) == 1 else 'do'}{f' (blocks {runs(still)})' if still else ''}. Without sinks, the linear map explains "
+        f"{f' (blocks {as_ranges(above)})' if above else ''}; without sinks {len(still) or 'none'} "
+        f"{'does' if len(still) == 1 else 'do'}{f' (blocks {as_ranges(still)})' if still else ''}. Without sinks, the linear map explains "
         f"{middle(gains)} more of the output than doing nothing, and {middle(margins)} more of the update than inputs of "
         "other rows do (median over blocks, least and most)."
     )
-
-
-def runs(indices: Sequence[int]) -> str:
-    """Indices, runs of them as ranges."""
-    found: list[list[int]] = []
-    for index in indices:
-        if found and index == found[-1][-1] + 1:
-            found[-1].append(index)
-        else:
-            found.append([index])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in found)
 
 
 def about_parts(model: str, profile: Profile) -> list[list[str]]:

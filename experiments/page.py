@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from scipy.stats import t as student
 
+from rectilinear.intervals import half_width
+
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 
@@ -35,7 +37,7 @@ class Mean(NamedTuple):
     @property
     def half_width(self) -> float:
         """Of the interval of 95 %; infinite for one value."""
-        return float(student.ppf(0.975, self.n - 1)) * self.deviation / math.sqrt(self.n) if self.n > 1 else math.inf
+        return half_width(self.deviation / math.sqrt(self.n), self.n) if self.n > 1 else math.inf
 
     @property
     def p_value(self) -> float:

@@ -11,7 +11,7 @@ import math
 import operator
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -165,6 +165,17 @@ def _parse_indices(value: Any) -> Any:
     if words == []:  # in Python, no numbers are a request like any other
         raise ValueError("expected `blocks=2-4,7` (indices, counted from 0), got none")
     return found
+
+
+def as_ranges(indices: Sequence[int]) -> str:
+    """Indices in ascending order as `Indices` reads them: ``2-4,7``, with a space after the comma."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def parse_names(value: Any, field: ValidationInfo) -> Any:

@@ -36,7 +36,7 @@ def rows(with_bos, count=6, length=20):
 @pytest.mark.parametrize("wants_bos", [True, False])
 @pytest.mark.parametrize("with_bos", [True, False])
 def test_it_is_told_where_the_other_way_is_far_better(wants_bos, with_bos):
-    found = bos_warnings(Minds(wants_bos), rows(with_bos), BOS, with_bos)
+    found = bos_warnings(Minds(wants_bos), rows(with_bos), BOS, BOS if with_bos else None)
     if wants_bos == with_bos:
         assert found == []
     else:
@@ -49,7 +49,7 @@ def test_it_is_told_where_the_other_way_is_far_better(wants_bos, with_bos):
 
 def test_nothing_is_said_where_there_is_nothing_to_compare():
     model = build_llama()
-    assert bos_warnings(model, rows(False), None, False) == []
-    assert bos_warnings(model, rows(True), BOS, False) == []  # each begins with it anyway
-    assert bos_warnings(model.model, rows(False), BOS, False) == []  # no logits
-    assert bos_warnings(Minds(True), rows(False, length=1), BOS, False) == []
+    assert bos_warnings(model, rows(False), None, None) == []
+    assert bos_warnings(model, rows(True), BOS, None) == []  # each begins with it anyway
+    assert bos_warnings(model.model, rows(False), BOS, None) == []  # no logits
+    assert bos_warnings(Minds(True), rows(False, length=1), BOS, None) == []

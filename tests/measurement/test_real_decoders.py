@@ -67,7 +67,7 @@ def test_scores_are_those_of_float64_arithmetic_on_the_same_states(name, bos, sh
         x, y = (torch.cat(parts).double().numpy() for parts in zip(*states[index], strict=True))
         norms = [np.linalg.norm(part, axis=1) for part in (x, y, y - x)]
         sinks = np.any([norm > 10 * np.sort(norm[:256])[127] for norm in norms], axis=0)
-        sinks |= (ids == packed.bos) & packed.with_bos
+        sinks |= ids == (-1 if packed.lead is None else packed.lead)
         block = profile.blocks[index]
         assert block.without_sinks.sinks == sinks.sum()
         for found, chosen_tokens in ((block, np.ones_like(sinks)), (block.without_sinks, ~sinks)):

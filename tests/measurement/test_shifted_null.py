@@ -188,13 +188,13 @@ def test_the_batch_size_changes_nothing_where_partners_are_half_of_all_rows_away
 
 
 def test_a_block_that_runs_again_has_none():
-    accumulator = ShiftedAccumulator()
-    x, d = torch.randn(2, 4 * LENGTH, WIDTH, dtype=torch.float64)
-    none = torch.zeros(len(x), dtype=torch.bool)
-    pairs = replace(Pairing(Partners.by_half(4), [4]).take(range(4)), lengths=(LENGTH,) * 4)
-    accumulator.update(x, d, none, pairs, torch.float64, torch.float64)
-    accumulator.update(x, d, none, pairs, torch.float64, torch.float64)
-    assert accumulator.freeze().all_pairs is None
+    model = build_llama()
+    first, last = model.model.layers[0], model.model.layers[2]
+    last.forward = lambda *args, **options: first(*args, **options)
+    ids = torch.randint(VOCABULARY, (8, 16), generator=torch.Generator().manual_seed(1))
+    profile = measure(model, ids, progress=False)
+    assert [block.null_shifted is None for block in profile.blocks] == [True, False, False]
+    assert profile.blocks[0].without_sinks.null_shifted is None
 
 
 def test_what_waits_is_kept_as_it_was_given_and_no_more_of_it_than_is_needed():

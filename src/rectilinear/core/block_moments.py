@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import add
 
 import torch
 from torch import Tensor
 
-from rectilinear.core.moments import Moments, MomentsAccumulator, holds_float64
+from rectilinear.core.moments import Moments, MomentsAccumulator, holds_float64, total
 from rectilinear.core.shifted import RowPairs, Shifted, ShiftedAccumulator
-from rectilinear.core.sinks import SinkCounts
+from rectilinear.core.sinks import REFERENCE_TOKENS, SinkCounts, norms_of, sink_limits
 from rectilinear.core.solve import conditioned_below
 
 # Products of float32 move scores by up to this times the condition number of the correlation and
@@ -26,9 +24,6 @@ _Folds = tuple[Moments | None, ...]
 
 # What `BlockAccumulator.update` takes.
 _Batch = tuple[Tensor, Tensor, int, Tensor | None, RowPairs | None]
-
-#: An attention sink is told by the norms of this many tokens.
-REFERENCE_TOKENS = 256
 
 
 class NonFiniteError(ArithmeticError):
@@ -160,7 +155,7 @@ class BlockAccumulator:
             y: ``[tokens, width]``, its output, or update.
             fold: which fold they belong to.
             places: ``[tokens, 2]`` int64 on the CPU, position in the row and token id, -1 for none.
-            pairs: which rows they are of, and what these are paired with; None for no pairs.
+            pairs: which rows they are of, and what these are paired with; None for no pairs, in the end of any tokens.
 
         Raises:
             NonFiniteError: a token of x or y is NaN or infinite.
@@ -191,9 +186,7 @@ class BlockAccumulator:
     def _stop_waiting(self) -> None:
         x = torch.cat([x for x, *_ in self._waiting])[:REFERENCE_TOKENS].float()
         y = torch.cat([y for _, y, *_ in self._waiting])[:REFERENCE_TOKENS].float()
-        norms = _norms(x, y, y if self._updates else y - x)
-        medians = [float(kind[kind > 0].median()) if bool((kind > 0).any()) else math.inf for kind in norms]
-        self._limits = self._sink_ratio * torch.tensor(medians, device=norms.device)[:, None]
+        self._limits = sink_limits(norms_of(x, y, y if self._updates else y - x), self._sink_ratio)
         waiting, self._waiting = self._waiting, []
         for part in waiting:
             self._gather(*part)
@@ -209,7 +202,7 @@ class BlockAccumulator:
             d = y
         else:
             d = y - x if self._products is finer or not holds_float64(x.device) else y.double() - x.double()
-        norms = _norms(x, y, d)
+        norms = norms_of(x, y, d)
         lengths = norms[0] * norms[1]
         if not lengths.isfinite().all():
             raise NonFiniteError("activations are NaN, infinite, or too large to square")
@@ -223,6 +216,8 @@ class BlockAccumulator:
         sinks = marks.any(0) if begin is None else marks.any(0) | begin
         if pairs:
             self._shifted.update(x, d, sinks, pairs, self._products, given)
+        else:
+            self._shifted.drop()
         if sinks.any():
             self._add("sinks", x[sinks], d[sinks])
             self._counts += SinkCounts.of(marks, begin, None if places is None else places[sinks.cpu()])
@@ -266,16 +261,5 @@ class BlockAccumulator:
             self._closed[kind][fold] = total([self._closed[kind][fold], accumulator.freeze().to("cpu")])
 
 
-def _norms(*states: Tensor) -> Tensor:
-    """``[states, tokens]``, in the precision of the first."""
-    return torch.stack([torch.linalg.vector_norm(each, dim=1).to(states[0].dtype) for each in states])
-
-
 def _totals(some: _Folds, others: _Folds) -> _Folds:
     return tuple(total(pair) for pair in zip(some, others, strict=True))
-
-
-def total(parts: Sequence[Moments | None]) -> Moments | None:
-    """The sum of moments, None standing for an empty sample."""
-    present = [moments for moments in parts if moments is not None]
-    return reduce(add, present) if present else None

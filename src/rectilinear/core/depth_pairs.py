@@ -10,15 +10,15 @@ Differences of large numbers are among them, so products are float64.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rectilinear.core.block_moments import REFERENCE_TOKENS, NonFiniteError
+from rectilinear.core.block_moments import NonFiniteError
 from rectilinear.core.moments import Moments
+from rectilinear.core.sinks import REFERENCE_TOKENS, norms_of, sink_limits
 
 # Most tokens of one product: their states at all depths are in float64 at once.
 _TOKENS = 2048
@@ -100,14 +100,13 @@ class DepthAccumulator:
 
     def _stop_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
-        norms = torch.cat([_norms(states) for states, _ in waiting], 1)[:, :REFERENCE_TOKENS]
-        medians = [float(row[row > 0].median()) if bool((row > 0).any()) else math.inf for row in norms]
-        self._limits = self._sink_ratio * torch.tensor(medians, device=norms.device)[:, None]
+        norms = torch.cat([norms_of(*map(Tensor.float, states)) for states, _ in waiting], 1)
+        self._limits = sink_limits(norms[:, :REFERENCE_TOKENS], self._sink_ratio)
         for part in waiting:
             self._gather(*part)
 
     def _gather(self, states: Sequence[Tensor], apart: Tensor | None) -> None:
-        norms = _norms(states)
+        norms = norms_of(*map(Tensor.float, states))
         if not norms.isfinite().all():
             raise NonFiniteError("activations are NaN, infinite, or too large to square")
         sinks = (norms > self._limits).any(0)  # type: ignore[operator]  # which `update` has seen to
@@ -126,11 +125,6 @@ class DepthAccumulator:
         found = {kind: self._kinds.pop(kind).freeze() for kind in [*self._kinds]}
         regular, sinks = found.get("regular"), found.get("sinks")
         return regular.taken_into(sinks) if regular and sinks else regular or sinks, regular
-
-
-def _norms(states: Sequence[Tensor]) -> Tensor:
-    """``[depths, tokens]``."""
-    return torch.stack([torch.linalg.vector_norm(each.float(), dim=1) for each in states])
 
 
 class _Sums:
@@ -170,4 +164,4 @@ def depth_pairs(depths: int) -> Iterator[tuple[int, int]]:
 
 def bytes_of_pairs(depths: int, width: int) -> int:
     """What the moments of all pairs take, of regular tokens and of sinks."""
-    return 2 * depths * (depths + 1) // 2 * width**2 * 8
+    return depths * (depths + 1) * width**2 * 8

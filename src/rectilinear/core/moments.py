@@ -12,11 +12,12 @@ Every score, map and filter of this package is computed from these.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Self
+from functools import partial, reduce
+from operator import add
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ _STRIP = 192
 
 # Most rows of one product: longer sums in float32 would round visibly.
 _ROWS = 2048
+
+
+_Kind = TypeVar("_Kind", bound="CrossMoments")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +141,12 @@ class Moments(CrossMoments):
         others = {name: tensor for name, tensor in tensors.items() if name != "products"}
         products = {4: torch.float32, 8: torch.float64}[int(tensors["products"])]
         return replace(super().from_tensors(others), products=products)
+
+
+def total(parts: Sequence[_Kind | None]) -> _Kind | None:
+    """The sum of moments, None standing for an empty sample."""
+    present = [moments for moments in parts if moments is not None]
+    return reduce(add, present) if present else None
 
 
 class CrossAccumulator:

@@ -10,16 +10,15 @@ and to D leave the same residual ``RSS = Sdd - tr(Sxd' Sxx^+ Sxd)``, so that one
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rectilinear.core.block_moments import FLOAT32_ERROR, BlockMoments, total
-from rectilinear.core.moments import CrossMoments, Moments
+from rectilinear.core.block_moments import FLOAT32_ERROR, BlockMoments
+from rectilinear.core.moments import CrossMoments, Moments, total
 from rectilinear.core.shifted import shifted_null
 from rectilinear.core.sinks import SinkCounts
 from rectilinear.core.solve import Solution, held_out_residual, solve, without_each
@@ -108,44 +107,24 @@ class BlockScores:
     cosine: float | None
 
 
-def score_update(block: BlockMoments) -> BlockScores:
-    """Score what a part of a block adds to the stream, from moments of what it is given; there is no output then.
-
-    Raises:
-        ValueError: the moments hold no tokens, or x and d differ in width.
-    """
-    scored = score_block(block, alone=True)
-    none: dict[str, Any] = {"linearity": Linearity(), "identity": None, "update_ratio": None}
-    everything, without = replace(scored.all_tokens, **none), scored.without_sinks
-    sinks, moments = total(block.sinks), scored.all_tokens.moments
-    share = 0.0
-    if sinks and moments.energy > 0:
-        shift = sinks.mean_d - moments.mean_d
-        share = (sinks.energy + sinks.count * float(shift @ shift)) / moments.energy
-    return replace(
-        scored,
-        all_tokens=everything,
-        without_sinks=without and replace(without, **none),
-        sink_energy=share,
-        cosine=None,
-    )
-
-
 def score_block(block: BlockMoments, *, alone: bool = False) -> BlockScores:
-    """Score a block from its moments; or, for `score_update`, an update ``alone``.
+    """Score a block from its moments.
+
+    Of an update ``alone``, what a part of a block adds to the stream, there is no output, nor what is said of one.
 
     Raises:
         ValueError: the moments hold no tokens, or x and d differ in width.
     """
     sinks = total(block.sinks)
     everything = score_folds(block.folds, block.eps, block.shifted.all_pairs, alone=alone)
-    cosine = block.cosine_sum / everything.tokens
+    cosine = None if alone else block.cosine_sum / everything.tokens
     if sinks is None:
         return BlockScores(everything, everything, 0, block.counts, 0.0, cosine)
     moments = everything.moments
-    shift = (sinks.mean_x + sinks.mean_d) - (moments.mean_x + moments.mean_d)
-    part = sinks.output_energy + sinks.count * float(shift @ shift)
-    share = part / moments.output_energy if moments.output_energy > 0 else None
+    whole, part, shift = moments.energy, sinks.energy, sinks.mean_d - moments.mean_d
+    if not alone:
+        whole, part, shift = moments.output_energy, sinks.output_energy, shift + sinks.mean_x - moments.mean_x
+    share = (part + sinks.count * float(shift @ shift)) / whole if whole > 0 else None
     without = None
     if any(block.regular):
         without = score_folds(block.regular, block.eps, block.shifted.regular, alone=alone)
@@ -161,8 +140,8 @@ def score_folds(
 ) -> Scores:
     """Score one set of tokens, held in folds, whose states were computed with some ``eps``.
 
-    ``shifted`` are the moments of pairs of different rows of these tokens. Of an update ``alone``, which was rounded by
-    itself and not as the difference of two states, the scores of the output mean nothing.
+    ``shifted`` are the moments of pairs of different rows of these tokens. An update ``alone`` was rounded by
+    itself, not as the difference of two states, and has no scores of an output.
 
     Raises:
         ValueError: there are no tokens, or x and d differ in width.
@@ -230,11 +209,11 @@ def _energies(moments: Moments, about: Moments, eps: float) -> tuple[float, floa
 
 
 def _energy_alone(moments: Moments, about: Moments, eps: float) -> tuple[float, float]:
-    """``|D|^2`` about the mean of some moments, twice; zero where rounding of the updates may have made it."""
+    """No output, and ``|D|^2`` about the mean of some moments, zero where rounding of updates may have made it."""
     shift = moments.mean_d - about.mean_d
     update = moments.energy + moments.count * float(shift @ shift)
     level = (_UPDATE_LEVEL * eps) ** 2 * (moments.energy + moments.count * float(moments.mean_d @ moments.mean_d))
-    return (update, update) if update > level else (0.0, 0.0)
+    return 0.0, update if update > level else 0.0
 
 
 def _held_out_shares(

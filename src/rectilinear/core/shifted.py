@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from rectilinear.core.moments import CrossAccumulator, CrossMoments
+from rectilinear.core.moments import CrossAccumulator, CrossMoments, total
 from rectilinear.core.solve import Factor
 
 
@@ -35,7 +36,7 @@ class RowPairs:
     updates: frozenset[int]
     lengths: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def needed(self) -> set[int]:
         """Numbers of the rows that are paired now."""
         return {row for pair in self.pairs for row in pair}
@@ -56,11 +57,11 @@ class Shifted:
     @property
     def all_pairs(self) -> CrossMoments | None:
         """Those with attention sinks and without."""
-        return _total(self.regular, self.sinks)
+        return total([self.regular, self.sinks])
 
     def __add__(self, other: Shifted) -> Shifted:
         """Both samples together."""
-        return Shifted(_total(self.regular, other.regular), _total(self.sinks, other.sinks))
+        return Shifted(total([self.regular, other.regular]), total([self.sinks, other.sinks]))
 
     def to(self, device: torch.device | str) -> Shifted:
         """The same moments on another device."""
@@ -89,7 +90,6 @@ class ShiftedAccumulator:
         self._inputs: dict[int, Tensor] = {}  # by row
         self._updates: dict[int, Tensor] = {}
         self._sinks: dict[int, Tensor] = {}  # which tokens are
-        self._seen: set[int] = set()
         self._sums = {"regular": CrossAccumulator(), "sinks": CrossAccumulator()}
 
     def update(
@@ -105,9 +105,6 @@ class ShiftedAccumulator:
             products: precision of the products.
             kept: that of inputs as they came, in which they are kept.
         """
-        if not self._seen.isdisjoint(pairs.rows):  # a block that runs again: there are no such pairs
-            self._sums, self._inputs, self._updates = {}, {}, {}
-        self._seen |= {*pairs.rows}
         if not self._sums:
             return
         parts = (torch.split(tokens, [*pairs.lengths]) for tokens in (x, d, sinks))
@@ -130,6 +127,10 @@ class ShiftedAccumulator:
         self._inputs = _kept(self._inputs, inputs, pairs.inputs, kept)
         self._updates = _kept(self._updates, updates, pairs.updates, d.dtype)
         self._sinks = _kept(self._sinks, apart, pairs.inputs | pairs.updates, torch.bool)
+
+    def drop(self) -> None:
+        """Have no pairs at all, since some tokens have none."""
+        self._sums, self._inputs, self._updates, self._sinks = {}, {}, {}, {}
 
     def freeze(self) -> Shifted:
         """The moments so far."""
@@ -157,7 +158,3 @@ def shifted_null(shifted: CrossMoments | None, factor: Factor) -> float | None:
     if shifted is None or shifted.energy <= 0:
         return None
     return min(1.0, float(factor.whiten(shifted.cross).square().sum()) / shifted.energy)
-
-
-def _total(one: CrossMoments | None, other: CrossMoments | None) -> CrossMoments | None:
-    return one + other if one and other else one or other

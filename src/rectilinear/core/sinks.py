@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,20 @@ from torch import Tensor
 
 #: What tells an attention sink: the norm of its input, of its output, or of its update.
 MARKS = ("input", "output", "update")
+
+#: It is told by the norms of this many tokens.
+REFERENCE_TOKENS = 256
+
+
+def norms_of(*states: Tensor) -> Tensor:
+    """``[states, tokens]``, of each ``[tokens, p]``, in the precision of the first."""
+    return torch.stack([torch.linalg.vector_norm(each, dim=1).to(states[0].dtype) for each in states])
+
+
+def sink_limits(norms: Tensor, ratio: float) -> Tensor:
+    """Norms ``[states, 1]`` beyond which a token is a sink: so many times their medians, those of zero left out."""
+    medians = [float(kind[kind > 0].median()) if bool((kind > 0).any()) else math.inf for kind in norms]
+    return ratio * torch.tensor(medians, device=norms.device)[:, None]
 
 
 @dataclass(frozen=True)

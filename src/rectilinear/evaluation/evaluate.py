@@ -110,7 +110,7 @@ def prepare(
         raise RequestError("expected `text`, `tasks`, `include` or several of them, got none")
     if text is None:
         evaluating.refuse_unused("without `text`", "speed")
-        rows.refuse_unused("without `text`", "max_tokens", "seq_len", "column", "config", "split")
+        rows.refuse_unused("without `text`", "max_tokens", "seq_len", "bos", "column", "config", "split")
     if rows.seq_len < 2:
         raise RequestError(f"expected rows of at least 2 tokens, of which 1 is predicted, got `seq_len={rows.seq_len}`")
     origins = [Origin(model, loading) for model in models]

@@ -180,10 +180,10 @@ class Job:
             return {**about, **json.loads(json.dumps(kept))}
 
         against = found.against.model.id if found.against else None
+        usual = Rows().model_dump(exclude={"seq_len"}) if self.packed else {}  # what older versions did not ask for
         check_same(
             folder,
-            # What older versions did not ask for is taken for what it was.
-            request(found.model.id, found.data, against, self.settings | found.settings),
+            request(found.model.id, found.data, against, usual | found.settings),
             request(origin.name, self.data, self.against.name if self.against else None, self.settings),
         )
         if weights_sha256(origin.load(head=True)) != found.model.sha256:
@@ -203,7 +203,7 @@ class Job:
             ids = packed.ids
             check_positions(module, ids)
             check_decoder(module, ids, origin.name)
-            found["warnings"] += bos_warnings(module, ids, packed.bos, packed.with_bos)
+            found["warnings"] += bos_warnings(module, ids, packed.bos, packed.lead)
 
             def predict(size: int) -> tuple[Perplexity, int]:
                 found = measure_perplexity(module, ids, size, progress, documents=packed.documents, bos=packed.lead)

@@ -245,7 +245,7 @@ class _Job:
         replacements = tuple(fitted.replacement for fitted in fits)
         sample = ids[-4:, :64]
         undecodable = decodes(model, sample)
-        warnings = [*loading_warnings(model), *bos_warnings(model, ids, packed.bos, packed.with_bos)]
+        warnings = [*loading_warnings(model), *bos_warnings(model, ids, packed.bos, packed.lead)]
         if undecodable:
             warnings.append(f"{undecodable}, so that decoding with the result was not tried")
         warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), scope.width)

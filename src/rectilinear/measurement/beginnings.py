@@ -14,7 +14,7 @@ from rectilinear.models.running import device_of, evaluating
 _ROWS, _TOKENS, _GAP = 4, 64, 0.25
 
 
-def bos_warnings(model: nn.Module, ids: Tensor, bos: int | None, with_bos: bool) -> list[str]:
+def bos_warnings(model: nn.Module, ids: Tensor, bos: int | None, lead: int | None) -> list[str]:
     """A line where the first rows are predicted far better with BOS before them than as they are, or without it.
 
     A decoder that was trained on rows which all begin with BOS may need 4.7 nats a token for rows that begin anywhere
@@ -25,10 +25,11 @@ def bos_warnings(model: nn.Module, ids: Tensor, bos: int | None, with_bos: bool)
             gives no logits for what comes next.
         ids: rows ``[rows, seq_len]``.
         bos: id of the tokenizer's BOS; None where it has none.
-        with_bos: whether each row begins with it; else only rows that do not are looked at.
+        lead: the same where each row begins with it; where that is None, only rows that do not are looked at.
     """
     if bos is None or not hasattr(model, "config"):  # which may keep a state from call to call
         return []
+    with_bos = lead is not None
     rows = ids if with_bos else ids[ids[:, 0] != bos]
     rows = rows[:_ROWS, : _TOKENS + with_bos].to(device_of(model))
     without = rows[:, 1:] if with_bos else rows

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rectilinear.core.block_moments import REFERENCE_TOKENS, BlockAccumulator, BlockMoments, NonFiniteError
+from rectilinear.core.block_moments import BlockAccumulator, BlockMoments, NonFiniteError
 from rectilinear.core.shifted import RowPairs
+from rectilinear.core.sinks import REFERENCE_TOKENS
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.partners import Pairing, Partners
 from rectilinear.measurement.settings import Measurement
@@ -30,13 +31,14 @@ class RowFacts:
     Attributes:
         partners: for the shifted null; None for none.
         bos: id of the tokenizer's BOS; None where it has none, or it is not known.
-        with_bos: whether each row begins with it; its tokens are then kept apart, as attention sinks are.
+        lead: id of the token that each row begins with, whose tokens are kept apart as attention sinks are; None for
+            none.
         documents: how many they are of; None where that is not known.
     """
 
     partners: Partners | None = None
     bos: int | None = None
-    with_bos: bool = False
+    lead: int | None = None
     documents: int | None = None
 
 
@@ -57,22 +59,20 @@ def collect_moments(
     in host memory what of rows is yet to be paired: of one row or a few where documents are known, else of a batch.
 
     Args:
-        model, blocks, batches, settings, progress: what is run, and how it is measured.
+        model, blocks, batches, rows, settings, progress: what is run, what is known of it, and how it is measured.
         layout: of hidden states.
         numbers: the blocks' indices, for errors; 0 and so on where not given.
-        rows: what is known of the rows of all batches.
 
     Raises:
         JobError: a block's activations are not finite, or it has no tensor in or out.
     """
-    folds = min(settings.folds, sum(map(count_rows, batches)))
+    folds, numbers = min(settings.folds, sum(map(count_rows, batches))), numbers or range(len(blocks))
     accumulators = [_accumulator(settings, folds, rows, block) for block in blocks]
-    numbers = range(len(blocks)) if numbers is None else numbers
     paper = settings.convention == "paper"
     pairing = Pairing(rows.partners, [count_rows(batch) for batch in batches], _first(batches, layout, paper))
     pieces: list[Piece] = []
     shape: list[Any] = [0, None]  # rows and tokens of the batch that is running
-    failures: list[JobError] = []
+    failures, ran = list[JobError](), set[int]()  # blocks on that batch, of which one that runs again has no pairs
 
     @cache
     def places(seq_len: int) -> list[tuple[Piece, Tensor, RowPairs | None]]:  # the same for every block of this batch
@@ -85,17 +85,19 @@ def collect_moments(
         try:
             x, y = (layout.by_rows(hidden, *shape) for hidden in (x, y))
             for piece, where, pairs in places(x.shape[1]):
-                accumulators[index].update(piece.of(x), piece.of(y), piece.fold, where, pairs)
+                own = None if index in ran else pairs
+                accumulators[index].update(piece.of(x), piece.of(y), piece.fold, where, own)
+            ran.add(index)
         except (NonFiniteError, ValueError) as error:
             coarse = isinstance(error, NonFiniteError) and x.dtype.itemsize < 4
             failures.append(JobError(f"block {numbers[index]}: {error}{'; try `dtype=float32`' * coarse}"))
 
-    final = base_of(model) if paper else None
-    with evaluating(model), capture_blocks(blocks, consume, final=final):
-        how: dict[str, Any] = {"padding_counts": paper, "decoder": layout.decoder, "pairing": pairing}
-        for batch, found in in_folds(batches, folds, "rows", progress, **how):
+    ordered = in_folds(batches, folds, "rows", progress, padding_counts=paper, decoder=layout.decoder, pairing=pairing)
+    with evaluating(model), capture_blocks(blocks, consume, final=base_of(model) if paper else None):
+        for batch, found in ordered:
             pieces[:], shape[:] = found, [count_rows(batch), count_tokens(batch, layout.decoder)]
             places.cache_clear()
+            ran.clear()
             run(model, batch)
             if failures:
                 raise failures[0]
@@ -117,8 +119,8 @@ def _first(batches: Sequence[Batch], layout: Layout, padding_counts: bool) -> in
 
 def _accumulator(settings: Measurement, folds: int, rows: RowFacts, block: nn.Module | Span) -> BlockAccumulator:
     products = None if settings.products == "auto" else getattr(torch, settings.products)
-    bos, updates = rows.bos if rows.with_bos else None, isinstance(block, Span) and block.is_update
-    return BlockAccumulator(folds, settings.sink_ratio, products, bos, updates)
+    updates = isinstance(block, Span) and block.is_update
+    return BlockAccumulator(folds, settings.sink_ratio, products, rows.lead, updates)
 
 
 def _frozen(accumulators: Sequence[BlockAccumulator], numbers: Sequence[int]) -> list[BlockMoments]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.core.moments import holds_float64
-from rectilinear.core.scores import score_block, score_update
+from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.measurement.collect import RowFacts, collect_moments, count_rows
@@ -122,7 +122,7 @@ def read_inputs(
 
 def text_inputs(packed: TokenRows, source: str, reading: Mapping[str, Any]) -> Inputs:
     """Rows of a text, read in some way."""
-    facts = RowFacts(Partners.of(packed.documents), packed.bos, packed.with_bos, packed.count)
+    facts = RowFacts(Partners.of(packed.documents), packed.bos, packed.lead, packed.count)
     return Inputs(packed.ids, source, packed.fingerprint, packed.ids.shape[1], reading, facts)
 
 
@@ -151,13 +151,16 @@ def profile_model(
     progress("loading the model", 0, 0)
     module = origin.load()
     stack = find_blocks(module, measurement.blocks)
+    rows, facts = inputs.data, inputs.rows
     beginnings: list[str] = []
+    if isinstance(rows, Tensor):
+        check_positions(module, rows)
+        beginnings = bos_warnings(module, rows, facts.bos, facts.lead)
     if measurement.pairs and (width := width_of(origin.config)):
         progress(f"measuring: {check_memory(len(stack) + 1, width)}", 0, 0)
 
     def profile(batches: Sequence[Batch]) -> Profile:
         scored = score_model(module, stack, batches, inputs, measurement, progress)
-        facts = inputs.rows
         pairs = measure_pairs(module, stack, batches, measurement, progress, facts) if measurement.pairs else None
         progress("hashing the weights", 0, 0)
         partners, target = facts.partners, measurement.target[0]
@@ -174,11 +177,8 @@ def profile_model(
             warnings=(*loading_warnings(module), *beginnings, *scored.warnings),
         )
 
-    if not isinstance(inputs.data, Tensor):
-        return profile(inputs.data)
-    rows = inputs.data
-    check_positions(module, rows)
-    beginnings += bos_warnings(module, rows, inputs.rows.bos, inputs.rows.with_bos)
+    if not isinstance(rows, Tensor):
+        return profile(rows)
     return with_batch_size(lambda size: profile(torch.split(rows, size)), batch_size, module, rows.shape[1])
 
 
@@ -226,7 +226,7 @@ def score_model(
     for done, (target, index, _) in enumerate(measured, 1):
         block = moments.pop(0)  # freed once scored
         if block.count:
-            scores = (score_block if target == "block" else score_update)(block.to(solver))
+            scores = score_block(block.to(solver), alone=target != "block")
             records[target].append(block_record(index, scores))
             width, tokens = len(scores.all_tokens.moments.mean_x), max(tokens, scores.all_tokens.tokens)
         if progress:

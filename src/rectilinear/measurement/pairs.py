@@ -70,7 +70,7 @@ def measure_pairs(
                 known = [layout.by_rows(states[depth], *shape).to(states[0].device) for depth in range(len(states))]
                 for piece in pieces:
                     ids = piece.places(known[0].shape[1])[:, 1].to(known[0].device)
-                    begin: Tensor | None = torch.eq(ids, rows.bos) if rows.with_bos and rows.bos is not None else None
+                    begin = None if rows.lead is None else torch.eq(ids, rows.lead)
                     accumulator.update([piece.of(each) for each in known], begin)
             except (NonFiniteError, ValueError) as error:
                 raise JobError(f"pairs of depths: {error}") from None

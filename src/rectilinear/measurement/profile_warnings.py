@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rectilinear.measurement.profile import ACCURACY, BlockRecord
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.results import DataRecord
-from rectilinear.settings import Target
+from rectilinear.settings import Target, as_ranges
 
 # With fewer documents a fold, held-out scores are biased up by more than their error (benchmarks/coverage_text.json).
 _DOCUMENTS_A_FOLD = 5
@@ -126,11 +126,4 @@ def _about_sinks(blocks: Sequence[BlockRecord], what: str) -> list[str]:
 
 def _blocks(indices: Sequence[int]) -> str:
     """Blocks by index, runs of them as ranges: "blocks 2, 5-9"."""
-    runs: list[list[int]] = []
-    for index in indices:
-        if runs and index == runs[-1][-1] + 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    named = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f"block{'s' * (len(indices) > 1)} {named}"
+    return f"block{'s' * (len(indices) > 1)} {as_ranges(indices)}"

@@ -29,24 +29,20 @@ class TokenRows:
         fingerprint: SHA-256 of the ids, row by row, as little-endian int64, in hexadecimal.
         documents: ``[rows, seq_len]`` int32, which document of the text each token is of, from 0.
         bos: id of the tokenizer's BOS; None where it has none, or it is not known.
-        with_bos: whether each row begins with it; else they begin wherever they were cut.
+        lead: id of the token that each row begins with, which is BOS and which nothing has to predict; None where rows
+            begin wherever they were cut.
     """
 
     ids: Tensor
     fingerprint: str
     documents: Tensor
     bos: int | None = None
-    with_bos: bool = False
+    lead: int | None = None
 
     @property
     def count(self) -> int:
         """How many documents the rows are of."""
         return int(self.documents[-1, -1] - self.documents[0, 0]) + 1
-
-    @property
-    def lead(self) -> int | None:
-        """Id of the token that each row begins with, which nothing has to predict; None for none."""
-        return self.bos if self.with_bos else None
 
 
 def read_rows(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, reading: Rows) -> TokenRows:
@@ -103,7 +99,7 @@ def pack_rows(
     if lead is not None:
         cut = torch.cat([torch.full((len(cut), 1), lead), cut], 1)
         document = torch.cat([document[:, :1], document], 1)
-    return TokenRows(cut, fingerprint([cut]), document, lead, lead is not None)
+    return TokenRows(cut, fingerprint([cut]), document, lead, lead)
 
 
 def stream_rows(
