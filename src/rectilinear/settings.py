@@ -133,7 +133,9 @@ def _path(location: tuple[int | str, ...]) -> str:
 def in_flags(text: str) -> str:
     """A message in which fields are named as the command line names options: ``--seq-len 128`` for `seq_len=128`."""
     return re.sub(
-        r"`([a-z_]+)(?:=([^`]*))?`", lambda m: f"--{m[1].replace('_', '-')}" + (f" {m[2]}" if m[2] else ""), text
+        r"`([a-z_]+)(?:\.\d+)?(?:=([^`]*))?`",
+        lambda m: f"--{m[1].replace('_', '-')}" + (f" {m[2]}" if m[2] else ""),
+        text,
     )
 
 

@@ -37,6 +37,10 @@ WRONG = {
     "no folds": (f"{MEASURE} --folds 0", "expected --folds to be greater than 0, got '0'"),
     "almost a choice": (f"{MEASURE} --dtype float15", "'bfloat16' or 'float16', got 'float15'; try float16"),
     "no such option": (f"{MEASURE} --quux 1", "got --quux; try --help"),
+    "almost one of several": (
+        f"{MEASURE} --target block,attn",
+        "expected --target to be 'block', 'attention' or 'mlp', got 'attn'; try attention",
+    ),
     "almost an option": (f"{MEASURE} --fold 1", "got --fold; try --folds"),
     "no value": (f"{MEASURE} --folds", "expected a value after --folds, got none"),
     "twice": (f"{MEASURE} --text {{here}}/none.txt", "no text at {here}/none.txt"),
@@ -47,6 +51,10 @@ WRONG = {
     "evaluate nothing": ("evaluate {model}", "expected --text, --tasks, --include or several of them, got none"),
     "evaluate no task": (f"{EVALUATE} --tasks ,", "expected --tasks a,b, got no name"),
     "evaluate idle options": (f"{EVALUATE} --limit 3", "expected no --limit without --tasks, where it changes nothing"),
+    "evaluate idle BOS": (
+        "evaluate {model} --tasks boolq --data {here} --bos row",
+        "expected no --bos without --text, where it changes nothing",
+    ),
     "evaluate no such task": ("evaluate {model} --tasks boolqq --data {here}", "got 'boolqq'; try boolq"),
     "evaluate no data": ("evaluate {model} --tasks boolq --data {here}", "expected data of boolq in "),
     "evaluate no Hub": ("evaluate {model} --tasks boolq", "cannot get the data of boolq from the Hub"),

@@ -525,6 +525,16 @@ def test_a_text_that_is_no_path_is_said_to_be_one(tiny_llama, tiny_tokenizer, do
         rectilinear.measure(tiny_llama, documents[0], tokenizer=tiny_tokenizer)
 
 
+@pytest.mark.parametrize(("count", "of"), [(1, "one document"), (19, "19 documents"), (20, None)])
+def test_folds_that_share_documents_are_told(count, of, tiny_llama, tiny_tokenizer):
+    """Below five documents a fold held-out scores are of text that is known in part (benchmarks/coverage_text.json)."""
+    texts = ["a cat saw the red hen and was lost " * (400 // count)] * count
+    profile = rectilinear.measure(tiny_llama, texts, rows=Rows(max_tokens=10**6, seq_len=16), tokenizer=tiny_tokenizer)
+    assert profile.data.documents == count
+    told = [warning for warning in profile.warnings if "fewer than 5 for each of 4 folds" in warning]
+    assert [warning.split(", ")[0] for warning in told] == [f"the rows are of {of}"] * (of is not None)
+
+
 def test_the_advice_about_few_tokens_is_right():
     """Where tokens are few, adjusted scores are near those of many, and held-out scores are too low."""
     model, rows = build("llama"), token_rows(600, 20)
