@@ -17,8 +17,8 @@ _ROWS, _TOKENS, _GAP = 4, 64, 0.25
 def bos_warnings(model: nn.Module, ids: Tensor, bos: int | None, lead: int | None) -> list[str]:
     """A line where the first rows are predicted far better with BOS before them than as they are, or without it.
 
-    A decoder that was trained on rows which all begin with BOS may be out of its element on rows that begin anywhere, so
-    that what is measured there is of another model, as it were.
+    A decoder that was trained on rows which all begin with BOS may be out of its element on rows that begin anywhere,
+    so that what is measured there is of another model, as it were.
 
     Args:
         model: whose losses are compared, on the same tokens after the same beginnings; nothing is said of one that
