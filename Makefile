@@ -23,7 +23,7 @@ BOUNDS := -m "not slow" -k "not trained_model" $(addprefix tests/,models/test_lo
 .PHONY: demo test slow faults matrix real lint types contracts examples oldest newest lock clean
 
 demo: $(READY)
-	$(BIN)/rectilinear demo
+	$(BIN)/rectilinear demo --out build/demo --overwrite
 
 # One thread for each of the parallel test processes.
 test: $(READY)

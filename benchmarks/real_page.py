@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from page import table
@@ -14,8 +15,8 @@ from real import CELLS, LONG, MODELS, OWN_BOS, SHORT, TEXTS, Cell, cells
 
 from rectilinear import Profile
 from rectilinear.measurement.profile import BlockRecord
-from rectilinear.report.plots import plot_profile
-from rectilinear.report.write import save_figure
+from rectilinear.measurement.profile_charts import profile_chart
+from rectilinear.report.static import save
 from rectilinear.settings import as_ranges
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -249,7 +250,7 @@ def main() -> None:
     """Write the page and its figures."""
     for model in MODELS:
         if profile := first(model):
-            save_figure(plot_profile(profile), DOCS, f"real-{model}")
+            save(replace(profile_chart(profile), name=f"real-{model}"), DOCS)
     (DOCS / "real.md").write_text(page(), encoding="utf-8")
     print(f"wrote {DOCS / 'real.md'} from {len([*CELLS.glob('*.json')])} cells")
 

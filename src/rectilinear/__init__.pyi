@@ -40,8 +40,10 @@ from rectilinear.measurement.profile import Profile as Profile
 from rectilinear.measurement.settings import Measurement as Measurement
 from rectilinear.models.find_blocks import find_blocks as find_blocks
 from rectilinear.models.settings import Loading as Loading
-from rectilinear.report.pairs_plot import plot_pairs as plot_pairs
+from rectilinear.report.page import Report as Report
+from rectilinear.report.page import make_report as make_report
 from rectilinear.report.plots import plot_dynamics as plot_dynamics
+from rectilinear.report.plots import plot_pairs as plot_pairs
 from rectilinear.report.plots import plot_probe as plot_probe
 from rectilinear.report.plots import plot_profile as plot_profile
 from rectilinear.text.settings import Rows as Rows

@@ -8,9 +8,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from rectilinear.charts import Chart
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.comparison_table import evaluation_tables
 from rectilinear.evaluation.differences import find_differences, find_unlike
+from rectilinear.evaluation.evaluation_charts import pareto_chart
 from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe import Probe
@@ -30,6 +32,7 @@ class Comparison(ResultFile):
     """Some models beside another one."""
 
     file_name: ClassVar[str] = "comparison.json"
+    heading: ClassVar[str] = "Models beside another one"
 
     schema_: Literal["rectilinear.comparison/1"] = Field(default="rectilinear.comparison/1", alias="schema")
     sources: tuple[str, ...] = Field(description="of the results: first that of the model that all are compared with")
@@ -38,6 +41,11 @@ class Comparison(ResultFile):
     against: Measurements
     models: tuple[Compared, ...]
     warnings: tuple[str, ...] = ()
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Quality against cost."""
+        chart = pareto_chart([self.against, *(each.measured for each in self.models)])
+        return (chart,) if chart else ()
 
     def tables(self) -> tuple[Table, ...]:
         """Text and speed, and scores, as of evaluations."""

@@ -45,3 +45,18 @@ def mean_over_groups(
     if n < 2:
         return value, None
     return value, math.sqrt(((totals - value * members) ** 2).sum() * n / (n - 1)) / int(members.sum())
+
+
+def welch(difference: float, stderrs: tuple[float, float], parts: tuple[int, int]) -> float:
+    """How likely chance makes two means differ by so much, by Welch's t test: its two-sided p value.
+
+    Args:
+        difference: of the means.
+        stderrs: their standard errors, not both 0.
+        parts: over how many parts each, of which at least two.
+    """
+    from scipy.special import stdtr
+
+    squares = [error**2 for error in stderrs]
+    freedom = sum(squares) ** 2 / sum(square**2 / (n - 1) for square, n in zip(squares, parts, strict=True))
+    return 2 * float(stdtr(freedom, -abs(difference) / math.sqrt(sum(squares))))

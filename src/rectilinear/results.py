@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rectilinear.characters import visible, writable
+from rectilinear.charts import Chart
 from rectilinear.errors import JobError, RequestError
 from rectilinear.intervals import LEVEL, half_width
 from rectilinear.settings import first_reason
@@ -30,14 +32,68 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
+@dataclass(frozen=True)
+class Section:
+    """What results say of themselves.
+
+    Attributes:
+        title: what it is about.
+        headline: what is found, in a sentence.
+        words: in plain words, a paragraph each.
+        charts, tables: its figures and numbers.
+        warnings: what to know before trusting the numbers.
+        facts: what made it, by name, in groups.
+    """
+
+    title: str
+    headline: str = ""
+    words: tuple[str, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+    warnings: tuple[str, ...] = ()
+    facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
 class ResultFile(Record):
-    """Base of a result that is a file of its own, ``file_name`` in a folder, and shows itself as tables."""
+    """Base of a result that is a file of its own, ``file_name`` in a folder, and shows itself as tables and figures."""
 
     file_name: ClassVar[str]
+    #: What such results are about.
+    heading: ClassVar[str]
 
     def tables(self) -> tuple[Table, ...]:
         """The result as tables, the most important one first."""
         return ()
+
+    def charts(self) -> tuple[Chart, ...]:
+        """The result as figures, the most important one first."""
+        return ()
+
+    def headline(self) -> str:
+        """What is found, in a sentence."""
+        return ""
+
+    def words(self) -> tuple[str, ...]:
+        """What the numbers mean, for a reader who meets them for the first time; every number is the result's."""
+        return ()
+
+    def section(self) -> Section:
+        """All that the result says of itself."""
+        records = {name: part for name, part in self.model_dump(mode="json").items() if isinstance(part, dict)}
+        return Section(
+            title=f"{self.heading}: {self.model.id}" if hasattr(self, "model") else self.heading,
+            headline=self.headline(),
+            words=self.words(),
+            charts=self.charts(),
+            tables=self.tables(),
+            warnings=self.all_warnings(),
+            facts={name: records[name] for name in ("model", "data", "settings", "environment") if name in records},
+        )
+
+    @classmethod
+    def together(cls, results: Sequence[Self]) -> Section | None:
+        """What several such results say beside one another; None where there is nothing to add."""
+        return None
 
     def all_warnings(self) -> tuple[str, ...]:
         """What to know before trusting the numbers, each once."""

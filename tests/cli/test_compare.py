@@ -30,7 +30,7 @@ def test_it_writes_and_prints_what_the_function_gives(command, results, tmp_path
     monkeypatch.setattr("rectilinear.models.load.load_model", None)
     ran = command("compare", *results[:2], "--out", tmp_path / "out")
     assert (ran.code, ran.err) == (0, "")
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["comparison.json"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["comparison.json", "pareto.png", "pareto.svg"]
     found = rectilinear.compare(*results[:2])
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == json.loads(found.to_json())
     shown = {name: cells for name, *cells in table_of(ran.out)}

@@ -200,7 +200,7 @@ def test_a_failed_write(command, run, text_file, monkeypatch, tmp_path):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rectilinear.report.write.save_figure", full)
+    monkeypatch.setattr("rectilinear.report.write.save", full)
     ran = command("dynamics", run, "--text", text_file, *SIZE, "--out", tmp_path / "out")
     assert ran.code == 1
     assert ran.err == f"rectilinear: error: cannot write to {tmp_path / 'out'}: No space left on device\n"

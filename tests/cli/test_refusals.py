@@ -205,7 +205,7 @@ def test_a_failed_write(command, places, monkeypatch, tmp_path):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rectilinear.report.write.save_figure", full)
+    monkeypatch.setattr("rectilinear.report.write.save", full)
     line = MEASURE.format(**places).split()
     ran = command(*line, "--out", tmp_path / "out")
     assert ran.code == 1

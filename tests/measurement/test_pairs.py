@@ -9,7 +9,7 @@ import rectilinear
 from rectilinear import JobError, Loading, Measurement, RequestError, Rows
 from rectilinear.measurement.pairs import measure_pairs
 from rectilinear.models.find_blocks import find_blocks
-from rectilinear.report.pairs_plot import plot_pairs
+from rectilinear.report.plots import plot_pairs
 from tests import oracle
 from tests.families import build, token_rows
 
@@ -120,7 +120,7 @@ def test_a_figure_and_files(tmp_path):
     names = write_result(profile, tmp_path)
     assert names == ["profile.json", "profile.png", "profile.svg", "pairs.png", "pairs.svg"]
     assert rectilinear.Profile.load(tmp_path) == profile
-    image = plot_pairs(profile).axes[0].images[0].get_array()
+    image = plot_pairs(profile).axes[0].collections[0].get_array()
     assert image.shape == (4, 4)
     assert image[2, 1] == pytest.approx(
         (profile.pairs.scores[3].without_sinks or profile.pairs.scores[3]).linearity.adjusted

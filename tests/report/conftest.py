@@ -46,7 +46,7 @@ def block(index, output, update, sinks=0, identity=0.5):
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_profile():
     """A function that makes a profile of some blocks."""
 
@@ -80,7 +80,7 @@ def make_profile():
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def profile(make_profile):
     """Three blocks: one as usual, one with attention sinks, one that a map does not fit at all."""
     return make_profile(

@@ -70,11 +70,11 @@ def test_the_curves_show_the_means_and_their_intervals():
             line.get_ydata().astype(float),
             np.array([s[:, 1] for s in bars.get_segments()]),
         )
-    assert found.keys() == {"output, $y = x + d$", "update, $d$"}
-    means, bars = found["update, $d$"]
+    assert found.keys() == {"output, y = x + d", "update, d"}
+    means, bars = found["update, d"]
     np.testing.assert_allclose(means, [0.35, 0.36, 0.85])
     np.testing.assert_allclose(bars, [[0.29, 0.41], [0.3, 0.42], [0.79, 0.91]])
-    np.testing.assert_allclose(found["output, $y = x + d$"][0], [0.795] * 3)
+    np.testing.assert_allclose(found["output, y = x + d"][0], [0.795] * 3)
 
 
 def test_bands_reach_from_the_least_to_the_most_linear_block():
@@ -147,7 +147,7 @@ def test_blocks_without_scores_are_hatched(tmp_path):
 def test_in_sample_scores_are_not_called_held_out():
     dynamics = make([0], 1, lambda step, index: None)
     above, below, bar = axes_of(dynamics)
-    assert (bar.get_ylabel(), below.get_ylabel()) == ("update linearity", "linearity")
+    assert (bar.get_ylabel(), below.get_ylabel()) == ("update linearity", "share of variance")
     assert above.collections[0].get_array().item() == 0.99
 
 
@@ -187,7 +187,7 @@ def test_several_trainings_share_their_steps():
         "two": ([0, 2, 3], pytest.approx([0.6, 0.35, 0.1])),
     }
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "10", "250", "500"]
-    assert axes.get_ylabel() == "update linearity, held out"
+    assert axes.get_ylabel() == "share of variance, held out"
 
 
 def test_axes_of_ones_own():
@@ -200,4 +200,4 @@ def test_axes_of_ones_own():
     assert (len(above.collections), len(below.containers)) == (1, 2)
     [alone] = (another := Figure()).subplots(1, 1, squeeze=False).flat
     assert plot_dynamics(dynamics, ax=alone) is another
-    assert (alone.get_ylabel(), len(another.axes)) == ("linearity, held out", 1)
+    assert (alone.get_ylabel(), len(another.axes)) == ("share of variance, held out", 1)

@@ -21,37 +21,79 @@ def lines_of(axes):
     return {label: tuple(map(list, line.get_data())) for label, line in zip(labels, lines, strict=True)}
 
 
-def bars_of(axes):
-    """The (low, high) ends of the error bars, in order."""
-    [container] = axes.containers
-    [bars] = container.lines[2]
-    return [(segment[0][1], segment[1][1]) for segment in bars.get_segments()]
+def band_of(axes):
+    """The (low, high) ends of the band at each place."""
+    [band] = [each for each in axes.collections if hasattr(each, "get_paths")]
+    ends = {}
+    for x, y in band.get_paths()[0].vertices:
+        ends.setdefault(x, []).append(y)
+    return [(min(ends[x]), max(ends[x])) for x in sorted(ends)]
 
 
 def test_left_is_the_output_and_right_the_update(profile):
     left, right = plot_profile(profile).axes
     assert "output" in left.get_title(loc="left")
     assert "update" in right.get_title(loc="left")
-    without = "without sinks"
-    assert lines_of(left) == {
-        "in sample": ([0, 1, 2], [0.91, 0.92, 0.93]),
-        "held out, 95 % interval": ([0, 1, 2], [0.81, 0.82, 0.83]),
-        without: ([0, 1, 2], [0.21, 0.21, 0.21]),
-        "identity (do nothing)": ([0, 1, 2], [0.71, 0.72, 0.73]),
-        "null (independent tokens)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
-    }
-    assert lines_of(right) == {
-        "in sample": ([0, 1, 2], [0.61, 0.62, 0.13]),
-        "held out, 95 % interval": ([0, 1, 2], [0.51, 0.52, -0.12]),
-        without: ([0, 1, 2], [0.22, 0.22, 0.22]),
-        "null (independent tokens)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
-    }
+    without = "held out, without sinks"
+    sinks = {"sinks carry 1% or more": ([1], [0.0])}
+    assert (
+        lines_of(left)
+        == {
+            "in sample": ([0, 1, 2], [0.91, 0.92, 0.93]),
+            "held out, 95 % interval": ([0, 1, 2], [0.81, 0.82, 0.83]),
+            without: ([0, 1, 2], [0.21, 0.21, 0.21]),
+            "identity (do nothing)": ([0, 1, 2], [0.71, 0.72, 0.73]),
+            "null (independent tokens)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
+        }
+        | sinks
+    )
+    assert (
+        lines_of(right)
+        == {
+            "in sample": ([0, 1, 2], [0.61, 0.62, 0.13]),
+            "held out, 95 % interval": ([0, 1, 2], [0.51, 0.52, -0.12]),
+            without: ([0, 1, 2], [0.22, 0.22, 0.22]),
+            "null (independent tokens)": ([0, 1, 2], [0.0625, 0.0625, 0.0625]),
+        }
+        | sinks
+    )
 
 
-def test_error_bars_are_intervals(profile):
+def test_bands_are_intervals(profile):
     left, right = plot_profile(profile).axes
-    np.testing.assert_allclose(bars_of(left), [(0.7725, 0.8475), (0.745, 0.895), (0.68, 0.98)])
-    np.testing.assert_allclose(bars_of(right), [(0.435, 0.585), (0.37, 0.67), (-0.345, 0.105)])
+    np.testing.assert_allclose(band_of(left), [(0.7725, 0.8475), (0.745, 0.895), (0.68, 0.98)])
+    np.testing.assert_allclose(band_of(right), [(0.435, 0.585), (0.37, 0.67), (-0.345, 0.105)])
+
+
+def test_in_sample_scores_are_drawn_where_they_differ(make_profile):
+    figure = plot_profile(make_profile(block(0, (0.505, 0.5, 0.01), (0.4, 0.3, 0.01))))
+    assert ["in sample" in lines_of(axes) for axes in figure.axes] == [False, True]
+
+
+def test_high_scores_are_told_apart_by_their_distances_from_one(make_profile):
+    blocks = [block(index, (0.9995, score, 0.0001), (0.6, 0.5, 0.02)) for index, score in enumerate((0.9, 0.99, 0.999))]
+    figure = plot_profile(make_profile(*blocks))
+    left, right = figure.axes
+    places = left.transData.transform([(0, score) for score in (0.9, 0.99, 0.999)])[:, 1]
+    np.testing.assert_allclose(np.diff(places)[0], np.diff(places)[1], rtol=1e-6)
+    assert [text.get_text() for text in left.get_yticklabels()] == ["0.0", "0.5", "0.9", "0.99", "0.999", "0.9999"]
+    assert left.get_ylim()[1] > 0.9995
+    assert right.get_yscale() == "linear"
+
+
+def test_a_score_of_one_can_be_drawn_among_high_ones(make_profile, tmp_path):
+    write_result(make_profile(block(0, (1.0, 1.0, 0.0), (1.0, 1.0, 0.0)), block(1, *USUAL)), tmp_path)
+    assert (tmp_path / "profile.png").stat().st_size
+
+
+def test_legends_are_within_their_figures(make_profile):
+    blocks = [block(index, (0.99, 0.9, 0.01), (0.6, 0.5, 0.02), sinks=3) for index in range(30)]
+    figure = plot_profile(make_profile(*blocks))
+    figure.draw_without_rendering()
+    [legend] = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
 
 
 def test_what_was_written_without_intervals_is_not_said_to_have_them(make_profile):
@@ -70,6 +112,11 @@ def test_the_legend_names_each_line_once(profile):
     [legend] = figure.legends
     named = [text.get_text() for text in legend.get_texts()]
     assert sorted(named) == sorted({*lines_of(figure.axes[0]), *lines_of(figure.axes[1])})
+
+
+def test_names_that_legends_leave_out_are_in_them(profile, make_profile):
+    [legend] = plot_profile(profile, other(make_profile, "_$hidden$")).legends
+    assert "_$hidden$" in [text.get_text() for text in legend.get_texts()]
 
 
 def test_without_sinks_there_is_no_line_for_them(make_profile):
@@ -171,12 +218,23 @@ def other(make_profile, name="org/other"):
 
 
 def test_several_profiles_are_told_apart_by_their_models(profile, make_profile):
-    left, right = plot_profile(profile, other(make_profile)).axes
-    assert lines_of(left) == {"tiny-model": ([0, 1, 2], [0.81, 0.82, 0.83]), "other": ([0, 1], [0.6, 0.7])}
-    assert lines_of(right) == {"tiny-model": ([0, 1, 2], [0.51, 0.52, -0.12]), "other": ([0, 1], [0.3, 0.35])}
-    assert right.get_xlim()[1] > 2
-    [legend] = plot_profile(profile, other(make_profile)).legends
+    figure = plot_profile(profile, other(make_profile))
+    output, _, update, without = figure.axes
+    depths = [1 / 6, 0.5, 5 / 6], [0.25, 0.75]
+    assert lines_of(output) == {"tiny-model": (depths[0], [0.81, 0.82, 0.83]), "other": (depths[1], [0.6, 0.7])}
+    assert lines_of(update) == {"tiny-model": (depths[0], [0.51, 0.52, -0.12]), "other": (depths[1], [0.3, 0.35])}
+    assert lines_of(without)["other"][1] == [0.22, 0.22]
+    assert without.get_xlabel() == "depth of the block, of 1"
+    [legend] = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["tiny-model", "other"]
+
+
+def test_models_of_one_depth_are_compared_block_by_block(make_profile):
+    profiles = [make_profile(block(0, *USUAL), block(1, *USUAL), name=name) for name in ("one", "two")]
+    figure = plot_profile(*profiles)
+    assert len(figure.axes) == 2  # there are no sinks to leave out
+    assert lines_of(figure.axes[1])["two"] == ([0, 1], [0.5, 0.5])
+    assert figure.axes[1].get_xlabel() == "block"
 
 
 def test_one_model_on_several_texts_is_told_apart_by_these(make_profile):
@@ -188,12 +246,13 @@ def test_axes_of_ones_own(profile, make_profile):
     from matplotlib.figure import Figure
 
     mine = Figure()
-    first, second, third = mine.subplots(1, 3)
+    first, *others = mine.subplots(1, 3)
     assert plot_profile(profile, ax=first) is mine
     assert lines_of(first) == lines_of(plot_profile(profile).axes[1])
     assert first.get_legend() is not None
-    assert plot_profile(profile, other(make_profile), ax=(second, third)) is mine
-    assert "output" in second.get_title(loc="left")
-    assert "update" in third.get_title(loc="left")
+    assert plot_profile(profile, other(make_profile), ax=others) is mine
+    assert [axes.get_title(loc="left") for axes in others] == [
+        f"Linearity of the update, d{end}" for end in ("", ", without sinks")
+    ]
     assert len(mine.axes) == 3
     assert mine.get_suptitle() == ""

@@ -27,7 +27,8 @@ def compare(
     """Compare models with a first one by the files of their results, piece by piece.
 
     Losses and tasks document by document, probes question by question, marks story by story, each difference
-    with its standard error and a test. Nothing is loaded or run. With --out also writes comparison.json.
+    with its standard error and a test. Nothing is loaded or run. With --out also writes comparison.json and
+    a figure of quality against cost.
 
     Example: rectilinear compare evaluated/dense evaluated/smaller evaluated/smallest --out compared
     """

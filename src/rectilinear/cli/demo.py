@@ -29,13 +29,14 @@ def demo(
 
     Its profile on generated stories, how that came about over its training, half of its attentions replaced by causal
     linear filters, what that cost and saved, and a story told by both. Offline, in under two minutes. With --out also
-    writes the profile, the dynamics, the evaluation, and the linearized checkpoint in a folder of its own.
+    writes a page of it all, report.html, the results that it shows, and the linearized checkpoint in a folder of its
+    own.
 
     Example: rectilinear demo
     """
     with claim(runtime.out, overwrite=runtime.overwrite) as out:
         from rectilinear.progress import reporting
-        from rectilinear.report.explain import explain_dynamics, explain_linearization, explain_profile
+        from rectilinear.report.page import make_report
         from rectilinear.report.terminal import say, show, stdout
         from rectilinear.report.write import write_result
 
@@ -48,19 +49,16 @@ def demo(
                 for result in (profile, dynamics, evaluation):
                     write_result(result, folder)
                 linearized.save(folder / "linearized")
+                make_report(profile, dynamics, linearized.plan, evaluation).write(folder)
         console = stdout()
-        for result, paragraphs in (
-            (profile, explain_profile(profile)),
-            (dynamics, explain_dynamics(dynamics)),
-            (evaluation, explain_linearization(linearized.plan, evaluation)),
-        ):
+        for result, also in ((profile, ()), (dynamics, ()), (evaluation, linearized.plan.words())):
             show(result, console)
-            _say(console, *paragraphs)
+            _say(console, *also, *result.words())
             console.print()
         _say(console, f"A story that begins: {beginning}", f"The original goes on:{stories[0]}")
         _say(console, f"The linearized one goes on:{stories[1]}")
         if out:
-            say(f"\nwrote profile, dynamics and evaluation, and the folder linearized, to {out}")
+            say(f"\nwrote results, figures, and the folder linearized, to {out}; open {out / 'report.html'}")
 
 
 def _results(seed: int, batch_size: BatchSize, common: dict[str, Any]) -> tuple[Any, ...]:

@@ -112,6 +112,7 @@ class JudgeReport(ResultFile):
     """A model's stories: counted, compared with the texts' own endings, and judged."""
 
     file_name: ClassVar[str] = "judge.json"
+    heading: ClassVar[str] = "Stories, counted and judged"
 
     schema_: Literal["rectilinear.judge/1"] = Field(default="rectilinear.judge/1", alias="schema")
     model: ModelRecord

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rectilinear.charts import Chart
 from rectilinear.errors import RequestError, require
 from rectilinear.evaluation.settings import Probing
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
@@ -22,7 +23,7 @@ from rectilinear.models.origin import Origin
 from rectilinear.models.pooled import pool_states
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
-from rectilinear.results import EnvironmentRecord, ModelRecord, Record, ResultFile
+from rectilinear.results import EnvironmentRecord, ModelRecord, Record, ResultFile, Section
 from rectilinear.settings import BatchSize, takes_settings
 from rectilinear.tables import Cell, Column, Estimate, Table
 from rectilinear.text.fingerprint import fingerprint
@@ -40,6 +41,8 @@ from rectilinear.training.metrics import MetricRecord
 from rectilinear.training.results import TaskDataRecord
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from sklearn.model_selection import GridSearchCV
     from transformers import PreTrainedTokenizerBase
 
@@ -63,6 +66,7 @@ class Probe(ResultFile):
     """What can be read off the hidden states of a model by a linear map, depth by depth."""
 
     file_name: ClassVar[str] = "probe.json"
+    heading: ClassVar[str] = "What linear probes read off the hidden states"
 
     schema_: Literal["rectilinear.probe/1"] = Field(default="rectilinear.probe/1", alias="schema")
     model: ModelRecord
@@ -86,6 +90,21 @@ class Probe(ResultFile):
     def best(self) -> ProbePoint:
         """The depth that cross-validation on the training part prefers; of equal ones the first."""
         return max(self.points, key=lambda point: point.cross_validated)
+
+    def charts(self) -> tuple[Chart, ...]:
+        """What is right, by depth."""
+        from rectilinear.evaluation.probe_charts import probes_chart
+
+        return (probes_chart([self]),)
+
+    @classmethod
+    def together(cls, results: Sequence[Self]) -> Section | None:
+        """Several models' probes of a task over one another."""
+        from rectilinear.evaluation.probe_charts import probes_chart
+
+        tasks = {task: [one for one in results if one.task == task] for task in dict.fromkeys(r.task for r in results)}
+        charts = tuple(probes_chart(several) for several in tasks.values() if len(several) > 1)
+        return Section(f"{cls.heading}, models beside one another", charts=charts) if charts else None
 
     def tables(self) -> tuple[Table, ...]:
         """One line a depth: what cross-validation made of the training part, and the metrics of the other one."""

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe import Probe
-from rectilinear.results import DataRecord, EnvironmentRecord, IntervalRecord, ModelRecord, Record, ResultFile
+from rectilinear.results import (
+    DataRecord,
+    EnvironmentRecord,
+    IntervalRecord,
+    ModelRecord,
+    Record,
+    ResultFile,
+    Section,
+)
 from rectilinear.tables import Table
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class SpeedRecord(Record):
@@ -144,6 +156,7 @@ class Evaluation(Measurements, ResultFile):
     """How good and how fast a model is, and the same of the one it was compared to."""
 
     file_name: ClassVar[str] = "evaluation.json"
+    heading: ClassVar[str] = "How good and how fast it is"
 
     schema_: Literal["rectilinear.evaluation/1"] = Field(default="rectilinear.evaluation/1", alias="schema")
     data: DataRecord | None = Field(default=None, description="the text; null where there was none")
@@ -156,6 +169,30 @@ class Evaluation(Measurements, ResultFile):
     def measurements(self) -> Measurements:
         """What was measured, alone."""
         return Measurements(**{name: getattr(self, name) for name in Measurements.model_fields})
+
+    def headline(self) -> str:
+        """The loss, and how far it is from the other model's."""
+        if self.loss is None:
+            return ""
+        error = "" if self.stderr is None else f" (± {self.stderr:.4f})"
+        found = f"Loss {self.loss:.4f}{error} nats a token"
+        if self.against is None or self.differences is None or self.differences.loss is None:
+            return f"{found}."
+        error = "" if self.differences.loss_stderr is None else f" (± {self.differences.loss_stderr:.4f})"
+        return f"{found}, {self.differences.loss:+.4f}{error} against {self.against.model.id}."
+
+    def words(self) -> tuple[str, ...]:
+        """What was lost and what was gained."""
+        from rectilinear.evaluation.evaluation_charts import evaluation_words
+
+        return tuple(evaluation_words(self))
+
+    @classmethod
+    def together(cls, results: Sequence[Self]) -> Section | None:
+        """Quality against cost of all models on a text."""
+        from rectilinear.evaluation.evaluation_charts import evaluations_section
+
+        return evaluations_section(results)
 
     def tables(self) -> tuple[Table, ...]:
         """Text and speed, and scores; beside those of the other model where there is one."""

@@ -140,6 +140,7 @@ class Plan(ResultFile):
     """Which replacements to make in which model, and how those that were made turned out."""
 
     file_name: ClassVar[str] = "plan.json"
+    heading: ClassVar[str] = "What was replaced"
 
     schema_: Literal["rectilinear.plan/1"] = Field(default="rectilinear.plan/1", alias="schema")
     model: ModelRecord
@@ -156,6 +157,22 @@ class Plan(ResultFile):
     def removed(self) -> tuple[int, ...]:
         """Blocks that are gone for good."""
         return tuple(sorted(index for replacement in self.replacements for index in replacement.removed))
+
+    def words(self) -> tuple[str, ...]:
+        """What was replaced by what."""
+        if not self.replacements:
+            return ("Nothing was replaced.",)
+        targets = {"block": "Blocks", "attention": "The attentions of blocks", "mlp": "The MLPs of blocks"}
+        parts = [
+            f"{targets[target]} {', '.join(one.where for one in self.replacements if one.target == target)}"
+            for target in targets
+            if any(one.target == target for one in self.replacements)
+        ]
+        kinds = " and ".join(sorted({replacement.kind for replacement in self.replacements}))
+        return (
+            f"What was replaced. {'; '.join(parts)}, by stand-ins of kind {kinds}, fitted by least squares to "
+            f"{self.data.tokens:,} tokens, {'then trained' if self.heal else 'without a gradient'}.",
+        )
 
     def tables(self) -> tuple[Table, ...]:
         """A line for each replacement: what it is, what it weighs, how much of its target it explains."""

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from rectilinear.charts import Chart
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
-from rectilinear.measurement.profile import BlockRecord, Profile
+from rectilinear.measurement.profile import BlockRecord, Profile, Score
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.series import Checkpoint, check_alike, find_checkpoints
 from rectilinear.models.settings import Loading
 from rectilinear.progress import Progress, reporting
-from rectilinear.results import DataRecord, EnvironmentRecord, Record, ResultFile
+from rectilinear.results import DataRecord, EnvironmentRecord, Record, ResultFile, Section
 from rectilinear.settings import BatchSize, takes_settings
 from rectilinear.tables import Cell, Column, Estimate, Table
 from rectilinear.text.batches import as_batches
 from rectilinear.text.settings import Rows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from typing import Self
 
-#: Which of a block's two scores.
-Score = Literal["linearity", "update_linearity"]
+    from transformers import PreTrainedTokenizerBase
 
 
 class TrainedModelRecord(Record):
@@ -57,6 +57,7 @@ class Dynamics(ResultFile):
     """How linear each block of a model is on some text, at some steps of its training."""
 
     file_name: ClassVar[str] = "dynamics.json"
+    heading: ClassVar[str] = "How linearity changed over training"
 
     schema_: Literal["rectilinear.dynamics/1"] = Field(default="rectilinear.dynamics/1", alias="schema")
     model: TrainedModelRecord
@@ -65,6 +66,36 @@ class Dynamics(ResultFile):
     environment: EnvironmentRecord
     points: tuple[Point, ...] = Field(description="by step, one a step")
     warnings: tuple[str, ...]
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Each block's score at each step, and the means over blocks."""
+        from rectilinear.measurement.dynamics_charts import dynamics_chart
+
+        return (dynamics_chart(self),)
+
+    def headline(self) -> str:
+        """From what to what the mean went."""
+        means = [point for point in mean_curve(self) if point.mean is not None]
+        if len(means) < 2:
+            return ""
+        first, last = means[0], means[-1]
+        return (
+            f"The mean over blocks of the update's score went from {100 * (first.mean or 0.0):.1f} % at step "
+            f"{first.step:,} to {100 * (last.mean or 0.0):.1f} % at step {last.step:,}."
+        )
+
+    def words(self) -> tuple[str, ...]:
+        """How far the mean went, and whether that is beyond doubt."""
+        from rectilinear.measurement.dynamics_charts import dynamics_words
+
+        return tuple(dynamics_words(self))
+
+    @classmethod
+    def together(cls, results: Sequence[Self]) -> Section:
+        """The means of several trainings over one another."""
+        from rectilinear.measurement.dynamics_charts import several_dynamics_chart
+
+        return Section(f"{cls.heading}, models beside one another", charts=(several_dynamics_chart(results),))
 
     def tables(self) -> tuple[Table, ...]:
         """One line a step: the means over blocks, their errors and spread, the least and the most linear block."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from rectilinear.charts import Chart
 from rectilinear.core.scores import BlockScores, Linearity
 from rectilinear.core.sinks import MARKS, SinkCounts
 from rectilinear.measurement.pairs_record import PairsRecord
@@ -18,10 +19,17 @@ from rectilinear.results import (
     ModelRecord,
     Record,
     ResultFile,
+    Section,
     describe_rows,
 )
 from rectilinear.settings import Target
 from rectilinear.tables import Cell, Column, Estimate, Table
+
+if TYPE_CHECKING:
+    from typing import Self
+
+#: Which of a block's two scores.
+Score = Literal["linearity", "update_linearity"]
 
 #: How close scores are to come to those of a float64 decomposition of stored activations.
 ACCURACY = 1e-6
@@ -125,6 +133,7 @@ class Profile(ResultFile):
     """How linear each block of a model is on some text."""
 
     file_name: ClassVar[str] = "profile.json"
+    heading: ClassVar[str] = "How linear each block is"
 
     schema_: Literal["rectilinear.profile/1"] = Field(default="rectilinear.profile/1", alias="schema")
     model: ModelRecord
@@ -143,6 +152,32 @@ class Profile(ResultFile):
     def scores(self) -> dict[Target, tuple[BlockRecord, ...]]:
         """Scores by target: of blocks, of their attentions, of their MLPs."""
         return {self.target: self.blocks, **self.parts}
+
+    def charts(self) -> tuple[Chart, ...]:
+        """Scores by depth and, where they were measured, of all pairs of depths."""
+        from rectilinear.measurement.profile_charts import pairs_chart, profile_chart
+
+        own = profile_chart(self)
+        return (own, pairs_chart(self, self.pairs)) if self.pairs else (own,)
+
+    def headline(self) -> str:
+        """How much of outputs and of updates linear maps explain."""
+        from rectilinear.measurement.profile_words import profile_headline
+
+        return profile_headline(self)
+
+    def words(self) -> tuple[str, ...]:
+        """What was measured, of the output and of the update, how far to trust it, and what sinks do."""
+        from rectilinear.measurement.profile_words import profile_words
+
+        return tuple(profile_words(self))
+
+    @classmethod
+    def together(cls, results: Sequence[Self]) -> Section:
+        """Profiles over one another, and whether their means over blocks differ."""
+        from rectilinear.measurement.profile_words import profiles_section
+
+        return profiles_section(results)
 
     def tables(self) -> tuple[Table, ...]:
         """One line a block, for each target: scores in sample and held out, and the levels to read them against."""

@@ -18,13 +18,12 @@ from rectilinear.measurement.collect import count_rows
 from rectilinear.measurement.dynamics import (
     Dynamics,
     Point,
-    Score,
     TrainedModelRecord,
     mean_of,
     merge_points,
 )
 from rectilinear.measurement.measure import Scored, score_model, token_inputs
-from rectilinear.measurement.profile import BlockRecord
+from rectilinear.measurement.profile import BlockRecord, Score
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.describe import count_parameters, record_environment

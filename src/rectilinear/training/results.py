@@ -27,6 +27,7 @@ class Training(ResultFile):
     """A pretraining and what came of it."""
 
     file_name: ClassVar[str] = "training.json"
+    heading: ClassVar[str] = "How a pretraining went"
 
     schema_: Literal["rectilinear.training/1"] = Field(default="rectilinear.training/1", alias="schema")
     model: ModelRecord
@@ -133,6 +134,7 @@ class Finetuning(ResultFile):
     """A model fine-tuned on a task with some seeds, how well it does, and how its linearity changed."""
 
     file_name: ClassVar[str] = "finetuning.json"
+    heading: ClassVar[str] = "What fine-tuning did to linearity"
 
     schema_: Literal["rectilinear.finetuning/1"] = Field(default="rectilinear.finetuning/1", alias="schema")
     model: ModelRecord = Field(description="before training")

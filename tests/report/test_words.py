@@ -1,14 +1,13 @@
 """The words of an explanation carry the numbers of what they explain."""
 
 from rectilinear.linearization.plan import Plan
-from rectilinear.report.explain import explain_dynamics, explain_linearization, explain_profile
 from tests.report.conftest import block
 from tests.report.test_dynamics_plot import make as make_dynamics
 from tests.report.test_evaluation_table import ENVIRONMENT, make_pair, measurements
 
 
 def paragraph(profile, opening):
-    [found] = [text for text in explain_profile(profile) if text.startswith(opening)]
+    [found] = [text for text in profile.words() if text.startswith(opening)]
     return found
 
 
@@ -24,7 +23,8 @@ def test_numbers_are_the_profiles(profile):
     trust = paragraph(profile, "How far to trust it.")
     assert all(part in trust for part in ("6.25 %", "-25.00 to -10.00 points", "7.50 points"))
     sinks = paragraph(profile, "Attention sinks.")
-    assert "block 1 7 of 4,096 tokens carry 87.5 %" in sinks
+    assert "block 1, 7 of 4,096 tokens carry 87.5 %" in sinks
+    assert "of 3 blocks 0 explain 99 %" in sinks
 
 
 def test_without_sinks_it_says_so(make_profile):
@@ -38,45 +38,41 @@ def test_without_held_out_scores_it_says_so(make_profile):
 
 def test_without_scores_there_is_nothing_to_explain(make_profile):
     profile = make_profile(block(0, (None,), (None,), identity=None))
-    assert explain_profile(profile) == ["No block's output varied, so there is nothing to explain."]
+    assert profile.words() == ("No block's output varied, so there is nothing to explain.",)
 
 
 def test_odd_profiles_have_explanations(odd_profile):
-    text = " ".join(explain_profile(odd_profile))
+    text = " ".join(odd_profile.words())
     assert text
     assert "nan" not in text.lower()
     assert "None" not in text
 
 
 def test_dynamics_have_their_course_and_whether_it_is_beyond_doubt():
-    [text] = explain_dynamics(make_dynamics([0, 50, 900], 2, lambda step, _: {0: 0.6, 50: 0.3, 900: 0.4}[step]))
+    [text] = make_dynamics([0, 50, 900], 2, lambda step, _: {0: 0.6, 50: 0.3, 900: 0.4}[step]).words()
     assert "at 3 steps" in text
     assert "from 60.0 % at step 0 by way of its least, 30.0 % at step 50, to 40.0 % at step 900" in text
-    assert "a fall of 20.0 points, more than twice its standard error of 2.8" in text
-    [text] = explain_dynamics(make_dynamics([0, 50], 2, lambda step, _: 0.6 + step / 2000))
+    assert "a fall of 20.0 points, more than its 95 % interval of ± 8.5" in text
+    [text] = make_dynamics([0, 50], 2, lambda step, _: 0.6 + step / 2000).words()
     assert "by way of" not in text
-    assert "a rise of 2.5 points, not more than twice its standard error of 2.8" in text
-    [text] = explain_dynamics(make_dynamics([7], 2, lambda step, _: 0.6))
+    assert "a rise of 2.5 points, not more than its 95 % interval of ± 8.5" in text
+    [text] = make_dynamics([7], 2, lambda step, _: 0.6).words()
     assert "nothing can be said" in text
 
 
 def test_a_linearization_has_what_was_lost_and_gained():
     evaluation = make_pair()
-    told = " ".join(explain_linearization(plan(blocks=(3, 5)), evaluation))
+    told = " ".join([*plan(blocks=(3, 5)).words(), *evaluation.words()])
     assert "The attentions of blocks 3, 5, by stand-ins of kind filter, fitted by least squares to 2,048 tokens" in told
-    assert (
-        "On 4,096 other tokens the loss went from 1.5423 to 1.7923 nats a token (+0.2500, with a standard error of"
-        in told
-    )
+    assert "On 4,096 tokens the loss went from 1.5423 to 1.7923 nats a token (+0.2500, with a" in told
     assert "1,000 of 1,234,567 parameters (0.1 %)" in told
     assert "a cache of 368,640 for 368,640 bytes after 288 tokens" in told
     assert "times as fast" not in told  # decoding was not timed
 
 
 def test_an_empty_plan_has_nothing_to_say_of():
-    assert explain_linearization(plan(blocks=()), make_pair().model_copy(update={"against": None})) == [
-        "Nothing was replaced."
-    ]
+    assert plan(blocks=()).words() == ("Nothing was replaced.",)
+    assert make_pair().model_copy(update={"against": None}).words() == ()
 
 
 def plan(blocks):

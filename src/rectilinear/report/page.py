@@ -1,0 +1,151 @@
+"""Results as one page that explains itself: a file that opens from disk, without a network."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+import rectilinear
+from rectilinear.charts import CEILING, FLOOR, Chart
+from rectilinear.errors import RequestError
+from rectilinear.report.static import WIDTHS, save
+from rectilinear.results import ResultFile, Section
+from rectilinear.settings import in_flags
+
+
+@dataclass(frozen=True)
+class Report:
+    """What some results say of themselves, and beside one another.
+
+    Attributes:
+        title: of the page.
+        sections: of the results, those of several together first.
+        results: how many there are.
+    """
+
+    title: str
+    sections: tuple[Section, ...]
+    results: int
+
+    def to_html(self) -> str:
+        """The page; names and texts are escaped, the script for figures is in it."""
+        from jinja2 import Environment
+        from markupsafe import Markup
+        from plotly.offline import get_plotlyjs
+
+        room = files("rectilinear.report")
+        environment = Environment(autoescape=True, trim_blocks=False)
+        environment.filters["paragraph"] = _paragraph
+        charts = [chart for section in self.sections for chart in section.charts]
+        places = iter(range(len(charts)))
+        sections = [
+            {
+                **{name: getattr(section, name) for name in ("title", "headline", "words", "tables", "facts")},
+                "warnings": [in_flags(warning) for warning in section.warnings],
+                "charts": [{**asdict(chart), "place": next(places)} for chart in section.charts],
+            }
+            for section in self.sections
+        ]
+        drawn = json.dumps(
+            {"charts": [asdict(chart) for chart in charts], "floor": FLOOR, "ceiling": CEILING}, separators=(",", ":")
+        )
+        # A script ends at the first "</script" in it, whatever it is in the language.
+        return environment.from_string(room.joinpath("page.html").read_text(encoding="utf-8")).render(
+            title=self.title,
+            version=rectilinear.__version__,
+            count=self.results,
+            sections=sections,
+            charts=Markup(drawn.replace("<", r"\u003c")),
+            style=Markup(room.joinpath("page.css").read_text(encoding="utf-8")),
+            script=Markup(room.joinpath("page.js").read_text(encoding="utf-8")),
+            plotly=Markup(get_plotlyjs()),
+        )
+
+    def write(self, folder: str | Path) -> list[str]:
+        """Write the page into a folder, beside it each figure for paper, and its numbers; return the files' names."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").write_text(self.to_html(), encoding="utf-8")
+        names, figures = ["report.html"], folder / "figures"
+        figures.mkdir(exist_ok=True)
+        for chart in self._named():
+            for width in WIDTHS:
+                names += save(replace(chart, name=f"{chart.name}-{width}"), figures, ("png", "svg", "pdf"), width=width)
+            for place, table in enumerate(chart.tables()):
+                name = f"{chart.name}{f'-{place + 1}' if place else ''}.csv"
+                table.to_frame().to_csv(figures / name, index=False)
+                names.append(name)
+        return names
+
+    def _named(self) -> Iterator[Chart]:
+        """The charts, with a number where a name comes again."""
+        counts: Counter[str] = Counter()
+        for chart in (chart for section in self.sections for chart in section.charts):
+            counts[chart.name] += 1
+            yield replace(chart, name=f"{chart.name}-{counts[chart.name]}" if counts[chart.name] > 1 else chart.name)
+
+
+def make_report(*results: str | Path | ResultFile) -> Report:
+    """What results say of themselves, and beside one another, as a page.
+
+    Args:
+        results: results, files of them, or folders that have some at any depth.
+
+    Raises:
+        RequestError: a place has no result.
+    """
+    found = [result for place in results for result in _read(place)]
+    kinds: dict[type[ResultFile], list[ResultFile]] = {}
+    for result in found:
+        kinds.setdefault(type(result), []).append(result)
+    together = [kind.together(several) for kind, several in kinds.items() if len(several) > 1]
+    sections = [*filter(None, together), *(result.section() for several in kinds.values() for result in several)]
+    models = dict.fromkeys(model.id for model in (getattr(result, "model", None) for result in found) if model)
+    return Report(", ".join(models) or "Results", tuple(sections), len(found))
+
+
+def result_kinds() -> dict[str, type[ResultFile]]:
+    """Every kind of result, by the name of its file: those that are public, so that a new one is known by itself."""
+    public = (getattr(rectilinear, name) for name in rectilinear.__all__)
+    kinds = [kind for kind in public if isinstance(kind, type) and issubclass(kind, ResultFile)]
+    return {kind.file_name: kind for kind in kinds}
+
+
+def _read(place: str | Path | ResultFile) -> Iterable[ResultFile]:
+    if isinstance(place, ResultFile):
+        return [place]
+    path, kinds = Path(place), result_kinds()
+    if not path.exists():
+        raise RequestError(f"expected a folder or file of results, got {path}, which does not exist")
+    if path.is_dir():
+        files_ = sorted(file for name in kinds for file in path.rglob(name))
+        if not files_:
+            raise RequestError(f"expected results in {path}, got none of {', '.join(sorted(kinds))}")
+        return [kinds[file.name].load(file) for file in files_]
+    return [_kind_of(path, kinds.values()).load(path)]
+
+
+def _kind_of(file: Path, kinds: Iterable[type[ResultFile]]) -> type[ResultFile]:
+    """The kind whose schema a file names, whatever it is called."""
+    try:
+        schema = json.loads(file.read_text(encoding="utf-8"))["schema"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RequestError(f"expected a result with a `schema`, got {file} ({type(error).__name__})") from None
+    for kind in kinds:
+        if kind.model_fields["schema_"].default == schema:
+            return kind
+    raise RequestError(f"expected a result of rectilinear, got {file} of schema {schema!r}")
+
+
+def _paragraph(text: str) -> tuple[str, str]:
+    """What a paragraph is about, its first few words up to a full stop, and the rest."""
+    lead, stop, rest = text.partition(". ")
+    return (f"{lead}.", rest) if stop and len(lead) < _LEAD else ("", text)
+
+
+# Letters that the words have that say what a paragraph is about.
+_LEAD = 30

@@ -1,0 +1,156 @@
+"""The page holds what results say of themselves, and nothing that a name or a text smuggles in."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from rectilinear.errors import RequestError
+from rectilinear.report.page import make_report, result_kinds
+from rectilinear.results import ResultFile
+from tests.report.conftest import block
+from tests.report.test_dynamics_plot import make as make_dynamics
+from tests.report.test_evaluation_table import make_pair
+from tests.report.test_words import plan
+
+HOSTILE = '<script>alert(1)</script>"&\u2028</title>'
+
+
+class Reader(HTMLParser):
+    """Scripts, and the text outside of them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.text, self.scripts, self.open, self.attributes = "", [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.open = tag
+        self.attributes += attrs
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self.open = ""
+
+    def handle_data(self, data):
+        if self.open == "script":
+            self.scripts[-1] += data
+        else:
+            self.text += data
+
+
+@pytest.fixture
+def profiles(profile, make_profile):
+    """Two, of models of different depths."""
+    blocks = [block(index, (0.97, 0.96, 0.01), (0.7, 0.6, 0.02), sinks=2) for index in range(5)]
+    return profile, make_profile(*blocks, name=f"org/{HOSTILE}", source=HOSTILE, warnings=[HOSTILE])
+
+
+def test_every_kind_of_result_is_known(monkeypatch):
+    def below(kind):
+        return {kind, *(each for sub in kind.__subclasses__() for each in below(sub))}
+
+    assert set(result_kinds().values()) == below(ResultFile) - {ResultFile}
+
+
+def test_names_and_texts_are_only_text(profiles):
+    page = Reader(make_report(*profiles).to_html())
+    data, _, _ = page.scripts  # charts, plotly, ours
+    assert HOSTILE in page.text
+    assert "<" not in data
+    assert json.loads(data)["charts"][0]["panels"][0]["lines"][1]["label"] == HOSTILE.rpartition("/")[2]
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+
+
+def test_what_results_say_is_on_the_page(profile, tmp_path):
+    results = [profile, make_dynamics([0, 10], 2), plan(blocks=(1,)), make_pair()]
+    made = make_report(*results)
+    page = Reader(made.to_html())
+    assert made.results == 4
+    text = " ".join(page.text.split())
+    for result in results:
+        for words in result.words():
+            assert words.partition(". ")[2] in text
+        assert result.headline() in text
+        for table in result.tables():
+            assert all(cell in page.text for row in table.texts() for cell in row)
+    assert "LlamaForCausalLM" in text
+    assert "0" * 64 in text
+
+
+def test_models_beside_one_another_come_first(profiles):
+    first, *others = make_report(*profiles).sections
+    assert first.title == "How linear blocks are, models beside one another"
+    [chart] = first.charts
+    assert chart.panels[0].lines[0].label == "tiny-model"
+    means, differences = first.tables
+    assert means.rows[0][-1].value == pytest.approx(0.22)
+    assert differences.rows[0][-1] == pytest.approx(1.0)  # the same scores without sinks
+    assert [section.title for section in others] == [f"How linear each block is: {each.model.id}" for each in profiles]
+
+
+def test_folders_are_searched_and_files_known_by_their_schema(profile, tmp_path):
+    profile.save(tmp_path / "a" / "b")
+    profile.save(tmp_path / "c")
+    shutil.move(tmp_path / "c" / "profile.json", tmp_path / "c" / "other.json")
+    assert make_report(tmp_path).results == 1
+    assert make_report(tmp_path / "a", tmp_path / "c" / "other.json").results == 2
+    with pytest.raises(RequestError, match=r"expected results in .*c, got none of"):
+        make_report(tmp_path / "c")
+    for text, expected in (
+        ("[]", "with a `schema`"),
+        ('{"schema": "x/1"}', "of schema 'x/1'"),
+        ("{", "with a `schema`"),
+    ):
+        (tmp_path / "odd.json").write_text(text)
+        with pytest.raises(RequestError, match=expected):
+            make_report(tmp_path / "odd.json")
+    with pytest.raises(RequestError, match="does not exist"):
+        make_report(tmp_path / "nowhere")
+
+
+def test_files_for_papers_and_numbers(profile, tmp_path):
+    names = make_report(profile).write(tmp_path)
+    assert names[0] == "report.html"
+    kinds = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    for width in ("single", "double"):
+        for kind, begins in kinds.items():
+            assert (tmp_path / "figures" / f"profile-{width}.{kind}").read_bytes().startswith(begins)
+    with (tmp_path / "figures" / "profile.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    held_out = [row for row in rows if row["line"].startswith("held out, 95") and "update" in row["panel"]]
+    assert [float(row["y"]) for row in held_out] == [0.51, 0.52, -0.12]
+    assert [float(row["low"]) for row in held_out] == pytest.approx([0.435, 0.37, -0.345])
+
+
+def test_the_page_is_small_enough_to_send(profiles):
+    assert len(make_report(*profiles).to_html().encode()) < 6e6
+
+
+def test_the_command(profile, tmp_path):
+    profile.save(tmp_path / "measured")
+    command = [sys.executable, "-m", "rectilinear", "report", "measured"]
+
+    def run(*more):
+        return subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+
+    done = run("--out", "page")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"wrote report.html and 7 files in figures to .*page\n", done.stdout)
+    assert (tmp_path / "page" / "report.html").stat().st_size
+    assert "expected --out, the folder for the page, got none" in run().stderr
+
+
+def test_importing_the_package_reads_no_drawing_library():
+    code = (
+        "import sys, rectilinear; print([n for n in ('plotly', 'matplotlib', 'jinja2', 'torch') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
