@@ -35,8 +35,13 @@ from rectilinear.linearization.settings import Fitting as Fitting
 from rectilinear.linearization.settings import Selection as Selection
 from rectilinear.measurement.dynamics import Dynamics as Dynamics
 from rectilinear.measurement.dynamics import dynamics as dynamics
+from rectilinear.measurement.explain import Explanations as Explanations
+from rectilinear.measurement.explain import explain as explain
+from rectilinear.measurement.explain import load_maps as load_maps
+from rectilinear.measurement.explanation import Explanation as Explanation
 from rectilinear.measurement.measure import measure as measure
 from rectilinear.measurement.profile import Profile as Profile
+from rectilinear.measurement.settings import Explaining as Explaining
 from rectilinear.measurement.settings import Measurement as Measurement
 from rectilinear.models.find_blocks import find_blocks as find_blocks
 from rectilinear.models.settings import Loading as Loading

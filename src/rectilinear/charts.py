@@ -155,6 +155,26 @@ class Chart:
         return [*found.values()]
 
 
+@dataclass(frozen=True)
+class MarkedText:
+    """A text whose tokens are marked by a value each.
+
+    Attributes:
+        title: what is marked.
+        tokens: as they stand one after the other.
+        values: of each; None for none.
+        caption: what the values are.
+        low, high: values that have no mark, and the fullest.
+    """
+
+    title: str
+    tokens: tuple[str, ...]
+    values: tuple[Number, ...]
+    caption: str = ""
+    low: float = 0.0
+    high: float = 1.0
+
+
 #: Looks of several results in one panel: told apart by colour-blind readers and in grey.
 SERIES: tuple[tuple[Color, Marker], ...] = (
     ("orange", "square"),

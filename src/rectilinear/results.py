@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rectilinear.characters import visible, writable
-from rectilinear.charts import Chart
+from rectilinear.charts import Chart, MarkedText
 from rectilinear.errors import JobError, RequestError
 from rectilinear.intervals import LEVEL, half_width
 from rectilinear.settings import first_reason
@@ -41,6 +41,7 @@ class Section:
         headline: what is found, in a sentence.
         words: in plain words, a paragraph each.
         charts, tables: its figures and numbers.
+        texts: whose tokens are marked.
         warnings: what to know before trusting the numbers.
         facts: what made it, by name, in groups.
     """
@@ -49,6 +50,7 @@ class Section:
     headline: str = ""
     words: tuple[str, ...] = ()
     charts: tuple[Chart, ...] = ()
+    texts: tuple[MarkedText, ...] = ()
     tables: tuple[Table, ...] = ()
     warnings: tuple[str, ...] = ()
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -69,6 +71,10 @@ class ResultFile(Record):
         """The result as figures, the most important one first."""
         return ()
 
+    def texts(self) -> tuple[MarkedText, ...]:
+        """Texts whose tokens are marked."""
+        return ()
+
     def headline(self) -> str:
         """What is found, in a sentence."""
         return ""
@@ -85,6 +91,7 @@ class ResultFile(Record):
             headline=self.headline(),
             words=self.words(),
             charts=self.charts(),
+            texts=self.texts(),
             tables=self.tables(),
             warnings=self.all_warnings(),
             facts={name: records[name] for name in ("model", "data", "settings", "environment") if name in records},

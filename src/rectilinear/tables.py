@@ -93,6 +93,10 @@ class Table:
         columns = tuple(self.columns[place] for place in places)
         return replace(self, columns=columns, rows=tuple(tuple(row[place] for place in places) for row in self.rows))
 
+    def is_text(self, place: int) -> bool:
+        """Whether a column holds texts, not numbers."""
+        return any(isinstance(row[place], str) for row in self.rows) and not self.columns[place].format
+
     def texts(self, fewer_digits: int = 0) -> Iterator[tuple[str, ...]]:
         """The rows as text."""
         for row in self.rows:

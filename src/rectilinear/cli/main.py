@@ -37,6 +37,7 @@ COMMANDS = (
     "judge",
     "pretrain",
     "finetune",
+    "explain",
     "report",
     "demo",
 )

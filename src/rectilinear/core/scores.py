@@ -154,13 +154,12 @@ def score_folds(
     if p != q:
         raise ValueError(f"expected input and update of one width, got {p} and {q}")
     solution = solve(moments)
-    energies = _energy_alone if alone else _energies
-    output, update = energies(moments, moments, eps)
+    output, update = energies_of(moments, moments, eps, alone=alone)
     held_out, condition = [], solution.factor.condition
     if len(present) == len(folds) > 1:
         for fold, train in zip(present, without_each(present), strict=True):
             fit = solve(train)
-            shares = _held_out_shares(fold, train, fit.coefficients, energies(fold, train, eps))
+            shares = _held_out_shares(fold, train, fit.coefficients, energies_of(fold, train, eps, alone=alone))
             held_out.append(shares)
             if moments.products is torch.float32 and train.count < _FEW * p:
                 worst = max([1.0, *(1 - share for share in shares if share is not None)])
@@ -169,14 +168,14 @@ def score_folds(
                 condition = max(condition, 1 / fit.factor.smallest)  # a lower bound of it, which costs nothing
 
     def linearity(energy: float, which: int) -> Linearity:
-        in_sample = _share(solution.residual, energy)
+        in_sample = share_of(solution.residual, energy)
         if in_sample is None:
             return Linearity()
         adjusted = 1 - (1 - in_sample) * (n - 1) / (n - p - 1) if n > p + 1 else None
-        mean, stderr = _mean_and_stderr([shares[which] for shares in held_out])
+        mean, stderr = mean_and_stderr([shares[which] for shares in held_out])
         return Linearity(in_sample, adjusted, mean, stderr, 0 if mean is None else len(held_out))
 
-    identity = _share(update, output)
+    identity = share_of(update, output)
     cancellation = 1.0 if alone else moments.cancellation
     error = FLOAT32_ERROR * condition * cancellation if moments.products is torch.float32 else 0.0
     return Scores(
@@ -193,8 +192,15 @@ def score_folds(
     )
 
 
+def energies_of(moments: Moments, about: Moments, eps: float, *, alone: bool = False) -> tuple[float, float]:
+    """``|Y|^2`` and ``|D|^2`` about the means of some moments, taken for zero where rounding may have made them.
+
+    Of an update ``alone`` there is no output.
+    """
+    return _energy_alone(moments, about, eps) if alone else _energies(moments, about, eps)
+
+
 def _energies(moments: Moments, about: Moments, eps: float) -> tuple[float, float]:
-    """``|Y|^2`` and ``|D|^2`` about the means of some moments, taken for zero where rounding may have made them."""
     shift_x, shift_d = moments.mean_x - about.mean_x, moments.mean_d - about.mean_d
     shift_y, mean_y = shift_x + shift_d, moments.mean_x + moments.mean_d
     output = moments.output_energy + moments.count * float(shift_y @ shift_y)
@@ -222,14 +228,16 @@ def _held_out_shares(
     """Linearity and update linearity of a fold under the means and the map of other tokens."""
     residual = held_out_residual(fold, train, coefficients)
     output, update = energies
-    return _share(residual, output), _share(residual, update)
+    return share_of(residual, output), share_of(residual, update)
 
 
-def _share(residual: float, energy: float) -> float | None:
+def share_of(residual: float, energy: float) -> float | None:
+    """What is explained of an energy, where a residual is left; None of none."""
     return 1 - residual / energy if energy > 0 else None
 
 
-def _mean_and_stderr(values: list[float | None]) -> tuple[float | None, float | None]:
+def mean_and_stderr(values: list[float | None]) -> tuple[float | None, float | None]:
+    """Of shares of at least two folds; None where one is missing."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return None, None

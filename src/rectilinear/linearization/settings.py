@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from rectilinear.linearization.plan import Plan
-from rectilinear.models.settings import Stack
+from rectilinear.models.settings import Named
 from rectilinear.settings import ONE_WORD, Indices, NonNegative, Positive, Settings, Target
 from rectilinear.text.settings import Rows
 
@@ -48,7 +48,7 @@ class CalibrationRows(Rows):
     seq_len: int = Field(256, ge=4, description=Rows.model_fields["seq_len"].description)
 
 
-class Selection(Settings):
+class Selection(Named):
     """What is replaced: a part of some blocks, which are named, chosen in some order, or those of a plan."""
 
     target: Target = "block"
@@ -67,7 +67,6 @@ class Selection(Settings):
     """Which blocks first: most linear, least change of direction, or least loss, measured each time."""
     merge: bool = False
     """Replace consecutive blocks by one stand-in."""
-    stack: str | None = Field(None, description=Stack.model_fields["blocks"].description)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

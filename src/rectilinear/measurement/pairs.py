@@ -6,19 +6,17 @@ from collections.abc import Sequence
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rectilinear.core.block_moments import NonFiniteError
 from rectilinear.core.depth_pairs import DepthAccumulator, DepthMoments, bytes_of_pairs, depth_pairs
 from rectilinear.core.scores import score_folds
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.collect import RowFacts, count_rows, count_tokens, in_folds
+from rectilinear.measurement.collect import RowFacts
+from rectilinear.measurement.depths import states_by_depth
 from rectilinear.measurement.pairs_record import PairRecord, PairScore, PairScores, PairsRecord
 from rectilinear.measurement.settings import Measurement
-from rectilinear.models.capture import capture_blocks
 from rectilinear.models.find_blocks import BlockStack
-from rectilinear.models.layout import find_layout
-from rectilinear.models.running import evaluating, run
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch
 
@@ -45,35 +43,15 @@ def measure_pairs(
     Raises:
         JobError: activations that are not finite, or a block that did not run.
     """
-    layout, blocks = find_layout(model, stack, batches[0]), stack.blocks
     accumulator = DepthAccumulator(settings.sink_ratio)
-    states: dict[int, Tensor] = {}
-    failures: list[JobError] = []
-
-    def consume(index: int, x: Tensor, y: Tensor) -> None:
-        if index + 1 in states:
-            failures.append(JobError(f"expected blocks that run once in a pass, got block {index}, which runs again"))
-        if index == 0:
-            states[0] = x.clone()  # what comes after may write over it
-        states[index + 1] = y.clone()
-
-    with evaluating(model), capture_blocks(blocks, consume):
-        for batch, pieces in in_folds(batches, 1, "rows for pairs", progress, decoder=layout.decoder):
-            states.clear()
-            run(model, batch)
-            if failures:
-                raise failures[0]
-            if len(states) != len(blocks) + 1:
-                raise JobError(f"expected all {len(blocks)} blocks to run on each batch, got {max(len(states) - 1, 0)}")
-            shape = count_rows(batch), count_tokens(batch, layout.decoder)
-            try:
-                known = [layout.by_rows(states[depth], *shape).to(states[0].device) for depth in range(len(states))]
-                for piece in pieces:
-                    ids = piece.places(known[0].shape[1])[:, 1].to(known[0].device)
-                    begin = None if rows.lead is None else torch.eq(ids, rows.lead)
-                    accumulator.update([piece.of(each) for each in known], begin)
-            except (NonFiniteError, ValueError) as error:
-                raise JobError(f"pairs of depths: {error}") from None
+    try:
+        for _, pieces, states in states_by_depth(model, stack, batches, 1, "rows for pairs", progress):
+            for piece in pieces:
+                ids = piece.places(states[0].shape[1])[:, 1].to(states[0].device)
+                begin = None if rows.lead is None else torch.eq(ids, rows.lead)
+                accumulator.update([piece.of(each) for each in states], begin)
+    except (NonFiniteError, ValueError) as error:
+        raise JobError(f"pairs of depths: {error}") from None
     everything, regular = accumulator.freeze()
     if everything is None:
         raise JobError("expected tokens to score pairs of depths on, got none; is every token masked?")

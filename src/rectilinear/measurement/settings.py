@@ -5,17 +5,25 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from pydantic import BeforeValidator, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from rectilinear.errors import RequestError
-from rectilinear.models.settings import Stack
-from rectilinear.settings import ONE_WORD, Positive, Target, parse_names
+from rectilinear.models.settings import Named, Stack
+from rectilinear.settings import ONE_WORD, Indices, Positive, Settings, Target, parse_names
 
 #: Tokens for each dimension of the hidden states below which scores and fits are warned about.
 TOKENS_A_FEATURE = 20
 
 
-class Measurement(Stack):
+class Sinks(Settings):
+    """Which tokens are attention sinks."""
+
+    sink_ratio: Positive = 10.0
+    """A token is an attention sink of a block if the norm of its input, output or update exceeds this many times the
+    median of the first 256 tokens."""
+
+
+class Measurement(Stack, Sinks):
     """How linearity is measured; definitions in docs/method.md."""
 
     target: Annotated[tuple[Target, ...], BeforeValidator(parse_names), ONE_WORD, Parameter(metavar="A,B")] = ("block",)
@@ -24,9 +32,6 @@ class Measurement(Stack):
     """Contiguous folds of the rows for held-out scores; 1 for none."""
     convention: Literal["block", "paper"] = "block"
     """'paper' takes the last state after the final norm and lets padding count, as the paper did."""
-    sink_ratio: Positive = 10.0
-    """A token is an attention sink of a block if the norm of its input, output or update exceeds this many times the
-    median of the first 256 tokens."""
     products: Literal["auto", "float32", "float64"] = "auto"
     """Precision of products of activations; 'auto' is float64 where float32 would not do."""
 
@@ -51,3 +56,18 @@ class Measurement(Stack):
             self.refuse_unused(f"for {command}", "pairs")
         if len(self.target) > 1:
             raise RequestError(f"expected one `target` for {command}, got {','.join(self.target)}; try one at a time")
+
+
+class Explaining(Named, Sinks):
+    """Which maps are explained, and what of them."""
+
+    blocks: Annotated[Indices, ONE_WORD, Parameter(metavar="2-4,7")]
+    """Blocks to explain, counted from 0, such as 2-4,7."""
+    target: Target = "block"
+    """What of a block is explained: block, attention or mlp."""
+    folds: Annotated[int, Field(ge=2)] = 4
+    """Contiguous folds of the rows for held-out scores; tokens are looked at in the last one."""
+    deviating: PositiveInt = 10
+    """How many of the tokens that deviate most are listed."""
+    depths: Annotated[bool, Parameter(negative=())] = False
+    """Also the geometry of hidden states at every depth, and what they say of the next token."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from rectilinear.settings import DType, Settings
 
 
@@ -10,6 +12,12 @@ class Stack(Settings):
 
     blocks: str | None = None
     """Path of the block stack, such as model.layers, or encoder or decoder; found by structure when not given."""
+
+
+class Named(Settings):
+    """Where the blocks are that are named by their indices."""
+
+    stack: str | None = Field(None, description=Stack.model_fields["blocks"].description)
 
 
 class Access(Settings):

@@ -76,14 +76,20 @@
     return { tickvals: places, ticktext: places.map((i) => ticks[i]) };
   }
 
-  function axis(about, width) {
+  // How many powers of ten the values of a panel go over, across or up.
+  function decadesOf(panel, name) {
+    const values = (panel.lines || []).flatMap((line) => line[name]).filter((value) => value > 0);
+    return values.length ? Math.log10(Math.max(...values) / Math.min(...values)) : 0;
+  }
+
+  function axis(about, width, decades) {
     const look = {
       title: { text: escaped(about.label), font: { size: 12 }, standoff: 8 }, gridcolor: paint("rule"), zeroline: false,
       linecolor: paint("soft"), automargin: true, tickfont: { size: 11 },
     };
     if (about.ticks.length) Object.assign(look, spaced(about.ticks, width), { range: [-0.5, about.ticks.length - 0.5] });
     else if (about.whole) Object.assign(look, { tickformat: "d", nticks: Math.max(3, Math.min(12, width / 45)) });
-    if (about.scale === "log") look.type = "log";
+    if (about.scale === "log") Object.assign(look, { type: "log", dtick: decades > 1.5 ? 1 : "D2" });
     return look;
   }
 
@@ -104,8 +110,8 @@
     const layout = {
       margin: { l: 8, r: 8, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: paint("ink"), family: "system-ui, sans-serif" }, hovermode: "closest",
-      hoverlabel: { bgcolor: paint("raised"), font: { color: paint("ink") } }, xaxis: axis(panel.x, width),
-      yaxis: axis(panel.y, 400),
+      hoverlabel: { bgcolor: paint("raised"), font: { color: paint("ink") } }, xaxis: axis(panel.x, width, decadesOf(panel, "x")),
+      yaxis: axis(panel.y, 400, decadesOf(panel, "y")),
     };
     if (panel.cells) {
       const across = (x) => (panel.x.ticks.length ? panel.x.ticks[x] : x);

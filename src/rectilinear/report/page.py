@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import rectilinear
-from rectilinear.charts import CEILING, FLOOR, Chart
+from rectilinear.charts import CEILING, FLOOR, Chart, MarkedText
 from rectilinear.errors import RequestError
 from rectilinear.report.static import WIDTHS, save
 from rectilinear.results import ResultFile, Section
@@ -46,6 +46,9 @@ class Report:
             {
                 **{name: getattr(section, name) for name in ("title", "headline", "words", "tables", "facts")},
                 "warnings": [in_flags(warning) for warning in section.warnings],
+                "texts": [
+                    {"title": text.title, "caption": text.caption, "marks": _marks(text)} for text in section.texts
+                ],
                 "charts": [{**asdict(chart), "place": next(places)} for chart in section.charts],
             }
             for section in self.sections
@@ -139,6 +142,15 @@ def _kind_of(file: Path, kinds: Iterable[type[ResultFile]]) -> type[ResultFile]:
         if kind.model_fields["schema_"].default == schema:
             return kind
     raise RequestError(f"expected a result of rectilinear, got {file} of schema {schema!r}")
+
+
+def _marks(text: MarkedText) -> list[tuple[str, str, int]]:
+    """Each token, its value in words, and how full its mark is, in percent."""
+    found = []
+    for token, value in zip(text.tokens, text.values, strict=True):
+        share = 0.0 if value is None else (value - text.low) / (text.high - text.low)
+        found.append((token, "" if value is None else f"{value:.3g}", round(100 * min(max(share, 0.0), 1.0))))
+    return found
 
 
 def _paragraph(text: str) -> tuple[str, str]:

@@ -83,7 +83,7 @@ def show_warnings(warnings: Iterable[str], console: Console) -> None:
 def _render(table: Table, *, compact: bool) -> RichTable:
     rendered = RichTable(box=SIMPLE_HEAD if compact else HEAVY_HEAD, padding=0 if compact else (0, 1))
     for place, column in enumerate(table.columns):
-        text = any(isinstance(row[place], str) for row in table.rows) and not column.format
+        text = table.is_text(place)
         heading = column.name.replace("linearity", "lin.") if compact else column.name
         # The texts that say what a row is may be long.
         wraps = compact and text and place < table.keys
