@@ -32,6 +32,13 @@ TARGETS = ("block", "attention", "mlp")
 #: How each model is in its element: Gemma was trained on rows that all begin with BOS.
 OWN_BOS = {"smollm2-135m": "document", "gemma3-270m": "row"}
 LONG, SHORT = 100_000, 16_384
+#: Hub ids.
+NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct", "gemma3-270m": "google/gemma-3-270m"}
+#: Blocks of the first model that are explained: the one that makes an outlier of the first token, and a usual one.
+EXPLAINED = (11, 18)
+
+
+EXPLANATION = CELLS / f"{MODELS[0]}-wikitext-{SHORT}-explained.json"
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,11 @@ class Cell:
             "dtype": "float32",
             "convention": "block",
             "sink_ratio": 10.0,
+            "pairs": False,
         }
         given: dict[str, Any] = usual | self.changes
-        targets = ("block",) if {"convention", "sink_ratio"} & {*self.changes} else TARGETS
-        measurement = {"target": targets, "convention": given["convention"], "sink_ratio": given["sink_ratio"]}
+        targets = ("block",) if {"convention", "sink_ratio", "pairs"} & {*self.changes} else TARGETS
+        measurement = {name: given[name] for name in ("convention", "sink_ratio", "pairs")} | {"target": targets}
         return rectilinear.measure(
             models / self.model,
             text,
@@ -89,6 +97,7 @@ def cells() -> Iterator[Cell]:
             {"convention": "paper"},
             {"sink_ratio": 3.0},
             {"sink_ratio": 30.0},
+            {"pairs": True},
         ):
             yield Cell(model, "wikitext", SHORT, changes)
     for text in ("tinystories", "chat"):
@@ -111,6 +120,28 @@ def chat_turns(questions: Path, tokenizer: Any, folder: Path) -> Path:
     return file
 
 
+def explain(models: Path, texts: Path) -> dict[str, Any]:
+    """The record of what the maps of some blocks do."""
+    found = rectilinear.explain(
+        models / MODELS[0],
+        texts / TEXTS["wikitext"],
+        rectilinear.Explaining(blocks=EXPLAINED, depths=True),
+        rows=Rows(max_tokens=SHORT, seq_len=512),
+        loading=Loading(device="cpu", dtype="float32"),
+    )
+    return json.loads(found.explanation.to_json())
+
+
+def write(file: Path, written: dict[str, Any], model: str, text: str) -> None:
+    """Write a record: of what users can get, not of where it was here."""
+    written = rounded(written)
+    written["model"]["id"], written["data"]["source"] = NAMES[model], TEXTS[text]
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(written, separators=(",", ":")) + "\n", encoding="utf-8")
+    partial.replace(file)
+    print(f"wrote {file.name}", flush=True)
+
+
 def rounded(found: Any) -> Any:
     """Numbers of a record to six significant digits, which the errors are far above."""
     if isinstance(found, dict):
@@ -131,13 +162,9 @@ def main() -> None:
             text = texts / TEXTS[cell.text]
             if cell.text == "chat":
                 text = chat_turns(text, load_tokenizer(models / MODELS[0]), Path(scratch))
-            written = rounded(json.loads(cell.measure(models, text).to_json()))
-            # What users can get, not where it was here.
-            written["model"]["id"], written["data"]["source"] = cell.model, TEXTS[cell.text]
-            partial = cell.file.with_suffix(".partial")
-            partial.write_text(json.dumps(written, separators=(",", ":")) + "\n", encoding="utf-8")
-            partial.replace(cell.file)
-            print(f"wrote {cell.file.name}", flush=True)
+            write(cell.file, json.loads(cell.measure(models, text).to_json()), cell.model, cell.text)
+    if not EXPLANATION.exists():
+        write(EXPLANATION, explain(models, texts), MODELS[0], "wikitext")
 
 
 if __name__ == "__main__":

@@ -11,17 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from page import table
-from real import CELLS, LONG, MODELS, OWN_BOS, SHORT, TEXTS, Cell, cells
+from real import CELLS, EXPLANATION, LONG, MODELS, NAMES, OWN_BOS, SHORT, TEXTS, Cell, cells
 
-from rectilinear import Profile
+from rectilinear import Explanation, Profile, Report
 from rectilinear.measurement.profile import BlockRecord
-from rectilinear.measurement.profile_charts import profile_chart
+from rectilinear.measurement.profile_charts import pairs_chart, profile_chart
 from rectilinear.report.static import save
 from rectilinear.settings import as_ranges
 
 DOCS = Path(__file__).parents[1] / "docs"
-#: Hub ids of the models.
-NAMES = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct", "gemma3-270m": "google/gemma-3-270m"}
+PAGE = DOCS / "smollm2-135m.html"
 SHORT_NAMES = {"smollm2-135m": "SmolLM2-135M", "gemma3-270m": "Gemma-3-270M"}
 
 
@@ -33,12 +32,6 @@ def load(cell: Cell) -> Profile | None:
 def number(value: float | None) -> str:
     """A score as the page has it."""
     return "-" if value is None else f"{value:.3f}"
-
-
-def identity_without_sinks(block: BlockRecord) -> float | None:
-    """What doing nothing explains without sinks: ``1 - Sdd / Syy``, from ``1 - R2y = (1 - R2d) Sdd / Syy``."""
-    output, update = block.without_sinks.linearity.in_sample, block.without_sinks.update_linearity.in_sample
-    return None if output is None or update is None or update >= 1 else 1 - (1 - output) / (1 - update)
 
 
 def held_out(block: BlockRecord) -> str:
@@ -63,7 +56,7 @@ def by_block(profile: Profile) -> str:
             number(block.identity),
             sinks(block),
             number(block.without_sinks.linearity.in_sample),
-            number(identity_without_sinks(block)),
+            number(block.without_sinks.identity),
             number(block.without_sinks.update_linearity.in_sample),
             held_out(block),
             number(block.without_sinks.null_shifted),
@@ -114,7 +107,7 @@ def answers(model: str, profile: Profile) -> str:
     above = [block.index for block in blocks if (block.linearity.in_sample or 0.0) >= 0.99]
     still = [block.index for block in blocks if (block.without_sinks.linearity.in_sample or 0.0) >= 0.99]
     gains = [
-        (block.without_sinks.linearity.in_sample or 0.0) - (identity_without_sinks(block) or 0.0) for block in blocks
+        (block.without_sinks.linearity.in_sample or 0.0) - (block.without_sinks.identity or 0.0) for block in blocks
     ]
     margins = [
         (block.without_sinks.update_linearity.in_sample or 0.0) - (block.without_sinks.null_shifted or 0.0)
@@ -207,10 +200,11 @@ def page() -> str:
         rows = [
             summary(changed(cell), profile)
             for cell, profile in made.items()
-            if cell.model == model and "sink_ratio" not in cell.changes
+            if cell.model == model and not {"sink_ratio", "pairs"} & {*cell.changes}
         ]
         if rows:
             parts += [f"{SHORT_NAMES[model]} (BOS by {OWN_BOS[model]} as usual):", table(SUMMARY, rows)]
+    parts += [part for model in MODELS if (profile := load(pairs_cell(model))) for part in far(model, profile)]
     rows = []
     for model in MODELS:
         for ratio in (3.0, 10.0, 30.0):
@@ -235,6 +229,66 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def pairs_cell(model: str) -> Cell:
+    """Where all pairs of a model's depths are."""
+    return Cell(model, "wikitext", SHORT, {"pairs": True})
+
+
+def far(model: str, profile: Profile) -> list[str]:
+    """What becomes of linearity over several blocks."""
+    pairs = profile.pairs
+    if pairs is None:
+        return []
+    scores = {(pair.first, pair.last): pair.without_sinks or pair for pair in pairs.scores}
+    last = pairs.depths - 1
+    rows = []
+    for steps in (1, 2, 4, 8, 16):
+        spans = [scores[first, first + steps] for first in range(pairs.depths - steps) if first + steps <= last]
+        if spans:
+            rows.append(
+                [
+                    f"{steps}",
+                    middle([one.linearity.adjusted for one in spans]),
+                    middle([one.identity for one in spans]),
+                    middle([one.update_linearity.adjusted for one in spans]),
+                ]
+            )
+    whole = scores[0, last]
+    rows.append(
+        [
+            f"all {last}",
+            number(whole.linearity.adjusted),
+            number(whole.identity),
+            number(whole.update_linearity.adjusted),
+        ]
+    )
+    return [
+        f"## Do linear steps add up? {SHORT_NAMES[model]}",
+        "One linear map over several blocks: the later hidden state, what doing nothing explains of it, and the change up to there; adjusted for the number of tokens, "
+        f"without sinks, median over where it begins (least to most); {pairs.tokens:,} tokens of WikiText ({pairs.tokens / (profile.model.width or 1):.0f} a feature).",
+        table(["blocks", "later state", "identity", "change"], rows),
+        f"![Linearity of {SHORT_NAMES[model]} from every depth to every later one](real-{model}-pairs.png)",
+    ]
+
+
+def write_page() -> None:
+    """One page of the long profiles, of pairs of depths and of what two blocks' maps do."""
+    profiles = [profile for model in MODELS if (profile := load(Cell(model, "wikitext", LONG)))]
+    pairs = load(pairs_cell(MODELS[0]))
+    if len(profiles) < 2 or pairs is None or not EXPLANATION.exists():
+        return
+    one, other = profiles
+    far_apart = replace(
+        pairs.section(), title="From every depth to every later one", words=(), tables=(), charts=pairs.charts()[1:]
+    )
+    sections = (Profile.together(profiles), one.section(), far_apart, Explanation.load(EXPLANATION).section())
+    report = Report(
+        f"{SHORT_NAMES[MODELS[0]]}, and {SHORT_NAMES[MODELS[1]]} beside it", (*sections, other.section()), len(sections)
+    )
+    PAGE.write_text(report.to_html(), encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
 def longest(cell: Cell, made: dict[Cell, Profile]) -> bool:
     """Whether it is a model's longest cell of a text, measured as usual."""
     same = [other for other in made if (other.model, other.text) == (cell.model, cell.text) and not other.changes]
@@ -250,8 +304,11 @@ def main() -> None:
     """Write the page and its figures."""
     for model in MODELS:
         if profile := first(model):
-            save(replace(profile_chart(profile), name=f"real-{model}"), DOCS)
+            save(replace(profile_chart(profile), name=f"real-{model}"), DOCS, ("png",))
+        if (profile := load(pairs_cell(model))) and profile.pairs:
+            save(replace(pairs_chart(profile, profile.pairs), name=f"real-{model}-pairs"), DOCS, ("png",))
     (DOCS / "real.md").write_text(page(), encoding="utf-8")
+    write_page()
     print(f"wrote {DOCS / 'real.md'} from {len([*CELLS.glob('*.json')])} cells")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -44,6 +45,7 @@ class Section:
         texts: whose tokens are marked.
         warnings: what to know before trusting the numbers.
         facts: what made it, by name, in groups.
+        command: that makes it again; "" where that takes more than a command.
     """
 
     title: str
@@ -54,6 +56,7 @@ class Section:
     tables: tuple[Table, ...] = ()
     warnings: tuple[str, ...] = ()
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    command: str = ""
 
 
 class ResultFile(Record):
@@ -79,6 +82,10 @@ class ResultFile(Record):
         """What is found, in a sentence."""
         return ""
 
+    def command(self) -> str:
+        """The command that makes such a result of this model and text; "" where that takes more than a command."""
+        return ""
+
     def words(self) -> tuple[str, ...]:
         """What the numbers mean, for a reader who meets them for the first time; every number is the result's."""
         return ()
@@ -95,6 +102,7 @@ class ResultFile(Record):
             tables=self.tables(),
             warnings=self.all_warnings(),
             facts={name: records[name] for name in ("model", "data", "settings", "environment") if name in records},
+            command=self.command(),
         )
 
     @classmethod
@@ -218,6 +226,29 @@ def describe_rows(data: DataRecord, settings: Mapping[str, Any]) -> str:
     """Which tokens they are, and how their rows begin where that was asked for."""
     how = {"row": " in rows that begin with BOS", "none": " without BOS"}.get(settings.get("bos", ""), "")
     return f"{data.tokens:,} tokens of {data.source}{how}"
+
+
+def command_line(
+    command: str, model: str, data: DataRecord, given: Mapping[str, Any], *options: type[BaseModel]
+) -> str:
+    """A command on a text, with those of its options that were not given their defaults, which each have their reason.
+
+    Args:
+        command: its name.
+        model, data: what it was run on.
+        given: values by name, of which options are taken.
+        options: settings whose fields are the command's options.
+    """
+    values = {**given, "seq_len": data.seq_len}
+    words = ["rectilinear", command, model, "--text", data.source]
+    for name, about in ((name, about) for kind in options for name, about in kind.model_fields.items()):
+        value = values.get(name)
+        chosen = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        usual = about.default
+        usual = ",".join(map(str, usual)) if isinstance(usual, (list, tuple)) else str(usual)
+        if value is not None and chosen != usual:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [chosen])]
+    return shlex.join(words)
 
 
 def settings_record(*settings: BaseModel, **others: Any) -> dict[str, Any]:

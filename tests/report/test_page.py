@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+import rectilinear
 from rectilinear.errors import RequestError
 from rectilinear.report.page import make_report, result_kinds
 from rectilinear.results import ResultFile
@@ -154,3 +156,19 @@ def test_importing_the_package_reads_no_drawing_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_command_on_the_page_makes_the_result_again(tiny_checkpoint, text_file, tmp_path):
+    rows = rectilinear.Rows(max_tokens=2000, seq_len=32, bos="none")
+    measurement = rectilinear.Measurement(target="block,mlp", folds=3)
+    profile = rectilinear.measure(str(tiny_checkpoint), str(text_file), measurement, rows=rows, progress=False)
+    line = shlex.split(profile.section().command)
+    assert line[:2] == ["rectilinear", "measure"]
+    assert "--folds 3" in " ".join(line)
+    assert "--sink-ratio" not in line  # as by default
+    ran = subprocess.run(
+        [sys.executable, "-m", *line, "--out", str(tmp_path / "again")], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    again = rectilinear.Profile.load(tmp_path / "again")
+    assert (again.data, again.blocks, again.parts) == (profile.data, profile.blocks, profile.parts)

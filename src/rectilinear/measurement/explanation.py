@@ -10,9 +10,20 @@ from pydantic import Field
 from rectilinear.charts import SERIES, Axis, Chart, Curves, Line, MarkedText
 from rectilinear.measurement.profile import LinearityRecord
 from rectilinear.measurement.profile_charts import SHARE, about
-from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile, describe_rows
+from rectilinear.measurement.settings import Explaining
+from rectilinear.models.settings import Placement
+from rectilinear.results import (
+    DataRecord,
+    EnvironmentRecord,
+    ModelRecord,
+    Record,
+    ResultFile,
+    command_line,
+    describe_rows,
+)
 from rectilinear.settings import Target
 from rectilinear.tables import Column, Estimate, Table
+from rectilinear.text.settings import Rows
 
 
 class FormRecord(Record):
@@ -111,6 +122,11 @@ class Explanation(ResultFile):
             for block in self.blocks
         ]
         return f"Linear maps explain {'; '.join(found)}.".replace("%", " %")
+
+    def command(self) -> str:
+        """``rectilinear explain``."""
+        given = {**self.settings, "dtype": self.environment.dtype}
+        return command_line("explain", self.model.id, self.data, given, Explaining, Rows, Placement)
 
     def words(self) -> tuple[str, ...]:
         """What simpler maps explain, and where maps fail."""

@@ -11,7 +11,8 @@ from rectilinear.charts import Chart
 from rectilinear.core.scores import BlockScores, Linearity
 from rectilinear.core.sinks import MARKS, SinkCounts
 from rectilinear.measurement.pairs_record import PairsRecord
-from rectilinear.measurement.settings import TOKENS_A_FEATURE
+from rectilinear.measurement.settings import TOKENS_A_FEATURE, Measurement
+from rectilinear.models.settings import Placement
 from rectilinear.results import (
     DataRecord,
     EnvironmentRecord,
@@ -20,10 +21,12 @@ from rectilinear.results import (
     Record,
     ResultFile,
     Section,
+    command_line,
     describe_rows,
 )
 from rectilinear.settings import Target
 from rectilinear.tables import Cell, Column, Estimate, Table
+from rectilinear.text.settings import Rows
 
 if TYPE_CHECKING:
     from typing import Self
@@ -171,6 +174,12 @@ class Profile(ResultFile):
         from rectilinear.measurement.profile_words import profile_words
 
         return tuple(profile_words(self))
+
+    def command(self) -> str:
+        """``rectilinear measure``."""
+        given = {name: value for name, value in self.settings.items() if name != "blocks"}  # those that were found
+        given["dtype"] = self.environment.dtype
+        return command_line("measure", self.model.id, self.data, given, Measurement, Rows, Placement)
 
     @classmethod
     def together(cls, results: Sequence[Self]) -> Section:

@@ -44,7 +44,10 @@ class Report:
         places = iter(range(len(charts)))
         sections = [
             {
-                **{name: getattr(section, name) for name in ("title", "headline", "words", "tables", "facts")},
+                **{
+                    name: getattr(section, name)
+                    for name in ("title", "headline", "words", "tables", "facts", "command")
+                },
                 "warnings": [in_flags(warning) for warning in section.warnings],
                 "texts": [
                     {"title": text.title, "caption": text.caption, "marks": _marks(text)} for text in section.texts
