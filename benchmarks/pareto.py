@@ -6,72 +6,72 @@ python benchmarks/pareto.py
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+from rectilinear.charts import Axis, Chart, Curves, Line
+from rectilinear.report.static import save
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 
-# Okabe and Ito's colours; a marker each, for readers in grey.
-STYLES = {
-    "drop": ("#666666", "x", "drop"),
-    "folded": ("#E69F00", "v", "folded (ReplaceMe)"),
-    "affine": ("#0072B2", "s", "affine (the paper, NBL)"),
-    "filter": ("#D55E00", "o", "causal linear filter"),
-    "window": ("#009E73", "+", "window, nothing fitted"),
+LOOKS = {
+    "drop": ("drop", {"color": "grey", "marker": "cross"}),
+    "folded": ("folded (ReplaceMe)", {"color": "yellow", "marker": "down"}),
+    "affine": ("affine (the paper, NBL)", {"color": "blue", "marker": "square"}),
+    "filter": ("causal linear filter", {"color": "orange", "marker": "circle"}),
+    "window": ("window, nothing fitted", {"color": "green", "marker": "triangle"}),
 }
 
 
 def main() -> None:
     for path in sorted(HERE.glob("quality-*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.6), layout="constrained", sharey=True)
         parameters = result["dense"]["parameters"]
-        draw(left, result, lambda case, dense=parameters: case["parameters"] / dense)
-        draw(right, result, lambda case: case.get("cache_ratio"))
-        left.set_xlabel("parameters, share of the dense model's")
-        right.set_xlabel("cache after 160 tokens, share of the dense model's")
-        left.set_ylabel("loss increase, nats per token")
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
-        figure.suptitle(
-            f"{result['model']}: every replacement tried, scored on {result['scored']['tokens']:,} tokens of "
-            f"{result['scored']['text']}; filled: healed",
-            x=0.01,
-            ha="left",
-            fontsize=9,
+        panels = (
+            panel(result, "Against size", "parameters", lambda case, dense=parameters: case["parameters"] / dense),
+            panel(result, "Against the cache", "cache after 160 tokens", lambda case: case.get("cache_ratio")),
         )
-        figure.savefig(DOCS / path.with_suffix(".png").name, dpi=200)
-        print(f"wrote {DOCS / path.with_suffix('.png').name}")
+        scored = result["scored"]
+        title = f"{result['model']}: every replacement tried, scored on {scored['tokens']:,} tokens of {scored['text']}"
+        [name] = save(Chart(path.stem, title, panels, alike=False), DOCS, ("png",))
+        print(f"wrote {DOCS / name}")
 
 
-def draw(axes: Axes, result: dict[str, Any], x_of: Any) -> None:
-    """One point for each case that has the number."""
-    for kind, (color, marker, label) in STYLES.items():
-        for healed in (False, True):
-            chosen = [
-                (x_of(case), case["loss_increase"])
-                for name, case in result["cases"].items()
-                if name.startswith(kind) and ("healed" in name) is healed and x_of(case) is not None
-            ]
-            if chosen:
-                xs, ys = zip(*chosen, strict=True)
-                hollow = {"facecolors": "none"} if marker in "osv" and not healed else {}
-                edges = {"edgecolors": color} if marker in "osv" else {"color": color}
-                if healed:
-                    edges = {"color": color}
-                axes.scatter(
-                    xs, ys, marker=marker, s=26, linewidths=1.1, label=None if healed else label, **hollow, **edges
-                )
-    axes.set_yscale("log")
-    axes.axvline(1, color="#bbbbbb", linewidth=0.8, linestyle=":")
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+def panel(result: dict[str, Any], title: str, what: str, cost: Callable[[dict[str, Any]], float | None]) -> Curves:
+    """Increase of the loss against a cost, and the frontier of what nothing beats in both."""
+    points = {
+        name: (x, case["loss_increase"], case["loss_increase_stderr"])
+        for name, case in result["cases"].items()
+        if (x := cost(case)) is not None and case["loss_increase"] > 0
+    }
+    best = [*frontier((x, y, name) for name, (x, y, _) in points.items())]
+    numbers = {name: place for place, (*_, name) in enumerate(best, 1)}
+    lines = []
+    for kind, (label, look) in LOOKS.items():
+        own = {name: point for name, point in points.items() if name.startswith(kind)}
+        if own:
+            x, y, errors = zip(*own.values(), strict=True)
+            names = tuple(str(numbers[name]) if name in numbers else "" for name in own)
+            lines.append(Line.of(label, x, y, [2 * error for error in errors], dash="none", names=names, **look))
+    corners = [(x, y) for place, (x, y, _) in enumerate(best) for y in ([best[place - 1][1], y] if place else [y])]
+    x, y = zip(*corners, strict=True)
+    lines.insert(0, Line.of("frontier", x, y, color="grey", dash="dashed", width=1.0))
+    named = fill("; ".join(f"{place} {name}" for name, place in numbers.items()), 52)
+    axes = Axis(f"{what}, share of the dense model's\n{named}"), Axis("loss increase, nats a token", "log")
+    return Curves(title, *axes, tuple(lines))
+
+
+def frontier(points: Iterator[tuple[float, float, str]]) -> Iterator[tuple[float, float, str]]:
+    """Points, from the least costly on, that none beats in both."""
+    least = math.inf
+    for x, y, name in sorted(points):
+        if y < least:
+            yield x, y, name
+            least = y
 
 
 if __name__ == "__main__":

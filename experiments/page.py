@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 
 from scipy.stats import t as student
 
+from rectilinear.charts import SERIES, Axis, Chart, Curves, Line
 from rectilinear.intervals import half_width
+from rectilinear.report.static import save
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-
-# Okabe and Ito's colours, told apart by colour-blind readers.
-COLOURS = ["#666666", "#D55E00", "#0072B2", "#E69F00", "#CC79A7", "#56B4E9"]
 
 
 class Mean(NamedTuple):
@@ -253,62 +252,49 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
 
 
 def draw_pretraining(result: dict[str, Any]) -> None:
-    """Loss by arm, update linearity by block at the end, and its mean over training."""
-    import matplotlib.pyplot as plt
-
+    """Loss by arm, the course of training, and each arm's blocks at the end beside those without a penalty."""
     arms = by_arm(result)
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(10.5, 3.6), layout="constrained", width_ratios=[1, 1.2, 1.2]
-    )
-    for place, ((arm, runs), colour) in enumerate(zip(arms.items(), COLOURS, strict=False)):
-        losses = [run["loss"] for run in runs]
-        left.plot([place] * len(losses), losses, "o", color=colour, markersize=4, markerfacecolor="none")
-        left.plot([place - 0.25, place + 0.25], [statistics.mean(losses)] * 2, color=colour, linewidth=2)
-        blocks = range(len(final(runs[0])))
-        at_end = [Mean.of([final(run)[i] for run in runs]) for i in blocks]
-        middle.errorbar(
-            [i + 0.06 * (place - len(arms) / 2) for i in blocks],
-            [value.mean for value in at_end],
-            yerr=[0 if math.isnan(value.deviation) else value.deviation for value in at_end],
-            color=colour,
-            marker="o",
-            markersize=3,
-            linewidth=1,
-            capsize=2,
+    looks = dict(zip(arms, (("grey", "plus"), *SERIES), strict=False))
+    share = "share of variance, held out"
+    losses = [
+        Line.of(
+            arm, [place], [(mean := Mean.of([run["loss"] for run in runs])).mean], [mean.half_width], **look(looks[arm])
         )
+        for place, (arm, runs) in enumerate(arms.items())
+    ]
+    courses, panels = [], []
+    for arm, runs in arms.items():
         steps = [point["step"] for point in runs[0]["points"]]
         curves = [[statistics.mean(point["update_linearity"]) for point in run["points"]] for run in runs]
         means = [Mean.of(list(values)) for values in zip(*curves, strict=True)]
-        right.plot(steps, [value.mean for value in means], color=colour, linewidth=1.4, label=arm)
-        if len(runs) > 1:
-            right.fill_between(
-                steps,
-                [value.mean - value.deviation for value in means],
-                [value.mean + value.deviation for value in means],
-                color=colour,
-                alpha=0.15,
-                linewidth=0,
-            )
-    left.set_xticks(range(len(arms)), list(arms), rotation=35, ha="right")
-    left.set_title("held-out loss, nats per token", loc="left", fontsize=9)
-    middle.set_title("update linearity at the end", loc="left", fontsize=9)
-    middle.set_xlabel("block")
-    right.set_title("its mean over blocks, while training", loc="left", fontsize=9)
-    right.set_xlabel("step")
-    figure.legend(
-        loc="outside lower center",
-        ncols=len(arms),
-        fontsize=8,
-        frameon=False,
-        title="penalty and strength",
-        title_fontsize=8,
-    )
-    for axes in (left, middle, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8)
-    figure.savefig(DOCS / "experiments-pretraining.png", dpi=200)
+        halves = [mean.half_width for mean in means]
+        courses.append(Line.of(arm, steps, [mean.mean for mean in means], halves, spread="band", **look(looks[arm])))
+    ends = {
+        arm: Line.of(
+            arm,
+            range(len(final(runs[0]))),
+            [(mean := Mean.of([final(run)[block] for run in runs])).mean for block in range(len(final(runs[0])))],
+            [Mean.of([final(run)[block] for run in runs]).half_width for block in range(len(final(runs[0])))],
+            spread="band",
+            **look(looks[arm]),
+        )
+        for arm, runs in arms.items()
+    }
+    for arm in arms:
+        if arm != "none":
+            title = f"Updates at the end: {arm} beside none"
+            panels.append(Curves(title, Axis("block", whole=True), Axis(share, "score"), (ends["none"], ends[arm])))
+    first = Curves("Held-out loss", Axis("", ticks=tuple(arms)), Axis("nats a token"), tuple(losses))
+    second = Curves("Mean of the updates over blocks", Axis("step"), Axis(share, "score"), tuple(courses))
+    seeds = len(next(iter(arms.values())))
+    title = f"penalty and strength; means over {seeds} seeds, 95 % intervals by Student's t"
+    chart = Chart("experiments-pretraining", title, (first, second, *panels), alike=False)
+    save(chart, DOCS, ("png",))
+
+
+def look(of: tuple[str, str]) -> dict[str, Any]:
+    """Of an arm's lines."""
+    return dict(zip(("color", "marker"), of, strict=True))
 
 
 if __name__ == "__main__":

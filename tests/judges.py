@@ -36,8 +36,8 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, script, delay=0.0):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, script, delay=0.0, port=0):
+        super().__init__(("127.0.0.1", port), Handler)
         self.script, self.delay = script, delay
         self.asked, self.answered = Counter(), Counter()
         self.keys, self.bodies, self.trials, self.trial = [], [], 0, marks()
@@ -91,9 +91,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(script=lambda place, times: marks(), delay=0.0):
+def serving(script=lambda place, times: marks(), delay=0.0, port=0):
     """A judge, while open."""
-    server = Server(script, delay)
+    server = Server(script, delay, port)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

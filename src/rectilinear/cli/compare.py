@@ -30,7 +30,7 @@ def compare(
     with its standard error and a test. Nothing is loaded or run. With --out also writes comparison.json and
     a figure of quality against cost.
 
-    Example: rectilinear compare evaluated/dense evaluated/smaller evaluated/smallest --out compared
+    Example: rectilinear compare evaluated/dense evaluated/smaller --out compared
     """
     with claim(output.out, overwrite=output.overwrite) as folder:
         from rectilinear.cli.conclude import conclude

@@ -45,9 +45,7 @@ def dynamics(
     A folder with checkpoint-N folders in it, as transformers' Trainer makes them, stands for these.
     Prints a table; with --out also writes dynamics.json, dynamics.png and dynamics.svg.
 
-    Example: rectilinear dynamics runs/mine --text stories --out dynamics
-
-    Example: rectilinear dynamics EleutherAI/pythia-70m --revisions step1,step1000,step143000 --text stories
+    Example: rectilinear dynamics run --text stories --out dynamics
     """
     if loading.revisions is not None:
         loading.refuse_unused("with `revisions`", "revision")

@@ -37,11 +37,11 @@ def evaluate(
     Prints tables; with --out also writes evaluation.json, of several models one each in a folder of its own. The same
     command goes on with the models that are missing where it was interrupted.
 
-    Example: rectilinear evaluate storyteller --text stories --out evaluation
+    Example: rectilinear evaluate storyteller --text stories --out evaluated/dense
 
-    Example: rectilinear evaluate EleutherAI/pythia-70m --tasks superglue --data superglue
+    Example: rectilinear evaluate smaller --against storyteller --text stories --out evaluated/smaller
 
-    Example: rectilinear evaluate smaller smallest --against dense --text valid.txt --include probed --include judged
+    Example: rectilinear evaluate storyteller --tasks cb --data superglue --include probed --include judged
     """
     from rectilinear.evaluation.comparison_table import short_names
 

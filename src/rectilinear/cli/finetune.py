@@ -21,7 +21,7 @@ def finetune(
     Texts of the task longer than --seq-len tokens lose their beginning.
     Prints a table; with --out also writes finetuning.json.
 
-    Example: rectilinear finetune MODEL --task cb --data superglue --seeds 3 --out finetuned
+    Example: rectilinear finetune storyteller --task cb --data superglue --seeds 2 --out finetuned
     """
     import rectilinear
     from rectilinear.report.terminal import say, show

@@ -23,8 +23,6 @@ def judge(
 
     Grammar, creativity, consistency and plot from 1 to 10, as in the TinyStories and the linearity paper.
 
-    Example: OPENAI_API_KEY=... rectilinear judge MODEL --judge-model gpt-4o --text valid.txt --out judged
-
     Example: rectilinear judge storyteller --judge-url http://localhost:8000/v1 --judge-model mine --out judged
     """
     from rectilinear.evaluation.judge import claim_stories, prepare_stories

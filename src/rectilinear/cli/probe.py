@@ -21,7 +21,7 @@ def probe(
 
     Prints a table; with --out also writes probe.json, probe.png and probe.svg.
 
-    Example: rectilinear probe MODEL --task cb --data superglue --out probed
+    Example: rectilinear probe storyteller --task cb --data superglue --out probed
     """
     with claim(runtime.out, overwrite=runtime.overwrite, reads=[model, probing.data]) as folder:
         import rectilinear

@@ -29,7 +29,7 @@ def report(
     shown over one another too. Beside it, in the folder figures, each figure for paper (png, svg and pdf, for
     one and two columns) and its numbers (csv).
 
-    Example: rectilinear report profiles/dense evaluated/smaller --out page
+    Example: rectilinear report profile evaluated --out page
     """
     if output.out is None:
         raise RequestError("expected `out`, the folder for the page, got none")
