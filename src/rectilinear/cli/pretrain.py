@@ -21,7 +21,8 @@ def pretrain(
     Leaves a checkpoint, training.json, dynamics.json and a model card in the folder of --out, which it needs.
     For several processes: torchrun --nproc-per-node 2 -m rectilinear pretrain ..., or accelerate launch.
 
-    Example: rectilinear pretrain --preset mistral-1m --text stories --max-steps 20 --seq-len 64 --regularizer cosine --out run
+    Example: rectilinear pretrain --preset mistral-1m --text stories --max-steps 20 --seq-len 64 --regularizer cosine
+    --out run
     """
     if output.out is None:
         raise RequestError("expected `out`, a folder for the run and its checkpoint, got none")
