@@ -20,7 +20,7 @@ BOUNDS := -m "not slow" -k "not trained_model" $(addprefix tests/,models/test_lo
 	evaluation/test_speed.py linearization/test_linearize.py training/test_trainer.py training/test_regularizer.py \
 	evaluation/test_harness.py::test_scores_are_those_of_the_harness_by_itself)
 
-.PHONY: demo test slow faults matrix real lint types contracts examples oldest newest lock clean
+.PHONY: demo test slow faults matrix real docs package lint types contracts examples oldest newest lock clean
 
 demo: $(READY)
 	$(BIN)/rectilinear demo --out build/demo --overwrite
@@ -51,6 +51,20 @@ real: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real.py $(MODELS) $(TEXTS)
 	$(BIN)/python benchmarks/real_page.py
 
+# The site of the docs, whose links all lead somewhere.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# What is released, and that it runs where nothing else is: the wheel, made of the source archive.
+package: $(READY)
+	rm -rf dist
+	$(BIN)/uv build --quiet
+	$(PYTHON) -m venv --clear $(VENV)-package
+	$(VENV)-package/bin/python $(PIP) "$(TORCH)" -c requirements/lock.txt dist/*.whl
+	cd $(VENV)-package && bin/python -m rectilinear --version
+	cd $(VENV)-package && bin/rectilinear measure storyteller --text stories --max-tokens 20000 --out measured
+	cd $(VENV)-package && bin/rectilinear report measured --out page
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,6 +82,7 @@ examples: $(READY)
 	$(BIN)/python examples/merge_moments.py
 	$(BIN)/python examples/watch_training.py
 	$(BIN)/python examples/penalize_layers.py
+	$(BIN)/jupyter execute examples/explore.ipynb
 
 $(READY): pyproject.toml requirements/lock.txt
 	$(PYTHON) -m venv $(VENV)
@@ -100,4 +115,4 @@ lock: $(READY)
 	mv oldest.new requirements/oldest.txt
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-package build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
