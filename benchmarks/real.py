@@ -53,7 +53,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its file."""
-        changed = "".join(f"-{name.replace('_', '')}-{value}" for name, value in self.changes.items())
+        values = {name.replace("_", ""): "" if value is True else f"-{value}" for name, value in self.changes.items()}
+        changed = "".join(f"-{name}{value}" for name, value in values.items())
         return f"{self.model}-{self.text}-{self.tokens}{changed}"
 
     @property
