@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from scipy.stats import t as student
 
 from rectilinear.charts import SERIES, Axis, Chart, Curves, Line
-from rectilinear.intervals import half_width
+from rectilinear.intervals import half_width, holm
 from rectilinear.report.static import save
 
 HERE = Path(__file__).parent
@@ -55,19 +55,12 @@ class Mean(NamedTuple):
         return f"**{what}**: {self.mean:+.4f} ± {self.half_width:.4f} (95 %, n = {self.n})"
 
 
-def holm(changes: list[Mean]) -> list[float]:
-    """Probabilities of no difference, corrected for how many are tested together (Holm, 1979)."""
-    order = sorted(range(len(changes)), key=lambda place: changes[place].p_value)
-    corrected, least = [1.0] * len(changes), 0.0
-    for rank, place in enumerate(order):
-        least = max(least, min(1.0, (len(changes) - rank) * changes[place].p_value))
-        corrected[place] = least
-    return corrected
-
-
 def signs(changes: list[Mean]) -> list[int]:
     """Of changes that are tested together: 1 for those that are above 0 after Holm's correction, -1 below, 0 undecided."""
-    return [(1 if change.mean > 0 else -1) if p < 0.05 else 0 for change, p in zip(changes, holm(changes), strict=True)]
+    return [
+        (1 if change.mean > 0 else -1) if p < 0.05 else 0
+        for change, p in zip(changes, holm([change.p_value for change in changes]), strict=True)
+    ]
 
 
 def render() -> str:
@@ -158,7 +151,7 @@ def about_finetuning(result: dict[str, Any]) -> str:
     rows = []
     all_changes = [Mean.of([run["change"]["held_out"] for run in case["runs"]]) for case in result["results"]]
     verdicts = [{1: "rises", -1: "falls", 0: "undecided"}[sign] for sign in signs(all_changes)]
-    corrected = holm(all_changes)
+    corrected = holm([change.p_value for change in all_changes])
     for place, case in enumerate(result["results"]):
         changes = {kind: Mean.of([run["change"][kind] for run in case["runs"]]) for kind in ("in_sample", "held_out")}
         accuracy = Mean.of([run["metrics"]["accuracy"]["value"] for run in case["runs"]])

@@ -1,10 +1,12 @@
 """Intervals cover what they say."""
 
+import numpy as np
+import pytest
 import torch
 from scipy import stats
 
 from rectilinear import BlockAccumulator, score_block
-from rectilinear.intervals import half_width
+from rectilinear.intervals import half_width, holm, welch
 from rectilinear.measurement.profile import LinearityRecord
 
 
@@ -38,3 +40,16 @@ def test_without_folds_there_is_none():
     accumulator = BlockAccumulator(1)
     accumulator.update(*torch.randn(2, 100, 4, generator=torch.Generator().manual_seed(0)))
     assert LinearityRecord.of(score_block(accumulator.freeze()).all_tokens.linearity).interval is None
+
+
+def test_welch_equals_scipy():
+    generator = np.random.default_rng(0)
+    one, two = generator.normal(0, 1, 5), generator.normal(1, 3, 9)
+    errors = tuple(float(each.std(ddof=1) / len(each) ** 0.5) for each in (one, two))
+    expected = stats.ttest_ind(two, one, equal_var=False).pvalue
+    assert welch(two.mean() - one.mean(), errors, (5, 9)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_holm_corrects_for_how_many_there_are():
+    assert holm([0.01, 0.04, None, 0.03]) == [pytest.approx(0.03), pytest.approx(0.06), None, pytest.approx(0.06)]
+    assert holm([]) == []

@@ -15,8 +15,8 @@ from rectilinear.evaluation.evaluate import evaluate as evaluate
 from rectilinear.evaluation.evaluate import evaluate_all as evaluate_all
 from rectilinear.evaluation.judge import judge as judge
 from rectilinear.evaluation.judge_record import JudgeReport as JudgeReport
-from rectilinear.evaluation.probe import Probe as Probe
 from rectilinear.evaluation.probe import probe as probe
+from rectilinear.evaluation.probe_record import Probe as Probe
 from rectilinear.evaluation.record import Evaluation as Evaluation
 from rectilinear.evaluation.settings import Evaluating as Evaluating
 from rectilinear.evaluation.settings import Judging as Judging

@@ -15,8 +15,9 @@ from rectilinear.evaluation.differences import find_differences, find_unlike
 from rectilinear.evaluation.evaluation_charts import pareto_chart
 from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.judge_record import JudgeReport
-from rectilinear.evaluation.probe import Probe
+from rectilinear.evaluation.probe_record import Probe
 from rectilinear.evaluation.record import Differences, Evaluation, Items, Measurements
+from rectilinear.models.origin import short_name
 from rectilinear.results import DataRecord, Record, ResultFile
 from rectilinear.tables import Table
 
@@ -41,6 +42,15 @@ class Comparison(ResultFile):
     against: Measurements
     models: tuple[Compared, ...]
     warnings: tuple[str, ...] = ()
+
+    def headline(self) -> str:
+        """How losses differ from that of the first model."""
+        found = [
+            f"{short_name(each.measured.model.id)} {each.differences.loss:+.4f}"
+            for each in self.models
+            if each.differences.loss is not None
+        ]
+        return f"Loss against {short_name(self.against.model.id)}: {', '.join(found)} nats a token." if found else ""
 
     def charts(self) -> tuple[Chart, ...]:
         """Quality against cost."""

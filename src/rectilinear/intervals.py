@@ -47,6 +47,17 @@ def mean_over_groups(
     return value, math.sqrt(((totals - value * members) ** 2).sum() * n / (n - 1)) / int(members.sum())
 
 
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Probabilities of no difference, corrected for how many are tested together (Holm, 1979); None stays None."""
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    least = 0.0
+    for rank, (p, place) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - rank) * p))
+        corrected[place] = least
+    return corrected
+
+
 def welch(difference: float, stderrs: tuple[float, float], parts: tuple[int, int]) -> float:
     """How likely chance makes two means differ by so much, by Welch's t test: its two-sided p value.
 

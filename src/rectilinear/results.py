@@ -229,18 +229,20 @@ def describe_rows(data: DataRecord, settings: Mapping[str, Any]) -> str:
 
 
 def command_line(
-    command: str, model: str, data: DataRecord, given: Mapping[str, Any], *options: type[BaseModel]
+    command: str, model: ModelRecord, data: DataRecord, given: Mapping[str, Any], *options: type[BaseModel]
 ) -> str:
-    """A command on a text, with those of its options that were not given their defaults, which each have their reason.
+    """A command on a text, with those of its options that were not given their defaults.
 
     Args:
         command: its name.
-        model, data: what it was run on.
+        model, data: what it was run on; "" for a model that was not loaded by a name, or text in memory.
         given: values by name, of which options are taken.
         options: settings whose fields are the command's options.
     """
-    values = {**given, "seq_len": data.seq_len}
-    words = ["rectilinear", command, model, "--text", data.source]
+    if model.id == model.architecture or data.source in ("rows", "batches") or data.source.endswith(" in memory"):
+        return ""
+    values = {**given, "seq_len": data.seq_len, "revision": model.revision}
+    words = ["rectilinear", command, model.id, "--text", data.source]
     for name, about in ((name, about) for kind in options for name, about in kind.model_fields.items()):
         value = values.get(name)
         chosen = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -16,7 +16,7 @@ from rectilinear.evaluation.differences import are_comparable, probe_difference
 from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.judgements import read_judgements
-from rectilinear.evaluation.probe import Probe
+from rectilinear.evaluation.probe_record import Probe
 from rectilinear.models.settings import Loading
 from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import read_task

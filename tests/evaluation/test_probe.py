@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 import rectilinear
 from rectilinear import Probing, RequestError
-from rectilinear.evaluation.probe import Probe
+from rectilinear.evaluation.probe_record import Probe
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.pooled import pool_states
 from rectilinear.models.settings import Loading

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import rectilinear
 from rectilinear import Explaining, Measurement, RequestError
@@ -82,6 +83,9 @@ def test_maps_can_be_saved_loaded_and_called(found, states, tmp_path):
     assert rectilinear.Explanation.load(tmp_path) == found.explanation
     with pytest.raises(RequestError, match="expected maps at"):
         rectilinear.load_maps(tmp_path / "none")
+    save_file({"lm_head": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(RequestError, match=r"expected maps of rectilinear explain at .*, got lm_head"):
+        rectilinear.load_maps(tmp_path / "other.safetensors")
 
 
 def test_spectra_of_maps(found, states):
@@ -108,13 +112,14 @@ def test_residuals_are_of_rows_that_the_map_was_not_fitted_on(found, states, row
         residuals = ((d[30:] - x[30:] @ weight - bias) ** 2).sum(-1) / size
         np.testing.assert_allclose(block.text.residuals, residuals[0], rtol=2e-3)
         order = np.argsort(-residuals.ravel())[:10]
-        assert [(one.row, one.position) for one in block.deviating] == [divmod(int(place), LENGTH) for place in order]
+        expected = [(30 + row, position) for row, position in (divmod(int(place), LENGTH) for place in order)]
+        assert [(one.row, one.position) for one in block.deviating] == expected
         np.testing.assert_allclose([one.residual for one in block.deviating], residuals.ravel()[order], rtol=1e-4)
         ids = rows[30:].numpy().ravel()
         token = int(block.least_linear[0].token.strip("[]"))
         assert block.least_linear[0].residual == pytest.approx(residuals.ravel()[ids == token].mean(), rel=1e-4)
         first = block.deviating[0]
-        assert first.token == f"[{rows[30 + first.row, first.position]}]"
+        assert first.token == f"[{rows[first.row, first.position]}]"
 
 
 def test_geometry_of_hidden_states(found, states):
@@ -170,7 +175,7 @@ def test_directions_are_named_by_the_logits_that_they_change(model, rows, found,
     weight, _ = fitted(states[0], states[1] - states[0])
     flat = states[0].reshape(-1, WIDTH)
     way = np.linalg.svd((flat - flat.mean(0)) @ weight, full_matrices=False)[2][0]
-    at = torch.from_numpy(states[1].reshape(-1, WIDTH).mean(0))
+    at = torch.from_numpy(states[-1][30:].reshape(-1, WIDTH).mean(0))
     with torch.no_grad():
         ends = [model.lm_head(model.model.norm(at + sign * 1e-4 * torch.from_numpy(way))) for sign in (1, -1)]
     order = (ends[0] - ends[1]).argsort(descending=True)
@@ -218,10 +223,98 @@ def test_what_cannot_be_explained(model, rows):
     for asked, given, expected in (
         (Explaining(blocks=(0, BLOCKS)), rows, "expected `blocks` from 0 to 2, got 3"),
         (Explaining(blocks=(0,)), rows[:1], "expected at least two rows"),
+        (Explaining(blocks=(0,), depths=True), rows[:, :1], "expected `seq_len` of at least 2"),
         (Explaining(blocks=(0,)), [rows], "expected a text or token ids"),
     ):
         with pytest.raises(RequestError, match=expected):
             rectilinear.explain(model, given, asked, progress=False)
+
+
+def test_directions_of_parts_are_named_by_what_they_change_at_the_end(model, rows, states):
+    asked = Explaining(blocks=(1,), target="mlp", sink_ratio=1e9)
+    found = rectilinear.explain(model, rows, asked, progress=False).explanation
+    x, d = passed(model, "mlp", rows)[1]
+    weight, _ = fitted(x, d)
+    way = np.linalg.svd((x - x.mean(0)) @ weight, full_matrices=False)[2][0]
+    at = torch.from_numpy(states[-1][30:].reshape(-1, WIDTH).mean(0))
+    with torch.no_grad():
+        ends = [model.lm_head(model.model.norm(at + sign * 1e-4 * torch.from_numpy(way))) for sign in (1, -1)]
+    order = (ends[0] - ends[1]).argsort(descending=True)
+    [block] = found.blocks
+    named = {(*block.directions[0].raises,), (*block.directions[0].lowers,)}
+    assert named == {tuple(f"[{i}]" for i in order[:8]), tuple(f"[{i}]" for i in order.flip(0)[:8])}
+
+
+def test_sinks_are_those_of_the_fit(model, rows, states):
+    """Told by the norms of the first 256 tokens, of the text, not of the rows that are looked at."""
+    ratio = 1.2
+    found = rectilinear.explain(model, rows, Explaining(blocks=(1,), sink_ratio=ratio), progress=False).explanation
+    x, y = states[1].astype(np.float32), states[2].astype(np.float32)
+    norms = np.stack([np.linalg.norm(each, axis=-1) for each in (x, y, y - x)])
+    limits = ratio * np.sort(norms.reshape(3, -1)[:, :256], axis=1)[:, 127]  # torch's median, the lower of two
+    sinks = (norms > limits[:, None, None]).any(0)
+    [block] = found.blocks
+    assert 0 < block.sinks == sinks.sum()
+    marks = [value is None for value in block.text.residuals]
+    assert marks == sinks[30].tolist()
+    assert not any(sinks[one.row, one.position] for one in block.deviating)
+
+
+def test_what_begins_rows_is_neither_looked_at_nor_predicted(tmp_path):
+    from rectilinear import Rows
+
+    asked = Explaining(blocks=(0,), depths=True, deviating=500)
+    rows = Rows(max_tokens=2048, seq_len=32, bos="row")
+    found = rectilinear.explain("storyteller", "stories", asked, rows=rows, progress=False).explanation
+    [block] = found.blocks
+    assert block.sinks >= 64
+    assert block.deviating
+    assert not [one for one in block.deviating if one.token == "<|endoftext|>"]
+    assert not [one for one in (*block.least_linear, *block.most_linear) if one.token == "<|endoftext|>"]
+
+
+def test_a_block_that_does_nothing_is_explained_as_such(rows):
+    model = build("llama", torch.float64)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.o_proj.weight.zero_()
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    found = rectilinear.explain(model, rows, Explaining(blocks=(1,), depths=True), progress=False)
+    [block] = found.explanation.blocks
+    assert block.forms["linear"].update.in_sample is None
+    assert block.forms["identity"].output.in_sample == pytest.approx(1)
+    assert (block.deviating, set(block.text.residuals)) == ((), {None})
+    assert "nothing to explain" in found.explanation.words()[0]
+    assert found.explanation.headline() == ""
+    rectilinear.make_report(found.explanation).to_html()
+    json.loads(found.explanation.to_json())
+
+
+def test_tokens_give_the_text_one_after_the_other():
+    from transformers import AutoTokenizer
+
+    from rectilinear.measurement.residuals import pieces
+    from rectilinear.models.load import STORYTELLER, resolve
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve(STORYTELLER))
+    text = "Once upon a naïve café, 日本"
+    ids = tokenizer(text)["input_ids"]
+    found = pieces(ids, tokenizer.decode)
+    assert len(found) == len(ids)
+    assert "".join(found) == tokenizer.decode(ids)
+    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in found)
+
+
+def test_a_text_of_one_document_is_warned_about(tmp_path):
+    from rectilinear import Rows
+
+    found = rectilinear.explain(
+        "storyteller",
+        ["Once upon a time. " * 400],
+        Explaining(blocks=(0,)),
+        rows=Rows(max_tokens=1000, seq_len=50),
+        progress=False,
+    )
+    assert any("one document" in warning for warning in found.explanation.warnings)
 
 
 def test_attention_sinks_are_neither_fitted_nor_listed(rows):

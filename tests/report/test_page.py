@@ -16,7 +16,7 @@ import rectilinear
 from rectilinear.errors import RequestError
 from rectilinear.report.page import make_report, result_kinds
 from rectilinear.results import ResultFile
-from tests.report.conftest import block
+from tests.report.conftest import block, linearity
 from tests.report.test_dynamics_plot import make as make_dynamics
 from tests.report.test_evaluation_table import make_pair
 from tests.report.test_words import plan
@@ -98,6 +98,34 @@ def test_models_beside_one_another_come_first(profiles):
     assert [section.title for section in others] == [f"How linear each block is: {each.model.id}" for each in profiles]
 
 
+def test_results_of_one_name_are_told_apart(make_profile):
+    def of(score, name):
+        found = block(0, (0.9, 0.8, 0.01), (0.6, 0.5, 0.02))
+        found["without_sinks"]["update_linearity"] = linearity(score, score, 0.02)
+        return make_profile(found, name=name)
+
+    one, two = of(0.25, "runs/a/final"), of(0.75, "runs/b/final")
+    first, *_ = make_report(one, two).sections
+    means, differences = first.tables
+    assert [row[0] for row in means.rows] == ["runs/a/final, tales.txt", "runs/b/final, tales.txt"]
+    assert [row[-1].value for row in means.rows] == [0.25, 0.75]
+    difference, p = differences.rows[0][2:]
+    assert (difference.value, difference.stderr) == (0.5, pytest.approx(0.02 * 2**0.5))
+    # Welch's t test of 0.5 with errors of 0.02 over four parts each: t = 17.68 with 6 degrees of freedom.
+    assert p == "< 0.001"
+    assert [row[0] for row in make_report(one, one.model_copy()).sections[0].tables[0].rows] == [
+        "final, tales.txt (1)",
+        "final, tales.txt (2)",
+    ]
+
+
+def test_only_scores_of_the_same_are_compared(make_profile):
+    blocks = make_profile(block(0, (0.9, 0.8, 0.01), (0.6, 0.5, 0.02)))
+    attentions = blocks.model_copy(update={"target": "attention"})
+    section, *_ = make_report(blocks, attentions).sections
+    assert (section.tables, section.charts) == ((), ())
+
+
 def test_folders_are_searched_and_files_known_by_their_schema(profile, tmp_path):
     profile.save(tmp_path / "a" / "b")
     profile.save(tmp_path / "c")
@@ -106,16 +134,44 @@ def test_folders_are_searched_and_files_known_by_their_schema(profile, tmp_path)
     assert make_report(tmp_path / "a", tmp_path / "c" / "other.json").results == 2
     with pytest.raises(RequestError, match=r"expected results in .*c, got none of"):
         make_report(tmp_path / "c")
-    for text, expected in (
-        ("[]", "with a `schema`"),
-        ('{"schema": "x/1"}', "of schema 'x/1'"),
-        ("{", "with a `schema`"),
-    ):
+    for text in ("[]", '{"schema": "x/1"}', "{"):
         (tmp_path / "odd.json").write_text(text)
-        with pytest.raises(RequestError, match=expected):
+        with pytest.raises(RequestError, match="expected a result of rectilinear, a JSON file with its `schema`"):
             make_report(tmp_path / "odd.json")
+    assert make_report(tmp_path, tmp_path / "a", tmp_path / "a" / "b" / "profile.json").results == 1  # each once
+    (tmp_path / ".page.staging-1").mkdir()
+    profile.save(tmp_path / ".page.staging-1")  # of a run that is not done
+    (tmp_path / "plan.json").write_text('{"name": "of something else"}')
+    with pytest.warns(UserWarning, match=r"left out, as no results: .*plan.json"):
+        assert make_report(tmp_path).results == 1
     with pytest.raises(RequestError, match="does not exist"):
         make_report(tmp_path / "nowhere")
+
+
+def test_a_command_is_of_what_can_be_named(make_profile):
+    named = make_profile(block(0, (0.9, 0.8, 0.01), (0.6, 0.5, 0.02)))
+    assert named.command().startswith("rectilinear measure org/tiny-model --text texts/tales.txt")
+    record = {"revision": "abc", "id": "org/tiny-model"}
+    pinned = named.model_copy(update={"model": named.model.model_copy(update=record)})
+    assert "--revision abc" in pinned.command()
+    in_memory = named.model_copy(update={"data": named.data.model_copy(update={"source": "list in memory"})})
+    module = named.model_copy(update={"model": named.model.model_copy(update={"id": named.model.architecture})})
+    assert (in_memory.command(), module.command()) == ("", "")
+
+
+def test_evaluations_against_one_model_are_side_by_side():
+    first = make_pair()
+    other = first.model_copy(update={"model": first.model.model_copy(update={"id": "other", "sha256": "1" * 64})})
+    section, *_ = make_report(first, other).sections
+    assert section.title.startswith("Quality against cost")
+    assert "other" in str(section.tables[0])
+
+
+def test_the_frontier_is_of_what_nothing_beats():
+    from rectilinear.evaluation.evaluation_charts import _frontier
+
+    points = [(1, 5.0), (2, 4.0), (3, 4.5), (4, 1.0), (4, 2.0)]
+    assert [*_frontier(sorted(points))] == [(1, 5.0), (2, 5.0), (2, 4.0), (4, 4.0), (4, 1.0)]
 
 
 def test_files_for_papers_and_numbers(profile, tmp_path):

@@ -63,11 +63,13 @@ def test_dynamics_have_their_course_and_whether_it_is_beyond_doubt():
 def test_a_linearization_has_what_was_lost_and_gained():
     evaluation = make_pair()
     told = " ".join([*plan(blocks=(3, 5)).words(), *evaluation.words()])
-    assert "The attentions of blocks 3, 5, by stand-ins of kind filter, fitted by least squares to 2,048 tokens" in told
-    assert "On 4,096 tokens the loss went from 1.5423 to 1.7923 nats a token (+0.2500, with a" in told
-    assert "1,000 of 1,234,567 parameters (0.1 %)" in told
+    assert "The attentions of blocks 3, 5, by stand-ins of kind filter." in told
+    assert "On 4,096 tokens 1.7923 for 1.5423 nats a token (+0.2500, with a" in told
+    assert "1,234,567 for 1,234,567 parameters (100.0 %)" in told
     assert "a cache of 368,640 for 368,640 bytes after 288 tokens" in told
     assert "times as fast" not in told  # decoding was not timed
+    larger = evaluation.model_copy(update={"parameters": 2_469_134})
+    assert "2,469,134 for 1,234,567 parameters (200.0 %)" in " ".join(larger.words())
 
 
 def test_an_empty_plan_has_nothing_to_say_of():

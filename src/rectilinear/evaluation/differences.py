@@ -13,7 +13,7 @@ from rectilinear.evaluation.bootstrap import grouped_difference, mean, paired_di
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.harness import combine, mean_of_columns
 from rectilinear.evaluation.judge_record import JudgeReport
-from rectilinear.evaluation.probe import Probe
+from rectilinear.evaluation.probe_record import Probe
 from rectilinear.evaluation.record import (
     DifferenceRecord,
     Differences,

@@ -11,7 +11,7 @@ from rectilinear.errors import RequestError
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.judgements import JUDGEMENTS, read_judgements
-from rectilinear.evaluation.probe import Probe
+from rectilinear.evaluation.probe_record import Probe
 from rectilinear.models.origin import short_name
 from rectilinear.results import ModelRecord
 

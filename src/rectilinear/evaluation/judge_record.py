@@ -125,6 +125,12 @@ class JudgeReport(ResultFile):
     judged: Judged | None = None
     warnings: tuple[str, ...] = ()
 
+    def headline(self) -> str:
+        """How many stories there are, and their marks."""
+        marks = {} if self.judged is None else {name: mark.mean for name, mark in self.judged.marks.items()}
+        given = ", ".join(f"{name} {value:.2f}" for name, value in marks.items())
+        return f"{self.completions.texts:,} stories{f'; marks: {given}' if given else ''}."
+
     def tables(self) -> tuple[Table, ...]:
         """What was counted in completions beside the texts' own endings, and the marks."""
         both = (self.completions, self.endings)

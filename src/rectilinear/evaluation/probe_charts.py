@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import Any
 
 from rectilinear.charts import SERIES, Axis, Chart, Curves, Line
-from rectilinear.evaluation.probe import Probe
+from rectilinear.evaluation.probe_record import Probe
 from rectilinear.intervals import MANY, half_width
 from rectilinear.measurement.profile_charts import labels
 from rectilinear.models.origin import short_name

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.judge_record import JudgeReport
-from rectilinear.evaluation.probe import Probe
+from rectilinear.evaluation.probe_record import Probe
 from rectilinear.results import (
     DataRecord,
     EnvironmentRecord,

@@ -169,10 +169,20 @@ class Plan(ResultFile):
             if any(one.target == target for one in self.replacements)
         ]
         kinds = " and ".join(sorted({replacement.kind for replacement in self.replacements}))
-        return (
-            f"What was replaced. {'; '.join(parts)}, by stand-ins of kind {kinds}, fitted by least squares to "
-            f"{self.data.tokens:,} tokens, {'then trained' if self.heal else 'without a gradient'}.",
-        )
+        fitted = [one for one in self.replacements if one.fit and one.fit.features]
+        how = f", fitted by least squares to {self.data.tokens:,} tokens" if fitted else ""
+        how += ", then trained" if self.heal else ""
+        return (f"What was replaced. {'; '.join(parts)}, by stand-ins of kind {kinds}{how}.",)
+
+    def headline(self) -> str:
+        """How many replacements there are, and what that saves."""
+        if not self.replacements:
+            return "Nothing was replaced."
+        saved = ""
+        if self.parameters:
+            before, after = self.parameters.before, self.parameters.after
+            saved = f", {before:,} to {after:,} parameters ({100 * (after / before - 1):+.1f} %)"
+        return f"{len(self.replacements)} replacement{'s' * (len(self.replacements) > 1)}{saved}."
 
     def tables(self) -> tuple[Table, ...]:
         """A line for each replacement: what it is, what it weighs, how much of its target it explains."""

@@ -83,7 +83,7 @@ def _blocks(dynamics: Dynamics) -> HeatMap:
             cells[block.index][column] = block.update_linearity.best
     values = [value for row in cells for value in row if value is not None]
     # Before training blocks are as good as linear, or as good as random: colours are for what training does.
-    started = [row[1:] for row in cells] if dynamics.points[0].step == 0 and points > 2 else cells
+    started = [row[1:] for row in cells] if points > 2 and dynamics.points[0].step == 0 else cells
     low, high = _color_range([value for row in started for value in row if value is not None])
     hatched = " (hatched: no score)" if len(values) < blocks * points else ""
     x = Axis("", ticks=tuple(f"{point.step:,}" for point in dynamics.points))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from rectilinear.core.block_moments import BlockMoments
 from rectilinear.core.forms import Explained, FormScores, effective_rank, explain_map
 from rectilinear.core.moments import Moments
+from rectilinear.core.scores import energies_of
 from rectilinear.core.solve import solve
 from rectilinear.errors import RequestError
+from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.measurement.collect import collect_moments
 from rectilinear.measurement.explanation import (
     BlockExplanation,
@@ -28,8 +31,9 @@ from rectilinear.measurement.explanation import (
 from rectilinear.measurement.lenses import measure_depths
 from rectilinear.measurement.measure import Inputs, read_inputs
 from rectilinear.measurement.profile import LinearityRecord
-from rectilinear.measurement.residuals import FittedMap, LinearMap, Look, describe_tokens, look_at_tokens
-from rectilinear.measurement.settings import TOKENS_A_FEATURE, Explaining, Measurement
+from rectilinear.measurement.profile_warnings import about_tokens
+from rectilinear.measurement.residuals import FittedMap, LinearMap, Look, Looking, describe_tokens, look_at_tokens
+from rectilinear.measurement.settings import Explaining, Measurement
 from rectilinear.measurement.targets import find_measured
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import check_positions, record_environment, record_model
@@ -87,7 +91,10 @@ def load_maps(folder: str | Path) -> dict[int, LinearMap]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise RequestError(f"expected maps at {path}, got none: {error}") from None
-    blocks = sorted({int(name.partition(".")[0]) for name in tensors})
+    names = [name for name in tensors if re.fullmatch(r"\d+\.weight", name)]
+    if not names or {*tensors} != {name.replace("weight", kind) for name in names for kind in ("weight", "bias")}:
+        raise RequestError(f"expected maps of rectilinear explain at {path}, got {', '.join([*tensors][:3])}")
+    blocks = sorted(int(name.partition(".")[0]) for name in names)
     return {block: LinearMap(tensors[f"{block}.weight"], tensors[f"{block}.bias"]) for block in blocks}
 
 
@@ -135,12 +142,15 @@ def explain(
         if missing := [index for index in explaining.blocks if index >= len(stack)]:
             raise RequestError(f"expected `blocks` from 0 to {len(stack) - 1}, got {missing[0]}")
         check_positions(module, ids)
+        if explaining.depths and ids.shape[1] < 2:
+            raise RequestError("expected `seq_len` of at least 2 for `depths`, got 1")
+        beginnings = bos_warnings(module, ids, inputs.rows.bos, inputs.rows.lead)
         lens = find_lens(module, stack, ids)
 
         def attempt(size: int) -> Explanations:
-            return _explain(
-                _Job(origin, module, stack, inputs, torch.split(ids, size), explaining, lens, decode), report
-            )
+            folds = min(explaining.folds, len(ids))
+            looking = Looking(ids, size, folds, explaining.sink_ratio, inputs.rows.lead)
+            return _explain(_Job(origin, module, stack, inputs, looking, explaining, lens, decode, beginnings), report)
 
         return with_batch_size(attempt, batch_size, module, ids.shape[1])
 
@@ -153,44 +163,42 @@ class _Job:
     module: nn.Module
     stack: BlockStack
     inputs: Inputs
-    batches: Sequence[Tensor]
+    looking: Looking
     explaining: Explaining
     lens: Lens | None
     decode: Callable[[Sequence[int]], str]
-
-    @property
-    def folds(self) -> int:
-        """As many as there are rows for."""
-        return min(self.explaining.folds, sum(map(len, self.batches)))
+    beginnings: list[str]
 
 
 def _explain(job: _Job, report: Progress) -> Explanations:
-    module, stack, target = job.module, job.stack, job.explaining.target
-    measured, left_out = find_measured(module, stack, [target], job.batches[0])
+    module, stack, looking, target = job.module, job.stack, job.looking, job.explaining.target
+    batches = torch.split(looking.rows, looking.batch_size)
+    measured, left_out = find_measured(module, stack, [target], batches[0])
     spans = {one.block: one.span for one in measured if one.block in job.explaining.blocks}
     if missing := [index for index in job.explaining.blocks if index not in spans]:
         raise RequestError(f"expected blocks with a part of `target={target}`, got {missing}; {'; '.join(left_out)}")
-    asked = Measurement(target=(target,), folds=job.explaining.folds, sink_ratio=job.explaining.sink_ratio)
-    layout = find_layout(module, stack, job.batches[0])
-    moments = collect_moments(
-        module, [*spans.values()], job.batches, asked, report, layout=layout, numbers=[*spans], rows=job.inputs.rows
+    asked = Measurement(
+        target=(target,), folds=job.explaining.folds, sink_ratio=job.explaining.sink_ratio, products="float64"
     )
-    regular = {block: _regular(block, found, job.folds) for block, found in zip(spans, moments, strict=True)}
-    fitted = {block: _fit(folds[:-1]) for block, folds in regular.items()}
-    looks = look_at_tokens(module, stack, spans, fitted, job.batches, job.folds, job.explaining.sink_ratio, report)
+    layout, rows = find_layout(module, stack, batches[0]), replace(job.inputs.rows, partners=None)
+    moments = collect_moments(
+        module, [*spans.values()], batches, asked, report, layout=layout, numbers=[*spans], rows=rows
+    )
+    by_block, alone = dict(zip(spans, moments, strict=True)), target != "block"
+    regular = {block: _regular(block, found, looking.folds) for block, found in by_block.items()}
+    fitted = {block: _fit(regular[block][:-1], found.eps, alone) for block, found in by_block.items()}
+    looks, end = look_at_tokens(module, stack, spans, fitted, looking, report)
     described: list[BlockExplanation] = []
     maps = {}
-    for block, found in zip(spans, moments, strict=True):
+    for block, found in by_block.items():
         report("blocks", len(described), len(spans))
-        explained = explain_map(regular[block], found.eps, alone=target != "block")
+        explained = explain_map(regular[block], found.eps, alone=alone)
         maps[block] = LinearMap(explained.weight.float(), explained.bias.float())
-        described.append(_describe(job, block, explained, regular[block], found, looks[block]))
+        described.append(_describe(job, block, explained, found, looks[block], end))
     depths: tuple[DepthRecord, ...] = ()
     accuracy = None
     if job.explaining.depths:
-        depths, accuracy = measure_depths(
-            module, stack, job.batches, job.folds, job.explaining.sink_ratio, job.lens, job.inputs.rows, report
-        )
+        depths, accuracy = measure_depths(module, stack, looking, job.lens, report)
     report("hashing the weights", 0, 0)
     return Explanations(_explanation(job, described, depths, accuracy), maps)
 
@@ -198,26 +206,22 @@ def _explain(job: _Job, report: Progress) -> Explanations:
 def _explanation(
     job: _Job, blocks: Sequence[BlockExplanation], depths: tuple[DepthRecord, ...], accuracy: float | None
 ) -> Explanation:
-    inputs, width, tokens = job.inputs, len(blocks[0].singular_values), blocks[0].tokens + blocks[0].sinks
-    warnings = loading_warnings(job.module)
-    if tokens < TOKENS_A_FEATURE * width:
-        warnings.append(
-            f"few tokens: {tokens:,} for {width} features, so that maps hold less well on other text; "
-            f"{TOKENS_A_FEATURE} a feature would do: try `max_tokens={TOKENS_A_FEATURE * width}`"
-        )
+    inputs, width, looking = job.inputs, len(blocks[0].singular_values), job.looking
+    data = DataRecord(
+        source=inputs.source,
+        fingerprint=inputs.fingerprint,
+        tokens=blocks[0].tokens + blocks[0].sinks,
+        rows=len(looking.rows),
+        seq_len=inputs.seq_len,
+        documents=inputs.rows.documents,
+    )
+    warnings = [*loading_warnings(job.module), *job.beginnings, *about_tokens((), data, width, looking.folds)]
     if job.lens is None:
         warnings.append("what the model does after its last block was not found, so that no tokens are named")
     return Explanation(
         model=record_model(job.module, job.origin, job.stack, width),
-        data=DataRecord(
-            source=inputs.source,
-            fingerprint=inputs.fingerprint,
-            tokens=tokens,
-            rows=sum(map(len, job.batches)),
-            seq_len=inputs.seq_len,
-            documents=inputs.rows.documents,
-        ),
-        settings=settings_record(job.explaining, batch_size=max(map(len, job.batches))) | {**inputs.reading},
+        data=data,
+        settings=settings_record(job.explaining, batch_size=looking.batch_size) | {**inputs.reading},
         environment=record_environment(job.module),
         target=job.explaining.target,
         blocks=tuple(blocks),
@@ -238,27 +242,27 @@ def _regular(block: int, found: BlockMoments, folds: int) -> list[Moments]:
     return regular
 
 
-def _fit(folds: Sequence[Moments]) -> FittedMap:
+def _fit(folds: Sequence[Moments], eps: float, alone: bool) -> FittedMap:
     """The best map over some folds."""
     whole = reduce(add, folds)
     weight = solve(whole).coefficients
-    return FittedMap(LinearMap(weight.float(), (whole.mean_d - whole.mean_x @ weight).float()), whole)
+    _, update = energies_of(whole, whole, eps, alone=alone)
+    return FittedMap(LinearMap(weight.float(), (whole.mean_d - whole.mean_x @ weight).float()), whole, update > 0)
 
 
 def _describe(
-    job: _Job, block: int, explained: Explained, regular: Sequence[Moments], found: BlockMoments, look: Look
+    job: _Job, block: int, explained: Explained, found: BlockMoments, look: Look, end: Tensor
 ) -> BlockExplanation:
-    whole = reduce(add, regular)
-    values, shares = explained.singular_values, explained.shares
+    count = sum(moments.count for moments in found.regular if moments)
     return BlockExplanation(
         index=block,
-        tokens=whole.count,
-        sinks=found.count - whole.count,
+        tokens=count,
+        sinks=found.count - count,
         forms={name: _form(scores) for name, scores in explained.forms.items()},
         ranks={rank: _form(scores) for rank, scores in explained.ranks.items()},
-        singular_values=tuple(float(f"{value:.6g}") for value in values.tolist()),
-        effective_rank=effective_rank(shares),
-        directions=tuple(_directions(job, explained, whole)),
+        singular_values=tuple(float(f"{value:.6g}") for value in explained.singular_values.tolist()),
+        effective_rank=effective_rank(explained.shares),
+        directions=tuple(_directions(job, explained, end)),
         **describe_tokens(look, job.decode, job.explaining.deviating),
     )
 
@@ -267,9 +271,9 @@ def _form(scores: FormScores) -> FormRecord:
     return FormRecord(output=LinearityRecord.of(scores.output), update=LinearityRecord.of(scores.update))
 
 
-def _directions(job: _Job, explained: Explained, whole: Moments) -> Iterator[DirectionRecord]:
+def _directions(job: _Job, explained: Explained, end: Tensor) -> Iterator[DirectionRecord]:
     leading = explained.directions.T[:_DIRECTIONS]
-    logits = job.lens.written(leading, whole.mean_x + whole.mean_d) if job.lens else None
+    logits = job.lens.written(leading, end) if job.lens else None
     for place, share in enumerate(explained.shares[:_DIRECTIONS].tolist()):
         if logits is None:
             yield DirectionRecord(share=share)

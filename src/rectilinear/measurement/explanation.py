@@ -9,7 +9,7 @@ from pydantic import Field
 from rectilinear.charts import Chart, MarkedText
 from rectilinear.measurement.profile import LinearityRecord
 from rectilinear.measurement.settings import Explaining
-from rectilinear.models.settings import Placement
+from rectilinear.models.settings import Loading
 from rectilinear.results import (
     DataRecord,
     EnvironmentRecord,
@@ -41,12 +41,15 @@ class DirectionRecord(Record):
 class TokenRecord(Record):
     """A token, and how far its update is from the map's."""
 
-    row: int
+    row: int = Field(description="of the text")
     position: int
     before: str
     token: str
     after: str
-    residual: float = Field(description="|d - map(x)|^2 over its mean of d about the mean: 1 is as far as d itself")
+    residual: float = Field(
+        description="|d - map(x)|^2 over the mean of |d - mean d|^2 where the map was fitted: 1 is as far as updates "
+        "are from their mean"
+    )
 
 
 class MeanRecord(Record):
@@ -60,8 +63,8 @@ class MeanRecord(Record):
 class MarkedRecord(Record):
     """A row of text that the map was not fitted on, token by token."""
 
-    tokens: tuple[str, ...]
-    residuals: tuple[float, ...]
+    tokens: tuple[str, ...] = Field(description="what each adds to the text")
+    residuals: tuple[float | None, ...] = Field(description="null of attention sinks")
 
 
 class BlockExplanation(Record):
@@ -114,16 +117,16 @@ class Explanation(ResultFile):
     def headline(self) -> str:
         """How many directions maps have."""
         found = [
-            f"{block.forms['linear'].update.best or 0.0:.1%} of block {block.index}'s update, in "
-            f"{block.effective_rank:.0f} directions"
+            f"{100 * share:.1f} % of block {block.index}'s update, in {block.effective_rank:.0f} directions"
             for block in self.blocks
+            if (share := block.forms["linear"].update.best) is not None
         ]
-        return f"Linear maps explain {'; '.join(found)}.".replace("%", " %")
+        return f"Linear maps explain {'; '.join(found)}." if found else ""
 
     def command(self) -> str:
         """``rectilinear explain``."""
         given = {**self.settings, "dtype": self.environment.dtype}
-        return command_line("explain", self.model.id, self.data, given, Explaining, Rows, Placement)
+        return command_line("explain", self.model, self.data, given, Explaining, Rows, Loading)
 
     def words(self) -> tuple[str, ...]:
         """What simpler maps explain, and where maps fail."""
@@ -144,7 +147,8 @@ class Explanation(ResultFile):
                 f"Block {block.index}: how far updates are from the map's, token by token",
                 block.text.tokens,
                 block.text.residuals,
-                "1 is as far as updates are from their mean; the row was not fitted on",
+                "Squared distances; 1 is as far as updates are from their mean. The map was fitted on other rows; "
+                "attention sinks are not marked.",
                 high=2.0,
             )
             for block in self.blocks

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rectilinear.charts import SERIES, Axis, Chart, Curves, Line
-from rectilinear.measurement.explanation import BlockExplanation, DepthRecord, Explanation, FormRecord
+from rectilinear.measurement.explanation import BlockExplanation, DepthRecord, Explanation
 from rectilinear.measurement.profile_charts import SHARE, about
 from rectilinear.results import describe_rows
 from rectilinear.tables import Column, Estimate, Table
 
+_SAID = {
+    "identity": "doing nothing",
+    "multiple": "a multiple of the identity",
+    "rotation": "a rotation",
+    "linear": "a linear map",
+}
 _FORMS = {"identity": "identity", "multiple": "multiple", "rotation": "rotation", "linear": "linear"}
 _MAPS = "Left, on text that maps were not fitted on, with 95 % intervals by Student's t over folds."
 _DEPTHS = (
@@ -87,7 +94,8 @@ def explanation_tables(explanation: Explanation) -> Iterator[Table]:
                 for place, one in enumerate(block.directions, 1)
             ],
             title=f"Block {block.index}: what the map writes",
-            caption="share: of the update's energy; tokens whose logits the direction raises and lowers most",
+            caption="share: of the update's energy; tokens whose logits the direction raises and lowers most, or, "
+            "since a direction has no sign, lowers and raises",
         )
         yield Table.of(
             ["before", "token", "after", Column("residual", ".2f")],
@@ -119,18 +127,26 @@ def explanation_words(explanation: Explanation) -> list[str]:
     for block in explanation.blocks:
         whose = {"block": f"Block {block.index}", "attention": f"The attention of block {block.index}"}
         name, linear = whose.get(explanation.target, f"The MLP of block {block.index}"), block.forms["linear"]
-        found = [f"the best linear map explains {100 * (linear.update.best or 0.0):.1f} % of the update"]
+        if linear.update.best is None:
+            said.append(f"{name}. Its updates differ by no more than rounding, so that there is nothing to explain.")
+            continue
+        found = [f"the best linear map explains {100 * linear.update.best:.1f} % of the update"]
         if (half := _half(block)) is not None:
             found.append(f"half of that is in {half} of its {explanation.model.width} directions")
         if "rotation" in block.forms:
-            shares = [f"{label} {_percent(block.forms[form])}" for form, label in _FORMS.items()]
+            shares = [
+                f"{label} {100 * share:.1f} %"
+                for form, label in _SAID.items()
+                if (share := block.forms[form].output.best) is not None
+            ]
             found.append(f"of the output, {', '.join(shares)}")
-        said.append(f"{name}. On text that they were not fitted on, {'; '.join(found)}.")
+        said.append(f"{name}. On text that maps were not fitted on, {'; '.join(found)}.")
         if block.deviating:
             first = block.deviating[0]
             said.append(
-                f"Where it fails. The update furthest from the map, {first.residual:.1f} times as far as updates "
-                f"are from their mean, is that of {first.token!r} in {first.before + first.token + first.after!r}."
+                f"Where it fails. The update furthest from the map, {math.sqrt(first.residual):.1f} times as far as "
+                f"updates are from their mean, is that of {first.token!r} in "
+                f"{first.before + first.token + first.after!r}."
             )
     if explanation.depths and explanation.depths[0].logit_lens is not None:
         early = explanation.depths[len(explanation.depths) // 2]
@@ -146,10 +162,6 @@ def explanation_words(explanation: Explanation) -> list[str]:
 def _in_line(*texts: str) -> list[str]:
     """Texts with signs for ends of lines."""
     return [text.replace("\n", "⏎") for text in texts]
-
-
-def _percent(form: FormRecord) -> str:
-    return f"{100 * (form.output.best or 0.0):.1f} %"
 
 
 def _half(block: BlockExplanation) -> int | None:

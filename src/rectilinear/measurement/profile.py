@@ -12,7 +12,7 @@ from rectilinear.core.scores import BlockScores, Linearity
 from rectilinear.core.sinks import MARKS, SinkCounts
 from rectilinear.measurement.pairs_record import PairsRecord
 from rectilinear.measurement.settings import TOKENS_A_FEATURE, Measurement
-from rectilinear.models.settings import Placement
+from rectilinear.models.settings import Loading
 from rectilinear.results import (
     DataRecord,
     EnvironmentRecord,
@@ -177,9 +177,8 @@ class Profile(ResultFile):
 
     def command(self) -> str:
         """``rectilinear measure``."""
-        given = {name: value for name, value in self.settings.items() if name != "blocks"}  # those that were found
-        given["dtype"] = self.environment.dtype
-        return command_line("measure", self.model.id, self.data, given, Measurement, Rows, Placement)
+        given = {**self.settings, "dtype": self.environment.dtype}
+        return command_line("measure", self.model, self.data, given, Measurement, Rows, Loading)
 
     @classmethod
     def together(cls, results: Sequence[Self]) -> Section:

@@ -37,10 +37,14 @@ def profile_chart(profile: Profile) -> Chart:
         lines = tuple(_lines(profile.scores[target], score))
         axis = _score_axis(getattr(block, score).best for block in profile.scores[target])
         panels.append(Curves(_TITLES[target, score], Axis("block", whole=True), axis, lines))
-    caption = (
-        "Held out: scores on text that the map was not fitted on, with 95 % intervals by Student's t over folds. "
-        "Identity: what doing nothing explains. Shifted null: what inputs of other rows explain in sample."
-    )
+    drawn = {line.label for panel in panels for line in panel.lines}
+    said = {
+        "held out": "Held out: scores on text that the map was not fitted on, with 95 % intervals by Student's t over "
+        "folds.",
+        "identity": "Identity: what doing nothing explains.",
+        "shifted null": "Shifted null: what inputs of other rows explain in sample.",
+    }
+    caption = " ".join(text for name, text in said.items() if any(label.startswith(name) for label in drawn))
     alike = len({panel.y.scale for panel in panels}) == 1
     return Chart("profile", about(profile), tuple(panels), caption, alike=alike)
 
@@ -68,7 +72,7 @@ def profiles_chart(profiles: Sequence[Profile]) -> Chart:
                 lines.append(Line.of(name, places, best, halves, **look))
             title = _TITLES[target, score] + ", without sinks" * without
             panels.append(Curves(title, x, _score_axis(y for line in lines for y in line.y), tuple(lines)))
-    caption = "Held out, with 95 % intervals by Student's t over folds."
+    caption = "Held out, with 95 % intervals by Student's t over folds; in sample where nothing was held out."
     alike = len({panel.y.scale for panel in panels}) == 1
     return Chart("profiles", ", ".join(dict.fromkeys(labels(profiles))), tuple(panels), caption, alike=alike)
 
@@ -106,10 +110,15 @@ def about(result: Any) -> str:
 
 
 def labels(results: Sequence[Any]) -> list[str]:
-    """What tells several results apart: their models, or with their texts where a model comes again."""
-    found = [(short_name(result.model.id), short_name(result.data.source)) for result in results]
-    unique = len({model for model, _ in found}) == len(found)
-    return [model if unique else f"{model}, {source}" for model, source in found]
+    """What tells several results apart: their models, with their texts, in full, or by number where that does not."""
+    models = [result.model.id for result in results]
+    sources = [short_name(result.data.source) for result in results]
+    named = [f"{short_name(model)}, {source}" for model, source in zip(models, sources, strict=True)]
+    full = [f"{model}, {source}" for model, source in zip(models, sources, strict=True)]
+    for found in ([*map(short_name, models)], named, full):
+        if len({*found}) == len(found):
+            return found
+    return [f"{name} ({number})" for number, name in enumerate(named, 1)]
 
 
 def _score_axis(scores: Iterable[float | None]) -> Axis:
@@ -140,7 +149,8 @@ def _lines(blocks: Sequence[BlockRecord], score: Score) -> Iterator[Line]:
     if any(block.without_sinks.sinks for block in blocks):
         without: list[LinearityRecord] = [getattr(block.without_sinks, score) for block in blocks]
         best = [one.best for one in without]
-        yield Line.of("held out, without sinks", x, best, color="purple", marker="diamond", dash="dashed")
+        how = "held out" if any(one.held_out is not None for one in without) else "in sample"
+        yield Line.of(f"{how}, without sinks", x, best, color="purple", marker="diamond", dash="dashed")
         marked = [block.index for block in blocks if _much(block.without_sinks)]
         if marked:
             label = f"sinks carry {_MUCH:.0%} or more"

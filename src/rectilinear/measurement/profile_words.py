@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
 
-from rectilinear.intervals import welch
+from rectilinear.intervals import holm, welch
 from rectilinear.measurement.profile import BlockRecord, Profile
 from rectilinear.measurement.profile_charts import labels, profiles_chart
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.results import Section
+from rectilinear.settings import Target
 from rectilinear.tables import Cell, Column, Estimate, Table
 
 # The linearity of neighbouring layers that the paper reports.
@@ -43,13 +44,13 @@ def profile_words(profile: Profile) -> list[str]:
 
 def profile_headline(profile: Profile) -> str:
     """How much linear maps explain of what blocks, or their parts, give."""
-    mean = _Mean.of(profile)
+    mean = _Mean.of(profile, profile.target)
     if mean.value is None:
         return ""
     what = {"block": "updates", "attention": "what attentions add", "mlp": "what MLPs add"}[profile.target]
-    error = "" if mean.stderr is None else f" (± {100 * mean.stderr:.1f})"
-    found = f"Linear maps explain {100 * mean.value:.1f} %{error} of {what}, the mean over blocks without sinks"
-    outputs = [b.without_sinks.linearity.in_sample for b in profile.blocks]
+    how = "in sample" if mean.stderr is None else f"± {100 * mean.stderr:.1f} at most, held out"
+    found = f"Linear maps explain {100 * mean.value:.1f} % ({how}) of {what}, the mean over blocks without sinks"
+    outputs = [b.without_sinks.linearity.best for b in profile.blocks]
     known = [output for output in outputs if output is not None]
     return f"{found}, and {_span(known)} of their outputs." if known else f"{found}."
 
@@ -57,23 +58,6 @@ def profile_headline(profile: Profile) -> str:
 def profiles_section(profiles: Sequence[Profile]) -> Section:
     """Profiles over one another, and whether their means over blocks differ."""
     names = labels(profiles)
-    found = {name: _Mean.of(profile) for name, profile in zip(names, profiles, strict=True)}
-    means = Table.of(
-        ["model", "text", Column("tokens a feature", ",.0f"), Column("blocks"), Column("update linearity", ".4f")],
-        [
-            (name, p.data.source, p.data.tokens / (p.model.width or 1), p.model.num_blocks, found[name].cell)
-            for name, p in zip(names, profiles, strict=True)
-        ],
-        title="Means over blocks of the update's score, without attention sinks, held out where rows were",
-        caption="±: at most the standard error over parts of the text",
-    )
-    differences = Table.of(
-        ["model", "against", Column("difference", "+.4f"), Column("p", ".3f")],
-        [(two, one, *found[two].minus(found[one])) for one, two in combinations(names, 2)],
-        title="Differences of these means",
-        caption="p: of no difference, by Welch's t test; parts of the texts are taken to be independent, so that it is "
-        "on the safe side where models read the same text",
-    )
     few = [
         name for name, p in zip(names, profiles, strict=True) if p.data.tokens < TOKENS_A_FEATURE * (p.model.width or 0)
     ]
@@ -82,12 +66,46 @@ def profiles_section(profiles: Sequence[Profile]) -> Section:
         warnings.append(f"below {TOKENS_A_FEATURE} tokens a feature, held-out scores are too low: {', '.join(few)}")
     if len({profile.data.fingerprint for profile in profiles}) > 1:
         warnings.append("the tokens are not the same: scores may differ because texts or tokenizers do")
+    targets = dict.fromkeys(target for profile in profiles for target in profile.scores)
+    tables = [table for target in targets for table in _beside(target, names, profiles)]
+    charts = (profiles_chart(profiles),) if tables else ()
     return Section(
         title="How linear blocks are, models beside one another",
-        charts=(profiles_chart(profiles),),
-        tables=(means, differences),
+        charts=charts,
+        tables=tuple(tables),
         warnings=tuple(warnings),
     )
+
+
+def _beside(target: Target, names: Sequence[str], profiles: Sequence[Profile]) -> Iterator[Table]:
+    """Means over blocks of those profiles that have a target, and their differences; nothing of a single one."""
+    having = [(name, p, _Mean.of(p, target)) for name, p in zip(names, profiles, strict=True) if target in p.scores]
+    if len(having) < 2:
+        return
+    what = {"block": "the update's score", "attention": "attentions' scores", "mlp": "MLPs' scores"}[target]
+    held_out = "held out where rows were" if any(mean.stderr for *_, mean in having) else "in sample"
+    yield Table.of(
+        ["model", "text", Column("tokens a feature", ",.0f"), Column("blocks"), Column("mean", ".4f")],
+        [
+            (name, p.data.source, p.data.tokens / (p.model.width or 1), len(p.scores[target]), mean.cell)
+            for name, p, mean in having
+        ],
+        title=f"Means over blocks of {what}, without attention sinks, {held_out}",
+        caption="±: at most the standard error over parts of the text",
+    )
+    pairs = [(two, one, *b.minus(a)) for (one, _, a), (two, _, b) in combinations(having, 2)]
+    p_values = [p for *_, p in pairs]
+    yield Table.of(
+        ["model", "against", Column("difference", "+.4f"), Column("p", ".3f")],
+        [(two, one, change, _shown(p)) for (two, one, change, _), p in zip(pairs, holm(p_values), strict=True)],
+        title="Differences of these means",
+        caption="p: of no difference, by Welch's t test, corrected for how many there are (Holm, 1979); parts of the "
+        "texts are taken to be independent, so that it is on the safe side where models read the same text",
+    )
+
+
+def _shown(p: float | None) -> Cell:
+    return "< 0.001" if p is not None and p < 0.001 else p
 
 
 @dataclass(frozen=True)
@@ -99,8 +117,8 @@ class _Mean:
     folds: int
 
     @classmethod
-    def of(cls, profile: Profile) -> _Mean:
-        scores = [block.without_sinks.update_linearity for block in profile.blocks]
+    def of(cls, profile: Profile, target: Target) -> _Mean:
+        scores = [block.without_sinks.update_linearity for block in profile.scores[target]]
         values = [score.best for score in scores if score.best is not None]
         errors = [score.stderr for score in scores if score.best is not None]
         known = [error for error in errors if error is not None]
@@ -112,7 +130,7 @@ class _Mean:
     def cell(self) -> Estimate | None:
         return None if self.value is None else Estimate(self.value, self.stderr)
 
-    def minus(self, other: _Mean) -> tuple[Cell, Cell]:
+    def minus(self, other: _Mean) -> tuple[Cell, float | None]:
         """The difference, and how likely chance makes one."""
         if self.value is None or other.value is None:
             return None, None
@@ -120,7 +138,7 @@ class _Mean:
         if not self.stderr or not other.stderr or min(self.folds, other.folds) < 2:
             return Estimate(difference), None
         p = welch(difference, (self.stderr, other.stderr), (self.folds, other.folds))
-        return Estimate(difference, math.hypot(self.stderr, other.stderr)), "< 0.001" if p < 0.001 else p
+        return Estimate(difference, math.hypot(self.stderr, other.stderr)), p
 
 
 def _about_updates(blocks: list[BlockRecord]) -> str:

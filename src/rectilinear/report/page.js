@@ -73,7 +73,7 @@
     const longest = Math.max(...ticks.map((tick) => tick.length)) * 8 + 12;
     const stride = Math.max(1, Math.ceil((ticks.length * longest) / width));
     const places = ticks.map((_, i) => i).filter((i) => i % stride === 0);
-    return { tickvals: places, ticktext: places.map((i) => ticks[i]) };
+    return { tickvals: places, ticktext: places.map((i) => escaped(ticks[i])) };
   }
 
   // How many powers of ten the values of a panel go over, across or up.
@@ -94,8 +94,9 @@
   }
 
   function scoreAxis(panel, lines, log) {
-    const values = lines.flatMap((line) => [...line.y, ...line.low, ...line.high]).filter((value) => value !== null);
-    const low = Math.max(Math.min(0, ...values), floor);
+    const values = lines.flatMap((line) => line.y).filter((value) => value !== null);
+    const ends = lines.flatMap((line) => [...line.y, ...line.low]).filter((value) => value !== null);
+    const low = Math.max(Math.min(0, ...ends), floor);
     if (!log) return { range: [low - 0.02, 1.02] };
     const best = Math.min(Math.max(0, ...values), ceiling);
     const nines = Math.max(1, Math.ceil(-Math.log10(1 - best) - 1e-9));
@@ -114,7 +115,7 @@
       yaxis: axis(panel.y, 400, decadesOf(panel, "y")),
     };
     if (panel.cells) {
-      const across = (x) => (panel.x.ticks.length ? panel.x.ticks[x] : x);
+      const across = (x) => (panel.x.ticks.length ? escaped(panel.x.ticks[x]) : x);
       const down = panel.y.label;
       const text = panel.cells.map((row, y) => row.map((value, x) =>
         `${escaped(panel.x.label || "at")} ${across(x)}<br>${escaped(down)} ${y}: <b>${shown(value)}</b>`));
@@ -174,11 +175,12 @@
     const lines = chart.panels.flatMap((panel) => panel.lines || []);
     const scores = chart.panels.filter((panel) => isScore(panel.y));
     if (scores.length) {
+      // Between how the figure was made, of which some panels may be so, and the other way.
       const logs = scores.some((panel) => panel.y.scale === "score_log");
       keys.append(button("scale", "log₁₀(1 − score)", logs, () => {
-        state.log = !(state.log === null ? logs : state.log);
+        state.log = state.log === null ? !logs : null;
         draw();
-        return state.log;
+        return state.log === null ? logs : state.log;
       }));
     }
     new Map(lines.filter((line) => line.label).map((line) => [line.label, line])).forEach((line, label) => {
@@ -208,7 +210,16 @@
     show(chosen);
   });
   dark.addEventListener("change", () => show(usual()));
-  addEventListener("beforeprint", () => show("light"));
-  addEventListener("afterprint", () => show(usual()));
+  // On paper everything is open, and ink is dark.
+  let closed = [];
+  addEventListener("beforeprint", () => {
+    closed = [...document.querySelectorAll("details:not([open])")];
+    closed.forEach((part) => (part.open = true));
+    show("light");
+  });
+  addEventListener("afterprint", () => {
+    closed.forEach((part) => (part.open = false));
+    show(usual());
+  });
   show(usual());
 })();

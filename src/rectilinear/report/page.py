@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import rectilinear
 from rectilinear.charts import CEILING, FLOOR, Chart, MarkedText
@@ -56,9 +59,8 @@ class Report:
             }
             for section in self.sections
         ]
-        drawn = json.dumps(
-            {"charts": [asdict(chart) for chart in charts], "floor": FLOOR, "ceiling": CEILING}, separators=(",", ":")
-        )
+        given = {"charts": [_finite(asdict(chart)) for chart in charts], "floor": FLOOR, "ceiling": CEILING}
+        drawn = json.dumps(given, separators=(",", ":"), allow_nan=False)
         # A script ends at the first "</script" in it, whatever it is in the language.
         return environment.from_string(room.joinpath("page.html").read_text(encoding="utf-8")).render(
             title=self.title,
@@ -99,12 +101,16 @@ def make_report(*results: str | Path | ResultFile) -> Report:
     """What results say of themselves, and beside one another, as a page.
 
     Args:
-        results: results, files of them, or folders that have some at any depth.
+        results: results, files of them, or folders that have some at any depth. In folders, files that have the name
+            of a result and are none are left out, with a warning.
 
     Raises:
         RequestError: a place has no result.
     """
-    found = [result for place in results for result in _read(place)]
+    kinds_of = result_kinds()
+    places = [found for place in results for found in _places(place, kinds_of)]
+    once = {place if isinstance(place, Path) else id(place): place for place in places}
+    found = [_load(place, kinds_of) for place in once.values()]
     kinds: dict[type[ResultFile], list[ResultFile]] = {}
     for result in found:
         kinds.setdefault(type(result), []).append(result)
@@ -121,30 +127,57 @@ def result_kinds() -> dict[str, type[ResultFile]]:
     return {kind.file_name: kind for kind in kinds}
 
 
-def _read(place: str | Path | ResultFile) -> Iterable[ResultFile]:
+_Kinds = dict[str, type[ResultFile]]
+
+
+def _places(place: str | Path | ResultFile, kinds: _Kinds) -> list[Path | ResultFile]:
+    """The result, its file, or the files of results in a folder."""
     if isinstance(place, ResultFile):
         return [place]
-    path, kinds = Path(place), result_kinds()
+    path = Path(place).resolve()
     if not path.exists():
-        raise RequestError(f"expected a folder or file of results, got {path}, which does not exist")
-    if path.is_dir():
-        files_ = sorted(file for name in kinds for file in path.rglob(name))
-        if not files_:
-            raise RequestError(f"expected results in {path}, got none of {', '.join(sorted(kinds))}")
-        return [kinds[file.name].load(file) for file in files_]
-    return [_kind_of(path, kinds.values()).load(path)]
+        raise RequestError(f"expected a folder or file of results, got {place}, which does not exist")
+    if not path.is_dir():
+        return [path]
+    # Hidden folders are of runs that are not done.
+    inside = [file for name in kinds for file in path.rglob(name) if not _hidden(file.relative_to(path))]
+    known = [file for file in sorted(inside) if _kind_of(file, kinds) is not None]
+    if odd := sorted({*inside} - {*known}):
+        warnings.warn(f"left out, as no results: {', '.join(map(str, odd))}", stacklevel=3)
+    if not known:
+        raise RequestError(f"expected results in {place}, got none of {', '.join(sorted(kinds))}")
+    return [*known]
 
 
-def _kind_of(file: Path, kinds: Iterable[type[ResultFile]]) -> type[ResultFile]:
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _load(place: Path | ResultFile, kinds: _Kinds) -> ResultFile:
+    if isinstance(place, ResultFile):
+        return place
+    kind = _kind_of(place, kinds)
+    if kind is None:
+        raise RequestError(f"expected a result of rectilinear, a JSON file with its `schema`, got {place}")
+    return kind.load(place)
+
+
+def _kind_of(file: Path, kinds: _Kinds) -> type[ResultFile] | None:
     """The kind whose schema a file names, whatever it is called."""
     try:
         schema = json.loads(file.read_text(encoding="utf-8"))["schema"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RequestError(f"expected a result with a `schema`, got {file} ({type(error).__name__})") from None
-    for kind in kinds:
-        if kind.model_fields["schema_"].default == schema:
-            return kind
-    raise RequestError(f"expected a result of rectilinear, got {file} of schema {schema!r}")
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return next((kind for kind in kinds.values() if kind.model_fields["schema_"].default == schema), None)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _marks(text: MarkedText) -> list[tuple[str, str, int]]:

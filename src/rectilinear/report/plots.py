@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rectilinear.evaluation.probe import Probe
 from rectilinear.evaluation.probe_charts import probes_chart
+from rectilinear.evaluation.probe_record import Probe
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.dynamics_charts import dynamics_chart, several_dynamics_chart
 from rectilinear.measurement.profile import Profile

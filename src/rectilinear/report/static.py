@@ -109,9 +109,10 @@ def _draw_panels(panels: Sequence[tuple[Axes, Curves | HeatMap]], columns: int =
             continue
         for line in panel.lines:
             _draw_line(axes, line, panel.y)
+    curves = [panel for _, panel in panels if isinstance(panel, Curves)]
     for place, (axes, panel) in enumerate(panels):
         if isinstance(panel, Curves):
-            _finish_scale(axes, panel)
+            _finish_scale(axes, panel, curves if columns else [panel])
         if not columns or place + columns >= len(panels):
             axes.set_xlabel(panel.x.label, parse_math=False)
         if not columns or place % columns == 0:
@@ -172,7 +173,7 @@ def _draw_cells(axes: Axes, panel: HeatMap) -> None:
         side.set_visible(False)
 
 
-def _finish_scale(axes: Axes, panel: Curves) -> None:
+def _finish_scale(axes: Axes, panel: Curves, sharing: Sequence[Curves]) -> None:
     if panel.y.scale == "log":
         axes.set_yscale("log")
     elif panel.y.scale == "score":
@@ -188,7 +189,7 @@ def _finish_scale(axes: Axes, panel: Curves) -> None:
                 lambda height: 1 - 10.0**-height,
             ),
         )
-        shown = [y for line in panel.lines for y in line.y if y is not None]
+        shown = [y for each in sharing for line in each.lines for y in line.y if y is not None]
         best = min(CEILING, max(shown, default=0.0))
         nines = next(n for n in range(1, 7) if best <= 1 - 10.0**-n)
         axes.set_ylim(max(min([0.0, *shown]), FLOOR), 1 - 0.7 * 10.0**-nines)
@@ -209,7 +210,8 @@ def _finish_ticks(axis: Any, about: Axis, most: int) -> None:
         axis.set_ticks(places, [about.ticks[place] for place in places])
         for text in axis.get_ticklabels():
             text.set_parse_math(False)
-        axis.axes.set_xlim(-0.5, len(about.ticks) - 0.5)
+        if axis.axis_name == "x":
+            axis.axes.set_xlim(-0.5, len(about.ticks) - 0.5)
     elif about.whole:
         axis.set_major_locator(MaxNLocator(integer=True, nbins=most, min_n_ticks=1))
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from rectilinear.charts import Axis, Chart, Curves, Line
 from rectilinear.measurement.profile import LinearityRecord, Profile
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Cell, Column, Estimate, Table
@@ -41,6 +42,25 @@ class Training(ResultFile):
     tokens_per_second: float | None = Field(description="in these seconds; null where no step was left to make")
     log: tuple[dict[str, float], ...] = Field(description="what Trainer logged, with the step of each entry")
     warnings: tuple[str, ...] = Field(default=(), description="of the profiles of held-out rows; none in older files")
+
+    def headline(self) -> str:
+        """The loss on held-out rows."""
+        return f"Loss {self.held_out.loss:.4f} nats a token on held-out rows after {self.steps:,} steps."
+
+    def charts(self) -> tuple[Chart, ...]:
+        """The losses that were logged."""
+        names = [name for name in ("loss", "eval_loss") if any(name in entry for entry in self.log)]
+        if not names:
+            return ()
+        looks = {"loss": ("training", "grey"), "eval_loss": ("held out", "blue")}
+        lines = []
+        for name in names:
+            entries = [entry for entry in self.log if name in entry and "step" in entry]
+            label, color = looks[name]
+            steps = [entry["step"] for entry in entries]
+            lines.append(Line.of(label, steps, [entry[name] for entry in entries], color=color))
+        panel = Curves("Loss over training", Axis("step"), Axis("nats a token"), tuple(lines))
+        return (Chart("loss", f"{self.model.parameters:,} parameters, {self.data.source}", (panel,)),)
 
     def tables(self) -> tuple[Table, ...]:
         """One line: how long it was trained, and the loss on held-out rows."""
@@ -147,6 +167,14 @@ class Finetuning(ResultFile):
     runs: tuple[SeedRun, ...] = Field(description="by seed")
     summary: Summary
     warnings: tuple[str, ...]
+
+    def headline(self) -> str:
+        """The change of the update's score."""
+        change = self.summary.update_linearity.in_sample
+        if change.mean is None:
+            return ""
+        spread = "" if change.deviation is None else f" (deviation {change.deviation:.4f} over {change.n} seeds)"
+        return f"{self.task}: the mean over blocks of the update's score changed by {change.mean:+.4f}{spread}."
 
     def with_runs(self, runs: Sequence[SeedRun]) -> Finetuning:
         """The same with these runs, and what they have in common."""
