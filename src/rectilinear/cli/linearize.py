@@ -10,7 +10,7 @@ from rectilinear.cli.panels import ModelArgument, ModelOptions, RuntimeOptions, 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.kinds import DEFAULT_KIND, KINDS, make_kind
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
-from rectilinear.models.settings import Loading
+from rectilinear.models.settings import Loading, Upload
 from rectilinear.runs import Runtime, claim
 from rectilinear.settings import Settings
 
@@ -27,6 +27,10 @@ else:  # the options of all kinds, and which of them is meant
     )
 
 
+class Published(Runtime, Upload):
+    """Where a checkpoint goes."""
+
+
 def linearize(
     model: ModelArgument,
     /,
@@ -37,7 +41,7 @@ def linearize(
     fitting: WorkOptions[Fitting] = Fitting(),
     rows: TextOptions[CalibrationRows] = CalibrationRows(),
     loading: ModelOptions[Loading] = Loading(),
-    runtime: RuntimeOptions[Runtime] = Runtime(),
+    runtime: RuntimeOptions[Published] = Published(),
 ) -> None:
     """Replace blocks, attentions or MLPs by something linear, and write a checkpoint that works.
 
@@ -53,9 +57,14 @@ def linearize(
     given = kind.model_dump(include=kind.model_fields_set)
     if selection.plan is not None:
         kind.refuse_unused("with `plan`", *given)
+    if runtime.push_to_hub or runtime.private:
+        from rectilinear.models.hub import check_upload
+
+        check_upload(runtime)
     made_of = make_kind(given.pop("kind", DEFAULT_KIND), given) if given else None
     with claim(runtime.out, overwrite=runtime.overwrite, reads=[model, text]) as folder:
         import rectilinear
+        from rectilinear.models.hub import push
         from rectilinear.report.terminal import say, show
 
         linearized = rectilinear.linearize(
@@ -72,3 +81,5 @@ def linearize(
         )
     show(linearized.plan)
     say(f"wrote the checkpoint, plan.json and README.md to {folder}; loaded again in a fresh process, it agrees")
+    if folder and (where := push(folder, runtime)):
+        say(f"uploaded it to {where}")

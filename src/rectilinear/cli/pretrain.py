@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rectilinear.cli.panels import RuntimeOptions, TextOption, TextOptions, WorkOptions
 from rectilinear.errors import RequestError
+from rectilinear.models.settings import Upload
 from rectilinear.runs import ResumableOutput
 from rectilinear.training.settings import Corpus, Monitoring, Recipe
 
@@ -15,6 +16,7 @@ def pretrain(
     corpus: TextOptions[Corpus] = Corpus(),
     monitoring: RuntimeOptions[Monitoring] = Monitoring(),
     output: RuntimeOptions[ResumableOutput] = ResumableOutput(),
+    upload: RuntimeOptions[Upload] = Upload(),
 ) -> None:
     """Pretrain a decoder from random weights, with or without a penalty on neighbouring hidden states.
 
@@ -27,9 +29,15 @@ def pretrain(
     if output.out is None:
         raise RequestError("expected `out`, a folder for the run and its checkpoint, got none")
 
+    if upload.push_to_hub or upload.private:
+        from rectilinear.models.hub import check_upload
+
+        check_upload(upload)
+
     from accelerate import PartialState
 
     import rectilinear
+    from rectilinear.models.hub import push
     from rectilinear.report.terminal import say, show
 
     trained = rectilinear.pretrain(
@@ -45,3 +53,5 @@ def pretrain(
         show(trained)
         probed = "" if monitoring.probe_every == 0 else "dynamics.json, "
         say(f"wrote the checkpoint, training.json, {probed}and README.md to {output.out}")
+        if where := push(output.out, upload):
+            say(f"uploaded it to {where}")

@@ -40,3 +40,12 @@ class Placement(Settings):
 
 class Loading(Placement, Access):
     """How a model is loaded; see `rectilinear.models.load`."""
+
+
+class Upload(Settings):
+    """Where a checkpoint is uploaded to."""
+
+    push_to_hub: str | None = None
+    """Hub id to upload the checkpoint to, once it is written."""
+    private: bool = False
+    """Make that repository a private one, where it is new."""
