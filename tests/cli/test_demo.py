@@ -14,7 +14,13 @@ def test_the_demo_takes_the_built_in_decoder_through_all_of_it(process, tmp_path
     ran = process("demo", "--out", out)
     assert (ran.code, ran.err) == (0, "")
     figures = [f"{name}.{kind}" for name in ("dynamics", "profile") for kind in ("json", "png", "svg")]
-    assert sorted(file.name for file in out.iterdir()) == [*figures[:3], "evaluation.json", "linearized", *figures[3:]]
+    others = ["evaluation.json", "figures", "linearized", "report.html"]
+    assert sorted(file.name for file in out.iterdir()) == sorted([*figures, *others])
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(
+        heading in page for heading in ("How linear each block is", "How linearity changed", "What was replaced")
+    )
+    assert f"open {out / 'report.html'}" in ran.out.replace("\n", "")
     said = " ".join(ran.out.split())
 
     profile = json.loads((out / "profile.json").read_text())
@@ -37,7 +43,7 @@ def test_the_demo_takes_the_built_in_decoder_through_all_of_it(process, tmp_path
     evaluation = json.loads((out / "evaluation.json").read_text())
     assert evaluation["differences"]["parameters"] < 0 < evaluation["differences"]["loss"] < 1
     assert 0.45 < evaluation["differences"]["cache_bytes"] < 0.55
-    assert f"({evaluation['differences']['loss']:+.4f}, with a standard error" in said
+    assert f"({evaluation['differences']['loss']:+.4f}, with a 95 % interval from" in said
     plan = json.loads((out / "linearized" / "plan.json").read_text())
     assert [replacement["kind"] for replacement in plan["replacements"]] == ["filter"] * 4
     assert "A story that begins:" in said

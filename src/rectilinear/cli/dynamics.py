@@ -45,7 +45,7 @@ def dynamics(
     A folder with checkpoint-N folders in it, as transformers' Trainer makes them, stands for these.
     Prints a table; with --out also writes dynamics.json, dynamics.png and dynamics.svg.
 
-    Example: rectilinear dynamics run --text stories --out dynamics
+    Example: rectilinear dynamics run --text stories --max-tokens 20000 --seq-len 64 --out dynamics
     """
     if loading.revisions is not None:
         loading.refuse_unused("with `revisions`", "revision")

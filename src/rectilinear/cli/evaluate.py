@@ -37,9 +37,10 @@ def evaluate(
     Prints tables; with --out also writes evaluation.json, of several models one each in a folder of its own. The same
     command goes on with the models that are missing where it was interrupted.
 
-    Example: rectilinear evaluate storyteller --text stories --out evaluated/dense
+    Example: rectilinear evaluate storyteller --text stories --max-tokens 20000 --out evaluated/dense
 
-    Example: rectilinear evaluate smaller --against storyteller --text stories --out evaluated/smaller
+    Example: rectilinear evaluate smaller --against storyteller --text stories --max-tokens 20000
+    --out evaluated/smaller
 
     Example: rectilinear evaluate storyteller --tasks cb --data superglue --include probed --include judged
     """

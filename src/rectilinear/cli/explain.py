@@ -27,7 +27,7 @@ def explain(
     the geometry of hidden states and what they say of the next token, depth by depth. With --out also writes
     explanation.json, maps.safetensors and figures; rectilinear report shows a text with its tokens marked.
 
-    Example: rectilinear explain storyteller --text stories --blocks 3,5 --out explained
+    Example: rectilinear explain storyteller --text stories --max-tokens 20000 --blocks 3,5 --out explained
     """
     with claim(runtime.out, overwrite=runtime.overwrite, reads=[model, text]) as out:
         import rectilinear

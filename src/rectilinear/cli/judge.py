@@ -23,7 +23,8 @@ def judge(
 
     Grammar, creativity, consistency and plot from 1 to 10, as in the TinyStories and the linearity paper.
 
-    Example: rectilinear judge storyteller --judge-url http://localhost:8000/v1 --judge-model mine --out judged
+    Example: rectilinear judge storyteller --judge-url http://localhost:8000/v1 --judge-model mine --count 10
+    --out judged
     """
     from rectilinear.evaluation.judge import claim_stories, prepare_stories
     from rectilinear.progress import reporting

@@ -50,7 +50,7 @@ def linearize(
     With --heal-steps, a run that was stopped goes on from its last checkpoint, in OUT.heal, when the same command
     is run again.
 
-    Example: rectilinear linearize storyteller --text stories --kind filter --count 2 --out smaller
+    Example: rectilinear linearize storyteller --text stories --max-tokens 50000 --kind filter --count 2 --out smaller
     """
     if runtime.out is None:
         raise RequestError("expected `out`, a folder for the checkpoint, got none")

@@ -23,7 +23,7 @@ def pretrain(
     Leaves a checkpoint, training.json, dynamics.json and a model card in the folder of --out, which it needs.
     For several processes: torchrun --nproc-per-node 2 -m rectilinear pretrain ..., or accelerate launch.
 
-    Example: rectilinear pretrain --preset mistral-1m --text stories --max-steps 20 --seq-len 64 --regularizer cosine
+    Example: rectilinear pretrain --preset mistral-1m --text stories --max-steps 10 --seq-len 64 --regularizer cosine
     --out run
     """
     if output.out is None:
