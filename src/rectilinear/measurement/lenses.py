@@ -108,7 +108,7 @@ def _intrinsic_dimension(sample: Tensor) -> float | None:
     """By TwoNN (Facco et al., 2017) of some tokens; None where scikit-dimension is not installed."""
     try:
         from skdim.id import TwoNN
-    except ImportError:
+    except Exception:  # not installed, or one of the libraries that it needs does not load
         return None
     # Equal states, as of equal first tokens, are at no distance.
     different: Tensor = torch.unique(sample.double(), dim=0)
