@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(1)
     models, texts = map(Path, sys.argv[1:])
     shape, rows = gpt2_small_shape(), random_rows(TOKENS)
-    result = {"well conditioned": case(shape, shape.transformer, rows, "auto", 3)}
+    result = {"well conditioned": case(shape, shape.transformer, rows, "auto", 2)}
     result["float64 products"] = case(shape, shape.transformer, rows, "float64", 1)
     rows[::8, 0] = 0
     with torch.no_grad():
@@ -54,7 +54,7 @@ def main() -> None:
     reading = Rows(max_tokens=TOKENS, seq_len=512)
     text = read_rows(open_documents(texts / "wikitext2/score.txt", reading), load_tokenizer(place), reading)
     smollm = load_model(place, Loading(device="cpu", dtype="float32"))
-    result["SmolLM2-135M"] = case(smollm, smollm.base_model, text.ids, "auto", 2)
+    result["SmolLM2-135M"] = case(smollm, smollm.base_model, text.ids, "auto", 1)
     save(
         __file__,
         __doc__.splitlines()[0],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,9 @@ from rectilinear.core.solve import conditioned_below
 FLOAT32_ERROR = 1e-9
 # ... so that they are taken only below this.
 FLOAT32_LIMIT = 1e3
+
+# Tokens of a fold for each feature that this is decided by.
+_ENOUGH = 4
 
 _Folds = tuple[Moments | None, ...]
 
@@ -120,7 +122,7 @@ class BlockAccumulator:
         folds: number of folds K.
         sink_ratio: a token is an attention sink if ``|x|``, ``|y|`` or ``|d|`` exceeds this many times its median
             over the first 256 tokens.
-        products: precision of the products; None takes float64 until 2p regular tokens of one fold have shown that
+        products: precision of the products; None takes float64 until 4p regular tokens of one fold have shown that
             float32 is accurate enough, and float32 from then on. Float64 activations always have float64 products.
         bos: id of a token that is an attention sink whatever its norms are; None for none.
         updates: whether what is given as output is the update itself.
@@ -231,7 +233,7 @@ class BlockAccumulator:
         accumulator.update(x, d)
 
     def _add_regular(self, x: Tensor, d: Tensor) -> None:
-        enough, own = 2 * x.shape[1], ("regular", self._fold)
+        enough, own = _ENOUGH * x.shape[1], ("regular", self._fold)
         if self._undecided and len(x) >= enough and own not in self._open:
             # One batch is enough to decide by: float32 on trial, which stands if it suffices.
             trial = MomentsAccumulator(torch.float32)
@@ -246,12 +248,11 @@ class BlockAccumulator:
     def _decide(self, accumulator: MomentsAccumulator) -> bool:
         """Fix the precision of what is to come; whether float32 suffices for what was gathered."""
         moments = accumulator.freeze()
-        # A sample of n tokens looks worse conditioned than what it was drawn from, by up to this
-        # (Marchenko and Pastur, 1967). Whoever scores the whole learns from `Scores.error` if it was too much.
-        ratio = math.sqrt(accumulator.width / accumulator.count)
-        inflation = ((1 + ratio) / (1 - ratio)) ** 2
+        # A sample looks worse conditioned than what it was drawn from, so that this errs on the side of float64. The
+        # other way costs a second pass over everything: whoever scores the whole learns from `Scores.error` if float32
+        # was too much.
         cancellation = 1.0 if self._updates else moments.cancellation  # updates are no differences of states
-        suffices = conditioned_below(moments, FLOAT32_LIMIT * inflation / cancellation)
+        suffices = conditioned_below(moments, FLOAT32_LIMIT / cancellation)
         self._products, self._undecided = (torch.float32 if suffices else torch.float64), False
         return suffices
 
