@@ -20,6 +20,8 @@ from rectilinear.report.static import save
 from rectilinear.settings import as_ranges
 
 DOCS = Path(__file__).parents[1] / "docs"
+#: What is to be known of all of it.
+QUANTISED = "the weights were quantised to four bits and dequantised: the original ones give slightly other numbers"
 PAGE = DOCS / "smollm2-135m.html"
 SHORT_NAMES = {"smollm2-135m": "SmolLM2-135M", "gemma3-270m": "Gemma-3-270M"}
 
@@ -162,6 +164,7 @@ def page() -> str:
         f"(rectilinear {any_one.environment.rectilinear}, torch {any_one.environment.torch}, transformers {any_one.environment.transformers}). "
         "One cell by hand, in float32, is",
         f"    rectilinear measure {NAMES['smollm2-135m']} --text score.txt --max-tokens {LONG} --seq-len 512 --dtype float32 --target block,attention,mlp",
+        f"[{PAGE.name}]({PAGE.name}) has profiles, pairs of depths and the maps of two blocks on one page, to open in a browser (`rectilinear report`).",
         "Terms are those of [method.md](method.md): sinks are tokens whose input, output or update is more than ten times as long as that of others; the shifted null is "
         "what inputs of other rows, which have nothing to do with an update, explain of it.",
     ]
@@ -281,10 +284,16 @@ def write_page() -> None:
     far_apart = replace(
         pairs.section(), title="From every depth to every later one", words=(), tables=(), charts=pairs.charts()[1:]
     )
-    sections = (Profile.together(profiles), one.section(), far_apart, Explanation.load(EXPLANATION).section())
-    report = Report(
-        f"{SHORT_NAMES[MODELS[0]]}, and {SHORT_NAMES[MODELS[1]]} beside it", (*sections, other.section()), len(sections)
+    sections = (
+        Profile.together(profiles),
+        one.section(),
+        far_apart,
+        Explanation.load(EXPLANATION).section(),
+        other.section(),
     )
+    told = tuple(replace(section, warnings=(QUANTISED, *section.warnings), command="") for section in sections)
+    title = f"{SHORT_NAMES[MODELS[0]]}, and {SHORT_NAMES[MODELS[1]]} beside it"
+    report = Report(title, told, len(sections) - 1)
     PAGE.write_text(report.to_html(), encoding="utf-8")
     print(f"wrote {PAGE}")
 
