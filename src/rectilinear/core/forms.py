@@ -18,20 +18,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from rectilinear.core.moments import Moments
 from rectilinear.core.scores import Linearity, energies_of, mean_and_stderr, share_of
-from rectilinear.core.solve import held_out_residual, solve, without_each
-
-_Name = TypeVar("_Name", str, int)
+from rectilinear.core.solve import directions_of, held_out_residual, solve, without_each
 
 
 @dataclass(frozen=True)
@@ -76,17 +73,16 @@ def explain_map(
     """
     whole = reduce(add, folds)
     solution = solve(whole)
-    shares, directions = torch.linalg.eigh(solution.white.T @ solution.white)
-    shares, directions = shares.flip(0).clamp(min=0) / (whole.energy or 1.0), directions.flip(1)
-    ranks = [r for r in (2**power for power in range(len(shares).bit_length())) if r < len(shares)]
+    energies, directions = directions_of(solution.white)
+    scores = _scores(folds, eps, alone)
     weight = solution.coefficients
     return Explained(
-        forms=_scores(folds, lambda moments: _forms(moments, alone), eps, alone),
-        ranks=_scores(folds, lambda moments: _of_ranks(moments, ranks), eps, alone),
+        forms={name: scores[name] for name in scores if isinstance(name, str)},
+        ranks={rank: scores[rank] for rank in scores if isinstance(rank, int)},
         weight=weight,
-        bias=whole.mean_d - whole.mean_x @ weight,
+        bias=whole.intercept(weight),
         singular_values=torch.linalg.svdvals(weight),
-        shares=shares,
+        shares=energies.clamp(min=0) / (whole.energy or 1.0),
         directions=directions,
     )
 
@@ -109,11 +105,14 @@ def _shares(spectrum: Tensor) -> Tensor:
     return shares[shares > 0]
 
 
-def _forms(moments: Moments, alone: bool) -> dict[str, Tensor]:
-    """Coefficients of d, ``[p, q]``, by name."""
-    linear = solve(moments).coefficients
+def _maps(moments: Moments, alone: bool) -> dict[str | int, Tensor]:
+    """Coefficients of d, ``[p, q]``, of each form by name and of each rank."""
+    solution = solve(moments)
+    linear, (_, directions) = solution.coefficients, directions_of(solution.white)
+    ranks = [2**power for power in range(len(directions).bit_length()) if 2**power < len(directions)]
+    low = {rank: linear @ directions[:, :rank] @ directions[:, :rank].T for rank in ranks}
     if alone:
-        return {"linear": linear}
+        return {"linear": linear, **low}
     energy, output = float(moments.gram.trace()) or 1.0, moments.gram + moments.cross
     unit = torch.eye(len(output), dtype=output.dtype, device=output.device)
     left, values, right = torch.linalg.svd(output)
@@ -122,26 +121,18 @@ def _forms(moments: Moments, alone: bool) -> dict[str, Tensor]:
         "multiple": (float(output.trace()) / energy - 1) * unit,
         "rotation": float(values.sum()) / energy * (left @ right) - unit,
         "linear": linear,
+        **low,
     }
 
 
-def _of_ranks(moments: Moments, ranks: Sequence[int]) -> dict[int, Tensor]:
-    solution = solve(moments)
-    _, vectors = torch.linalg.eigh(solution.white.T @ solution.white)
-    leading = {rank: vectors[:, -rank:] for rank in ranks}
-    return {rank: solution.coefficients @ kept @ kept.T for rank, kept in leading.items()}
-
-
-def _scores(
-    folds: Sequence[Moments], fit: Callable[[Moments], dict[_Name, Tensor]], eps: float, alone: bool
-) -> dict[_Name, FormScores]:
-    """What maps that ``fit`` makes of moments explain of these, and of folds that they were not made of."""
+def _scores(folds: Sequence[Moments], eps: float, alone: bool) -> dict[str | int, FormScores]:
+    """What maps explain of the moments that they are made of, and of folds that they were not made of."""
     whole = reduce(add, folds)
-    shares: dict[_Name, list[tuple[float | None, float | None]]] = defaultdict(list)
+    shares: dict[str | int, list[tuple[float | None, float | None]]] = defaultdict(list)
     if len(folds) > 1:
         for fold, train in zip(folds, without_each(folds), strict=True):
             output, update = energies_of(fold, train, eps, alone=alone)
-            for name, weight in fit(train).items():
+            for name, weight in _maps(train, alone).items():
                 residual = held_out_residual(fold, train, weight)
                 shares[name].append((share_of(residual, output), share_of(residual, update)))
 
@@ -150,7 +141,7 @@ def _scores(
         return Linearity(share_of(residual, energy), None, mean, stderr, 0 if mean is None else len(held_out))
 
     scores, energies = {}, energies_of(whole, whole, eps, alone=alone)
-    for name, weight in fit(whole).items():
+    for name, weight in _maps(whole, alone).items():
         residual, found = held_out_residual(whole, whole, weight), shares[name]
         scores[name] = FormScores(*(linearity(residual, energies[i], [pair[i] for pair in found]) for i in (0, 1)))
     return scores

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rectilinear.core.moments import Moments
-from rectilinear.core.solve import factorise, held_out_residual, without_each
+from rectilinear.core.solve import directions_of, factorise, held_out_residual, without_each
 
 #: Ridges that are tried, as shares of the correlation's unit diagonal.
 RIDGES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -89,8 +89,7 @@ def _factors(moments: Moments, ridge: float, rank: int | None) -> tuple[Tensor, 
     weight = factor.unwhiten(white)
     if rank is None or rank >= weight.shape[1]:
         return (weight,)
-    _, vectors = torch.linalg.eigh(white.T @ white)
-    leading = vectors[:, -rank:].flip(1)
+    leading = directions_of(white)[1][:, :rank]
     return weight @ leading, leading.T
 
 

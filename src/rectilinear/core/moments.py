@@ -66,6 +66,10 @@ class CrossMoments:
             energy=self.energy + other.energy + weight * float(shift_d @ shift_d),
         )
 
+    def intercept(self, weight: Tensor) -> Tensor:
+        """``[q]``, what a map ``[p, q]`` needs added to give the mean of d at the mean of x."""
+        return self.mean_d - self.mean_x @ weight
+
     def _apart(self, other: CrossMoments) -> tuple[Tensor, Tensor, float]:
         """How far the means of another sample are away, and the weight of that in the moments of both."""
         weight = self.count * other.count / (self.count + other.count)

@@ -94,6 +94,16 @@ class Solution:
         return self.factor.unwhiten(self.white)
 
 
+def directions_of(white: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies ``[q]`` that a map explains along directions of the output, the largest first, and these ``[q, q]``.
+
+    They are unit vectors, in columns: eigenvectors of ``white' white`` for the map in whitened coordinates
+    ``[rank, q]``.
+    """
+    energies, vectors = torch.linalg.eigh(white.T @ white)
+    return energies.flip(0), vectors.flip(1)
+
+
 def conditioned_below(moments: Moments, limit: float) -> bool:
     """Whether the correlation's condition number is certainly below a limit.
 

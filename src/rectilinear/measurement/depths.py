@@ -23,8 +23,8 @@ def states_by_depth(
     folds: int,
     stage: str,
     progress: Progress | None = None,
-) -> Iterator[tuple[Batch, list[Piece], list[Tensor]]]:
-    """Each batch, its rows by fold, and its hidden states ``[rows, seq_len, width]`` at each depth, on one device.
+) -> Iterator[tuple[list[Piece], list[Tensor]]]:
+    """Of each batch its rows by fold, and its hidden states ``[rows, seq_len, width]`` at each depth, on one device.
 
     Depth 0 is before the first block, depth k after block k - 1.
 
@@ -52,8 +52,4 @@ def states_by_depth(
             if len(states) != len(blocks) + 1:
                 raise JobError(f"expected all {len(blocks)} blocks to run on each batch, got {max(len(states) - 1, 0)}")
             shape = count_rows(batch), count_tokens(batch, layout.decoder)
-            yield (
-                batch,
-                pieces,
-                [layout.by_rows(states[depth], *shape).to(states[0].device) for depth in range(len(states))],
-            )
+            yield pieces, [layout.by_rows(states[depth], *shape).to(states[0].device) for depth in range(len(states))]

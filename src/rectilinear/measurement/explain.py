@@ -17,7 +17,6 @@ from rectilinear.core.block_moments import BlockMoments
 from rectilinear.core.forms import Explained, FormScores, effective_rank, explain_map
 from rectilinear.core.moments import Moments
 from rectilinear.core.scores import energies_of
-from rectilinear.core.solve import solve
 from rectilinear.errors import RequestError
 from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.measurement.collect import collect_moments
@@ -187,7 +186,7 @@ def _explain(job: _Job, report: Progress) -> Explanations:
     by_block, alone = dict(zip(spans, moments, strict=True)), target != "block"
     regular = {block: _regular(block, found, looking.folds) for block, found in by_block.items()}
     fitted = {block: _fit(regular[block][:-1], found.eps, alone) for block, found in by_block.items()}
-    looks, end = look_at_tokens(module, stack, spans, fitted, looking, report)
+    looks, end = look_at_tokens(module, stack, layout, spans, fitted, looking, report)
     described: list[BlockExplanation] = []
     maps = {}
     for block, found in by_block.items():
@@ -245,9 +244,8 @@ def _regular(block: int, found: BlockMoments, folds: int) -> list[Moments]:
 def _fit(folds: Sequence[Moments], eps: float, alone: bool) -> FittedMap:
     """The best map over some folds."""
     whole = reduce(add, folds)
-    weight = solve(whole).coefficients
     _, update = energies_of(whole, whole, eps, alone=alone)
-    return FittedMap(LinearMap(weight.float(), (whole.mean_d - whole.mean_x @ weight).float()), whole, update > 0)
+    return FittedMap(LinearMap.of(whole), whole, update > 0)
 
 
 def _describe(

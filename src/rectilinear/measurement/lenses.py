@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
 from rectilinear.core.block_moments import BlockAccumulator, NonFiniteError
 from rectilinear.core.forms import anisotropy, effective_rank
 from rectilinear.core.moments import Moments, total
-from rectilinear.core.solve import solve
-from rectilinear.errors import JobError
+from rectilinear.errors import JobError, first_line
 from rectilinear.intervals import mean_over_groups
 from rectilinear.measurement.depths import states_by_depth
 from rectilinear.measurement.explanation import DepthRecord
@@ -32,12 +33,12 @@ def measure_depths(
     """
     ids = looking.rows[looking.first :].cpu()
     moments = _moments(model, stack, looking, progress)
-    jumps = [_jump(train) for train, _ in moments] if lens else []
+    jumps = [LinearMap.of(train) for train, _ in moments] if lens else []  # to what is added up to the last depth
     chosen = torch.randperm(ids.numel(), generator=torch.Generator().manual_seed(0))[:_SAMPLE].sort().values
     samples: list[list[Tensor]] = [[] for _ in moments]
     right: list[list[list[int]]] = [[[], []] for _ in moments]  # by depth: of rows, by both lenses
     begin = 0
-    for _, pieces, states in states_by_depth(model, stack, looking.batches, 1, "rows for lenses", progress):
+    for pieces, states in states_by_depth(model, stack, looking.batches, 1, "rows for lenses", progress):
         rows = sum(piece.stop - piece.start for piece in pieces)
         batch = ids[begin : begin + rows]
         here = chosen[(chosen >= begin * batch.shape[1]) & (chosen < (begin + rows) * batch.shape[1])]
@@ -72,12 +73,6 @@ def measure_depths(
     return tuple(found), found[-1].logit_lens
 
 
-def _jump(moments: Moments) -> LinearMap:
-    """From a depth to what is added up to the last one."""
-    weight = solve(moments).coefficients
-    return LinearMap(weight.float(), (moments.mean_d - moments.mean_x @ weight).float())
-
-
 def _moments(
     model: nn.Module, stack: BlockStack, looking: Looking, progress: Progress | None
 ) -> list[tuple[Moments, Tensor]]:
@@ -87,7 +82,7 @@ def _moments(
     ]
     batches = torch.split(looking.rows, looking.batch_size)
     try:
-        for _, pieces, states in states_by_depth(model, stack, batches, looking.folds, "rows by depth", progress):
+        for pieces, states in states_by_depth(model, stack, batches, looking.folds, "rows by depth", progress):
             for piece in pieces:
                 places, last = piece.places(states[0].shape[1]), piece.of(states[-1])
                 for accumulator, state in zip(accumulators, states, strict=True):
@@ -108,7 +103,10 @@ def _intrinsic_dimension(sample: Tensor) -> float | None:
     """By TwoNN (Facco et al., 2017) of some tokens; None where scikit-dimension is not installed."""
     try:
         from skdim.id import TwoNN
-    except Exception:  # not installed, or one of the libraries that it needs does not load
+    except ImportError:
+        return None
+    except Exception as error:  # of the libraries that it needs
+        warnings.warn(f"no intrinsic dimensions: scikit-dimension does not load: {first_line(error)}", stacklevel=2)
         return None
     # Equal states, as of equal first tokens, are at no distance.
     different: Tensor = torch.unique(sample.double(), dim=0)

@@ -45,7 +45,7 @@ def measure_pairs(
     """
     accumulator = DepthAccumulator(settings.sink_ratio)
     try:
-        for _, pieces, states in states_by_depth(model, stack, batches, 1, "rows for pairs", progress):
+        for pieces, states in states_by_depth(model, stack, batches, 1, "rows for pairs", progress):
             for piece in pieces:
                 ids = piece.places(states[0].shape[1])[:, 1].to(states[0].device)
                 begin = None if rows.lead is None else torch.eq(ids, rows.lead)

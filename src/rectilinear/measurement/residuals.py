@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from rectilinear.core.moments import Moments
 from rectilinear.core.sinks import REFERENCE_TOKENS, norms_of, sink_limits
+from rectilinear.core.solve import solve
 from rectilinear.measurement.explanation import MarkedRecord, MeanRecord, TokenRecord
 from rectilinear.models.capture import Span, capture_blocks, first_value
 from rectilinear.models.find_blocks import BlockStack
-from rectilinear.models.layout import find_layout
+from rectilinear.models.layout import Layout
 from rectilinear.models.running import evaluating, hooked, run
 from rectilinear.progress import Progress
 
@@ -34,6 +35,12 @@ class LinearMap:
 
     weight: Tensor
     bias: Tensor
+
+    @classmethod
+    def of(cls, moments: Moments) -> LinearMap:
+        """The best map over some tokens."""
+        weight = solve(moments).coefficients
+        return cls(weight.float(), moments.intercept(weight).float())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Updates ``[..., p]`` of inputs ``[..., p]``."""
@@ -99,6 +106,7 @@ class Looking:
 def look_at_tokens(
     model: nn.Module,
     stack: BlockStack,
+    layout: Layout,
     spans: Mapping[int, Span],
     fitted: Mapping[int, FittedMap],
     looking: Looking,
@@ -108,7 +116,7 @@ def look_at_tokens(
 
     Without attention sinks, which are told by norms of input, output and update as those of `collect_moments` are.
     """
-    layout, blocks = find_layout(model, stack, looking.rows), [*spans]
+    blocks, batches = [*spans], looking.batches
     reference = looking.rows[: -(-REFERENCE_TOKENS // looking.rows.shape[1])]
     limits: dict[int, Tensor] = {}
     found: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -131,10 +139,10 @@ def look_at_tokens(
         ends.append(layout.by_rows(first_value(output), len(batch), batch.shape[1]).float().flatten(0, 1))
 
     with evaluating(model), capture_blocks([*spans.values()], consume), hooked([stack.blocks[-1]], note):
-        for done, batch in enumerate([reference, *looking.batches]):
+        for done, batch in enumerate([reference, *batches]):
             run(model, batch)
             if progress:
-                progress("rows to look at", done, len(looking.batches))
+                progress("rows to look at", done, len(batches))
     states = torch.cat(ends[1:])
     norms = norms_of(states)
     usual = states[(norms <= sink_limits(norms, looking.sink_ratio)).all(0)]

@@ -14,16 +14,16 @@ from rectilinear.models.running import device_of, evaluating, hooked
 
 
 class Lens(nn.Module):
-    """The modules that make logits of what the last block gives: a norm, or none, and the output embeddings.
+    """The modules that make logits of what the last block gives: a norm and the output embeddings.
 
     Attributes:
-        norm: from hidden states to what the embeddings take.
+        norm: from hidden states to what the embeddings take; the identity where that is the same.
         head: the output embeddings.
     """
 
-    def __init__(self, norm: nn.Module | None, head: nn.Module) -> None:
+    def __init__(self, norm: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.norm, self.head = norm or nn.Identity(), head
+        self.norm, self.head = norm, head
 
     @torch.no_grad()
     def forward(self, states: Tensor) -> Tensor:
@@ -76,11 +76,12 @@ def find_lens(model: nn.Module, stack: BlockStack, ids: Tensor) -> Lens | None:
     state, taken = last.get("state"), [given for module, given, _ in calls if module is embeddings]
     if state is None or len(taken) != 1:
         return None
-    norms = [module for module, given, gave in calls if _same(given, state) and _same(gave, taken[0])]
-    norm = None if _same(state, taken[0]) else next(iter(norms), None)
+    between = (module for module, given, gave in calls if _same(given, state) and _same(gave, taken[0]))
+    norm = nn.Identity() if _same(state, taken[0]) else next(between, None)
+    if norm is None:
+        return None
     lens = Lens(norm, embeddings)
-    found = norm is not None or _same(state, taken[0])
-    return lens if found and bool((lens(state) == logits.argmax(-1)).all()) else None
+    return lens if bool((lens(state) == logits.argmax(-1)).all()) else None
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -181,6 +181,7 @@ def _finish_scale(axes: Axes, panel: Curves, sharing: Sequence[Curves]) -> None:
         axes.set_ylim(max(min(0.0, low), FLOOR), 1.02)
     elif panel.y.scale == "score_log":
         import numpy
+        from matplotlib.ticker import NullLocator
 
         axes.set_yscale(
             "function",
@@ -195,7 +196,7 @@ def _finish_scale(axes: Axes, panel: Curves, sharing: Sequence[Curves]) -> None:
         axes.set_ylim(max(min([0.0, *shown]), FLOOR), 1 - 0.7 * 10.0**-nines)
         ticks = [0.0, 0.5, *(1 - 10.0**-n for n in range(1, nines + 1))]
         axes.set_yticks(ticks, [f"{tick:.{max(1, place - 1)}f}" for place, tick in enumerate(ticks)])
-        axes.yaxis.set_minor_locator(_nothing())
+        axes.yaxis.set_minor_locator(NullLocator())
     if panel.x.scale == "log":
         axes.set_xscale("log")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
@@ -275,9 +276,3 @@ def _numbers(values: Iterable[float | None], scale: Axis) -> list[float]:
     """Values that can be drawn: none are gaps, and none are off the end of a scale."""
     top = CEILING if scale.scale == "score_log" else float("inf")
     return [float("nan") if value is None else min(value, top) for value in values]
-
-
-def _nothing() -> Any:
-    from matplotlib.ticker import NullLocator
-
-    return NullLocator()
