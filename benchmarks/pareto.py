@@ -6,13 +6,12 @@ python benchmarks/pareto.py
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from rectilinear.charts import Axis, Chart, Curves, Line
+from rectilinear.charts import Axis, Chart, Curves, Line, frontier, unbeaten
 from rectilinear.report.static import save
 
 HERE = Path(__file__).parent
@@ -48,7 +47,7 @@ def panel(result: dict[str, Any], title: str, what: str, cost: Callable[[dict[st
         for name, case in result["cases"].items()
         if (x := cost(case)) is not None and case["loss_increase"] > 0
     }
-    best = [*frontier((x, y, name) for name, (x, y, _) in points.items())]
+    best = unbeaten((x, y, name) for name, (x, y, _) in points.items())
     numbers = {name: place for place, (*_, name) in enumerate(best, 1)}
     lines = []
     for kind, (label, look) in LOOKS.items():
@@ -57,21 +56,10 @@ def panel(result: dict[str, Any], title: str, what: str, cost: Callable[[dict[st
             x, y, errors = zip(*own.values(), strict=True)
             names = tuple(str(numbers[name]) if name in numbers else "" for name in own)
             lines.append(Line.of(label, x, y, [2 * error for error in errors], dash="none", names=names, **look))
-    corners = [(x, y) for place, (x, y, _) in enumerate(best) for y in ([best[place - 1][1], y] if place else [y])]
-    x, y = zip(*corners, strict=True)
-    lines.insert(0, Line.of("frontier", x, y, color="grey", dash="dashed", width=1.0))
+    lines.insert(0, frontier(best))
     named = fill("; ".join(f"{place} {name}" for name, place in numbers.items()), 52)
     axes = Axis(f"{what}, share of the dense model's\n{named}"), Axis("loss increase, nats a token", "log")
     return Curves(title, *axes, tuple(lines))
-
-
-def frontier(points: Iterator[tuple[float, float, str]]) -> Iterator[tuple[float, float, str]]:
-    """Points, from the least costly on, that none beats in both."""
-    least = math.inf
-    for x, y, name in sorted(points):
-        if y < least:
-            yield x, y, name
-            least = y
 
 
 if __name__ == "__main__":

@@ -175,6 +175,22 @@ class MarkedText:
     high: float = 1.0
 
 
+def unbeaten(points: Iterable[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+    """Of points (a cost, a loss, a name) those that no other beats in both, from the least costly on."""
+    best: list[tuple[float, float, str]] = []
+    for point in sorted(points):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    return best
+
+
+def frontier(points: Sequence[tuple[float, float, str]]) -> Line:
+    """Steps between such points."""
+    corners = [(x, y) for place, (x, own, _) in enumerate(points) for y in (*[points[place - 1][1]] * bool(place), own)]
+    x, y = zip(*corners, strict=True)
+    return Line("frontier", x, y, color="grey", dash="dashed", width=1.0)
+
+
 #: Looks of several results in one panel: told apart by colour-blind readers and in grey.
 SERIES: tuple[tuple[Color, Marker], ...] = (
     ("orange", "square"),

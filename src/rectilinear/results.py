@@ -192,6 +192,11 @@ class IntervalRecord(Record):
     high: float
     level: float
 
+    @property
+    def half_width(self) -> float:
+        """Half of it."""
+        return (self.high - self.low) / 2
+
     @classmethod
     def of(cls, value: float | None, stderr: float | None, parts: int) -> IntervalRecord | None:
         """By Student's t, of a mean over some parts; None where there is no error."""
@@ -228,20 +233,25 @@ def describe_rows(data: DataRecord, settings: Mapping[str, Any]) -> str:
     return f"{data.tokens:,} tokens of {data.source}{how}"
 
 
-def command_line(
-    command: str, model: ModelRecord, data: DataRecord, given: Mapping[str, Any], *options: type[BaseModel]
-) -> str:
-    """A command on a text, with those of its options that were not given their defaults.
+def command_line(command: str, result: Any, *options: type[BaseModel]) -> str:
+    """The command on a text that a result is of, with those of its options that were not given their defaults.
 
     Args:
         command: its name.
-        model, data: what it was run on; "" for a model that was not loaded by a name, or text in memory.
-        given: values by name, of which options are taken.
+        result: with a model, data, settings and an environment; "" for a model that was not loaded by a name, or text
+            in memory.
         options: settings whose fields are the command's options.
     """
+    model: ModelRecord = result.model
+    data: DataRecord = result.data
     if model.id == model.architecture or data.source in ("rows", "batches") or data.source.endswith(" in memory"):
         return ""
-    values = {**given, "seq_len": data.seq_len, "revision": model.revision}
+    values = {
+        **result.settings,
+        "seq_len": data.seq_len,
+        "revision": model.revision,
+        "dtype": result.environment.dtype,
+    }
     words = ["rectilinear", command, model.id, "--text", data.source]
     for name, about in ((name, about) for kind in options for name, about in kind.model_fields.items()):
         value = values.get(name)

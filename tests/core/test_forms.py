@@ -9,18 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rectilinear.core.forms import anisotropy, effective_rank, explain_map
-from rectilinear.core.moments import MomentsAccumulator
+from tests.core import test_maps
 
 N, P, FOLDS = 400, 6, 4
 
 
 def folds_of(x, d, folds=FOLDS):
-    found = []
-    for part_x, part_d in zip(np.array_split(x, folds), np.array_split(d, folds), strict=True):
-        accumulator = MomentsAccumulator()
-        accumulator.update(torch.from_numpy(part_x), torch.from_numpy(part_d))
-        found.append(accumulator.freeze())
-    return found
+    return test_maps.folds_of(x, d, folds)
 
 
 def share(residual, target, mean=None):

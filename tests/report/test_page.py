@@ -168,10 +168,11 @@ def test_evaluations_against_one_model_are_side_by_side():
 
 
 def test_the_frontier_is_of_what_nothing_beats():
-    from rectilinear.evaluation.evaluation_charts import _frontier
+    from rectilinear.charts import frontier, unbeaten
 
     points = [(1, 5.0), (2, 4.0), (3, 4.5), (4, 1.0), (4, 2.0)]
-    assert [*_frontier(sorted(points))] == [(1, 5.0), (2, 5.0), (2, 4.0), (4, 4.0), (4, 1.0)]
+    line = frontier(unbeaten((x, y, "") for x, y in reversed(points)))
+    assert [*zip(line.x, line.y, strict=True)] == [(1, 5.0), (2, 5.0), (2, 4.0), (4, 4.0), (4, 1.0)]
 
 
 def test_files_for_papers_and_numbers(profile, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from rectilinear.cli.panels import ModelArgument, ModelOptions, RuntimeOptions, TextOption, TextOptions, WorkOptions
 from rectilinear.measurement.settings import Explaining
 from rectilinear.models.settings import Loading
-from rectilinear.publish import stage
 from rectilinear.runs import Runtime, claim
 from rectilinear.text.settings import Rows
 
@@ -31,14 +30,7 @@ def explain(
     """
     with claim(runtime.out, overwrite=runtime.overwrite, reads=[model, text]) as out:
         import rectilinear
-        from rectilinear.report.terminal import say, show
-        from rectilinear.report.write import write_result
+        from rectilinear.cli.conclude import conclude
 
         found = rectilinear.explain(model, text, explaining, rows=rows, loading=loading, batch_size=runtime.batch_size)
-        if out:
-            with stage(out) as folder:
-                found.save(folder)
-                *others, last = [*write_result(found.explanation, folder), "maps.safetensors"]
-        show(found.explanation)
-        if out:
-            say(f"wrote {', '.join(others)} and {last} to {out}")
+        conclude(found.explanation, out, found.save_maps)

@@ -10,6 +10,7 @@ from rectilinear.cli.panels import ModelArgument, ModelOptions, RuntimeOptions, 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.kinds import DEFAULT_KIND, KINDS, make_kind
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
+from rectilinear.models.hub import check_upload, push
 from rectilinear.models.settings import Loading, Upload
 from rectilinear.runs import Runtime, claim
 from rectilinear.settings import Settings
@@ -57,14 +58,10 @@ def linearize(
     given = kind.model_dump(include=kind.model_fields_set)
     if selection.plan is not None:
         kind.refuse_unused("with `plan`", *given)
-    if runtime.push_to_hub or runtime.private:
-        from rectilinear.models.hub import check_upload
-
-        check_upload(runtime)
+    check_upload(runtime)
     made_of = make_kind(given.pop("kind", DEFAULT_KIND), given) if given else None
     with claim(runtime.out, overwrite=runtime.overwrite, reads=[model, text]) as folder:
         import rectilinear
-        from rectilinear.models.hub import push
         from rectilinear.report.terminal import say, show
 
         linearized = rectilinear.linearize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rectilinear.cli.panels import RuntimeOptions, TextOption, TextOptions, WorkOptions
 from rectilinear.errors import RequestError
+from rectilinear.models.hub import check_upload, push
 from rectilinear.models.settings import Upload
 from rectilinear.runs import ResumableOutput
 from rectilinear.training.settings import Corpus, Monitoring, Recipe
@@ -29,15 +30,11 @@ def pretrain(
     if output.out is None:
         raise RequestError("expected `out`, a folder for the run and its checkpoint, got none")
 
-    if upload.push_to_hub or upload.private:
-        from rectilinear.models.hub import check_upload
-
-        check_upload(upload)
+    check_upload(upload)
 
     from accelerate import PartialState
 
     import rectilinear
-    from rectilinear.models.hub import push
     from rectilinear.report.terminal import say, show
 
     trained = rectilinear.pretrain(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from rectilinear.charts import Axis, Chart, Curves, Line
+from rectilinear.charts import Axis, Chart, Curves, Line, frontier, unbeaten
 from rectilinear.evaluation.comparison_table import evaluation_tables, short_names
 from rectilinear.evaluation.record import Evaluation, Measurements
 from rectilinear.intervals import MANY, half_width
@@ -34,9 +33,8 @@ def pareto_chart(models: Sequence[Measurements]) -> Chart | None:
             costs, losses, halves, labels = zip(*sorted(points, key=lambda point: point[:2]), strict=True)
             look: dict[str, Any] = {"dash": "none", "marker": "circle", "names": labels}
             own = Line.of("a model, 95 % interval", costs, losses, halves, **look)
-            corners = zip(*_frontier(zip(costs, losses, strict=True)), strict=True)
-            frontier = Line.of("frontier", *corners, color="grey", dash="dashed", width=1.0)
-            panels.append(Curves(title, Axis(cost), Axis("loss, nats a token"), (frontier, own)))
+            best = frontier(unbeaten(zip(costs, losses, labels, strict=True)))
+            panels.append(Curves(title, Axis(cost), Axis("loss, nats a token"), (best, own)))
     if not panels:
         return None
     text = "Towards the lower left is better: less loss for less. No model is below the frontier at its cost."
@@ -106,16 +104,5 @@ def _seconds(tokens_per_second: float | None) -> float | None:
 
 def _half(part: Measurements) -> float | None:
     if part.interval:
-        return (part.interval.high - part.interval.low) / 2
+        return part.interval.half_width
     return part.stderr and half_width(part.stderr, part.clusters or MANY)
-
-
-def _frontier(points: Iterable[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """Corners of the steps between points, from the least costly on, that none beats in both."""
-    best = math.inf
-    for x, y in points:
-        if y < best:
-            if best < math.inf:
-                yield x, best
-            yield x, y
-            best = y

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from rectilinear.charts import Chart
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
-from rectilinear.measurement.profile import BlockRecord, Profile, Score
+from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile, Score
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.series import Checkpoint, check_alike, find_checkpoints
@@ -133,7 +133,7 @@ class Dynamics(ResultFile):
 
 @dataclass(frozen=True)
 class Mean:
-    """A score at one step, over all blocks that have it.
+    """A score at one step of training, or of a profile, over all blocks that have it.
 
     Attributes:
         step: optimizer steps.
@@ -162,9 +162,8 @@ class Mean:
         return [Estimate(self.mean, self.stderr), *spread]
 
 
-def mean_of(step: int, blocks: Iterable[BlockRecord], score: Score) -> Mean:
-    """The mean of a score over blocks, with its spread."""
-    records = {block.index: getattr(block, score) for block in blocks}
+def mean_of(records: Mapping[int, LinearityRecord], step: int = 0) -> Mean:
+    """The mean over blocks of their scores, by index, with its spread."""
     values = {index: record.best for index, record in records.items() if record.best is not None}
     if not values:
         return Mean(step)
@@ -178,7 +177,9 @@ def mean_of(step: int, blocks: Iterable[BlockRecord], score: Score) -> Mean:
 
 def mean_curve(dynamics: Dynamics, score: Score = "update_linearity") -> list[Mean]:
     """The mean of a score over blocks at each step, with its spread."""
-    return [mean_of(point.step, point.blocks, score) for point in dynamics.points]
+    return [
+        mean_of({block.index: getattr(block, score) for block in point.blocks}, point.step) for point in dynamics.points
+    ]
 
 
 def merge_points(older: Iterable[Point], newer: Iterable[Point]) -> tuple[Point, ...]:

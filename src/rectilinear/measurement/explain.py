@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 # Directions that are named, by so many tokens each.
 _DIRECTIONS, _NAMED = 8, 8
 
+# The file of maps.
+_MAPS = "maps.safetensors"
+
 
 @dataclass(frozen=True, eq=False)
 class Explanations:
@@ -68,12 +71,17 @@ class Explanations:
 
     def save(self, folder: str | Path) -> None:
         """Write ``explanation.json`` and the maps, ``maps.safetensors``, into a folder; see `load_maps`."""
+        self.explanation.save(folder)
+        self.save_maps(folder)
+
+    def save_maps(self, folder: str | Path) -> list[str]:
+        """Write the maps alone; return the names of the files."""
         from safetensors.torch import save_file
 
-        self.explanation.save(folder)
         tensors = {f"{i}.{name}": getattr(one, name) for i, one in self.maps.items() for name in ("weight", "bias")}
         about = {"target": self.explanation.target, "model": self.explanation.model.sha256 or ""}
-        save_file({name: t.contiguous() for name, t in tensors.items()}, Path(folder) / "maps.safetensors", about)
+        save_file({name: t.contiguous() for name, t in tensors.items()}, Path(folder) / _MAPS, about)
+        return [_MAPS]
 
 
 def load_maps(folder: str | Path) -> dict[int, LinearMap]:
@@ -85,7 +93,7 @@ def load_maps(folder: str | Path) -> dict[int, LinearMap]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = Path(folder) / "maps.safetensors" if Path(folder).is_dir() else Path(folder)
+    path = Path(folder) / _MAPS if Path(folder).is_dir() else Path(folder)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -125,8 +125,7 @@ class Explanation(ResultFile):
 
     def command(self) -> str:
         """``rectilinear explain``."""
-        given = {**self.settings, "dtype": self.environment.dtype}
-        return command_line("explain", self.model, self.data, given, Explaining, Rows, Loading)
+        return command_line("explain", self, Explaining, Rows, Loading)
 
     def words(self) -> tuple[str, ...]:
         """What simpler maps explain, and where maps fail."""

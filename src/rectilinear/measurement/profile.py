@@ -59,7 +59,7 @@ class LinearityRecord(Record):
     @property
     def half_width(self) -> float | None:
         """Half of the interval; None where there is none, as in what earlier versions wrote."""
-        return None if self.interval is None else (self.interval.high - self.interval.low) / 2
+        return None if self.interval is None else self.interval.half_width
 
     @property
     def best(self) -> float | None:
@@ -177,8 +177,7 @@ class Profile(ResultFile):
 
     def command(self) -> str:
         """``rectilinear measure``."""
-        given = {**self.settings, "dtype": self.environment.dtype}
-        return command_line("measure", self.model, self.data, given, Measurement, Rows, Loading)
+        return command_line("measure", self, Measurement, Rows, Loading)
 
     @classmethod
     def together(cls, results: Sequence[Self]) -> Section:

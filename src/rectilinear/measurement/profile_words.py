@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from statistics import fmean
 
 from rectilinear.intervals import holm, welch
+from rectilinear.measurement.dynamics import Mean, mean_of
 from rectilinear.measurement.profile import BlockRecord, Profile
 from rectilinear.measurement.profile_charts import labels, profiles_chart
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
@@ -44,12 +43,12 @@ def profile_words(profile: Profile) -> list[str]:
 
 def profile_headline(profile: Profile) -> str:
     """How much linear maps explain of what blocks, or their parts, give."""
-    mean = _Mean.of(profile, profile.target)
-    if mean.value is None:
+    mean = _mean(profile, profile.target)
+    if mean.mean is None:
         return ""
     what = {"block": "updates", "attention": "what attentions add", "mlp": "what MLPs add"}[profile.target]
     how = "in sample" if mean.stderr is None else f"± {100 * mean.stderr:.1f} at most, held out"
-    found = f"Linear maps explain {100 * mean.value:.1f} % ({how}) of {what}, the mean over blocks without sinks"
+    found = f"Linear maps explain {100 * mean.mean:.1f} % ({how}) of {what}, the mean over blocks without sinks"
     outputs = [b.without_sinks.linearity.best for b in profile.blocks]
     known = [output for output in outputs if output is not None]
     return f"{found}, and {_span(known)} of their outputs." if known else f"{found}."
@@ -79,7 +78,7 @@ def profiles_section(profiles: Sequence[Profile]) -> Section:
 
 def _beside(target: Target, names: Sequence[str], profiles: Sequence[Profile]) -> Iterator[Table]:
     """Means over blocks of those profiles that have a target, and their differences; nothing of a single one."""
-    having = [(name, p, _Mean.of(p, target)) for name, p in zip(names, profiles, strict=True) if target in p.scores]
+    having = [(name, p, _mean(p, target)) for name, p in zip(names, profiles, strict=True) if target in p.scores]
     if len(having) < 2:
         return
     what = {"block": "the update's score", "attention": "attentions' scores", "mlp": "MLPs' scores"}[target]
@@ -87,13 +86,13 @@ def _beside(target: Target, names: Sequence[str], profiles: Sequence[Profile]) -
     yield Table.of(
         ["model", "text", Column("tokens a feature", ",.0f"), Column("blocks"), Column("mean", ".4f")],
         [
-            (name, p.data.source, p.data.tokens / (p.model.width or 1), len(p.scores[target]), mean.cell)
+            (name, p.data.source, p.data.tokens / (p.model.width or 1), len(p.scores[target]), mean.cells()[0])
             for name, p, mean in having
         ],
         title=f"Means over blocks of {what}, without attention sinks, {held_out}",
         caption="±: at most the standard error over parts of the text",
     )
-    pairs = [(two, one, *b.minus(a)) for (one, _, a), (two, _, b) in combinations(having, 2)]
+    pairs = [(two, one, *_minus((p, b), (q, a))) for (one, q, a), (two, p, b) in combinations(having, 2)]
     p_values = [p for *_, p in pairs]
     yield Table.of(
         ["model", "against", Column("difference", "+.4f"), Column("p", ".3f")],
@@ -108,37 +107,22 @@ def _shown(p: float | None) -> Cell:
     return "< 0.001" if p is not None and p < 0.001 else p
 
 
-@dataclass(frozen=True)
-class _Mean:
-    """Over blocks, of the update's score without sinks; its error is at most the mean of theirs, all of one text."""
+def _mean(profile: Profile, target: Target) -> Mean:
+    """Over blocks, of the update's score without sinks."""
+    return mean_of({block.index: block.without_sinks.update_linearity for block in profile.scores[target]})
 
-    value: float | None
-    stderr: float | None
-    folds: int
 
-    @classmethod
-    def of(cls, profile: Profile, target: Target) -> _Mean:
-        scores = [block.without_sinks.update_linearity for block in profile.scores[target]]
-        values = [score.best for score in scores if score.best is not None]
-        errors = [score.stderr for score in scores if score.best is not None]
-        known = [error for error in errors if error is not None]
-        complete = bool(known) and len(known) == len(errors)
-        folds = min(profile.settings.get("folds", 0), profile.data.rows)
-        return cls(fmean(values) if values else None, fmean(known) if complete else None, folds)
-
-    @property
-    def cell(self) -> Estimate | None:
-        return None if self.value is None else Estimate(self.value, self.stderr)
-
-    def minus(self, other: _Mean) -> tuple[Cell, float | None]:
-        """The difference, and how likely chance makes one."""
-        if self.value is None or other.value is None:
-            return None, None
-        difference = self.value - other.value
-        if not self.stderr or not other.stderr or min(self.folds, other.folds) < 2:
-            return Estimate(difference), None
-        p = welch(difference, (self.stderr, other.stderr), (self.folds, other.folds))
-        return Estimate(difference, math.hypot(self.stderr, other.stderr)), p
+def _minus(one: tuple[Profile, Mean], other: tuple[Profile, Mean]) -> tuple[Cell, float | None]:
+    """A difference of means, and how likely chance makes one."""
+    (first, mean), (second, base) = one, other
+    if mean.mean is None or base.mean is None:
+        return None, None
+    difference = mean.mean - base.mean
+    folds = tuple(min(profile.settings.get("folds", 0), profile.data.rows) for profile in (first, second))
+    if not mean.stderr or not base.stderr or min(folds) < 2:
+        return Estimate(difference), None
+    p = welch(difference, (mean.stderr, base.stderr), (folds[0], folds[1]))
+    return Estimate(difference, math.hypot(mean.stderr, base.stderr)), p
 
 
 def _about_updates(blocks: list[BlockRecord]) -> str:

@@ -120,7 +120,7 @@ def look_at_tokens(
     reference = looking.rows[: -(-REFERENCE_TOKENS // looking.rows.shape[1])]
     limits: dict[int, Tensor] = {}
     found: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    ends: list[Tensor] = []
+    end, usual = torch.zeros(()), 0  # sum of what the last block gives, and over how many tokens
 
     def consume(place: int, x: Tensor, y: Tensor) -> None:
         shape = (len(batch), batch.shape[1])
@@ -136,16 +136,20 @@ def look_at_tokens(
         found[block].append((residuals.view(shape).cpu(), sinks.view(shape).cpu()))
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        ends.append(layout.by_rows(first_value(output), len(batch), batch.shape[1]).float().flatten(0, 1))
+        nonlocal end, usual
+        states = layout.by_rows(first_value(output), len(batch), batch.shape[1]).float().flatten(0, 1)
+        norms = norms_of(states)
+        if -1 not in limits:  # no block's index
+            limits[-1] = sink_limits(norms[:, :REFERENCE_TOKENS], looking.sink_ratio)
+            return
+        kept = states[(norms <= limits[-1])[0]]
+        end, usual = end + kept.sum(0).cpu(), usual + len(kept)
 
     with evaluating(model), capture_blocks([*spans.values()], consume), hooked([stack.blocks[-1]], note):
         for done, batch in enumerate([reference, *batches]):
             run(model, batch)
             if progress:
                 progress("rows to look at", done, len(batches))
-    states = torch.cat(ends[1:])
-    norms = norms_of(states)
-    usual = states[(norms <= sink_limits(norms, looking.sink_ratio)).all(0)]
     ids = looking.rows[looking.first :].cpu()
     looks = {}
     for block, parts in found.items():
@@ -154,7 +158,7 @@ def look_at_tokens(
         if looking.lead is not None:
             sinks |= ids == looking.lead
         looks[block] = Look(looking.first, ids, residuals / size if fitted[block].varies else None, sinks)
-    return looks, usual.mean(0)
+    return looks, end / usual
 
 
 def describe_tokens(look: Look, decode: Callable[[Sequence[int]], str], deviating: int) -> dict[str, Any]:

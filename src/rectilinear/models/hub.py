@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rectilinear.errors import JobError, RequestError, first_line
-from rectilinear.models.card_metadata import bare_name
 from rectilinear.models.settings import Upload
 
 if TYPE_CHECKING:
@@ -80,6 +79,8 @@ def _files(folder: Path) -> Iterator[CommitOperationAdd]:
 
 
 def _without_folders(value: Any) -> Any:
+    from rectilinear.models.card_metadata import bare_name
+
     if isinstance(value, dict):
         return {name: _without_folders(part) for name, part in value.items()}
     if isinstance(value, list):

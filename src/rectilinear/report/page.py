@@ -6,9 +6,11 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from rectilinear.errors import RequestError
 from rectilinear.report.static import WIDTHS, save
 from rectilinear.results import ResultFile, Section
 from rectilinear.settings import in_flags
+
+_Kinds = dict[str, type[ResultFile]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Report:
     sections: tuple[Section, ...]
     results: int
 
+    @property
+    def charts(self) -> list[Chart]:
+        """All figures, in their order."""
+        return [chart for section in self.sections for chart in section.charts]
+
     def to_html(self) -> str:
         """The page; names and texts are escaped, the script for figures is in it."""
         from jinja2 import Environment
@@ -43,23 +52,17 @@ class Report:
         room = files("rectilinear.report")
         environment = Environment(autoescape=True, trim_blocks=False)
         environment.filters["paragraph"] = _paragraph
-        charts = [chart for section in self.sections for chart in section.charts]
-        places = iter(range(len(charts)))
+        places = count()  # of charts on the page
         sections = [
             {
-                **{
-                    name: getattr(section, name)
-                    for name in ("title", "headline", "words", "tables", "facts", "command")
-                },
+                **vars(section),
                 "warnings": [in_flags(warning) for warning in section.warnings],
-                "texts": [
-                    {"title": text.title, "caption": text.caption, "marks": _marks(text)} for text in section.texts
-                ],
-                "charts": [{**asdict(chart), "place": next(places)} for chart in section.charts],
+                "texts": [(text, _marks(text)) for text in section.texts],
+                "charts": [(next(places), chart) for chart in section.charts],
             }
             for section in self.sections
         ]
-        given = {"charts": [_finite(asdict(chart)) for chart in charts], "floor": FLOOR, "ceiling": CEILING}
+        given = {"charts": [_finite(asdict(chart)) for chart in self.charts], "floor": FLOOR, "ceiling": CEILING}
         drawn = json.dumps(given, separators=(",", ":"), allow_nan=False)
         # A script ends at the first "</script" in it, whatever it is in the language.
         return environment.from_string(room.joinpath("page.html").read_text(encoding="utf-8")).render(
@@ -92,7 +95,7 @@ class Report:
     def _named(self) -> Iterator[Chart]:
         """The charts, with a number where a name comes again."""
         counts: Counter[str] = Counter()
-        for chart in (chart for section in self.sections for chart in section.charts):
+        for chart in self.charts:
             counts[chart.name] += 1
             yield replace(chart, name=f"{chart.name}-{counts[chart.name]}" if counts[chart.name] > 1 else chart.name)
 
@@ -107,10 +110,13 @@ def make_report(*results: str | Path | ResultFile) -> Report:
     Raises:
         RequestError: a place has no result.
     """
-    kinds_of = result_kinds()
-    places = [found for place in results for found in _places(place, kinds_of)]
-    once = {place if isinstance(place, Path) else id(place): place for place in places}
-    found = [_load(place, kinds_of) for place in once.values()]
+    by_place: dict[Path | int, ResultFile] = {}  # each once
+    for place in results:
+        if isinstance(place, ResultFile):
+            by_place[id(place)] = place
+        else:
+            by_place |= _read(Path(place), result_kinds(), known=by_place)
+    found = [*by_place.values()]
     kinds: dict[type[ResultFile], list[ResultFile]] = {}
     for result in found:
         kinds.setdefault(type(result), []).append(result)
@@ -120,46 +126,35 @@ def make_report(*results: str | Path | ResultFile) -> Report:
     return Report(", ".join(models) or "Results", tuple(sections), len(found))
 
 
-def result_kinds() -> dict[str, type[ResultFile]]:
+@cache
+def result_kinds() -> _Kinds:
     """Every kind of result, by the name of its file: those that are public, so that a new one is known by itself."""
     public = (getattr(rectilinear, name) for name in rectilinear.__all__)
     kinds = [kind for kind in public if isinstance(kind, type) and issubclass(kind, ResultFile)]
     return {kind.file_name: kind for kind in kinds}
 
 
-_Kinds = dict[str, type[ResultFile]]
-
-
-def _places(place: str | Path | ResultFile, kinds: _Kinds) -> list[Path | ResultFile]:
-    """The result, its file, or the files of results in a folder."""
-    if isinstance(place, ResultFile):
-        return [place]
-    path = Path(place).resolve()
+def _read(place: Path, kinds: _Kinds, known: Container[Any]) -> dict[Path | int, ResultFile]:
+    """The result in a file, or those in a folder, by their paths; but those that are known."""
+    path = place.resolve()
     if not path.exists():
         raise RequestError(f"expected a folder or file of results, got {place}, which does not exist")
     if not path.is_dir():
-        return [path]
-    # Hidden folders are of runs that are not done.
-    inside = [file for name in kinds for file in path.rglob(name) if not _hidden(file.relative_to(path))]
-    known = [file for file in sorted(inside) if _kind_of(file, kinds) is not None]
-    if odd := sorted({*inside} - {*known}):
-        warnings.warn(f"left out, as no results: {', '.join(map(str, odd))}", stacklevel=3)
-    if not known:
-        raise RequestError(f"expected results in {place}, got none of {', '.join(sorted(kinds))}")
-    return [*known]
+        files, missing = [path], f"expected a result of rectilinear, a JSON file with its `schema`, got {place}"
+    else:
+        files = sorted(file for name in kinds for file in path.rglob(name) if not _hidden(file.relative_to(path)))
+        missing = f"expected results in {place}, got none of {', '.join(sorted(kinds))}"
+    found = {file: _kind_of(file, kinds) for file in files}
+    if not any(found.values()):
+        raise RequestError(missing)
+    if odd := [str(file) for file, kind in found.items() if kind is None]:
+        warnings.warn(f"left out, as no results: {', '.join(odd)}", stacklevel=3)
+    return {file: kind.load(file) for file, kind in found.items() if kind and file not in known}
 
 
 def _hidden(path: Path) -> bool:
+    """Whether it is in the hidden folder of a run that is not done."""
     return any(part.startswith(".") for part in path.parts)
-
-
-def _load(place: Path | ResultFile, kinds: _Kinds) -> ResultFile:
-    if isinstance(place, ResultFile):
-        return place
-    kind = _kind_of(place, kinds)
-    if kind is None:
-        raise RequestError(f"expected a result of rectilinear, a JSON file with its `schema`, got {place}")
-    return kind.load(place)
 
 
 def _kind_of(file: Path, kinds: _Kinds) -> type[ResultFile] | None:

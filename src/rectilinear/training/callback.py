@@ -164,7 +164,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             return  # by a run that ended there, and goes on with nothing to do
         # Logging counts as an answer to the trainer's own request to log, which would lose its loss.
         wanted = control.should_log
-        self._trainer.log({**_scalars(step, scored.first), "linearity/probe_seconds": seconds})
+        self._trainer.log({**_scalars(scored.first), "linearity/probe_seconds": seconds})
         control.should_log = self._trainer.control.should_log = wanted
 
     @reporting_exhausted_memory()
@@ -219,12 +219,13 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self.dynamics = found.model_copy(update={"points": kept, "warnings": self._skipped})
 
 
-def _scalars(step: int, blocks: Iterable[BlockRecord]) -> dict[str, float]:
+def _scalars(blocks: Iterable[BlockRecord]) -> dict[str, float]:
     """What to log, by name; scores that are not there are left out."""
     found: dict[str, float | None] = {}
     for score in get_args(Score):
-        found[f"{score}/mean"] = mean_of(step, blocks, score).mean
-        found |= {f"{score}/block_{block.index:02d}": getattr(block, score).best for block in blocks}
+        records = {block.index: getattr(block, score) for block in blocks}
+        found[f"{score}/mean"] = mean_of(records).mean
+        found |= {f"{score}/block_{index:02d}": record.best for index, record in records.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 
