@@ -136,12 +136,19 @@ def test_folders_are_searched_and_files_known_by_their_schema(profile, tmp_path)
         make_report(tmp_path / "c")
     for text in ("[]", '{"schema": "x/1"}', "{"):
         (tmp_path / "odd.json").write_text(text)
-        with pytest.raises(RequestError, match="expected a result of rectilinear, a JSON file with its `schema`"):
+        with pytest.raises(RequestError, match="expected a result of rectilinear, a JSON file with its schema, got "):
             make_report(tmp_path / "odd.json")
     assert make_report(tmp_path, tmp_path / "a", tmp_path / "a" / "b" / "profile.json").results == 1  # each once
     (tmp_path / ".page.staging-1").mkdir()
     profile.save(tmp_path / ".page.staging-1")  # of a run that is not done
     (tmp_path / "plan.json").write_text('{"name": "of something else"}')
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "profile.json").write_text("{")
+    with pytest.raises(
+        RequestError, match=r"expected results in .*d, got none of .*; left out, as no results: .*d/profile.json"
+    ):
+        make_report(tmp_path / "d")
+    (tmp_path / "d" / "profile.json").unlink()
     with pytest.warns(UserWarning, match=r"left out, as no results: .*plan.json"):
         assert make_report(tmp_path).results == 1
     with pytest.raises(RequestError, match="does not exist"):

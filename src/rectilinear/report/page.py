@@ -140,15 +140,16 @@ def _read(place: Path, kinds: _Kinds, known: Container[Any]) -> dict[Path | int,
     if not path.exists():
         raise RequestError(f"expected a folder or file of results, got {place}, which does not exist")
     if not path.is_dir():
-        files, missing = [path], f"expected a result of rectilinear, a JSON file with its `schema`, got {place}"
+        files, missing = [path], f"expected a result of rectilinear, a JSON file with its schema, got {place}"
     else:
         files = sorted(file for name in kinds for file in path.rglob(name) if not _hidden(file.relative_to(path)))
         missing = f"expected results in {place}, got none of {', '.join(sorted(kinds))}"
     found = {file: _kind_of(file, kinds) for file in files}
+    odd = f"left out, as no results: {', '.join(str(file) for file, kind in found.items() if kind is None)}"
     if not any(found.values()):
-        raise RequestError(missing)
-    if odd := [str(file) for file, kind in found.items() if kind is None]:
-        warnings.warn(f"left out, as no results: {', '.join(odd)}", stacklevel=3)
+        raise RequestError(f"{missing}; {odd}" if path.is_dir() and found else missing)
+    if None in found.values():
+        warnings.warn(odd, stacklevel=3)
     return {file: kind.load(file) for file, kind in found.items() if kind and file not in known}
 
 
