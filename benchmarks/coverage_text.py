@@ -35,6 +35,7 @@ from rectilinear.measurement.perplexity import Losses, measure_perplexity
 from rectilinear.measurement.profile import LinearityRecord
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.origin import Origin
+from rectilinear.models.walk import Passes
 from rectilinear.results import IntervalRecord
 
 FOLDS, SEQ_LEN, BATCH = 4, 256, 32
@@ -53,7 +54,7 @@ def of_scores(model: Any, samples: Sequence[Tensor], index: int) -> dict[str, An
     """Coverage of a block's held-out update linearity."""
     stack = find_blocks(model)
     folds = [
-        collect_moments(model, [stack.blocks[index]], rows.split(BATCH), Measurement(folds=FOLDS))[0].folds
+        collect_moments(Passes(model, rows.split(BATCH)), [stack.blocks[index]], Measurement(folds=FOLDS))[0].folds
         for rows in samples
     ]
     wholes = [reduce(add, each) for each in folds]

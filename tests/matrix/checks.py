@@ -162,7 +162,8 @@ class Subject:
                 logits = row_logits(model, self.ids[:4]).float()
             remote = any(Path(folder).glob("*.py"))
             try:
-                return reload_check.compare(folder, self.ids[:4], logits, remote, decode)
+                loaded = reload_check.load(folder, trust_remote_code=remote, dtype="auto").eval()
+                return reload_check.compare(loaded, self.ids[:4], logits, decode)
             except Exception as error:  # as `check_reload` has it
                 raise JobError(f"does not load in a fresh process ({type(error).__name__}: {error})") from error
 

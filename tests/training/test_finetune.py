@@ -366,7 +366,7 @@ def test_refuses_what_cannot_be_padded_or_classified(tiny_llama, tiny_tokenizer,
         finetune(bare, "cb", data, **BRIEF)
     RwkvConfig().save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(RequestError, match="expected a model that transformers has a classifier for, got rwkv"):
+    with pytest.raises(RequestError, match="expected a model transformers has a classifier for, got rwkv"):
         finetune(tmp_path, "cb", data, **BRIEF)
 
 

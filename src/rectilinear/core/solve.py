@@ -36,6 +36,7 @@ class Factor:
         rank: number of directions kept.
         cutoff: eigenvalues of the correlation below this were taken for zero.
         smallest: smallest pivot (``cholesky``) or kept eigenvalue (``eigh``); 1 when nothing was kept.
+        largest: largest eigenvalue; None where it is not known yet.
         method: ``"cholesky"`` or ``"eigh"``.
     """
 
@@ -45,6 +46,7 @@ class Factor:
     rank: int
     cutoff: float
     smallest: float
+    largest: float | None
     method: Literal["cholesky", "eigh"]
 
     @cached_property
@@ -52,6 +54,8 @@ class Factor:
         """Largest over smallest kept eigenvalue of the correlation (1 when nothing was kept)."""
         if not self.rank:
             return 1.0
+        if self.largest is not None:
+            return self.largest / self.smallest
         eigenvalues = torch.linalg.eigvalsh(self.correlation)
         return float(eigenvalues[-1] / eigenvalues[-self.rank])
 
@@ -142,13 +146,14 @@ def factorise(moments: Moments, ridge: float = 0.0) -> Factor:
         cutoff = 8 * math.sqrt(p) * (eps * p + rounding)
         smallest = float(lower.diagonal().square().min())
         if not failed and smallest > max(_SAFE_PIVOT, cutoff):
-            return Factor(scale, correlation, lower, p, cutoff, smallest, "cholesky")
+            return Factor(scale, correlation, lower, p, cutoff, smallest, None, "cholesky")
     eigenvalues, vectors = torch.linalg.eigh(correlation)
     cutoff = 8 * math.sqrt(p) * (eps * float(eigenvalues[-1]) + rounding)
     kept = eigenvalues > cutoff
     rank = int(kept.sum())
     basis = vectors[:, kept] / eigenvalues[kept].sqrt()
-    return Factor(scale, correlation, basis, rank, cutoff, float(eigenvalues[-rank]) if rank else 1.0, "eigh")
+    largest, smallest = float(eigenvalues[-1]), float(eigenvalues[-rank]) if rank else 1.0
+    return Factor(scale, correlation, basis, rank, cutoff, smallest, largest, "eigh")
 
 
 def solve(moments: Moments) -> Solution:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -12,13 +13,11 @@ from rectilinear.errors import JobError
 from rectilinear.linearization.fit import Fitted, Workbench, check_left_out, fit_all, merge_edits
 from rectilinear.linearization.plan import SelectionRecord
 from rectilinear.linearization.request import Scope
-from rectilinear.measurement.collect import collect_moments, count_rows
+from rectilinear.measurement.collect import collect_moments, count_rows, hand_over
 from rectilinear.measurement.perplexity import measure_perplexity, predicted
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.surgery import swapped
-
-# Blocks whose moments are in memory together while they are scored.
-_AT_ONCE = 8
+from rectilinear.models.walk import Passes
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +35,7 @@ class Choice:
             JobError: not one block can be replaced within the tolerated loss, or a fit fails.
         """
         named, selection = self.scope.request.named, self.scope.request.selection
-        for replacement in named or ():
-            check_left_out(self.bench, replacement)
+        check_left_out(self.bench, named or ())
         before = self._loss([])
         scores: dict[int, float] = {}
         if named is None and selection.by_loss:
@@ -115,15 +113,14 @@ class Choice:
         """Scores by block, the first to be replaced first."""
         bench, request, scores = self.bench, self.scope.request, dict[int, float]()
         influence = request.selection.select == "influence"
-        parts = {index: self.scope.part(index) for index in self.scope.replaceable}
-        for start in range(0, len(parts), _AT_ONCE):
-            some = [*parts][start : start + _AT_ONCE]
-            spans = [parts[index].span(bench.model) for index in some]
-            moments = collect_moments(bench.model, spans, bench.batches, progress=bench.progress, numbers=some)
-            for index, block in zip(some, moments, strict=True):
-                scored = score_block(block)
-                linearity = scored.all_tokens.linearity
-                share = linearity.held_out if linearity.held_out is not None else linearity.in_sample
-                scores[index] = 1 - (scored.cosine or 0.0) if influence else (share or 0.0)
+        spans = {index: self.scope.part(index).span(bench.model) for index in self.scope.replaceable}
+        collect = partial(collect_moments, progress=bench.progress)
+        whole = Passes(bench.model, bench.batches)
+        passes = whole if bench.stays else bench.walk()
+        for place, moments in hand_over(collect, passes, [*spans.items()]):
+            index, scored = [*spans][place], score_block(moments)
+            linearity = scored.all_tokens.linearity
+            share = linearity.held_out if linearity.held_out is not None else linearity.in_sample
+            scores[index] = 1 - (scored.cosine or 0.0) if influence else (share or 0.0)
         ordered = sorted(self.scope.candidates, key=lambda index: scores[index] if influence else -scores[index])
         return {index: scores[index] for index in ordered}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,18 +15,21 @@ from rectilinear.core.maps import FittedMap, fit_map
 from rectilinear.core.moments import MomentsAccumulator, holds_float64
 from rectilinear.errors import JobError, RequestError
 from rectilinear.linearization.plan import FitRecord, Replacement
+from rectilinear.linearization.streams import Streams
 from rectilinear.measurement.collect import count_rows, in_folds, mask_of
-from rectilinear.models.capture import Passage, Span, run_until
+from rectilinear.models.capture import Passage, Span
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.layout import Layout
 from rectilinear.models.linear_block import Entry, LinearBlock, PaddingMask, stand_in, watch_padding
+from rectilinear.models.offload import in_memory
 from rectilinear.models.parts import Part, Parts
 from rectilinear.models.running import device_of, evaluating, run
 from rectilinear.models.surgery import Edits, adds_straight, swapped
+from rectilinear.models.walk import Walk
 from rectilinear.progress import Progress
 from rectilinear.settings import Target
-from rectilinear.text.batches import Batch
+from rectilinear.text.batches import Batch, first_row
 
 # Parts of a block in the order in which most of them run.
 _WITHIN = ("block", "attention", "mlp")
@@ -48,6 +51,7 @@ class Workbench:
     folds: int = 4
     progress: Progress | None = None
     lead: int | None = None  # id of the token that each row begins with, which no loss is of
+    stays: bool = False  # whether passes are whole ones, since the model's cannot be resumed at a block
 
     @property
     def precision(self) -> torch.dtype:
@@ -58,13 +62,14 @@ class Workbench:
         """A tensor in that precision."""
         return tensor.to(self.precision)
 
+    def walk(self) -> Walk:
+        """The rows before the first block of the original."""
+        return Walk(self.model, self.stack, self.batches, stays=self.stays)
+
     @property
     def one_row(self) -> Batch:
         """The first row, to try things out on."""
-        batch = self.batches[0]
-        if isinstance(batch, Mapping):
-            return {name: value[:1] if isinstance(value, Tensor) else value for name, value in batch.items()}
-        return batch[:1]
+        return first_row(self.batches[0])
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,11 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
     """
     kept = {fitted.replacement.unfitted(): fitted for fitted in known}
     done: list[Fitted] = []
-    for replacement in sorted(replacements, key=lambda one: (one.blocks, _WITHIN.index(one.target))):
-        replacement = replacement.unfitted()
-        done.append(kept.get(replacement) or _fit(bench, replacement, merge_edits(done)))
+    with evaluating(bench.model), noting_padding(bench), closing(Streams(bench.walk())) as streams:
+        for replacement in sorted(replacements, key=lambda one: (one.blocks, _WITHIN.index(one.target))):
+            replacement = replacement.unfitted()
+            done.append(kept.get(replacement) or _fit(Site(bench, replacement, streams)))
+            streams.edit(replacement.begins, done[-1].edits)
     return done
 
 
@@ -96,21 +103,29 @@ def merge_edits(fits: Sequence[Fitted]) -> Edits:
     return {path: module for fitted in fits for path, module in fitted.edits.items()}
 
 
-def check_left_out(bench: Workbench, replacement: Replacement) -> None:
+def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> None:
     """Raise `RequestError` for what the model does not run without: others take more from it than hidden states."""
-    site = Site(bench, replacement.target, replacement.blocks, {}, bool(replacement.removed))
-    try:
-        with evaluating(bench.model), swapped(bench.model, site.left_out()):
-            run(bench.model, bench.one_row)
-    except JobError as error:
-        what = f"{replacement.target} {replacement.where}"
-        raise RequestError(f"expected a model that runs without {what}, got: {error}; try other blocks") from None
+    sites = [Site(bench, replacement, Streams(bench.walk())) for replacement in replacements]
+
+    def error_without(*some: Site) -> JobError | None:
+        edits = {path: module for site in some for path, module in site.left_out().items()}
+        try:
+            with evaluating(bench.model), swapped(bench.model, edits):
+                run(bench.model, bench.one_row)
+        except JobError as error:
+            return error
+        return None
+
+    if not sites or error_without(*sites) is None:
+        return
+    for some in (*((site,) for site in sites), sites):
+        if error := error_without(*some):
+            where = " and ".join(f"{site.target} {site.replacement.where}" for site in some)
+            raise RequestError(f"expected a model that runs without {where}, got: {error}; try other blocks")
 
 
-def _fit(bench: Workbench, replacement: Replacement, edits: Edits) -> Fitted:
-    site = Site(bench, replacement.target, replacement.blocks, edits, bool(replacement.removed))
-    with evaluating(bench.model), noting_padding(bench):
-        fit = replacement.by.fit(site)
+def _fit(site: Site) -> Fitted:
+    fit = site.replacement.by.fit(site)
     record = FitRecord(
         ridge=fit.map and fit.map.ridge,
         held_out=fit.map and fit.map.held_out,
@@ -119,7 +134,7 @@ def _fit(bench: Workbench, replacement: Replacement, edits: Edits) -> Fitted:
         parameters_before=count_parameters(site.modules),
         parameters_after=count_parameters(fit.edits[part.path] for part in site.parts),
     )
-    return Fitted(replacement.model_copy(update={"fit": record}), fit.edits)
+    return Fitted(site.replacement.model_copy(update={"fit": record}), fit.edits)
 
 
 @contextmanager
@@ -145,15 +160,23 @@ class Site:
     """Where a replacement goes, and what it is fitted on."""
 
     bench: Workbench
-    target: Target
-    blocks: tuple[int, ...]  # consecutive ones, which are replaced as one
-    edits: Edits  # what was fitted before
-    removed: bool = False  # whether these are blocks that will be gone
+    replacement: Replacement
+    streams: Streams
+
+    @property
+    def target(self) -> Target:
+        """What of blocks is replaced."""
+        return self.replacement.target
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Consecutive blocks, which are replaced as one."""
+        return self.replacement.blocks
 
     @cached_property
     def parts(self) -> list[Part]:
         """What is replaced."""
-        return [self.bench.parts.part(index, self.target, self.removed) for index in self.blocks]
+        return [self.bench.parts.part(index, self.target, bool(self.replacement.removed)) for index in self.blocks]
 
     @cached_property
     def spans(self) -> list[Span]:
@@ -187,7 +210,9 @@ class Site:
             "role": part.role or "both",
             "entry": Entry(part.entry_width) if part.entry != part.path else None,
         }
-        return stand_in(self.spans[number].exit, self.bench.padding, **place | options)
+        replaced = self.spans[number].exit
+        with in_memory(replaced):  # where the stand-in is to be, too
+            return stand_in(replaced, self.bench.padding, **place | options)
 
     def regress(
         self, new: LinearBlock, rank: int | None = None, features: Callable[[Tensor], Tensor] | None = None
@@ -204,7 +229,8 @@ class Site:
         # The stream that the output is added to: before the MLP it is what the block gives without it.
         through = self.target == "attention"
         is_part = not new.residual and self.parts[0].in_stream
-        corrects = is_part and adds_straight(bench.model, block, first.exit, bench.one_row, through=through)
+        with self.trying():
+            corrects = is_part and adds_straight(bench.model, block, first.exit, bench.one_row, through=through)
 
         def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
             x, mask = edited[0].x, mask_of(batch)
@@ -225,6 +251,11 @@ class Site:
         fitted, tokens = self.least_squares([first, *context], [last, *context], pairs, rank)
         return Fit({**self.left_out(), **self.placed(new)}, fitted, tokens)
 
+    def trying(self) -> AbstractContextManager[None]:
+        """While open, the original can be run on the workbench's one row, no further back than it must."""
+        self.streams.advance(self.replacement.begins)
+        return self.streams.trying()
+
     def least_squares(
         self,
         edited: Sequence[nn.Module | Span],
@@ -243,16 +274,11 @@ class Site:
             JobError: activations that are not finite.
         """
         bench, name = self.bench, f"block {self.blocks[0]}"
+        self.streams.advance(self.replacement.begins)
         folds = min(bench.folds, sum(map(count_rows, bench.batches)))
         accumulators = [MomentsAccumulator(bench.precision) for _ in range(folds)]
-        for batch, pieces in in_folds(bench.batches, folds, name, bench.progress):
-            if self.edits:
-                theirs = run_until(bench.model, batch, original)
-                with swapped(bench.model, self.edits):
-                    ours = run_until(bench.model, batch, edited)
-            else:
-                passages = run_until(bench.model, batch, [*edited, *original])
-                ours, theirs = passages[: len(edited)], passages[len(edited) :]
+        for number, (batch, pieces) in enumerate(in_folds(bench.batches, folds, name, bench.progress)):
+            ours, theirs = self.streams.passages(number, edited, original)
             features, targets = pairs(_by_rows(ours, batch), _by_rows(theirs, batch), batch)
             if not (features.isfinite().all() and targets.isfinite().all()):
                 raise JobError(f"{name}: activations are NaN or infinite; try `dtype=float32`")

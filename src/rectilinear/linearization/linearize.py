@@ -43,6 +43,7 @@ from rectilinear.models.part_probe import probe_parts
 from rectilinear.models.running import evaluating
 from rectilinear.models.settings import Loading
 from rectilinear.models.surgery import commit, swapped
+from rectilinear.models.walk import check_resumes
 from rectilinear.progress import Progress, reporting
 from rectilinear.publish import hold, stage
 from rectilinear.results import DataRecord, ModelRecord, settings_record
@@ -235,10 +236,12 @@ class _Job:
         parts = scope.parts or probe_parts(model, stack, ids)
         fitted_rows = len(ids) - max(1, round(_HELD_OUT * len(ids))) if len(ids) > 1 else len(ids)
         held_out = ids[fitted_rows:]
+        whole = check_resumes(model, stack, ids[:1, :64])
 
         def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
             batches = torch.split(ids[:fitted_rows], size)
-            bench = Workbench(model, stack, parts, PaddingMask(), batches, fitting.folds, progress, packed.lead)
+            given = (fitting.folds, progress, packed.lead, whole is not None)
+            bench = Workbench(model, stack, parts, PaddingMask(), batches, *given)
             return bench, *Choice(scope, bench, held_out).make()
 
         bench, fits, selection = with_batch_size(attempt, batch_size, model, ids.shape[1])
@@ -249,6 +252,8 @@ class _Job:
         if undecodable:
             warnings.append(f"{undecodable}, so that decoding with the result was not tried")
         warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), scope.width)
+        if whole:
+            warnings.append(f"the model was run from its beginning for each replacement: {whole}")
         if scope.too_large:
             warnings.append(
                 f"blocks {scope.too_large} were not considered: their replacements would be larger than they are"

@@ -79,6 +79,11 @@ class Replacement(Record):
         return "-".join(map(str, sorted({self.blocks[0], self.blocks[-1]})))
 
     @property
+    def begins(self) -> int:
+        """The first block that it changes, or takes anything from."""
+        return self.blocks[0] - self.by.needs_block_before
+
+    @property
     def removed(self) -> tuple[int, ...]:
         """Blocks that are gone for good, so that those after them move up."""
         if self.target != "block":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import accumulate, pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,8 @@ from rectilinear.measurement.partners import Pairing, Partners
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.capture import Span, capture_blocks
 from rectilinear.models.layout import Layout
-from rectilinear.models.running import base_of, evaluating, run
+from rectilinear.models.running import base_of, evaluating
+from rectilinear.models.walk import Passes, Walk
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch, ids_of, tensors_of
 
@@ -43,9 +43,8 @@ class RowFacts:
 
 
 def collect_moments(
-    model: nn.Module,
+    passes: Passes,
     blocks: Sequence[nn.Module | Span],
-    batches: Sequence[Batch],
     settings: Measurement = Measurement(),
     progress: Progress | None = None,
     *,
@@ -59,49 +58,95 @@ def collect_moments(
     in host memory what of rows is yet to be paired: of one row or a few where documents are known, else of a batch.
 
     Args:
-        model, blocks, batches, rows, settings, progress: what is run, what is known of it, and how it is measured.
+        passes: whole passes over batches; or a walk, which goes on by one block, the one that is measured.
+        blocks, rows, settings, progress: what is measured, what is known of it, and how.
         layout: of hidden states.
         numbers: the blocks' indices, for errors; 0 and so on where not given.
 
     Raises:
         JobError: a block's activations are not finite, or it has no tensor in or out.
     """
-    folds, numbers = min(settings.folds, sum(map(count_rows, batches))), numbers or range(len(blocks))
-    accumulators = [_accumulator(settings, folds, rows, block) for block in blocks]
-    paper = settings.convention == "paper"
-    pairing = Pairing(rows.partners, [count_rows(batch) for batch in batches], _first(batches, layout, paper))
-    pieces: list[Piece] = []
-    shape: list[Any] = [0, None]  # rows and tokens of the batch that is running
-    failures, ran = list[JobError](), set[int]()  # blocks on that batch, of which one that runs again has no pairs
+    batches, numbers = passes.batches, numbers or range(len(blocks))
+    lengths = [*map(count_rows, batches)]
+    folds, paper = min(settings.folds, sum(lengths)), settings.convention == "paper"
+    intake = _Intake([_accumulator(settings, folds, rows, block) for block in blocks], numbers, layout)
+    pairing = Pairing(rows.partners, lengths, _first(batches, layout, paper))
+    ordered = in_folds(
+        batches, folds, passes.stage, progress, padding_counts=paper, decoder=layout.decoder, pairing=pairing
+    )
+    final = base_of(passes.model) if paper and passes.ends else None
+    with evaluating(passes.model), capture_blocks(blocks, intake.consume, final=final):
+        for number, (batch, pieces) in zip(pairing.order, ordered, strict=True):
+            intake.begin(batch, pieces)
+            passes.step(number, to_the_end=final is not None)
+            # A failure waits for the end of the pass: cut short, it would leave a sharded model in pieces.
+            if intake.failure:
+                raise intake.failure
+    return intake.moments()
 
-    @cache
-    def places(seq_len: int) -> list[tuple[Piece, Tensor, RowPairs | None]]:  # the same for every block of this batch
-        return [(piece, piece.places(seq_len), piece.paired(seq_len)) for piece in pieces]
 
-    def consume(index: int, x: Tensor, y: Tensor) -> None:
-        # A failure waits for the end of the pass: cut short, it would leave a sharded model in pieces.
-        if failures:
+class _Intake:
+    """What blocks hand over, and the moments of it."""
+
+    def __init__(self, accumulators: Sequence[BlockAccumulator], numbers: Sequence[int], layout: Layout) -> None:
+        self._accumulators, self._numbers, self._layout = accumulators, numbers, layout
+        self.failure: JobError | None = None
+        self._pieces: list[Piece] = []
+        self._shape: tuple[int, int | None] = (0, None)  # rows and tokens of the batch that is running
+        self._places: dict[int, list[tuple[Piece, Tensor, RowPairs | None]]] = {}  # the same for every block
+        self._ran: set[int] = set()  # blocks on that batch, of which one that runs again has no pairs
+
+    def begin(self, batch: Batch, pieces: list[Piece]) -> None:
+        """Expect what blocks hand over of a batch."""
+        self._pieces, self._shape = pieces, (count_rows(batch), count_tokens(batch, self._layout.decoder))
+        self._places.clear()
+        self._ran.clear()
+
+    def consume(self, index: int, x: Tensor, y: Tensor) -> None:
+        """Take in what a block was given and gave."""
+        if self.failure:
             return
         try:
-            x, y = (layout.by_rows(hidden, *shape) for hidden in (x, y))
-            for piece, where, pairs in places(x.shape[1]):
-                own = None if index in ran else pairs
-                accumulators[index].update(piece.of(x), piece.of(y), piece.fold, where, own)
-            ran.add(index)
+            x, y = (self._layout.by_rows(hidden, *self._shape) for hidden in (x, y))
+            if (length := x.shape[1]) not in self._places:
+                self._places[length] = [(one, one.places(length), one.paired(length)) for one in self._pieces]
+            for piece, where, pairs in self._places[length]:
+                own = None if index in self._ran else pairs
+                self._accumulators[index].update(piece.of(x), piece.of(y), piece.fold, where, own)
+            self._ran.add(index)
         except (NonFiniteError, ValueError) as error:
-            coarse = isinstance(error, NonFiniteError) and x.dtype.itemsize < 4
-            failures.append(JobError(f"block {numbers[index]}: {error}{'; try `dtype=float32`' * coarse}"))
+            hint = "; try `dtype=float32`" if isinstance(error, NonFiniteError) and x.dtype.itemsize < 4 else ""
+            self.failure = JobError(f"block {self._numbers[index]}: {error}{hint}")
 
-    ordered = in_folds(batches, folds, "rows", progress, padding_counts=paper, decoder=layout.decoder, pairing=pairing)
-    with evaluating(model), capture_blocks(blocks, consume, final=base_of(model) if paper else None):
-        for batch, found in ordered:
-            pieces[:], shape[:] = found, [count_rows(batch), count_tokens(batch, layout.decoder)]
-            places.cache_clear()
-            ran.clear()
-            run(model, batch)
-            if failures:
-                raise failures[0]
-    return _frozen(accumulators, numbers)
+    def moments(self) -> list[BlockMoments]:
+        """The moments of every block."""
+        frozen = []
+        for index, accumulator in zip(self._numbers, self._accumulators, strict=True):
+            try:
+                frozen.append(accumulator.freeze())
+            except NonFiniteError as error:  # of so few tokens that they were not looked at before
+                raise JobError(f"block {index}: {error}") from None
+        return frozen
+
+
+def hand_over(
+    collect: Callable[..., list[BlockMoments]], passes: Passes, spans: Sequence[tuple[int, Span]]
+) -> Iterator[tuple[int, BlockMoments]]:
+    """The moments of blocks, or parts of blocks, by place; each is the caller's alone, so that it can be let go.
+
+    Along a walk blocks come one after the other, so that no more than one's moments are in memory.
+
+    Args:
+        collect: `collect_moments`, but for the passes and the blocks.
+        passes: whole ones, or a walk.
+        spans: what is measured, each with the index of its block.
+    """
+    with closing(passes):
+        for depth in range(len(passes.stack)) if isinstance(passes, Walk) else [None]:
+            places = [place for place, (block, _) in enumerate(spans) if depth in (None, block)]
+            moments = collect(passes, [spans[place][1] for place in places], numbers=[spans[p][0] for p in places])
+            for place in places:
+                yield place, moments.pop(0)
 
 
 def _first(batches: Sequence[Batch], layout: Layout, padding_counts: bool) -> int:
@@ -121,16 +166,6 @@ def _accumulator(settings: Measurement, folds: int, rows: RowFacts, block: nn.Mo
     products = None if settings.products == "auto" else getattr(torch, settings.products)
     updates = isinstance(block, Span) and block.is_update
     return BlockAccumulator(folds, settings.sink_ratio, products, rows.lead, updates)
-
-
-def _frozen(accumulators: Sequence[BlockAccumulator], numbers: Sequence[int]) -> list[BlockMoments]:
-    frozen = []
-    for index, accumulator in zip(numbers, accumulators, strict=True):
-        try:
-            frozen.append(accumulator.freeze())
-        except NonFiniteError as error:  # of so few tokens that they were not looked at before
-            raise JobError(f"block {index}: {error}") from None
-    return frozen
 
 
 def count_rows(batch: Batch) -> int:

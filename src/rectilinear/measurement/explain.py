@@ -42,6 +42,7 @@ from rectilinear.models.lens import Lens, find_lens
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Loading
+from rectilinear.models.walk import Passes
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, settings_record
 from rectilinear.settings import BatchSize, takes_settings
@@ -188,9 +189,8 @@ def _explain(job: _Job, report: Progress) -> Explanations:
         target=(target,), folds=job.explaining.folds, sink_ratio=job.explaining.sink_ratio, products="float64"
     )
     layout, rows = find_layout(module, stack, batches[0]), replace(job.inputs.rows, partners=None)
-    moments = collect_moments(
-        module, [*spans.values()], batches, asked, report, layout=layout, numbers=[*spans], rows=rows
-    )
+    passes = Passes(module, batches)
+    moments = collect_moments(passes, [*spans.values()], asked, report, layout=layout, numbers=[*spans], rows=rows)
     by_block, alone = dict(zip(spans, moments, strict=True)), target != "block"
     regular = {block: _regular(block, found, looking.folds) for block, found in by_block.items()}
     fitted = {block: _fit(regular[block][:-1], found.eps, alone) for block, found in by_block.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from rectilinear.core.moments import holds_float64
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.beginnings import bos_warnings
-from rectilinear.measurement.collect import RowFacts, collect_moments, count_rows
+from rectilinear.measurement.collect import RowFacts, collect_moments, count_rows, hand_over
 from rectilinear.measurement.pairs import check_memory, measure_pairs
 from rectilinear.measurement.partners import Partners
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record
@@ -26,9 +27,11 @@ from rectilinear.models.describe import check_positions, check_rows, record_envi
 from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
 from rectilinear.models.layout import find_layout
 from rectilinear.models.loading_info import loading_warnings
+from rectilinear.models.offload import on_disk
 from rectilinear.models.origin import Origin
 from rectilinear.models.running import device_of
 from rectilinear.models.settings import Loading
+from rectilinear.models.walk import Passes, start_walk
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, settings_record
 from rectilinear.settings import BatchSize, Target, takes_settings
@@ -104,6 +107,17 @@ class Inputs:
     reading: Mapping[str, Any]
     rows: RowFacts = RowFacts()
 
+    def record(self, tokens: int, rows: int) -> DataRecord:
+        """Describe them, of which some were measured."""
+        return DataRecord(
+            source=self.source,
+            fingerprint=self.fingerprint,
+            tokens=tokens,
+            rows=rows,
+            seq_len=self.seq_len,
+            documents=self.rows.documents,
+        )
+
 
 def read_inputs(
     origin: Origin, text: Any, rows: Rows = Rows(), tokenizer: PreTrainedTokenizerBase | None = None
@@ -160,7 +174,8 @@ def profile_model(
         progress(f"measuring: {check_memory(len(stack) + 1, width)}", 0, 0)
 
     def profile(batches: Sequence[Batch]) -> Profile:
-        scored = score_model(module, stack, batches, inputs, measurement, progress)
+        stream = bool(origin.loading.stream) or on_disk(module)
+        scored = score_model(module, stack, batches, inputs, measurement, progress, stream=stream)
         pairs = measure_pairs(module, stack, batches, measurement, progress, facts) if measurement.pairs else None
         progress("hashing the weights", 0, 0)
         partners, target = facts.partners, measurement.target[0]
@@ -205,8 +220,13 @@ def score_model(
     inputs: Inputs,
     measurement: Measurement,
     progress: Progress | None = None,
+    *,
+    stream: bool = False,
 ) -> Scored:
-    """Score the blocks of a module that is in memory, on inputs that were cut into batches.
+    """Score the blocks of a module, on inputs that were cut into batches.
+
+    All blocks in one pass, or as a ``stream`` one block after the other, each of which all rows go through: the moments
+    of one are in memory then, and the hidden states of all rows.
 
     Raises:
         RequestError: no rows.
@@ -217,37 +237,35 @@ def score_model(
         raise RequestError("expected at least one row to measure, got none")
     layout = find_layout(module, stack, batches[0])
     measured, warnings = find_measured(module, stack, measurement.target, batches[0])
-    spans, indices, facts = [each.span for each in measured], [each.block for each in measured], inputs.rows
-    moments = collect_moments(module, spans, batches, measurement, progress, layout=layout, numbers=indices, rows=facts)
+    indices, facts = [each.block for each in measured], inputs.rows
+    passes = start_walk(module, stack, batches) if stream else Passes(module, batches)
+    if isinstance(passes, str):
+        warnings.append(f"all blocks were measured in one pass, as without `stream`: {passes}")
+        passes = Passes(module, batches)
+    collect = partial(collect_moments, settings=measurement, progress=progress, layout=layout, rows=facts)
     device = device_of(module)
     solver = device if holds_float64(device) else torch.device("cpu")
     records: dict[Target, list[BlockRecord]] = {target: [] for target in measurement.target}
     width = tokens = 0
-    for done, (target, index, _) in enumerate(measured, 1):
-        block = moments.pop(0)  # freed once scored
+    spans = [(each.block, each.span) for each in measured]
+    for place, block in hand_over(collect, passes, spans):
+        target, index, _ = measured[place]
         if block.count:
             scores = score_block(block.to(solver), alone=target != "block")
             records[target].append(block_record(index, scores))
             width, tokens = len(scores.all_tokens.moments.mean_x), max(tokens, scores.all_tokens.tokens)
         if progress:
-            progress("blocks", done, len(measured))
+            progress("blocks", place + 1, len(measured))
     if measurement.products == "auto" and any(b.solve.error > ACCURACY for blocks in records.values() for b in blocks):
         # Float32 was taken on the evidence of the first tokens, and the rest proved it wrong.
         exact = measurement.model_copy(update={"products": "float64"})
-        return score_model(module, stack, batches, inputs, exact, progress)
+        return score_model(module, stack, batches, inputs, exact, progress, stream=stream)
     if not any(records.values()):
         raise JobError(
             f"no block of {stack.path or 'the stack'} ran on a token; is every token masked? "
             "If not, try `blocks` with another path"
         )
-    data = DataRecord(
-        source=inputs.source,
-        fingerprint=inputs.fingerprint,
-        tokens=tokens,
-        rows=sum(lengths),
-        seq_len=inputs.seq_len,
-        documents=facts.documents,
-    )
+    data = inputs.record(tokens, sum(lengths))
     warnings = find_warnings(records, data, width, measurement.folds) + warnings
     ran = {record.index for blocks in records.values() for record in blocks}
     if idle := sorted({*indices} - ran):

@@ -13,6 +13,7 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.intervals import mean_over_groups
 from rectilinear.models.logits import row_logits
 from rectilinear.models.running import evaluating
+from rectilinear.models.walk import through_the_blocks
 from rectilinear.progress import Progress
 
 # Logits that are in float32 at once: 64 MiB of them, and as much for their logarithms.
@@ -133,9 +134,11 @@ def measure_perplexity(
     sums: list[Tensor] = []
     by_document, tokens = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.int64)
     done = 0
-    with evaluating(model), torch.no_grad():
-        for batch in torch.split(ids, batch_size):
-            logits = row_logits(model, batch)
+    batches = torch.split(ids, batch_size)
+    with evaluating(model), torch.no_grad(), through_the_blocks(model, batches) as resumed:
+        for number, batch in enumerate(batches):
+            with resumed(number):
+                logits = row_logits(model, batch)
             mine = which[done : done + len(batch)]
             losses = token_losses(logits, batch).cpu().double().where(mine, 0.0)
             sums.append(losses.sum(1))

@@ -15,6 +15,7 @@ import rectilinear
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.find_blocks import BlockStack, context_of, text_config, width_of
 from rectilinear.models.load import commit_of
+from rectilinear.models.offload import read_weight
 from rectilinear.models.running import device_of, evaluating, hooked_before, run
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord
 from rectilinear.text.fingerprint import fingerprint
@@ -61,10 +62,15 @@ def weights_sha256(model: nn.Module) -> str | None:
     None where bytes are not to be had: quantised models may hold weights that are no plain tensors.
     """
     state = sorted(model.state_dict().items())
+
+    def digest_of(named: tuple[str, Tensor]) -> str:
+        name, tensor = named
+        return fingerprint([read_weight(model, name) if tensor.is_meta else tensor])
+
     try:
         with ThreadPoolExecutor() as pool:
-            digests = [*pool.map(lambda named: fingerprint([named[1]]), state)]
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+            digests = [*pool.map(digest_of, state)]
+    except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError):
         return None
     return fingerprint(
         f"{name} {tensor.dtype} {[*tensor.shape]} {digest}\n"

@@ -10,10 +10,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ from torch import Tensor
 from rectilinear.errors import JobError, RequestError, broken_promise, first_line
 from rectilinear.models import reload_check
 from rectilinear.models.code_files import drop_absent_code
+from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.logits import row_logits
+from rectilinear.models.offload import disk_map, on_disk
 from rectilinear.models.running import device_of, evaluating
 from rectilinear.publish import nearest_existing
 
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 # How far logits may move between two processes, relative to the largest: kernels and their order may differ.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
 _COARSE_TOLERANCE = 5e-2
+
+# Of the files that weights are written into where they are read from disk: one at a time is in memory.
+_STREAMED = "1GB"
 
 
 def check_exportable(model: PreTrainedModel, stand_ins: bool = True) -> None:
@@ -111,8 +117,10 @@ def export(
 
 def write_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
     """Write weights, configs and tokenizer, with the code that runs them where that is not transformers' own."""
-    with writing():
-        model.save_pretrained(folder)  # classes that are not transformers' bring their files along
+    streamed = {"max_shard_size": _STREAMED} if on_disk(model) else {}
+    with writing(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")  # by shards
+        model.save_pretrained(folder, **streamed)  # classes that are not transformers' bring their files along
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     drop_absent_code(folder)
@@ -156,12 +164,20 @@ def check_reload(model: PreTrainedModel, folder: Path, ids: Tensor, remote: bool
             str(expected),
             str(int(remote)),
             str(int(decoding)),
+            json.dumps(_streamed(model, scratch)),
         ]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
     if done.returncode:
         reason = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1]
         raise JobError(f"the checkpoint does not load in a fresh process ({reason})")
     check_answer(json.loads(done.stdout.strip().splitlines()[-1]), model.dtype)
+
+
+def _streamed(model: PreTrainedModel, scratch: str) -> dict[str, Any]:
+    """How a checkpoint is loaded so that its blocks stay on disk, where the model's do; else as usual."""
+    if not on_disk(model):
+        return {}
+    return {"device_map": disk_map(model, find_blocks(model), "cpu"), "offload_folder": scratch}
 
 
 def check_same_logits(wanted: Tensor, logits: Tensor) -> None:

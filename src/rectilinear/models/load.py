@@ -12,6 +12,7 @@ from rectilinear.errors import RequestError, first_line, require
 from rectilinear.models.checkpoint_files import check_config, check_folder, check_weights_fill, is_being_replaced
 from rectilinear.models.find_blocks import text_config
 from rectilinear.models.loading_info import Head, check_loading_info, collecting_warnings
+from rectilinear.models.offload import streaming
 from rectilinear.models.peft_adapters import ADAPTER_CONFIG, Adapter, apply_adapter, find_adapter
 from rectilinear.models.released_code import own_class_of, own_model_class, read_text_file
 from rectilinear.models.running import pick_device
@@ -100,10 +101,15 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     place = pick_device(loading.device)
+    config = load_config(model, loading)
+    skeleton = None if is_gguf(model) else build_without_weights(config, loading, any_kind=any_kind)
     dtype = loading.dtype if loading.dtype == "auto" else getattr(torch, loading.dtype)
     needed: Head = "needed" if head else "optional"  # hidden states do not need one
-    kind = _saved_as(load_config(model, loading)) if any_kind else AutoModelForCausalLM
-    return _load_weights(kind, model, needed, loading, dtype=dtype).to(place).eval()
+    kind = _saved_as(config) if any_kind else AutoModelForCausalLM
+    adapted = skeleton is not None and find_adapter(resolve(model, ("config.json", ADAPTER_CONFIG)), loading.revision)
+    streamed = streaming(None if adapted else skeleton, loading, place)
+    loaded = _load_weights(kind, model, needed, loading, skeleton, dtype=dtype, **streamed)
+    return (loaded if streamed else loaded.to(place)).eval()
 
 
 def _saved_as(config: PretrainedConfig) -> Any:
@@ -129,7 +135,8 @@ def load_classifier(
 
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
     kind = AutoModelForSequenceClassification
-    loaded = _load_weights(kind, model, "new", access, dtype=torch.float32, **names)
+    skeleton = None if is_gguf(model) else build_without_weights(load_config(model, access), access)
+    loaded = _load_weights(kind, model, "new", access, skeleton, dtype=torch.float32, **names)
     loaded.config.pad_token_id = text_config(loaded.config).pad_token_id = padding
     return loaded
 
@@ -142,8 +149,7 @@ def check_classifier(config: PretrainedConfig, access: Access) -> None:
         with torch.device("meta"):
             AutoModelForSequenceClassification.from_config(config, trust_remote_code=access.trust_remote_code)
     except ValueError:
-        kind = config.model_type
-        raise RequestError(f"expected a model that transformers has a classifier for, got {kind}") from None
+        raise RequestError(f"expected a model transformers has a classifier for, got {config.model_type}") from None
 
 
 def load_tokenizer(model: str | Path, access: Access = Access()) -> PreTrainedTokenizerBase:
@@ -250,13 +256,16 @@ def _find_weights(model: str | Path, access: Access) -> tuple[str, str | None, A
     return source, revision, adapter
 
 
-def _load_weights(auto_class: Any, model: str | Path, head: Head, access: Access, **options: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
+def _load_weights(
+    auto_class: Any,
+    model: str | Path,
+    head: Head,
+    access: Access,
+    skeleton: PreTrainedModel | None,
+    **options: Any,
+) -> Any:
     source, revision, adapter = _find_weights(model, access)
-    if Path(source).is_dir():
-        any_kind = auto_class is not AutoModelForCausalLM and head != "new"
-        skeleton = build_without_weights(load_config(model, access), access, any_kind=any_kind)
+    if skeleton is not None and Path(source).is_dir():
         check_weights_fill(Path(source), skeleton.num_parameters())
     if not (access.trust_remote_code or is_gguf(source)):
         auto_class = own_model_class(source, revision) or auto_class

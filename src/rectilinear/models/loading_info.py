@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,22 +31,32 @@ def collecting_warnings() -> Iterator[list[str]]:
     from transformers.utils import logging as library
 
     found: list[str] = []
-    logger = library.get_logger("transformers")
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            # Its table of weights that were not used is what `check_loading_info` reads.
-            if record.funcName != "log_state_dict_report":
+            if record.funcName not in _SAID_ELSEWHERE:
                 found.append(_line(record.getMessage()))
 
+    with warnings.catch_warnings(record=True) as raised, ExitStack() as loggers:
+        for name in ("transformers", "accelerate"):
+            loggers.enter_context(_handling(library.get_logger(name), Collector(logging.WARNING)))
+        warnings.simplefilter("always")
+        yield found
+    found += [_line(str(each.message)) for each in raised if issubclass(each.category, UserWarning)]
+
+
+#: The table of weights that were not used, which `check_loading_info` reads; that weights are on disk, as asked for.
+_SAID_ELSEWHERE = {"log_state_dict_report", "dispatch_model"}
+
+
+@contextmanager
+def _handling(logger: logging.Logger, handler: logging.Handler) -> Iterator[None]:
+    """While open, a logger hands what it warns of to a handler alone."""
     before = logger.level, logger.handlers, logger.propagate
     logger.setLevel(logging.WARNING)
-    logger.handlers, logger.propagate = [Collector(logging.WARNING)], False
+    logger.handlers, logger.propagate = [handler], False
     try:
-        with warnings.catch_warnings(record=True) as raised:
-            warnings.simplefilter("always")
-            yield found
-        found += [_line(str(each.message)) for each in raised if issubclass(each.category, UserWarning)]
+        yield
     finally:
         logger.level, logger.handlers, logger.propagate = before
         logger.setLevel(before[0])

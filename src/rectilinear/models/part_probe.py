@@ -26,11 +26,11 @@ from rectilinear.models.calls import (
 )
 from rectilinear.models.capture import first_value, with_first
 from rectilinear.models.find_blocks import BlockStack
+from rectilinear.models.offload import in_memory
 from rectilinear.models.parts import Part, Parts
 from rectilinear.models.running import evaluating, hooked, hooked_before, run
 
-#: Rows and tokens of what blocks are tried on: no two sizes are the same.
-_ROWS, _TOKENS = 2, 7
+_ROWS, _TOKENS = 2, 7  # of what blocks are tried on: no two sizes are the same
 
 
 def probe_parts(model: nn.Module, stack: BlockStack, inputs: Tensor) -> Parts:
@@ -40,9 +40,8 @@ def probe_parts(model: nn.Module, stack: BlockStack, inputs: Tensor) -> Parts:
     with evaluating(model), torch.no_grad():
         calls = record_calls(model, stack, ids)
         kept = record_kept(model, stack, ids)
-        return Parts(
-            [_BlockProbe(model, stack, ids, calls, kept, index).parts() for index in range(len(stack))], bool(kept)
-        )
+        probes = [_BlockProbe(model, stack, ids, calls, kept, index) for index in range(len(stack))]
+        return Parts([probe.parts() for probe in probes], bool(kept))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +79,9 @@ class _BlockProbe:
             times = "does not run on text" if not ran else f"runs {len(ran)} times"
             reason = f"expected blocks that run once in a forward pass, got {self.name}, which {times}"
             return dict.fromkeys(("removal", "block", "attention", "mlp"), reason)
-        removal = self._part(self.block, self.where, ran[0], removed=True)
-        return {"removal": removal, **self._replaceable(ran)}
+        with in_memory(self.block):
+            removal = self._part(self.block, self.where, ran[0], removed=True)
+            return {"removal": removal, **self._replaceable(ran)}
 
     def _replaceable(self, ran: Sequence[Call]) -> dict[str, Part | str]:
         x, y = ran[0].x, ran[0].y

@@ -1,8 +1,9 @@
 """Load a checkpoint in a process of its own and compare it with what the model that was saved computed.
 
-Run as ``python reload_check.py FOLDER EXPECTED REMOTE DECODE``: it imports torch, safetensors and transformers
+Run as ``python reload_check.py FOLDER EXPECTED REMOTE DECODE OPTIONS``: it imports torch, safetensors and transformers
 only, as whoever loads the checkpoint does. EXPECTED is a safetensors file with ``ids`` and ``logits``; REMOTE
-is 1 where the checkpoint brings code of its own, DECODE where decoding is compared. Prints one line of JSON.
+is 1 where the checkpoint brings code of its own, DECODE where decoding is compared; OPTIONS, as JSON, are those of
+``from_pretrained`` beside. Prints one line of JSON.
 """
 
 import json
@@ -22,17 +23,17 @@ STEPS = 8
 
 def main() -> None:
     """Compare, and print the differences."""
-    folder, expected, remote, decode = sys.argv[1:]
+    folder, expected, remote, decode, options = sys.argv[1:]
+    model = load(folder, trust_remote_code=remote == "1", dtype="auto", **json.loads(options)).eval()
     tensors = load_file(expected)
-    print(json.dumps(compare(folder, tensors["ids"], tensors["logits"], remote == "1", decode == "1")))
+    print(json.dumps(compare(model, tensors["ids"], tensors["logits"], decode == "1")))
 
 
-def compare(folder: str, ids: torch.Tensor, wanted: torch.Tensor, remote: bool, decode: bool) -> dict[str, float]:
+def compare(model: Any, ids: torch.Tensor, wanted: torch.Tensor, decode: bool) -> dict[str, float]:
     """Largest differences, relative to the largest logit, from what was wanted (`logits`) and of decoding (`cached`).
 
     And how many tokens the cache lacks (`uncached`): both where ``decode`` asks for it.
     """
-    model: Any = load(folder, trust_remote_code=remote, dtype="auto").eval()
     with torch.no_grad():
         logits = model(ids, use_cache=False).logits.float()
     answer = {"logits": float((logits - wanted).abs().max() / wanted.abs().max())}

@@ -69,8 +69,9 @@ def may_cache(model: nn.Module) -> bool:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's first parameter is; the CPU for a model without any."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    """Where a model's first parameter is that is not on disk; the CPU for a model without any."""
+    devices = (parameter.device for parameter in model.parameters() if not parameter.is_meta)
+    return next(devices, torch.device("cpu"))
 
 
 def pick_device(device: str) -> torch.device:

@@ -41,6 +41,10 @@ class Placement(Settings):
 class Loading(Placement, Access):
     """How a model is loaded; see `rectilinear.models.load`."""
 
+    stream: bool | None = None
+    """Leave the weights of blocks on disk until they run, and take all rows through one block after the other where
+    that is possible; when not given, for a model that does not fit in memory."""
+
 
 class Upload(Settings):
     """Where a checkpoint is uploaded to."""

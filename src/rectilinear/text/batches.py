@@ -60,6 +60,13 @@ def tensors_of(batch: Batch) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
+def first_row(batch: Batch) -> Batch:
+    """A batch of the first row alone, to try things out on."""
+    if isinstance(batch, Mapping):
+        return {name: value[:1] if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return batch[:1]
+
+
 def ids_of(batch: Batch, decoder: bool = False) -> Tensor | None:
     """Token ids ``[rows, seq_len]`` of a batch, or of a decoder's own; None where it has none."""
     ids = batch.get("decoder_input_ids" if decoder else "input_ids") if isinstance(batch, Mapping) else batch

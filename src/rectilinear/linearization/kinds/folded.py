@@ -40,7 +40,8 @@ class Folded(Kind):
         from rectilinear.models.surgery import find_projection, folded_projection
 
         bench, before = site.bench, site.blocks[0] - 1
-        path = find_projection(bench.model, bench.stack, before, bench.one_row)
+        with site.trying():
+            path = find_projection(bench.model, bench.stack, before, bench.one_row)
         projection = bench.model.get_submodule(path)
 
         def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Any) -> tuple[Tensor, Tensor]:
