@@ -93,6 +93,12 @@ def takes_settings(function: Callable[_Parameters, _Result]) -> Callable[_Parame
 
     @wraps(function)
     def checked(*args: _Parameters.args, **options: _Parameters.kwargs) -> _Result:
+        for name in options.keys() - defaults.keys():
+            places = [
+                f"`{own}={kind.__name__}({name}=...)`" for own, kind in kinds.items() if name in kind.model_fields
+            ]
+            if places:
+                raise TypeError(f"{function.__qualname__}() takes `{name}` as {' or '.join(places)}")
         for name, value in (*zip(defaults, args, strict=False), *options.items()):
             if name in kinds and not isinstance(value, kinds[name]):
                 wanted, got = kinds[name].__name__, type(value).__name__

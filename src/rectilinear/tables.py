@@ -71,7 +71,6 @@ class Table:
         caption: how it is to be read.
         sections: numbers of rows before which a new section begins.
         keys: how many of the first columns say what a row is; a table that is too wide is split, each part with these.
-            0 for a table that is never split.
     """
 
     columns: tuple[Column, ...]
@@ -79,7 +78,7 @@ class Table:
     title: str = ""
     caption: str = ""
     sections: tuple[int, ...] = ()
-    keys: int = 0
+    keys: int = 1
 
     @classmethod
     def of(cls, columns: Iterable[Column | str], rows: Iterable[Iterable[Cell]], **texts: Any) -> Table:

@@ -106,8 +106,6 @@ def test_every_option_reaches_the_function(command, run, documents, tiny_checkpo
         "products": "float64",
         "dtype": "bfloat16",
         "seed": 5,
-        "config": "english",
-        "split": "test",
     }
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     more = ("--sink-ratio", 9, "--tokenizer", tiny_checkpoint, "--out", tmp_path / "out")

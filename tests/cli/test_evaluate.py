@@ -92,8 +92,6 @@ def test_every_option_reaches_the_function(command, tiny_checkpoint, documents, 
         "column": "tale",
         "dtype": "bfloat16",
         "seed": 5,
-        "config": "english",
-        "split": "test",
     }
     flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     ran = command("evaluate", tiny_checkpoint, "--text", source, *SIZE, *flags, "--no-speed", "--out", tmp_path / "out")

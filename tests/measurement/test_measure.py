@@ -542,8 +542,8 @@ def test_the_advice_about_few_tokens_is_right():
     few = rectilinear.measure(model, [rows[:8]])
     assert truth.warnings == ()
     [warning, *_] = few.warnings
-    assert "held-out scores down; read adjusted (which inputs of other rows bring to " in warning
-    assert "), or measure 480 tokens" in warning
+    assert "held-out scores down; read adjusted, for which unrelated inputs score " in warning
+    assert ", or measure 480 tokens" in warning
     assert [column.name for column in few.tables()[0].columns].count("adjusted") == 2
     assert [column.name for column in truth.tables()[0].columns].count("adjusted") == 0
     for block, there in zip(few.blocks, truth.blocks, strict=True):

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from rectilinear.measurement.profile_warnings import find_warnings
 from rectilinear.report.terminal import show
 from tests.report.conftest import block
 
@@ -71,11 +72,22 @@ def test_odd_profiles_have_tables(odd_profile):
     assert [int(row.split("|")[0]) for row in rows(printed(odd_profile))] == [b.index for b in odd_profile.blocks]
 
 
-def test_on_a_narrow_terminal_a_block_is_still_one_line(make_profile):
+def test_on_a_narrow_terminal_a_table_is_split_and_no_number_is_cut(make_profile):
     profile = make_profile(block(0, (0.91, 0.81, 0.0125), (0.61, 0.51, 0.025), identity=0.71))
     console = Console(width=80, file=io.StringIO())
     show(profile, console)
-    lines = [line for line in console.file.getvalue().splitlines() if "0.810±0.01" in line]
-    assert len(lines) == 1
-    assert lines[0].split()[:2] == ["0", "0.910"]
-    assert "0.510±0.025" in lines[0]
+    lines = [line.replace("│", " ").split() for line in console.file.getvalue().splitlines() if line.startswith("│")]
+    assert len(lines) == 2
+    assert [line[0] for line in lines] == ["0", "0"]  # which block it is
+    whole = " ".join(lines[0])
+    assert whole == "0 0.9100 0.8100 ± 0.0125 0.7100 0.6100 0.5100 ± 0.0250"
+
+
+@pytest.mark.parametrize("folds", [2, 3, 4, 8])
+def test_of_few_folds_it_is_said_how_wide_an_interval_is(profile, folds):
+    data = profile.data.model_copy(update={"rows": 8, "tokens": 10**6})
+    found = " ".join(find_warnings({"block": profile.blocks}, data, 2, folds))
+    times = {2: "12.7", 3: "4.3"}.get(folds)
+    assert ("folds is known so poorly" in found) is bool(times)
+    if times:
+        assert f"over {folds} folds is known so poorly that the 95 % interval is {times} times as far" in found

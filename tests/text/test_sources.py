@@ -233,6 +233,23 @@ def test_texts_in_memory(source):
     assert list(open_text(source)) == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "what"),
+    [
+        ("tales.txt", {"split": "test"}, "expected no `split` with files"),
+        ("tales.jsonl", {"config": "english"}, "expected no `config` with files"),
+        ("tales.txt", {"column": "tale"}, "expected no `column` with a .txt file"),
+        ("stories", {"split": "test"}, "expected no `split` with generated stories"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(tmp_path, monkeypatch, name, option, what):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tales.txt").write_text("a tale")
+    (tmp_path / "tales.jsonl").write_text('{"text": "a tale"}')
+    with pytest.raises(RequestError, match=what):
+        open_text(name, **option)
+
+
 def test_columns_and_splits_of_tables_in_memory():
     table = {"story": ["eins", "zwei"], "text": ["one", "two"]}
     for made in (datasets.Dataset.from_dict(table), pandas.DataFrame(table)):

@@ -200,8 +200,16 @@ class Profile(ResultFile):
             [column for column, _ in columns],
             [[cell(block) for _, cell in columns] for block in blocks],
             title=f"{self.model.id}: {whose}{stack}, {describe_rows(self.data, self.settings)}",
-            caption=f"{_ADDED if target != 'block' else ''}held out: mean over folds, ± standard error\n"
-            f"null: {self._null()}" + f"{_SINKS}{'y' if target == 'block' else 'what is added'}" * sinks,
+            caption=f"{_ADDED if target != 'block' else _SHARES}held out: mean over folds, ± standard error\n"
+            f"{_ADJUSTED * few}null: {self._null()}" + self._about_sinks(target) * sinks,
+        )
+
+    def _about_sinks(self, target: Target) -> str:
+        begin = "; and BOS, which each row begins with" if self.settings.get("bos") == "row" else ""
+        of = "y" if target == "block" else "what is added"
+        return (
+            f"\nsinks: tokens whose input, output or update is far longer than that of others{begin}; first: at the "
+            f"beginning of their row; in brackets their share of the variation of {of}"
         )
 
     @property
@@ -212,11 +220,11 @@ class Profile(ResultFile):
     def _null(self) -> str:
         if not self.shifted:
             return "what independent tokens would score in sample"
-        other = {"document": "the nearest earlier row of another document", "half": "the row half of all rows away"}
+        other = {"document": "the nearest earlier row of another document", "half": "a row half the text away"}
         null = max(block.null for block in self.blocks)
         return (
-            f"what the inputs of {other[self.settings['partners']]} score for the update in sample; of independent "
-            f"tokens any would score {null:.4f}"
+            f"what unrelated inputs, those of {other[self.settings['partners']]}, score for the update in sample; were "
+            f"tokens independent, any inputs would score {null:.4f}"
         )
 
 
@@ -224,10 +232,12 @@ _PARTS = {"attention": "attentions", "mlp": "MLPs"}
 
 _ADDED = "of what each adds to the residual stream, from what it is given\n"
 
-_SINKS = (
-    "\nsinks: tokens whose input, output or update is far longer than that of others; first: at the beginning of their "
-    "row; in brackets their share of the variation of "
+_SHARES = (
+    "linearity: share of the variation of y that a linear map of x explains; update linearity: of d = y - x; identity: "
+    "what y = x explains\n"
 )
+
+_ADJUSTED = "adjusted: in sample, less what as many features gain by chance\n"
 
 
 def _columns(
@@ -251,6 +261,7 @@ def _columns(
         (sinks, "sinks", "", lambda b: _sinks(b.without_sinks)),
         (sinks and whole, "linearity\nwithout\nsinks", ".4f", lambda b: b.without_sinks.linearity.in_sample),
         (sinks, f"{apart}\nwithout\nsinks", ".4f", lambda b: b.without_sinks.update_linearity.in_sample),
+        (sinks and few, "adjusted\nwithout\nsinks", ".4f", lambda b: b.without_sinks.update_linearity.adjusted),
         (sinks and shifted, "null\nwithout\nsinks", ".4f", lambda b: b.without_sinks.null_shifted),
     ]
     return ((Column(name, spec), cell) for shown, name, spec, cell in every if shown)

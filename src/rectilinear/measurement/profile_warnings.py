@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rectilinear.intervals import half_width
 from rectilinear.measurement.profile import ACCURACY, BlockRecord
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.results import DataRecord
@@ -11,6 +12,9 @@ from rectilinear.settings import Target, as_ranges
 
 # With fewer documents a fold, held-out scores are biased up by more than their error (benchmarks/coverage_text.json).
 _DOCUMENTS_A_FOLD = 5
+
+# With fewer folds, an interval says little.
+_FOLDS = 4
 
 
 def _constant(block: BlockRecord, target: Target) -> list[str]:
@@ -50,24 +54,32 @@ def about_tokens(blocks: Sequence[BlockRecord], data: DataRecord, width: int, fo
     found = []
     if tokens <= width + 1:
         found.append(
-            f"{tokens} tokens for width {width}: every in-sample score is 1, unless tokens repeat; "
-            f"measure at least {enough} tokens"
+            f"{tokens:,} tokens for width {width}: every in-sample score is 1, unless tokens repeat; "
+            f"measure at least {enough:,} tokens"
         )
     elif tokens < enough:
         found.append(
-            f"{tokens} tokens are fewer than {TOKENS_A_FEATURE} x width {width}: in-sample scores are biased up, "
-            f"held-out scores down; read adjusted{_bias_of_adjusted(blocks, width)}, or measure {enough} tokens"
+            f"{tokens:,} tokens are fewer than {TOKENS_A_FEATURE} x width {width}: in-sample scores are biased up, "
+            f"held-out scores down; {_adjusted(blocks, width)}measure {enough:,} tokens"
         )
     if folds > 1 and data.documents is not None and data.documents < _DOCUMENTS_A_FOLD * folds:
         of = f"{data.documents} documents" if data.documents > 1 else "one document"
+        wanted = _DOCUMENTS_A_FOLD * folds
         found.append(
             f"the rows are of {of}, fewer than {_DOCUMENTS_A_FOLD} for each of {folds} folds: these share documents, "
-            "so that held-out scores are of text known in part, and intervals too narrow; measure more documents"
+            "so that held-out scores are of text known in part, and intervals too narrow; measure at least "
+            f"{wanted} documents, which are some {round(tokens / data.documents * wanted, -3):,} tokens of this length"
+        )
+    if 1 < folds < _FOLDS:
+        wide = half_width(1.0, folds)
+        found.append(
+            f"a standard error over {folds} folds is known so poorly that the 95 % interval is {wide:.1f} times as far "
+            f"on either side; try `folds={_FOLDS}`"
         )
     train = tokens * (folds - 1) // folds
     if folds > 1 and train <= width:
         found.append(
-            f"held-out maps were fitted on about {train} tokens, no more than width {width}: measure more tokens"
+            f"held-out maps were fitted on about {train:,} tokens, no more than width {width}: measure more tokens"
         )
     return found
 
@@ -99,15 +111,18 @@ def about_blocks(blocks: Sequence[BlockRecord], target: Target, tokens: int, wid
     return found + _about_sinks(blocks, "y" if target == "block" else "what they add")
 
 
-def _bias_of_adjusted(blocks: Sequence[BlockRecord], width: int) -> str:
-    """What inputs of other rows reach there, which ought to be nothing."""
+def _adjusted(blocks: Sequence[BlockRecord], width: int) -> str:
+    """To read adjusted scores of blocks, where there are any, and what unrelated inputs reach there, not nothing."""
+    if not blocks:
+        return ""
     nulls = [block.without_sinks.null_shifted for block in blocks]
     found = [
         1 - (1 - null) * (block.without_sinks.tokens - 1) / (block.without_sinks.tokens - width - 1)
         for block, null in zip(blocks, nulls, strict=True)
         if null is not None and block.without_sinks.tokens > width + 1
     ]
-    return f" (which inputs of other rows bring to {min(found):.3f} to {max(found):.3f})" if found else ""
+    level = f", for which unrelated inputs score {min(found):.3f} to {max(found):.3f}" if found else ""
+    return f"read adjusted{level}, or "
 
 
 def _about_sinks(blocks: Sequence[BlockRecord], what: str) -> list[str]:

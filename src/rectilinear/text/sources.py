@@ -59,6 +59,7 @@ def open_documents(source: str | Path | Iterable[Any], reading: Source = Source(
     if not isinstance(source, (str, Path)):
         return _read_memory(source, reading)
     if str(source) == "stories":
+        _refuse_unused(reading, "generated stories", "column", "config", "split")
         return iter(generate_stories(reading.seed + _FIRST_STORY_SEED))
     path = Path(source)
     try:
@@ -66,6 +67,8 @@ def open_documents(source: str | Path | Iterable[Any], reading: Source = Source(
         is_folder, is_file = bool(str(source)) and path.is_dir(), path.is_file()
     except (OSError, RuntimeError):  # longer than a name can be, or of nobody's home
         is_folder = is_file = False
+    if is_folder or is_file:
+        _refuse_unused(reading, "files", "config", "split")
     if is_folder:
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
         if not files:
@@ -74,10 +77,19 @@ def open_documents(source: str | Path | Iterable[Any], reading: Source = Source(
     if is_file:
         if path.suffix.lower() not in _SUFFIXES:
             raise RequestError(f"expected a .txt, .jsonl or .parquet file, got {path}")
+        if path.suffix.lower() == ".txt":
+            _refuse_unused(reading, "a .txt file", "column")
         return _read_file(path, reading.column)
     name = _hub_id(str(source))
     rows = read_hub(name, reading.config, reading.split, f"no text {name!r}: expected {_KINDS}")
     return _texts_of(rows, reading.column, name)
+
+
+def _refuse_unused(reading: Source, what: str, *names: str) -> None:
+    """Raise `RequestError` for what is not as usual and would change nothing."""
+    for name in names:
+        if getattr(reading, name) != Source.model_fields[name].default:
+            raise RequestError(f"expected no `{name}` with {what}, where it changes nothing; try without it")
 
 
 def name_source(source: str | Path | Iterable[Any]) -> str:
