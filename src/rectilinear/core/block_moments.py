@@ -113,6 +113,14 @@ class BlockMoments:
         return cls(regular, sinks, float(tensors["cosine_sum"]), eps, *others)
 
 
+def bytes_of_moments(width: int, folds: int) -> int:
+    """Bytes that the moments of one block take at most: of regular tokens and of sinks, and those of shifted pairs.
+
+    Two float64 matrices ``[width, width]`` for each fold and kind of token, and one more for each kind.
+    """
+    return 8 * width**2 * (2 * folds + 1) * 2
+
+
 class BlockAccumulator:
     """Gathers `BlockMoments` batch by batch.
 

@@ -16,6 +16,7 @@ from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.measurement.collect import RowFacts, collect_moments, count_rows, hand_over
+from rectilinear.measurement.needs import find_needs
 from rectilinear.measurement.pairs import check_memory, measure_pairs
 from rectilinear.measurement.partners import Partners
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record
@@ -170,11 +171,16 @@ def profile_model(
     if isinstance(rows, Tensor):
         check_positions(module, rows)
         beginnings = bos_warnings(module, rows, facts.bos, facts.lead)
-    if measurement.pairs and (width := width_of(origin.config)):
-        progress(f"measuring: {check_memory(len(stack) + 1, width)}", 0, 0)
+    stream = bool(origin.loading.stream) or on_disk(module)
+    if width := width_of(origin.config):
+        batches = [rows] if isinstance(rows, Tensor) else rows
+        tokens = sum(first.shape[:2].numel() for first, *_ in map(tensors_of, batches))
+        needs = find_needs(module, stack.blocks, width, tokens, measurement, stream=origin.loading.stream)
+        pairs_too = f", {check_memory(len(stack) + 1, width)}" if measurement.pairs else ""
+        progress(f"measuring: {needs}{pairs_too}", 0, 0)
+        stream = bool(needs.states)
 
     def profile(batches: Sequence[Batch]) -> Profile:
-        stream = bool(origin.loading.stream) or on_disk(module)
         scored = score_model(module, stack, batches, inputs, measurement, progress, stream=stream)
         pairs = measure_pairs(module, stack, batches, measurement, progress, facts) if measurement.pairs else None
         progress("hashing the weights", 0, 0)
