@@ -182,7 +182,7 @@ def work(folder: Path, command: str) -> dict[str, Any]:
         rectilinear.measure(
             folder / "model",
             TEXT,
-            Measurement(folds=1),
+            Measurement(folds=1, reuse=False),
             rows=rows,
             loading=loading,
             batch_size=BATCH,

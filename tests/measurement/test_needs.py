@@ -1,13 +1,16 @@
 """What a measurement needs is said before it starts, and is what it takes; what does not fit is refused, or walked."""
 
+import gc
 import re
+import weakref
 
 import pytest
 
 import rectilinear
 from rectilinear import Loading, Measurement, RequestError, find_blocks
-from rectilinear.core.block_moments import bytes_of_moments
+from rectilinear.core.block_moments import BlockAccumulator, bytes_of_moments
 from rectilinear.measurement.collect import RowFacts, collect_moments
+from rectilinear.measurement.measure import token_inputs
 from rectilinear.measurement.needs import find_needs
 from rectilinear.measurement.partners import Partners
 from rectilinear.models.walk import Passes, Walk
@@ -33,34 +36,57 @@ def test_moments_take_no_more_than_is_said(folds):
         assert size == bytes_of_moments(WIDTH, folds)
 
 
+def needs_of(model, measurement=Measurement(), stream=None):
+    return find_needs(model, find_blocks(model), token_inputs(ROWS, model.config), measurement, stream)
+
+
 def test_weights_states_and_operations_are_those_of_the_model():
     model = build("llama")
-    blocks = find_blocks(model).blocks
-    needs = find_needs(model, blocks, WIDTH, ROWS.numel(), Measurement(), stream=True)
+    needs = needs_of(model, stream=True)
     walk = Walk(model, find_blocks(model), ROWS.split(8))
     walk.advance(1)
     assert needs.states == sum(walk.states[batch].nbytes for batch in range(5))
     assert needs.weights == sum(parameter.nbytes for parameter in model.parameters())
-    own = sum(parameter.numel() for block in blocks for parameter in block.parameters())
+    own = sum(parameter.numel() for block in find_blocks(model) for parameter in block.parameters())
     assert needs.operations == ROWS.numel() * (2 * own + 3 * 6 * WIDTH**2)
     assert needs.moments == bytes_of_moments(WIDTH, 4)
-    assert find_needs(model, blocks, WIDTH, 1, Measurement(), stream=False).moments == 3 * needs.moments
+    assert needs_of(model, stream=False).moments == 3 * needs.moments
 
 
 def test_it_is_said_before_it_starts():
     said = []
     rectilinear.measure(build("llama"), ROWS, progress=lambda stage, done, total: said.append(stage))
-    first = next(place for place, stage in enumerate(said) if stage == "rows")
+    first = said.index("rows")
     assert re.search(r"measuring: 0\.00 GB of weights, 0\.00 GB of moments, 0\.0 TFLOP", " ".join(said[:first]))
 
 
-def test_blocks_are_gone_through_one_by_one_where_moments_of_all_are_too_many(free):
+@pytest.mark.parametrize("reason", ["moments", "time"])
+def test_blocks_are_gone_through_one_by_one_where_moments_are_many_or_it_takes_long(free, monkeypatch, reason):
     model, stages = build("llama"), []
     usual = rectilinear.measure(model, ROWS, progress=False)
-    free(5 * bytes_of_moments(WIDTH, 4))  # of which those of three blocks are more than half
+    if reason == "moments":
+        free(5 * bytes_of_moments(WIDTH, 4))  # of which those of three blocks are more than half
+    else:
+        monkeypatch.setattr("rectilinear.measurement.needs._LONG", 0)
     found = rectilinear.measure(model, ROWS, progress=lambda stage, done, total: stages.append(stage))
     assert "rows through block 2 of 3" in stages
     assert found.to_json() == usual.to_json()
+
+
+def test_one_block_has_moments_in_memory_at_a_time(monkeypatch):
+    alive = weakref.WeakSet()
+    most, frozen = [], BlockAccumulator.freeze
+
+    def freeze(self):
+        made = frozen(self)
+        alive.add(made)
+        gc.collect()
+        most.append(len(alive))
+        return made
+
+    monkeypatch.setattr(BlockAccumulator, "freeze", freeze)
+    rectilinear.measure(build("llama"), ROWS, loading=Loading(stream=True), progress=False)
+    assert most == [1, 1, 1]
 
 
 def test_what_does_not_fit_is_refused(free):
@@ -70,3 +96,10 @@ def test_what_does_not_fit_is_refused(free):
         rectilinear.measure(model, ROWS, progress=False)
     with pytest.raises(RequestError, match=r"for moments of 3 blocks of width 24, .*; try `stream=True`"):
         rectilinear.measure(model, ROWS, loading=Loading(stream=False), progress=False)
+
+
+def test_what_fits_block_by_block_alone_is_refused_where_that_cannot_be_done(free, monkeypatch):
+    monkeypatch.setattr("rectilinear.models.walk.check_resumes", lambda *args: "a reason")
+    free(3 * bytes_of_moments(WIDTH, 4) - 1)
+    with pytest.raises(RequestError, match=r"for moments of 3 blocks"):
+        rectilinear.measure(build("llama"), ROWS, progress=False)

@@ -1,5 +1,7 @@
 """A walk gives what whole passes give, in any architecture, with weights in memory or on disk; or it is not taken."""
 
+import errno
+import os
 from collections import Counter
 from contextlib import closing
 
@@ -82,11 +84,11 @@ def test_every_architecture_gives_what_it_gives_in_whole_passes(family):
 
 
 def test_the_model_is_left_as_it_was(family):
-    model = build(family).train()
-    before = [vars(module).keys() for module in model.modules()]
+    model = build(family)
+    before = [{**vars(module)} for module in model.modules()]
     logits = build(family)(BATCHES[0]).logits
-    walked(model.eval())
-    assert [vars(module).keys() for module in model.modules()] == before
+    walked(model)
+    assert [{**vars(module)} for module in model.modules()] == before
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert_equal(model(BATCHES[0]).logits, logits)
 
@@ -113,6 +115,39 @@ def test_a_branch_goes_on_by_itself():
     assert not torch.equal(branch.states[0], walk.states[0])
 
 
+def test_it_is_left_so_where_a_pass_fails():
+    model = build("llama")
+    before = [{**vars(module)} for module in model.modules()]
+    with closing(Walk(model, find_blocks(model), BATCHES)) as walk:
+        walk.advance(2)
+        with pytest.raises(ValueError, match="enough"), walk.resumed(0):
+            raise ValueError("enough")
+    assert [{**vars(module)} for module in model.modules()] == before
+
+
+class InPlace(nn.Module):
+    """A block that writes over what it is given."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, hidden_states, **kwargs):
+        return hidden_states.copy_(self.block(hidden_states.clone(), **kwargs))
+
+
+def test_a_block_that_writes_over_its_input_leaves_the_states_as_they_are():
+    model, usual = build("llama"), build("llama")
+    model.model.layers = nn.ModuleList(map(InPlace, model.model.layers))
+    states, _ = whole_passes(usual)
+    with closing(Walk(model, find_blocks(model), BATCHES)) as walk:
+        walk.advance(1)
+        for _ in range(2):
+            with walk.resumed(0), torch.no_grad():
+                assert_equal(model(BATCHES[0]).logits, usual(BATCHES[0]).logits)
+        assert_equal(walk.states[0], states[0][0])
+
+
 @pytest.mark.parametrize("size", [2**20, 0])
 def test_states_are_kept_in_memory_or_in_a_file(size):
     model = build("gemma3")
@@ -132,16 +167,32 @@ def test_states_are_kept_in_memory_or_in_a_file(size):
 def test_a_file_keeps_any_precision(dtype):
     states = torch.randn(3, 5, 7).to(dtype)
     store = StateStore(limit=0)
-    store.expect(states.nbytes)
     store[0], store[1] = states[:2], states[2:]
     store[0] = states[1:]
     assert_equal([store[0], store[1]], [states[1:], states[2:]])
 
 
+def test_no_more_is_in_memory_than_may_be_and_files_are_few(monkeypatch):
+    monkeypatch.setattr(state_store, "_PART", 2**12)
+    batches = [torch.randn(1, length, 8) for length in (2, 60, 30, 1, 300)]
+    store = StateStore(limit=batches[0].nbytes + batches[2].nbytes)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    for number, states in enumerate(batches):
+        store[number] = states
+    assert store.in_file
+    assert_equal([store[number] for number in range(5)], batches)
+    if before:
+        assert len(os.listdir("/proc/self/fd")) - before == 2  # of 4 KiB, and of one that is larger
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
 def test_states_that_no_disk_has_room_for_are_refused(monkeypatch):
-    monkeypatch.setattr(state_store.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10})())
-    with pytest.raises(JobError, match=r"expected 0\.0 GB in .* for hidden states, got 0\.0 GB; try fewer"):
-        StateStore(limit=0).expect(11)
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(JobError, match=r"no room for hidden states in .* \(No space left on device\); try fewer"):
+        StateStore(limit=0)[0] = torch.zeros(3)
 
 
 class Skipping(nn.Module):
@@ -236,5 +287,7 @@ def test_what_is_no_checkpoint_of_weights_cannot_be_left_on_disk(tmp_path, check
     model = build("llama")
     model.name_or_path = str(checkpoint("llama"))
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(RequestError, match="expected `stream` with a checkpoint of weights, got a GGUF file or an"):
+    with pytest.raises(RequestError, match="expected `stream` with a causal language model and weights of its own"):
         load_model(tmp_path / "adapter", Loading(stream=True))
+    with pytest.raises(RequestError, match="expected `stream` with a causal language model and weights of its own"):
+        load_model(checkpoint("llama"), Loading(stream=True), any_kind=True)

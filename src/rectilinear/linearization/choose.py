@@ -117,8 +117,9 @@ class Choice:
         collect = partial(collect_moments, progress=bench.progress)
         whole = Passes(bench.model, bench.batches)
         passes = whole if bench.stays else bench.walk()
-        for place, moments in hand_over(collect, passes, [*spans.items()]):
-            index, scored = [*spans][place], score_block(moments)
+        for index, moments in hand_over(collect, passes, {index: (index, span) for index, span in spans.items()}):
+            scored = score_block(moments)
+            del moments  # before those of the next block are there
             linearity = scored.all_tokens.linearity
             share = linearity.held_out if linearity.held_out is not None else linearity.in_sample
             scores[index] = 1 - (scored.cosine or 0.0) if influence else (share or 0.0)

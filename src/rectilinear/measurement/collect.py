@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from rectilinear.models.running import base_of, evaluating
 from rectilinear.models.walk import Passes, Walk
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch, ids_of, tensors_of
+
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,9 @@ class _Intake:
 
 
 def hand_over(
-    collect: Callable[..., list[BlockMoments]], passes: Passes, spans: Sequence[tuple[int, Span]]
-) -> Iterator[tuple[int, BlockMoments]]:
-    """The moments of blocks, or parts of blocks, by place; each is the caller's alone, so that it can be let go.
+    collect: Callable[..., list[BlockMoments]], passes: Passes, spans: Mapping[_Key, tuple[int, Span]]
+) -> Iterator[tuple[_Key, BlockMoments]]:
+    """The moments of blocks, or parts of blocks; each is the caller's alone, so that it can be let go.
 
     Along a walk blocks come one after the other, so that no more than one's moments are in memory.
 
@@ -141,12 +144,15 @@ def hand_over(
         passes: whole ones, or a walk.
         spans: what is measured, each with the index of its block.
     """
-    with closing(passes):
-        for depth in range(len(passes.stack)) if isinstance(passes, Walk) else [None]:
-            places = [place for place, (block, _) in enumerate(spans) if depth in (None, block)]
-            moments = collect(passes, [spans[place][1] for place in places], numbers=[spans[p][0] for p in places])
-            for place in places:
-                yield place, moments.pop(0)
+    depths = sorted({block for block, _ in spans.values()}) if isinstance(passes, Walk) else [None]
+    with closing(passes), evaluating(passes.model):
+        for depth in depths if spans else []:
+            if isinstance(passes, Walk):
+                passes.advance(depth or 0)
+            keys = [key for key, (block, _) in spans.items() if depth in (None, block)]
+            moments = collect(passes, [spans[key][1] for key in keys], numbers=[spans[key][0] for key in keys])
+            for key in keys:
+                yield key, moments.pop(0)
 
 
 def _first(batches: Sequence[Batch], layout: Layout, padding_counts: bool) -> int:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.core.moments import holds_float64
-from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.measurement.collect import RowFacts, collect_moments, count_rows, hand_over
+from rectilinear.measurement.kept import Kept, KeptScores
 from rectilinear.measurement.needs import find_needs
 from rectilinear.measurement.pairs import check_memory, measure_pairs
 from rectilinear.measurement.partners import Partners
-from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile, block_record
+from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile
 from rectilinear.measurement.profile_warnings import find_warnings
 from rectilinear.measurement.settings import Measurement
 from rectilinear.measurement.targets import find_measured
@@ -32,7 +32,7 @@ from rectilinear.models.offload import on_disk
 from rectilinear.models.origin import Origin
 from rectilinear.models.running import device_of
 from rectilinear.models.settings import Loading
-from rectilinear.models.walk import Passes, start_walk
+from rectilinear.models.walk import Passes, find_passes
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, settings_record
 from rectilinear.settings import BatchSize, Target, takes_settings
@@ -108,6 +108,12 @@ class Inputs:
     reading: Mapping[str, Any]
     rows: RowFacts = RowFacts()
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens they are, padding included."""
+        batches = [self.data] if isinstance(self.data, Tensor) else self.data
+        return sum(first.shape[:2].numel() for first, *_ in map(tensors_of, batches))
+
     def record(self, tokens: int, rows: int) -> DataRecord:
         """Describe them, of which some were measured."""
         return DataRecord(
@@ -171,31 +177,38 @@ def profile_model(
     if isinstance(rows, Tensor):
         check_positions(module, rows)
         beginnings = bos_warnings(module, rows, facts.bos, facts.lead)
-    stream = bool(origin.loading.stream) or on_disk(module)
-    if width := width_of(origin.config):
-        batches = [rows] if isinstance(rows, Tensor) else rows
-        tokens = sum(first.shape[:2].numel() for first, *_ in map(tensors_of, batches))
-        needs = find_needs(module, stack.blocks, width, tokens, measurement, stream=origin.loading.stream)
-        pairs_too = f", {check_memory(len(stack) + 1, width)}" if measurement.pairs else ""
-        progress(f"measuring: {needs}{pairs_too}", 0, 0)
-        stream = bool(needs.states)
+    width, must = width_of(origin.config), bool(origin.loading.stream) or on_disk(module)
+    needs = find_needs(module, stack, inputs, measurement, origin.loading.stream) if width else None
+    if needs:
+        more = f", {check_memory(len(stack) + 1, needs.width)}" if measurement.pairs else ""
+        progress(f"measuring: {needs}{more}", 0, 0)
+    progress("hashing the weights", 0, 0)
+    described, environment = record_model(module, origin, stack, width), record_environment(module)
+    tokens_are = {"text": inputs.fingerprint, "partners": facts.partners, "lead": facts.lead}
+    kept = Kept()  # of batches more than their tensors may matter
+    if isinstance(rows, Tensor):
+        kept = Kept.of(module, origin, described, environment, measurement, **tokens_are)
 
     def profile(batches: Sequence[Batch]) -> Profile:
-        scored = score_model(module, stack, batches, inputs, measurement, progress, stream=stream)
+        passes, reason = find_passes(module, stack, batches, stream=bool(needs and needs.states) or must)
+        if needs and reason:  # so that the moments of all blocks are in memory together
+            find_needs(module, stack, inputs, measurement, False)
+        own = kept.changed(batch_size=max(map(count_rows, batches), default=0))
+        scored = score_model(passes, stack, inputs, measurement, progress, kept=own)
         pairs = measure_pairs(module, stack, batches, measurement, progress, facts) if measurement.pairs else None
-        progress("hashing the weights", 0, 0)
         partners, target = facts.partners, measurement.target[0]
         found = {"blocks": stack.path, "partners": partners and partners.how}
+        said = [f"all blocks were measured in one pass, as without `stream`: {reason}"] if reason and must else []
         return Profile(
-            model=record_model(module, origin, stack, scored.width),
+            model=described.model_copy(update={"width": scored.width}),
             data=scored.data,
             settings=settings_record(measurement, **found, batch_size=scored.batch_size) | {**inputs.reading},
-            environment=record_environment(module),
+            environment=environment,
             target=target,
             blocks=scored.scores[target],
             parts={other: blocks for other, blocks in scored.scores.items() if other != target},
             pairs=pairs,
-            warnings=(*loading_warnings(module), *beginnings, *scored.warnings),
+            warnings=(*loading_warnings(module), *beginnings, *scored.warnings, *said),
         )
 
     if not isinstance(rows, Tensor):
@@ -220,61 +233,61 @@ class Scored:
 
 
 def score_model(
-    module: nn.Module,
+    passes: Passes,
     stack: BlockStack,
-    batches: Sequence[Batch],
     inputs: Inputs,
     measurement: Measurement,
     progress: Progress | None = None,
     *,
-    stream: bool = False,
+    kept: Kept = Kept(),
 ) -> Scored:
     """Score the blocks of a module, on inputs that were cut into batches.
 
-    All blocks in one pass, or as a ``stream`` one block after the other, each of which all rows go through: the moments
-    of one are in memory then, and the hidden states of all rows.
+    Args:
+        passes: whole ones, for all blocks at once; or a walk, for one block after the other, each of which all rows go
+            through: the moments of one are in memory then, and the hidden states of all rows.
+        stack, inputs, measurement: what is measured, on what, and how.
+        kept: scores that are there already; new ones are added as they are found.
 
     Raises:
         RequestError: no rows.
         JobError: activations that are not finite, a block without a tensor in or out, no block that ran.
     """
-    lengths = [count_rows(batch) for batch in batches]
+    lengths, module = [count_rows(batch) for batch in passes.batches], passes.model
     if not sum(lengths):
         raise RequestError("expected at least one row to measure, got none")
-    layout = find_layout(module, stack, batches[0])
-    measured, warnings = find_measured(module, stack, measurement.target, batches[0])
-    indices, facts = [each.block for each in measured], inputs.rows
-    passes = start_walk(module, stack, batches) if stream else Passes(module, batches)
-    if isinstance(passes, str):
-        warnings.append(f"all blocks were measured in one pass, as without `stream`: {passes}")
-        passes = Passes(module, batches)
-    collect = partial(collect_moments, settings=measurement, progress=progress, layout=layout, rows=facts)
+    measured, warnings = find_measured(module, stack, measurement.target, passes.batches[0])
+    scored = {(each.target, each.block): kept.load(each.target, each.block) for each in measured}
+    missing = {
+        (each.target, each.block): (each.block, each.span) for each in measured if not scored[each.target, each.block]
+    }
+    layout = find_layout(module, stack, passes.batches[0])
+    collect = partial(collect_moments, settings=measurement, progress=progress, layout=layout, rows=inputs.rows)
     device = device_of(module)
     solver = device if holds_float64(device) else torch.device("cpu")
-    records: dict[Target, list[BlockRecord]] = {target: [] for target in measurement.target}
-    width = tokens = 0
-    spans = [(each.block, each.span) for each in measured]
-    for place, block in hand_over(collect, passes, spans):
-        target, index, _ = measured[place]
-        if block.count:
-            scores = score_block(block.to(solver), alone=target != "block")
-            records[target].append(block_record(index, scores))
-            width, tokens = len(scores.all_tokens.moments.mean_x), max(tokens, scores.all_tokens.tokens)
+    for key, moments in hand_over(collect, passes, missing):
+        found = scored[key] = KeptScores.of(moments.to(solver), *key)
+        del moments  # before those of the next block are there
+        kept.save(*key, found)
         if progress:
-            progress("blocks", place + 1, len(measured))
+            progress("blocks", sum(each is not None for each in scored.values()), len(measured))
+    records = {
+        target: tuple(each.block for (own, _), each in scored.items() if own == target and each and each.block)
+        for target in measurement.target
+    }
     if measurement.products == "auto" and any(b.solve.error > ACCURACY for blocks in records.values() for b in blocks):
         # Float32 was taken on the evidence of the first tokens, and the rest proved it wrong.
         exact = measurement.model_copy(update={"products": "float64"})
-        return score_model(module, stack, batches, inputs, exact, progress, stream=stream)
+        return score_model(passes.again(), stack, inputs, exact, progress, kept=kept.changed(products="float64"))
     if not any(records.values()):
         raise JobError(
             f"no block of {stack.path or 'the stack'} ran on a token; is every token masked? "
             "If not, try `blocks` with another path"
         )
+    width, tokens = (max(getattr(each, name) for each in scored.values() if each) for name in ("width", "tokens"))
     data = inputs.record(tokens, sum(lengths))
     warnings = find_warnings(records, data, width, measurement.folds) + warnings
     ran = {record.index for blocks in records.values() for record in blocks}
-    if idle := sorted({*indices} - ran):
+    if idle := sorted({each.block for each in measured} - ran):
         warnings.append(f"blocks {idle} never ran on these inputs and are left out")
-    frozen = {target: tuple(blocks) for target, blocks in records.items()}
-    return Scored(frozen, width, data, max(lengths), tuple(warnings))
+    return Scored(records, width, data, max(lengths), tuple(warnings))

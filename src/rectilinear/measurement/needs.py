@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from rectilinear.core.block_moments import bytes_of_moments
 from rectilinear.errors import RequestError
 from rectilinear.measurement.settings import Measurement
+from rectilinear.models.find_blocks import BlockStack, takes_own_inputs, width_of
 from rectilinear.models.memory import available_memory
 from rectilinear.models.offload import on_disk
+from rectilinear.models.state_store import has_room
+
+if TYPE_CHECKING:
+    from rectilinear.measurement.measure import Inputs
 
 # The share of the free memory that the moments of all blocks may take; else blocks are gone through one by one.
 _SHARE = 0.5
+
+# Operations that take some minutes on a CPU.
+_LONG = 1e13
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,7 @@ class Needs:
     """Bytes and operations that a measurement takes.
 
     Attributes:
+        width: of the hidden states.
         weights: bytes of the model's parameters.
         moments: bytes of the moments of everything that is measured, at most.
         states: bytes of the hidden states of all rows at one depth, where blocks are gone through one by one; else 0.
@@ -29,6 +38,7 @@ class Needs:
             the moments (three products of ``width`` by ``width`` a token: Gram, cross, shifted).
     """
 
+    width: int
     weights: int
     moments: int
     states: int
@@ -41,35 +51,30 @@ class Needs:
 
 
 def find_needs(
-    module: nn.Module,
-    blocks: Sequence[nn.Module],
-    width: int,
-    tokens: int,
-    measurement: Measurement,
-    *,
-    stream: bool | None = None,
+    module: nn.Module, stack: BlockStack, inputs: Inputs, measurement: Measurement, stream: bool | None = None
 ) -> Needs:
-    """What it takes to measure blocks of a ``width`` on some ``tokens``; as a ``stream`` or not, if that is asked for.
+    """What it takes to measure the blocks of a model on some inputs; as a ``stream`` or not, if that is asked for.
 
-    Where ``states`` are needed, blocks are gone through one by one: as is asked for, where weights are on disk, and
-    where the moments of all blocks together would take more than half of the memory that is free.
+    Where ``states`` are needed, blocks are gone through one by one. Where that is left open, they are where weights are
+    on disk or the moments of all blocks would take more than half of the memory that is free; and where it would take
+    long, as a run that is stopped then goes on at its block, unless something else would run before them each time.
 
     Raises:
         RequestError: the moments do not fit in memory.
     """
-    free, targets = available_memory(), len(measurement.target)
-    of_block = bytes_of_moments(width, measurement.folds) * targets
+    free, targets, width = available_memory(), len(measurement.target), width_of(getattr(module, "config", None)) or 0
+    tokens = inputs.tokens
+    of_block, blocks = bytes_of_moments(width, measurement.folds) * targets, len(stack)
+    parameters = [parameter for block in dict.fromkeys(stack.blocks) for parameter in block.parameters()]
+    states = tokens * width * parameters[0].itemsize if parameters else 0
+    operations = tokens * (2 * sum(p.numel() for p in parameters) + 6 * width**2 * targets * blocks)
     if stream is None:
-        stream = on_disk(module) or of_block * len(blocks) > _SHARE * free
-    moments = of_block if stream else of_block * len(blocks)
+        long = operations > _LONG and has_room(states) and not takes_own_inputs(module, stack)
+        stream = long or on_disk(module) or of_block * blocks > _SHARE * free
+    moments = of_block if stream else of_block * blocks
     if moments > free:
-        what = f"{moments / 1e9:.1f} GB for moments of {'one block' if stream else f'{len(blocks)} blocks'}"
+        what = f"{moments / 1e9:.1f} GB for moments of {'one block' if stream else f'{blocks} blocks'}"
         hint = "fewer `folds`" if stream else "`stream=True`"
         raise RequestError(f"expected memory for {what} of width {width}, got {free / 1e9:.1f} GB; try {hint}")
-    parameters = [parameter for block in dict.fromkeys(blocks) for parameter in block.parameters()]
-    return Needs(
-        weights=sum(parameter.numel() * parameter.itemsize for parameter in module.parameters()),
-        moments=moments,
-        states=tokens * width * parameters[0].itemsize if stream and parameters else 0,
-        operations=tokens * (2 * sum(p.numel() for p in parameters) + 6 * width**2 * targets * len(blocks)),
-    )
+    weights = sum(parameter.numel() * parameter.itemsize for parameter in module.parameters())
+    return Needs(width, weights, moments, states if stream else 0, operations)

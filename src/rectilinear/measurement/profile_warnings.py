@@ -68,7 +68,7 @@ def about_tokens(blocks: Sequence[BlockRecord], data: DataRecord, width: int, fo
         found.append(
             f"the rows are of {of}, fewer than {_DOCUMENTS_A_FOLD} for each of {folds} folds: these share documents, "
             "so that held-out scores are of text known in part, and intervals too narrow; measure at least "
-            f"{wanted} documents, which are some {round(tokens / data.documents * wanted, -3):,} tokens of this length"
+            f"{wanted} documents, which are some {round(tokens * wanted / data.documents):,} tokens of this length"
         )
     if 1 < folds < _FOLDS:
         wide = half_width(1.0, folds)

@@ -38,6 +38,9 @@ class Measurement(Stack, Sinks):
     pairs: Annotated[bool, Parameter(negative=())] = False
     """Also score the way from every depth to every later one, in a pass of its own; memory grows with depth squared."""
 
+    reuse: Annotated[bool, Field(exclude=True), Parameter(negative="--no-reuse")] = True
+    """Take scores of earlier runs on the same model, text and settings where there are any, and keep new ones."""
+
     @model_validator(mode="after")
     def _check_target(self) -> Measurement:
         if self.convention == "paper" and {*self.target} - {"block"}:

@@ -107,7 +107,7 @@ def load_model(
     needed: Head = "needed" if head else "optional"  # hidden states do not need one
     kind = _saved_as(config) if any_kind else AutoModelForCausalLM
     adapted = skeleton is not None and find_adapter(resolve(model, ("config.json", ADAPTER_CONFIG)), loading.revision)
-    streamed = streaming(None if adapted else skeleton, loading, place)
+    streamed = streaming(None if adapted or any_kind else skeleton, loading, place)
     loaded = _load_weights(kind, model, needed, loading, skeleton, dtype=dtype, **streamed)
     return (loaded if streamed else loaded.to(place)).eval()
 

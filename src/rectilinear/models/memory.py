@@ -35,7 +35,8 @@ def _left_in(root: Path, own: str) -> list[int]:
         with suppress(OSError, ValueError, KeyError):  # of no limit, or of none that can be read
             name = "memory.max" if root == _GROUPS else "memory.limit_in_bytes"
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            used = int(stat["anon"] if root == _GROUPS else stat["total_rss"])
+            names = ("anon", "shmem") if root == _GROUPS else ("total_rss", "total_shmem")
+            used = sum(int(stat.get(name, 0)) for name in names)
             left.append(int((folder / name).read_text()) - used)
         if folder == root:
             break

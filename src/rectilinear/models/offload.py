@@ -35,7 +35,10 @@ def streaming(skeleton: PreTrainedModel | None, loading: Loading, place: torch.d
     """
     if skeleton is None:
         if loading.stream:
-            raise RequestError("expected `stream` with a checkpoint of weights, got a GGUF file or an adapter")
+            raise RequestError(
+                "expected `stream` with a causal language model and weights of its own, got a GGUF file, an adapter or "
+                "another kind of model"
+            )
         return {}
     if loading.stream is False:
         return {}
@@ -44,10 +47,16 @@ def streaming(skeleton: PreTrainedModel | None, loading: Loading, place: torch.d
         there = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else available_memory()
         if skeleton.num_parameters() * dtype.itemsize < there:
             return {}
+    try:
+        stack = find_blocks(skeleton)
+    except RequestError:
+        if loading.stream:
+            raise
+        return {}
     # What has to be written anew to be read by blocks, as experts that are put together; it is gone with the process.
     folder = tempfile.mkdtemp(prefix="rectilinear-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return {"device_map": disk_map(skeleton, find_blocks(skeleton), str(place)), "offload_folder": folder}
+    return {"device_map": disk_map(skeleton, stack, str(place)), "offload_folder": folder}
 
 
 def disk_map(model: nn.Module, stack: BlockStack, device: str) -> dict[str, Any]:
@@ -80,6 +89,7 @@ def in_memory(module: nn.Module) -> Iterator[None]:
     try:
         for each, hook in held:
             hook.pre_forward(each)
+            hook.original_devices = {}  # where they would be read to once more
             remove_hook_from_module(each)
         yield
     finally:

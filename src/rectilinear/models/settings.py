@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from cyclopts import Parameter
 from pydantic import Field
 
 from rectilinear.settings import DType, Settings
@@ -41,9 +44,9 @@ class Placement(Settings):
 class Loading(Placement, Access):
     """How a model is loaded; see `rectilinear.models.load`."""
 
-    stream: bool | None = None
-    """Leave the weights of blocks on disk until they run, and take all rows through one block after the other where
-    that is possible; when not given, for a model that does not fit in memory."""
+    stream: Annotated[bool | None, Parameter(negative="--no-stream")] = None
+    """Leave the weights of blocks on disk until they run, and take all rows through one block after the other; when not
+    given, for a model that does not fit in memory."""
 
 
 class Upload(Settings):

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from rectilinear.errors import JobError
@@ -23,7 +24,7 @@ from rectilinear.models.find_blocks import BlockStack, find_blocks
 from rectilinear.models.linear_block import hidden_argument
 from rectilinear.models.offload import in_memory, on_disk
 from rectilinear.models.running import Enough, arguments_for, evaluating, hooked, run, runnable
-from rectilinear.models.state_store import StateStore
+from rectilinear.models.state_store import IN_MEMORY, StateStore
 from rectilinear.models.surgery import Edits, swapped
 from rectilinear.text.batches import Batch, first_row, tensors_of
 
@@ -48,6 +49,10 @@ class Passes:
     def step(self, batch: int, *, to_the_end: bool = False) -> None:
         """Run the batch of a number, for the hooks in the model."""
         run(self.model, self.batches[batch])
+
+    def again(self) -> Passes:
+        """The same, from the beginning."""
+        return Passes(self.model, self.batches)
 
     def close(self) -> None:
         """Let go what is kept in memory for them."""
@@ -74,7 +79,7 @@ class Walk(Passes):
         batches: Sequence[Batch],
         *,
         stays: bool = False,
-        limit: int | None = None,
+        limit: int = IN_MEMORY,
     ) -> None:
         super().__init__(model, batches)
         self.stack, self.stays = stack, stays
@@ -93,6 +98,10 @@ class Walk(Passes):
     def ends(self) -> bool:  # type: ignore[override]
         """Whether the next step is through the last block."""
         return self.depth == len(self.stack) - 1
+
+    def again(self) -> Walk:
+        """The same, from the beginning."""
+        return Walk(self.model, self.stack, self.batches, stays=self.stays, limit=self.states.limit)
 
     def branch(self) -> Walk:
         """The same batches at the same depth, to go on by themselves."""
@@ -141,7 +150,7 @@ class Walk(Passes):
             states = first_value(output)
             if not ran and isinstance(states, Tensor):
                 if not self._stepped:
-                    self._begin(batch, states, output)
+                    self._forms[self.depth :] = [_without_tensors(output)]
                 self.states[batch] = states
                 ran.append(True)
             if not to_the_end:
@@ -156,13 +165,6 @@ class Walk(Passes):
             self.depth += 1
             self._stepped.clear()
 
-    def _begin(self, batch: int, states: Tensor, output: Any) -> None:
-        """Note what a block gave for the first batch that ran."""
-        self._forms[self.depth :] = [_without_tensors(output)]
-        if not self.depth:
-            rows = [len(tensors_of(batch)[0]) for batch in self.batches]
-            self.states.expect(states.nbytes * sum(rows) // rows[batch])
-
     def advance(self, to: int, edits: Edits = MappingProxyType({})) -> None:
         """Go on to a depth, through the model with some edits."""
         while self.depth < to and not self.stays:
@@ -171,9 +173,10 @@ class Walk(Passes):
                     self.step(batch)
 
     def close(self) -> None:
-        """Let the weights of a block go that are kept in memory for the walk."""
+        """Let go the weights of a block that are in memory for the walk, and the hidden states: the walk is over."""
         self._held.close()
         self._held_depth = -1
+        self.states = StateStore(self.states.limit)
 
     def _hold(self) -> None:
         """Have the next block in memory, if it is on disk, and none before it."""
@@ -190,6 +193,14 @@ class Walk(Passes):
 def start_walk(model: nn.Module, stack: BlockStack, batches: Sequence[Batch]) -> Walk | str:
     """Batches before the first block of a model; or why they cannot go through it depth by depth."""
     return check_resumes(model, stack, first_row(batches[0])) or Walk(model, stack, batches)
+
+
+def find_passes(
+    model: nn.Module, stack: BlockStack, batches: Sequence[Batch], *, stream: bool
+) -> tuple[Passes, str | None]:
+    """A walk, where a ``stream`` is wanted and there is one, else whole passes; and why there is none."""
+    walk = start_walk(model, stack, batches) if stream and batches else None
+    return (Passes(model, batches), walk) if not isinstance(walk, Walk) else (walk, None)
 
 
 @contextmanager
@@ -221,7 +232,7 @@ def _passing_over(form: _Form, states: Tensor | None) -> Callable[..., Any]:
         given = hidden_argument(args, kwargs)
         if states is None or given is None:
             return with_first(form, given)  # type: ignore[arg-type]
-        return with_first(form, states.to(given.device))
+        return with_first(form, states.to(given.device, copy=True))  # which the next block may write over
 
     return forward
 
@@ -253,9 +264,9 @@ def check_resumes(model: nn.Module, stack: BlockStack, inputs: Tensor | Mapping[
             with walk.resumed(0):
                 if not _alike(_end(model, inputs), end):
                     return "what follows the blocks depends on more than the last of them"
-    except (MemoryError, KeyboardInterrupt):
-        raise
     except Exception as error:  # whatever a model meets with where blocks are passed over
+        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+            raise
         return f"{type(error).__name__}: {error}"
     return None
 

@@ -30,6 +30,7 @@ from rectilinear.models.describe import count_parameters, record_environment
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.running import device_of, own_randomness
 from rectilinear.models.trained import architecture_of, own_precision, trained_model
+from rectilinear.models.walk import Passes
 from rectilinear.results import settings_record
 from rectilinear.settings import takes_settings
 from rectilinear.text.batches import as_batches
@@ -172,7 +173,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         runner, bare = trained_model(self._trainer)
         stack = find_blocks(bare, self._settings["blocks"])
         with own_precision(bare), own_randomness(device_of(bare)):
-            return score_model(runner, stack, self._batches, self._inputs, self._measurement)
+            return score_model(Passes(runner, self._batches), stack, self._inputs, self._measurement)
 
     def _add_point(self, step: int, scored: Scored) -> None:
         point = Point(

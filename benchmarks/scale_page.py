@@ -1,0 +1,148 @@
+"""Write docs/scale.md: what measuring and linearizing take, by formula, beside what was measured.
+
+python benchmarks/scale_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from real_page import table
+
+from rectilinear.core.block_moments import bytes_of_moments
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "scale.md"
+
+#: Blocks, width and parameters of decoders of some sizes.
+SHAPES = {"8B": (32, 4096, 8.0e9), "70B": (80, 8192, 70.6e9), "405B": (126, 16384, 405.9e9)}
+FOLDS, ENOUGH = 4, 20
+
+BEGIN = """# Large models and long texts
+
+Rows can go through a model block by block: all of them through the first block, then all of them through the second. The hidden states of all rows
+wait between two blocks, in memory up to 64 MiB, else in files that have no name and are gone with the process (in the folder for temporary
+files, which `TMPDIR` names; on a `tmpfs` that is memory). So the moments of one block are in memory at a time, whatever the depth.
+
+- `linearize` always does so, with the rows going through the original and through the edited model side by side: it costs about two forward passes however
+  many blocks it replaces.
+- `measure` and `dynamics` do so where the model is left on disk, where the moments of all blocks would take more than half of the memory that is free, and
+  where it takes more than some minutes: a run that was stopped then goes on at its block. Else all blocks are measured in one pass.
+- `evaluate` does so for the perplexity of a model that is left on disk.
+
+**A model that does not fit in memory** is left on disk: the weights of a block are read as its turn comes, once for all rows, and a few times more for short
+passes that try out how the model is built. A command leaves them there by itself where they would take more memory than is free (of the machine, of a control
+group, of a limit); `--stream` makes it do so, `--no-stream` makes it load everything. Causal language models with weights of their own can be left on disk; halves of
+encoder-decoders, adapters and GGUF files cannot. What is not said above works too, but reads all weights for each pass. `linearize` writes such a checkpoint in files
+of 1 GB and compares it in a fresh process that leaves it on disk as well.
+
+The model's own forward runs all of it: in a pass that begins at a block, the blocks before it hand over the states that were kept. Whether
+that gives what a whole pass gives is tried on a few tokens first. Models whose blocks look further back than to the block before are run in whole
+passes, and a warning says so where that was asked for.
+
+**What was measured is found again**: the scores of each block are kept in `~/.cache/rectilinear` (`RECTILINEAR_CACHE` names another folder), some kilobytes a
+block, at most 1,000 measurements, those that were not used for longest going first. They are found by the hash of weights, configuration, tokens, settings,
+batch size, device, precision, threads, versions and the code of this package. `--no-reuse` measures anew and keeps nothing; to clear it, remove the folder.
+Models and modules that are in memory, models with code of their own, and batches that are no rows of text are always measured.
+
+`measure` says on a terminal, before it starts, what it needs, and refuses what cannot fit.
+
+## Memory and time by formula
+
+For `L` blocks of width `p` with `N` parameters, `n` tokens and `K` folds:
+
+| | in one pass | block by block |
+|---|---|---|
+| weights | all | all; on disk, one block's and what is not in blocks |
+| moments, at most | `16 p² (2K + 1) L` bytes | `16 p² (2K + 1)` bytes |
+| hidden states | a batch's | `n p` numbers, above 64 MiB in a file |
+| operations | `2 N n + 6 p² n L` | the same |
+
+Moments are half of that where no token is an attention sink. Products are of float64 unless float32 is accurate enough, at half the
+speed; solves add about `4.4 p³ (K + 1)` operations a block, twice where there are sinks, whatever the number of tokens.
+"""
+
+END = """
+Scores of fewer than 20 tokens a feature are biased; the table takes as many. A GPU has not been tried yet.
+"""
+
+
+def page() -> str:
+    """The page."""
+    rows = [shape(name, *facts) for name, facts in SHAPES.items()]
+    heads = ["", "tokens", "moments, one pass", "moments, by block", "hidden states", "forward", "moments", "a block"]
+    parts = [BEGIN, "By these, in bfloat16, 4 folds and sinks everywhere:\n", table(heads, rows), END]
+    walk, larger = (load(name) for name in ("walk", "larger_than_memory"))
+    if walk:
+        parts.append(about_walk(walk))
+    if larger:
+        parts.append(about_larger(larger))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """A result of a benchmark, if it is there."""
+    file = HERE / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def shape(name: str, blocks: int, width: int, parameters: float) -> list[str]:
+    """What a decoder of some shape takes, 20 tokens a feature."""
+    tokens, of_block = ENOUGH * width, bytes_of_moments(width, FOLDS)
+    return [
+        f"{name}: {blocks} x {width:,}",
+        f"{tokens:,}",
+        f"{of_block * blocks / 1e9:,.0f} GB",
+        f"{of_block / 1e9:,.1f} GB",
+        f"{2 * tokens * width / 1e9:,.1f} GB",
+        f"{2 * parameters * tokens / 1e15:,.2f} PFLOP",
+        f"{6 * width**2 * tokens * blocks / 1e15:,.2f} PFLOP",
+        f"{2 * parameters / blocks / 1e9:,.2f} GB",
+    ]
+
+
+def about_walk(result: dict[str, Any]) -> str:
+    """How many forward passes all attentions of a real decoder take."""
+    loss = result["loss"]
+    return (
+        "## Every attention of SmolLM2-135M\n\n"
+        f"`{result['command']}`, {result['date']}, {result['machine']['processor']}, one thread: all 30 attentions by affine maps on "
+        f"{result['tokens']:,} tokens took {result['linearize_seconds']:,.0f} s, {result['ratio']:.2f} forward passes of the base model over "
+        f"the same rows ({result['forward_seconds']:,.0f} s; n = 1, other jobs on the machine). The target is {result['target_ratio']:g}. "
+        f"{result['floor']} (It is no model to use: the loss on {loss['tokens']:,} held-out tokens rose from {loss['before']:.3f} to "
+        f"{loss['after']:.3f} nats.)\n"
+    )
+
+
+def about_larger(result: dict[str, Any]) -> str:
+    """What a model that does not fit in memory takes."""
+    model, floor = result["model"], result["floor_seconds"]
+    rows = [
+        [
+            name,
+            f"{run['seconds'] / 60:,.0f} min",
+            f"{run['bytes_of_weights_read'] / 1e9:,.0f} GB",
+            f"{run['peak_anonymous_bytes'] / 2**30:.2f} GiB",
+        ]
+        for name, run in result["runs"].items()
+    ]
+    return "\n".join(
+        [
+            "## Larger than memory\n",
+            f"`{result['command']}`, {result['date']}, {result['machine']['processor']}, one thread, other jobs on the machine, n = 1: a Llama of "
+            f"{model['blocks']} blocks of width {model['width']:,} ({model['parameters'] / 1e9:.2f} billion random parameters, {model['bytes'] / 1e9:.1f} GB in bfloat16, "
+            f"computed with in float32) within a control group of {result['limit_bytes'] / 2**30:.0f} GiB, on {result['tokens']:,} tokens: `measure` without folds, and "
+            "`linearize` of the first four attentions by affine maps. There are no more tokens than features, so that the scores mean nothing.\n",
+            table(["", "time", "weights read", "memory of its own, at most"], rows),
+            f"\nReading the file once took {floor['read']:,.0f} s; a forward pass and the moments of all blocks are {floor['forward_and_moments'] / 60:,.0f} min by arithmetic at the speed "
+            "that products of two matrices had there; `measure` then takes eigenvalues of a rank-deficient matrix of that width for each block. Beside the walk, "
+            "weights are read for their hash, and for short passes that try out how the model is built, whether it decodes, and whether passes can be resumed.\n",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")

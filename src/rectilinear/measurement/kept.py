@@ -1,0 +1,168 @@
+"""Scores of earlier runs: what a run that was stopped goes on from, and what an equal one need not do again.
+
+Each is a small file of its own, written whole or not at all, in a folder by the hash of everything that the scores
+depend on: weights, configuration, tokens, settings, device, precision, and the code of this package and the versions of
+others. So runs that share a folder cannot disturb each other, and what is found again is of an equal measurement.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+import rectilinear
+from rectilinear.core.block_moments import BlockMoments
+from rectilinear.core.scores import score_block
+from rectilinear.measurement.profile import BlockRecord, block_record
+from rectilinear.measurement.settings import Measurement
+from rectilinear.models.origin import Origin
+from rectilinear.models.running import device_of
+from rectilinear.results import EnvironmentRecord, ModelRecord, Record
+from rectilinear.settings import Target
+
+#: How many measurements are kept; those that were not used for longest go first.
+MOST = 1000
+
+
+def kept_folder() -> Path:
+    """Where scores are kept: ``$RECTILINEAR_CACHE``, or ``rectilinear`` in the user's folder for caches."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("RECTILINEAR_CACHE") or Path(caches, "rectilinear")) / "measured"
+
+
+class KeptScores(Record):
+    """The scores of a block, or a part of one.
+
+    Attributes:
+        block: its scores; None where it had no tokens.
+        width, tokens: of what they are of; 0 where it had none.
+    """
+
+    block: BlockRecord | None
+    width: int
+    tokens: int
+
+    @classmethod
+    def of(cls, moments: BlockMoments, target: Target, index: int) -> KeptScores:
+        """Those that moments give."""
+        if not moments.count:
+            return cls(block=None, width=0, tokens=0)
+        scores = score_block(moments, alone=target != "block")
+        whole = scores.all_tokens
+        return cls(block=block_record(index, scores), width=len(whole.moments.mean_x), tokens=whole.tokens)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The scores of one measurement that are there already.
+
+    Attributes:
+        recipe: all that they depend on; None where nothing is kept.
+    """
+
+    recipe: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        module: Any,
+        origin: Origin,
+        model: ModelRecord,
+        environment: EnvironmentRecord,
+        measurement: Measurement,
+        **others: Any,
+    ) -> Kept:
+        """The scores of a model; of one that was not loaded here, or brought its own code, none are kept.
+
+        Args:
+            module, origin, model: it, where it is from, and what is known of it, the hash of its weights too.
+            environment, measurement: where and how it is measured.
+            others: all else that scores depend on.
+        """
+        known = type(module).__module__.startswith(("transformers.models.", "rectilinear."))
+        if isinstance(origin.model, nn.Module) or not known or model.sha256 is None or not measurement.reuse:
+            return cls()
+        described = [each.model_dump(mode="json") for each in (model, environment)]
+        settings = measurement.model_dump(mode="json", exclude={"pairs", "target"})
+        config = {**origin.config.to_dict(), "attention": getattr(module.config, "_attn_implementation", None)}
+        return cls(
+            {**settings, **others, **_arithmetic(module), "described": described, "config": config, "code": _code()}
+        )
+
+    @property
+    def folder(self) -> Path | None:
+        """Where they are; None where nothing is kept."""
+        if self.recipe is None:
+            return None
+        text = json.dumps(self.recipe, sort_keys=True, default=str)
+        return kept_folder() / hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def changed(self, **changes: Any) -> Kept:
+        """The scores of a measurement that differs in something."""
+        return self if self.recipe is None else replace(self, recipe={**self.recipe, **changes})
+
+    def load(self, target: Target, index: int) -> KeptScores | None:
+        """The scores of a block, or a part of one; None where they are not there, or cannot be read."""
+        if self.folder is None:
+            return None
+        try:
+            found = KeptScores.model_validate_json(self._file(self.folder, target, index).read_bytes())
+        except (OSError, ValidationError):
+            return None
+        with suppress(OSError):
+            os.utime(self.folder)
+        return found
+
+    def save(self, target: Target, index: int, scores: KeptScores) -> None:
+        """Keep the scores of a block, or a part of one, unless there is no room or no right to."""
+        if self.folder is None:
+            return
+        with suppress(OSError):
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True)
+                _forget_oldest(self.folder.parent)
+            new = self.folder / f"{target}-{index}.{os.getpid()}"
+            try:
+                new.write_text(scores.model_dump_json(), encoding="utf-8")
+                new.replace(self._file(self.folder, target, index))
+            finally:
+                new.unlink(missing_ok=True)
+
+    @staticmethod
+    def _file(folder: Path, target: Target, index: int) -> Path:
+        return folder / f"{target}-{index}.json"
+
+
+def _arithmetic(module: nn.Module) -> dict[str, Any]:
+    """What products and their rounding depend on, beside a device's name and the precision of weights."""
+    device = device_of(module)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    autocast = [torch.is_autocast_enabled(device.type), str(torch.get_autocast_dtype(device.type))]
+    precision = torch.get_float32_matmul_precision()
+    return {"processor": name, "threads": torch.get_num_threads(), "autocast": autocast, "float32": precision}
+
+
+@cache
+def _code() -> str:
+    """A hash of this package's code."""
+    files = sorted(Path(rectilinear.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _forget_oldest(folder: Path) -> None:
+    """Leave no more measurements than `MOST`."""
+    for old in sorted(folder.iterdir(), key=os.path.getmtime)[:-MOST]:
+        shutil.rmtree(old, ignore_errors=True)
