@@ -50,6 +50,8 @@ class Line:
         spread: how ranges are drawn.
         color, dash, marker, width: how it looks.
         names: what is written beside each point; none where empty.
+        left, right: ends of the ranges across; none where they are empty.
+        edge: whether it stands along the lower edge of the panel, where it marks places and has no values.
     """
 
     label: str
@@ -63,6 +65,9 @@ class Line:
     marker: Marker = ""
     width: float = 1.3
     names: tuple[str, ...] = ()
+    left: tuple[Number, ...] = ()
+    right: tuple[Number, ...] = ()
+    edge: bool = False
 
     @classmethod
     def of(
@@ -89,11 +94,11 @@ class Curves:
     def table(self) -> Table:
         """Its numbers, a row a point."""
         rows = [
-            (self.title, line.label, *point, *((line.names[i],) if line.names else (None,)))
+            (self.title, line.label, *point)
             for line in self.lines
-            for i, point in enumerate(zip(line.x, line.y, *_ranges(line), strict=True))
+            for point in zip(line.x, (None,) * len(line.x) if line.edge else line.y, *_others(line), strict=True)
         ]
-        return Table.of(["panel", "line", "x", "y", "low", "high", "name"], rows)
+        return Table.of(["panel", "line", "x", "y", "low", "high", "name", "left", "right"], rows)
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,6 @@ SERIES: tuple[tuple[Color, Marker], ...] = (
 )
 
 
-def _ranges(line: Line) -> tuple[tuple[Number, ...], tuple[Number, ...]]:
-    none = (None,) * len(line.x)
-    return line.low or none, line.high or none
+def _others(line: Line) -> list[tuple[Any, ...]]:
+    """What a line may have of each point beside its value."""
+    return [given or (None,) * len(line.x) for given in (line.low, line.high, line.names, line.left, line.right)]

@@ -17,6 +17,7 @@ from rectilinear.characters import visible, writable
 from rectilinear.charts import Chart, MarkedText
 from rectilinear.errors import JobError, RequestError
 from rectilinear.intervals import LEVEL, half_width
+from rectilinear.names import short_name
 from rectilinear.settings import first_reason
 from rectilinear.tables import Table
 
@@ -90,18 +91,23 @@ class ResultFile(Record):
         """What the numbers mean, for a reader who meets them for the first time; every number is the result's."""
         return ()
 
-    def section(self) -> Section:
-        """All that the result says of itself."""
-        records = {name: part for name, part in self.model_dump(mode="json").items() if isinstance(part, dict)}
+    def section(self, name: str = "") -> Section:
+        """All that the result says of itself.
+
+        Args:
+            name: of its model, where others on the page have models of the same name; default: the end of its id.
+        """
+        name = name or (short_name(self.model.id) if hasattr(self, "model") else "")
+        records = {group: part for group, part in self.model_dump(mode="json").items() if isinstance(part, dict)}
         return Section(
-            title=f"{self.heading}: {self.model.id}" if hasattr(self, "model") else self.heading,
+            title=f"{self.heading}: {name}" if name else self.heading,
             headline=self.headline(),
             words=self.words(),
             charts=self.charts(),
             texts=self.texts(),
             tables=self.tables(),
             warnings=self.all_warnings(),
-            facts={name: records[name] for name in ("model", "data", "settings", "environment") if name in records},
+            facts={group: records[group] for group in ("model", "data", "settings", "environment") if group in records},
             command=self.command(),
         )
 
@@ -230,7 +236,7 @@ class EnvironmentRecord(Record):
 def describe_rows(data: DataRecord, settings: Mapping[str, Any]) -> str:
     """Which tokens they are, and how their rows begin where that was asked for."""
     how = {"row": " in rows that begin with BOS", "none": " without BOS"}.get(settings.get("bos", ""), "")
-    return f"{data.tokens:,} tokens of {data.source}{how}"
+    return f"{data.tokens:,} tokens of {short_name(data.source)}{how}"
 
 
 def command_line(command: str, result: Any, *options: type[BaseModel]) -> str:

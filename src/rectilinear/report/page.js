@@ -8,6 +8,12 @@
     circle: "circle", square: "square", triangle: "triangle-up", diamond: "diamond", down: "triangle-down",
     plus: "cross", cross: "x",
   };
+  // The same marks as lines of 28 by 10 have in the keys.
+  const marks = {
+    circle: '<circle cx="14" cy="5" r="3"/>', square: '<path d="M11 2h6v6h-6z"/>', triangle: '<path d="M14 1.5l3.5 6.5h-7z"/>',
+    diamond: '<path d="M14 1l4 4l-4 4l-4 -4z"/>', down: '<path d="M14 8.5l3.5 -6.5h-7z"/>',
+    plus: '<path d="M13 1.5h2v2.5h2.5v2h-2.5v2.5h-2v-2.5h-2.5v-2h2.5z"/>', cross: '<path d="M11 2l6 6M17 2l-6 6"/>',
+  };
   const paint = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
   const escaped = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const shown = (value) => (value === null ? "-" : String(+value.toPrecision(5)));
@@ -37,16 +43,35 @@
     });
   }
 
+  function bars(values, low, high, scaled, color) {
+    const ends = values.map((value, i) => (low[i] === null ? [0, 0] : [
+      scaled(value) - scaled(low[i]), scaled(high[i]) - scaled(value),
+    ]));
+    return {
+      type: "data", symmetric: false, arrayminus: ends.map((e) => e[0]), array: ends.map((e) => e[1]), color,
+      thickness: 1.2, width: 3,
+    };
+  }
+
   function said(panel, line, i) {
     const place = panel.x.ticks.length ? panel.x.ticks[Math.round(line.x[i])] : shown(line.x[i]);
     const range = line.low.length && line.low[i] !== null ? ` (${shown(line.low[i])} to ${shown(line.high[i])})` : "";
     const name = line.names.length ? `<br>${escaped(line.names[i])}` : "";
     const x = panel.x.whole || panel.x.ticks.length ? `${panel.x.label.split(" (")[0]} ${place}` : `at ${place}`;
-    return `${escaped(line.label)}${name}<br>${escaped(x)}: <b>${shown(line.y[i])}</b>${range}`;
+    const across = line.left.length && line.left[i] !== null ? ` (${shown(line.left[i])} to ${shown(line.right[i])})` : "";
+    const value = line.edge ? "" : `: <b>${shown(line.y[i])}</b>`;
+    return `${escaped(line.label)}${name}<br>${escaped(x)}${across}${value}${range}`;
   }
 
   function lineTraces(panel, line, scaled) {
     const color = paint(line.color);
+    if (line.edge) {
+      return [{
+        x: line.x, y: line.x.map(() => 0), yaxis: "y2", type: "scatter", mode: "markers", cliponaxis: false,
+        marker: { symbol: symbols[line.marker], size: 7, color }, showlegend: false,
+        hovertext: line.x.map((_, i) => said(panel, line, i)), hoverinfo: "text",
+      }];
+    }
     const found = line.low.length && line.spread === "band" ? bands(line, scaled, color) : [];
     if (line.dash === "none" && !line.marker) return found;
     const mode = [line.dash !== "none" && "lines", line.marker && "markers", line.names.length && "text"];
@@ -56,16 +81,9 @@
       marker: { symbol: symbols[line.marker], size: 7, color: paint("paper"), line: { color, width: 1.5 } },
       hovertext: line.x.map((_, i) => said(panel, line, i)), hoverinfo: "text", showlegend: false,
     };
-    if (line.names.length) Object.assign(trace, { text: line.names.map(escaped), textposition: "top right" });
-    if (line.low.length && line.spread === "bars") {
-      const ends = line.y.map((y, i) => (line.low[i] === null ? [0, 0] : [
-        scaled(y) - scaled(line.low[i]), scaled(line.high[i]) - scaled(y),
-      ]));
-      trace.error_y = {
-        type: "data", symmetric: false, arrayminus: ends.map((e) => e[0]), array: ends.map((e) => e[1]), color,
-        thickness: 1.2, width: 3,
-      };
-    }
+    if (line.names.length) Object.assign(trace, { text: line.names.map(escaped), textfont: { size: pointNames.size } });
+    if (line.low.length && line.spread === "bars") trace.error_y = bars(line.y, line.low, line.high, scaled, color);
+    if (line.left.length) trace.error_x = bars(line.x, line.left, line.right, (x) => x, color);
     return [...found, trace];
   }
 
@@ -129,14 +147,21 @@
     }
     const lines = panel.lines.filter((line) => !state.hidden.has(line.label || line.color));
     const log = isScore(panel.y) && (state.log === null ? panel.y.scale === "score_log" : state.log);
-    if (isScore(panel.y)) Object.assign(layout.yaxis, scoreAxis(panel, lines, log));
+    const valued = lines.filter((line) => !line.edge);
+    if (isScore(panel.y)) Object.assign(layout.yaxis, scoreAxis(panel, valued, log));
+    if (lines.some((line) => line.edge)) layout.yaxis2 = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
+    if (lines.some((line) => line.names.length)) {
+      Object.assign(layout.xaxis, pointNames.roomy(panel.x, lines.flatMap((line) => [...line.x, ...line.left, ...line.right]), 0.08));
+      Object.assign(layout.yaxis, pointNames.roomy(panel.y, lines.flatMap((line) => [...line.y, ...line.low, ...line.high]), 0.15));
+    }
     return { layout, traces: lines.flatMap((line) => lineTraces(panel, line, log ? gap : (value) => value)) };
   }
 
   function swatch(line) {
     const dash = { dashed: "5 3", dotted: "1.5 2.5", "dash-dotted": "5 2 1.5 2" }[line.dash] || "none";
     const stroke = line.dash === "none" ? "" : `<line x1="0" y1="5" x2="28" y2="5" stroke-dasharray="${dash}"/>`;
-    const dot = line.marker ? '<circle cx="14" cy="5" r="3" fill="var(--paper)"/>' : "";
+    const fill = line.edge ? `var(--${line.color})` : "var(--paper)";
+    const dot = line.marker ? `<g class="${line.marker}" fill="${fill}" stroke-width="1.5">${marks[line.marker]}</g>` : "";
     return `<svg viewBox="0 0 28 10" stroke="var(--${line.color})" stroke-width="2">${stroke}${dot}</svg>`;
   }
 
@@ -169,7 +194,8 @@
     const draw = () => plots.forEach(({ panel, plot }) => {
       const { traces, layout } = drawing(panel, state, plot.clientWidth || 400);
       const image = { format: "svg", filename: chart.name };
-      Plotly.react(plot, traces, layout, { responsive: true, displaylogo: false, toImageButtonOptions: image });
+      Plotly.react(plot, traces, layout, { responsive: true, displaylogo: false, toImageButtonOptions: image })
+        .then(() => pointNames.place(panel, plot));
     });
     const keys = figure.querySelector(".keys");
     const lines = chart.panels.flatMap((panel) => panel.lines || []);
@@ -210,6 +236,20 @@
     show(chosen);
   });
   dark.addEventListener("change", () => show(usual()));
+  let resized = 0;
+  addEventListener("resize", () => {
+    clearTimeout(resized);
+    resized = setTimeout(() => draws.forEach((draw) => draw()), 200);
+  });
+  // Tables that go on to the right say so.
+  document.querySelectorAll(".scroll").forEach((place) => {
+    const look = () => {
+      place.previousElementSibling.hidden = place.scrollWidth <= place.clientWidth + 1; // sizes are rounded
+      place.classList.toggle("more", place.scrollLeft + place.clientWidth < place.scrollWidth - 1);
+    };
+    new ResizeObserver(look).observe(place);
+    place.addEventListener("scroll", look);
+  });
   // On paper everything is open, and ink is dark.
   let closed = [];
   addEventListener("beforeprint", () => {

@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -17,11 +17,15 @@ from typing import Any
 import rectilinear
 from rectilinear.charts import CEILING, FLOOR, Chart, MarkedText
 from rectilinear.errors import RequestError
+from rectilinear.names import distinct_names, labels
 from rectilinear.report.static import WIDTHS, save
 from rectilinear.results import ResultFile, Section
 from rectilinear.settings import in_flags
 
 _Kinds = dict[str, type[ResultFile]]
+
+# What draws the figures on the page; the second needs the first.
+_SCRIPTS = ("point_names.js", "page.js")
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Report:
             sections=sections,
             charts=Markup(drawn.replace("<", r"\u003c")),
             style=Markup(room.joinpath("page.css").read_text(encoding="utf-8")),
-            script=Markup(room.joinpath("page.js").read_text(encoding="utf-8")),
+            script=Markup("\n".join(room.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS)),
             plotly=Markup(get_plotlyjs()),
         )
 
@@ -121,9 +125,16 @@ def make_report(*results: str | Path | ResultFile) -> Report:
     for result in found:
         kinds.setdefault(type(result), []).append(result)
     together = [kind.together(several) for kind, several in kinds.items() if len(several) > 1]
-    sections = [*filter(None, together), *(result.section() for several in kinds.values() for result in several)]
+    alone = [section for several in kinds.values() for section in _told_apart(several)]
     models = dict.fromkeys(model.id for model in (getattr(result, "model", None) for result in found) if model)
-    return Report(", ".join(models) or "Results", tuple(sections), len(found))
+    title = ", ".join(distinct_names([*models])) or "Results"
+    return Report(title, (*filter(None, together), *alone), len(found))
+
+
+def _told_apart(results: Sequence[ResultFile]) -> Iterator[Section]:
+    """Results of one kind, a section each, by names that no two have."""
+    names = labels(results) if len(results) > 1 else [""]
+    return (result.section(name) for result, name in zip(results, names, strict=True))
 
 
 @cache

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 def plot_profile(profile: Profile, *others: Profile, ax: Given = None) -> Figure:
     """Linearity and update linearity by depth, held out with 95 % intervals, and the levels to read them against.
 
+    With fewer than 20 tokens a feature, adjusted scores stand in the place of held-out ones, which are then too low.
+
     Left the score of the block's output, with the level that doing nothing reaches (identity); where most blocks score
     above 0.9, by its distance from 1. Right the score of its update, with what inputs of other rows score for it
     in sample (shifted null, without sinks where there are any). In both the null level, what independent tokens would
     score, scores without attention sinks where there are any, and which blocks these decide.
 
     Of attentions and MLPs a panel each, of what they add to the residual stream. Of several profiles the held-out
-    scores alone (in sample where there are none), with sinks and without, a colour each.
+    scores alone (in sample where there are none, adjusted where tokens are few), with sinks and without, a colour each.
 
     Args:
         profile: what to show.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from math import ceil, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rectilinear.charts import CEILING, FLOOR, Axis, Chart, Curves, HeatMap, Line
+from rectilinear.report.point_names import place_names
+from rectilinear.report.ticks import finish_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +44,8 @@ _STYLE = {
     "pdf.fonttype": 42,
 }
 
-# Height of a row of panels, in inches; letters that fit below one, and how many there are between two labels at least.
-_HEIGHT, _ROOM, _GAP = 2.7, 84, 3
+# Height of a row of panels, in inches.
+_HEIGHT = 2.7
 
 
 def draw(
@@ -84,6 +85,10 @@ def draw(
         figure.suptitle(chart.title, x=0.01, ha="left", fontsize=8, color="#444444", parse_math=False)
         if lines := [line for panel in chart.panels for line in _named(panel)]:
             _legend(figure, lines)
+        if named := [panel for panel in grid if panel.texts]:
+            figure.draw_without_rendering()  # where points are is known once there is a layout
+            for panel in named:
+                place_names(panel)
         return figure
 
 
@@ -117,31 +122,51 @@ def _draw_panels(panels: Sequence[tuple[Axes, Curves | HeatMap]], columns: int =
             axes.set_xlabel(panel.x.label, parse_math=False)
         if not columns or place % columns == 0:
             axes.set_ylabel(panel.y.label, parse_math=False)
-        _finish_ticks(axes.xaxis, panel.x, 12)
-        _finish_ticks(axes.yaxis, panel.y, 10)
+        finish_ticks(axes.xaxis, panel.x, 12)
+        finish_ticks(axes.yaxis, panel.y, 10)
 
 
 def _draw_line(axes: Axes, line: Line, scale: Axis) -> None:
     color, values = COLORS[line.color], _numbers(line.y, scale)
     look: dict[str, Any] = {"color": color, "linestyle": _DASHES[line.dash], "linewidth": line.width}
     few = len(line.x) <= 40
-    look |= {"marker": _MARKERS.get(line.marker), "markersize": 3.5 if few else 2, "markerfacecolor": "white"}
+    if line.edge:
+        along = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 3}
+        axes.plot(line.x, [0.0] * len(line.x), label=line.label, **look | along, **_marker(line, few))
+        return
+    look |= _marker(line, few)
     if line.low and line.spread == "band":
         low, high = _numbers(line.low, scale), _numbers(line.high, scale)
         if len(line.x) > 1:
             axes.fill_between(line.x, low, high, color=color, alpha=0.16, linewidth=0)
         else:
             axes.vlines(line.x, low, high, color=color, alpha=0.16, linewidth=8)
-    if line.low and line.spread == "bars":
-        ends = zip(values, _numbers(line.low, scale), _numbers(line.high, scale), strict=True)
-        bars = [(v - low, high - v) if isfinite(low) and isfinite(high) else (0.0, 0.0) for v, low, high in ends]
-        below, above = zip(*bars, strict=True)
-        axes.errorbar(line.x, values, yerr=[below, above], label=line.label, capsize=2 if few else 0, **look)
+    if line.spread == "bars" and (line.low or line.left):
+        up = _bars(values, _numbers(line.low, scale), _numbers(line.high, scale)) if line.low else None
+        across = _bars(line.x, line.left, line.right) if line.left else None
+        axes.errorbar(line.x, values, yerr=up, xerr=across, label=line.label, capsize=2 if few else 0, **look)
     else:
         axes.plot(line.x, values, label=line.label, **look)
     for x, y, name in zip(line.x, values, line.names, strict=False):
         offset: dict[str, Any] = {"xytext": (3, 3), "textcoords": "offset points"}
-        axes.annotate(name, (x, y), fontsize=6.5, color=color, parse_math=False, **offset)
+        text = axes.annotate(name, (x, y), fontsize=6.5, color=color, parse_math=False, **offset)
+        text.set_in_layout(False)  # panels leave room for names inside, where these are placed afterwards
+
+
+def _marker(line: Line, few: bool) -> dict[str, Any]:
+    face = COLORS[line.color] if line.edge else "white"
+    return {"marker": _MARKERS.get(line.marker), "markersize": 3.5 if few else 2, "markerfacecolor": face}
+
+
+def _bars(values: Sequence[float], low: Sequence[float | None], high: Sequence[float | None]) -> list[list[float]]:
+    """How far ranges reach below and above values; not at all where they have no ends."""
+    bars = [
+        (value - one, two - value)
+        if one is not None and two is not None and isfinite(one) and isfinite(two)
+        else (0.0, 0.0)
+        for value, one, two in zip(values, low, high, strict=True)
+    ]
+    return [[*side] for side in zip(*bars, strict=True)]
 
 
 def _draw_cells(axes: Axes, panel: HeatMap) -> None:
@@ -199,39 +224,10 @@ def _finish_scale(axes: Axes, panel: Curves, sharing: Sequence[Curves]) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
     if panel.x.scale == "log":
         axes.set_xscale("log")
+    if any(line.names for line in panel.lines):
+        axes.margins(0.1, 0.15)  # room for names
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-
-
-def _finish_ticks(axis: Any, about: Axis, most: int) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    if about.ticks:
-        places = spaced(about.ticks)
-        axis.set_ticks(places, [about.ticks[place] for place in places])
-        for text in axis.get_ticklabels():
-            text.set_parse_math(False)
-        if axis.axis_name == "x":
-            axis.axes.set_xlim(-0.5, len(about.ticks) - 0.5)
-    elif about.whole:
-        axis.set_major_locator(MaxNLocator(integer=True, nbins=most, min_n_ticks=1))
-
-
-def spaced(labels: Sequence[str]) -> list[int]:
-    """Which places get a label: each one, or each second, fifth, tenth, ... where not all fit; always the last."""
-
-    def fits(one: int, two: int) -> bool:
-        return (two - one) * _ROOM / len(labels) >= (len(labels[one]) + len(labels[two])) / 2 + _GAP
-
-    last = len(labels) - 1
-    strides = (digit * 10**power for power in range(len(str(last)) + 1) for digit in (1, 2, 5))
-    for stride in strides:
-        places = list(range(0, last + 1, stride))
-        if all(fits(one, two) for one, two in pairwise(places)):
-            break
-    while places[-1] != last and places[-1] > 0 and not fits(places[-1], last):
-        places.pop()
-    return places if places[-1] == last else [*places, last]
 
 
 def _legend(where: Axes | Figure, lines: Sequence[Line]) -> Legend:
@@ -241,9 +237,9 @@ def _legend(where: Axes | Figure, lines: Sequence[Line]) -> Legend:
 
     handles: dict[str, Line2D] = {}
     for line in lines:
-        look: dict[str, Any] = {"linestyle": _DASHES[line.dash], "linewidth": line.width, "markerfacecolor": "white"}
-        marker = _MARKERS.get(line.marker)
-        handles.setdefault(line.label, Line2D([], [], color=COLORS[line.color], marker=marker, markersize=4, **look))
+        look: dict[str, Any] = {"linestyle": _DASHES[line.dash], "linewidth": line.width}
+        look |= _marker(line, few=True) | {"markersize": 4}
+        handles.setdefault(line.label, Line2D([], [], color=COLORS[line.color], **look))
     # Set afterwards: a label that begins with an underscore would be left out, and a dollar sign begin a formula.
     places = [str(place) for place in range(len(handles))]
 
