@@ -17,7 +17,7 @@ from rectilinear.evaluation.gather import gather_results
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe_record import Probe
 from rectilinear.evaluation.record import Differences, Evaluation, Items, Measurements
-from rectilinear.models.origin import short_name
+from rectilinear.names import short_name
 from rectilinear.results import DataRecord, Record, ResultFile
 from rectilinear.tables import Table
 
@@ -30,10 +30,10 @@ class Compared(Record):
 
 
 class Comparison(ResultFile):
-    """Some models beside another one."""
+    """Some models beside the one that all are compared with."""
 
     file_name: ClassVar[str] = "comparison.json"
-    heading: ClassVar[str] = "Models beside another one"
+    heading: ClassVar[str] = "Models beside one another"
 
     schema_: Literal["rectilinear.comparison/1"] = Field(default="rectilinear.comparison/1", alias="schema")
     sources: tuple[str, ...] = Field(description="of the results: first that of the model that all are compared with")
@@ -54,7 +54,8 @@ class Comparison(ResultFile):
 
     def charts(self) -> tuple[Chart, ...]:
         """Quality against cost."""
-        chart = pareto_chart([self.against, *(each.measured for each in self.models)])
+        against = (self.against, None)
+        chart = pareto_chart([against, *((each.measured, each.differences) for each in self.models)])
         return (chart,) if chart else ()
 
     def tables(self) -> tuple[Table, ...]:
@@ -133,4 +134,4 @@ def _own_warnings(found: Evaluation) -> Iterator[str]:
     """Warnings of a model's results that are not about one beside it."""
     for warning in found.warnings:
         if "cannot be compared" not in warning:
-            yield warning if warning.startswith(found.model.id) else f"{found.model.id}, {warning}"
+            yield warning if warning.startswith(found.model.id) else f"{found.model.id}: {warning}"

@@ -61,7 +61,8 @@ def without_times(record):
     dumped = record.model_dump(mode="json", by_alias=True)
     for part in (dumped, dumped["against"], dumped["differences"]):
         if part:
-            assert all(part["tokens_per_second"].pop(name) is not None for name in SPEEDS)
+            speed = part.pop("tokens_per_second")
+            assert all(speed[name] is not None for name in SPEEDS)
     return dumped
 
 
@@ -89,6 +90,9 @@ def test_speed_and_cache(alone):
     assert (alone.settings["prompt_tokens"], alone.settings["new_tokens"]) == (32, 32)  # of a context of 64
     assert alone.cache_bytes == 2 * 3 * 2 * 4 * 64 * 4
     assert min(alone.tokens_per_second.prefill, alone.tokens_per_second.decode) > 0
+    for name in SPEEDS:
+        slow, fast = getattr(alone.tokens_per_second, f"{name}_middle")
+        assert slow <= getattr(alone.tokens_per_second, name) <= fast
 
 
 def test_without_speed_nothing_is_timed(tiny_checkpoint, text_file, alone, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import rectilinear
 from rectilinear import Evaluating, Evaluation, RequestError
 from rectilinear.evaluation.differences import find_differences
-from rectilinear.evaluation.record import Differences, Items, SpeedRecord
+from rectilinear.evaluation.record import Differences, Items, SpeedRecord, TimedRecord
 from rectilinear.results import IntervalRecord
 from rectilinear.text.settings import Rows
 from tests.conftest import build_llama
@@ -52,7 +52,7 @@ def test_keys_of_one_model(alone):
     assert written.keys() == {"schema", "data", "settings", "warnings", "items", *MEASURED}
     assert next(iter(written)) == "schema"
     assert written["schema"] == "rectilinear.evaluation/1"
-    assert written["tokens_per_second"] == {"prefill": None, "decode": None}
+    assert written["tokens_per_second"] == dict.fromkeys(("prefill", "decode", "prefill_middle", "decode_middle"))
     assert written["cache_bytes"] is None
     assert written["tasks"] == {}
     assert written["model"].keys() == {
@@ -110,7 +110,7 @@ def test_files_of_older_versions_have_no_items(alone, tmp_path):
 def run(alone, prefill, decode, cache_bytes, rows):
     """What came of a model, with these losses a token of two rows."""
     tokens = alone.data.seq_len - 1
-    changes = {"tokens_per_second": SpeedRecord(prefill=prefill, decode=decode), "cache_bytes": cache_bytes}
+    changes = {"tokens_per_second": TimedRecord(prefill=prefill, decode=decode), "cache_bytes": cache_bytes}
     items = Items(rows=[loss * tokens for loss in rows])
     return alone.model_copy(update={**changes, "items": items, "tokens": 2 * tokens})
 

@@ -43,6 +43,9 @@ def test_speeds_are_tokens_over_median_times(monkeypatch):
     found = measure_speed(build_llama(), prompts(), 4, 3)
     assert found.prefill == 20 / 4
     assert found.decode == 1 / 0.375
+    # Quartiles of 2, 4 and 9 seconds are 3 and 6.5; of .25, .25, .5 and 50 they are .25 and 12.875.
+    assert found.prefill_middle == (20 / 6.5, 20 / 3)
+    assert found.decode_middle == (1 / 12.875, 1 / 0.25)
     assert next(ticks, None) is None
 
 

@@ -44,7 +44,7 @@ def evaluate(
 
     Example: rectilinear evaluate storyteller --tasks cb --data superglue --include probed --include judged
     """
-    from rectilinear.evaluation.comparison_table import short_names
+    from rectilinear.names import short_names
 
     names = short_names(model) if len(model) > 1 else []
     resume = not output.overwrite and _holds_only(output.out, names)

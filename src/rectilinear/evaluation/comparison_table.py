@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count, groupby
+from itertools import groupby
 from typing import Any, NamedTuple
 
 from rectilinear.evaluation.harness import is_perplexity
 from rectilinear.evaluation.judge_record import DIVERSITY
 from rectilinear.evaluation.record import Differences, Evaluation, Measurements
 from rectilinear.measurement.perplexity import exponential
-from rectilinear.models.origin import short_name
+from rectilinear.names import short_name, short_names
 from rectilinear.results import describe_rows
 from rectilinear.tables import Cell, Column, Estimate, Table
 
@@ -53,8 +53,8 @@ def evaluation_tables(evaluations: Sequence[Evaluation]) -> tuple[Table, ...]:
     differences stand below their numbers.
     """
     first = evaluations[0]
-    title = ", ".join(found.model.id for found in evaluations)
-    title += f" against {first.against.model.id}" if first.against else ""
+    title = ", ".join(short_name(found.model.id) for found in evaluations)
+    title += f" against {short_name(first.against.model.id)}" if first.against else ""
     tables = []
     if first.data:
         title += f": {describe_rows(first.data, first.settings)}"
@@ -123,20 +123,6 @@ def _starred(change: Score) -> Cell:
     if not isinstance(change.cell, Estimate):
         return ""
     return change.cell._replace(mark=" *" if change.p_value is not None and change.p_value < SURE else "")
-
-
-def short_names(models: Sequence[str], letters: int | None = None) -> list[str]:
-    """What comes after the last slash, with a number where that is another's name already.
-
-    A name of more ``letters`` is cut in the middle: models of one family differ at their ends.
-    """
-    found: list[str] = []
-    for name in map(short_name, models):
-        if letters and len(name) > letters:
-            name = f"{name[: letters // 2 - 2]}…{name[-(letters // 2) :]}"
-        numbered = (name if number == 1 else f"{name}-{number}" for number in count(1))
-        found.append(next(one for one in numbered if one not in found))
-    return found
 
 
 def _quantities(part: Measurements | Differences) -> _Scores:

@@ -12,7 +12,7 @@ from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.judgements import JUDGEMENTS, read_judgements
 from rectilinear.evaluation.probe_record import Probe
-from rectilinear.models.origin import short_name
+from rectilinear.names import short_name
 from rectilinear.results import ModelRecord
 
 #: What was counted and judged of a model's stories, and their marks by index, where the judge gave them.

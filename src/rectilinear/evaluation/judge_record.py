@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.settings import public_url
+from rectilinear.names import short_name
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Cell, Column, Estimate, Table
 
@@ -138,11 +139,12 @@ class JudgeReport(ResultFile):
         rows += [[name.replace("_", "-"), *(getattr(part, name) for part in both)] for name in DIVERSITY]
         if found := self.reference:
             loss = Estimate(found.completions, found.completions_stderr)
-            rows.append([f"loss under {found.model}", loss, found.endings])
+            rows.append([f"loss under {short_name(found.model)}", loss, found.endings])
         counted = Table.of(
             ["", Column("completions", ".4f"), Column("texts' own", ".4f")],
             rows,
-            title=f"{self.model.id}: {self.completions.texts:,} stories that begin as in {self.data.source}",
+            title=f"{short_name(self.model.id)}: {self.completions.texts:,} stories that begin as in "
+            f"{short_name(self.data.source)}",
             caption="distinct-n: different runs of n words over all; repetition: runs of four that the text had before",
         )
         return (counted, _marks_table(self.judged)) if self.judged else (counted,)

@@ -9,8 +9,7 @@ from typing import Any
 from rectilinear.charts import SERIES, Axis, Chart, Curves, Line
 from rectilinear.evaluation.probe_record import Probe
 from rectilinear.intervals import MANY, half_width
-from rectilinear.measurement.profile_charts import labels
-from rectilinear.models.origin import short_name
+from rectilinear.names import labels, short_name
 
 
 def probes_chart(probes: Sequence[Probe]) -> Chart:
@@ -34,9 +33,21 @@ def probes_chart(probes: Sequence[Probe]) -> Chart:
         lines.append(_validated(each, name, label, color, marker))
     x = Axis("depth (0: into the first block, k: out of block k - 1)", whole=True)
     panel = Curves(f"Linear probes of {first.task}", x, Axis(name.replace("_", " ")), tuple(lines))
-    whose = ", ".join(dict.fromkeys(short_name(probe.model.id) for probe in probes))
-    title = f"{whose}, {first.data.validation:,} questions of {first.task}"
+    whose = "; ".join(names) if several else short_name(first.model.id)
+    title = f"{whose}: {first.data.validation:,} questions of {first.task}"
     return Chart(f"probes-{first.task}" if several else "probe", title, (panel,))
+
+
+def probes_headline(probes: Sequence[Probe]) -> str:
+    """What the best depth of each model gets right, by task."""
+    said = []
+    for task in dict.fromkeys(probe.task for probe in probes):
+        several = [probe for probe in probes if probe.task == task]
+        name, *_ = several[0].best.metrics
+        named = zip(several, labels(several), strict=True)
+        shares = ", ".join(f"{probe.best.metrics[name].value:.3f} of {model}" for probe, model in named)
+        said.append(f"{task}: {name.replace('_', ' ')} {shares}")
+    return f"Where cross-validation prefers them, probes reach on {'; on '.join(said)}." if said else ""
 
 
 def _validated(probe: Probe, name: str, label: str, color: Any, marker: Any) -> Line:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.charts import Chart
+from rectilinear.names import short_name
 from rectilinear.results import EnvironmentRecord, ModelRecord, Record, ResultFile, Section
 from rectilinear.tables import Cell, Column, Estimate, Table
 from rectilinear.training.metrics import MetricRecord
@@ -75,7 +76,10 @@ class Probe(ResultFile):
 
         tasks = {task: [one for one in results if one.task == task] for task in dict.fromkeys(r.task for r in results)}
         charts = tuple(probes_chart(several) for several in tasks.values() if len(several) > 1)
-        return Section(f"{cls.heading}, models beside one another", charts=charts) if charts else None
+        from rectilinear.evaluation.probe_charts import probes_headline
+
+        title = f"{cls.heading}, models beside one another"
+        return Section(title, probes_headline(results), charts=charts) if charts else None
 
     def tables(self) -> tuple[Table, ...]:
         """One line a depth: what cross-validation made of the training part, and the metrics of the other one."""
@@ -90,13 +94,13 @@ class Probe(ResultFile):
             for point in self.points
         ]
         rows.append(["constant  ", "", "", *(self.points[0].metrics[name].baseline for name in names)])
-        counted = f"{self.data.train:,} questions of {self.data.source}, {self.data.validation:,} asked"
+        counted = f"{self.data.train:,} questions of {short_name(self.data.source)}, {self.data.validation:,} asked"
         # Formats, so that these columns stand on the right.
         columns = [Column(name, ".4f") for name in ("depth", "penalty 1/C", "cross-validated")]
         table = Table.of(
             [*columns, *(Column(name.replace("_", " "), ".4f") for name in names)],
             rows,
-            title=f"{self.model.id}, {self.task}: {counted}",
+            title=f"{short_name(self.model.id)}, {self.task}: {counted}",
             caption="depth 0: what goes into the first block, k: what comes out of block k - 1; ±: standard error over "
             "questions, or the passages they are about; *: the best in cross-validation; constant: the training part's "
             "commonest answer",

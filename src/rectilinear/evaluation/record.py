@@ -12,6 +12,7 @@ from pydantic import Field
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe_record import Probe
+from rectilinear.names import short_name
 from rectilinear.results import (
     DataRecord,
     EnvironmentRecord,
@@ -32,6 +33,15 @@ class SpeedRecord(Record):
 
     prefill: float | None = None
     decode: float | None = None
+
+
+class TimedRecord(SpeedRecord):
+    """Tokens per second, and how far what was timed is spread."""
+
+    prefill_middle: tuple[float, float] | None = Field(
+        default=None, description="at the ends of the middle half of the times, the slower first; null in older files"
+    )
+    decode_middle: tuple[float, float] | None = None
 
 
 class MetricRecord(Record):
@@ -95,7 +105,7 @@ class Measurements(Record):
         description="predicted: all but the first of each row, and BOS where rows begin with it",
     )
     parameters: int
-    tokens_per_second: SpeedRecord = SpeedRecord()
+    tokens_per_second: TimedRecord = TimedRecord()
     cache_bytes: int | None = Field(
         default=None, description="after prompt and new tokens of one row; null where not measured"
     )
@@ -179,7 +189,7 @@ class Evaluation(Measurements, ResultFile):
         if self.against is None or self.differences is None or self.differences.loss is None:
             return f"{found}."
         error = "" if self.differences.loss_stderr is None else f" (± {self.differences.loss_stderr:.4f})"
-        return f"{found}, {self.differences.loss:+.4f}{error} against {self.against.model.id}."
+        return f"{found}, {self.differences.loss:+.4f}{error} against {short_name(self.against.model.id)}."
 
     def words(self) -> tuple[str, ...]:
         """What was lost and what was gained."""

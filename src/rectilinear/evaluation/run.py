@@ -15,7 +15,7 @@ from rectilinear.errors import RequestError
 from rectilinear.evaluation.differences import find_differences, find_unlike
 from rectilinear.evaluation.gather import Gathered
 from rectilinear.evaluation.harness import TaskScores, run_tasks
-from rectilinear.evaluation.record import Evaluation, Items, SpeedRecord, finite
+from rectilinear.evaluation.record import Evaluation, Items, TimedRecord, finite
 from rectilinear.evaluation.settings import Evaluating
 from rectilinear.evaluation.speed import REPEATS, measure_speed
 from rectilinear.evaluation.task_set import SUPERGLUE_GROUP, TaskSet
@@ -215,7 +215,12 @@ class Job:
             items |= _text_items(text)
             if self.lengths:
                 speed = measure_speed(module, ids[:1, : self.lengths[0]], self.lengths[1], progress=progress)
-                found["tokens_per_second"] = SpeedRecord(prefill=speed.prefill, decode=speed.decode)
+                found["tokens_per_second"] = TimedRecord(
+                    prefill=speed.prefill,
+                    decode=speed.decode,
+                    prefill_middle=speed.prefill_middle,
+                    decode_middle=speed.decode_middle,
+                )
                 found["cache_bytes"] = speed.cache_bytes
         if self.tasks:
             tasks, tokenizer = self.tasks, self.tokenizer or origin.tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 from time import perf_counter
 
 import torch
@@ -27,12 +27,16 @@ class Speed:
         decode: tokens per second, from the median time of a step; None for a model without a cache.
         cache_bytes: what the cache held after prompt and new tokens; None for a model without one.
         tokens: ``[rows, new_tokens]`` int64 on the CPU, the tokens that were decoded; None without a cache.
+        prefill_middle, decode_middle: tokens per second at the slower and the faster end of the middle half of these
+            times; None for a single one.
     """
 
     prefill: float
     decode: float | None
     cache_bytes: int | None
     tokens: Tensor | None
+    prefill_middle: tuple[float, float] | None = None
+    decode_middle: tuple[float, float] | None = None
 
 
 def plan_speed(seq_len: int, context: int | None) -> tuple[int, int]:
@@ -77,7 +81,7 @@ def measure_speed(
     """
     device = device_of(model)
     prompt = prompt.to(device)
-    done, total = 0, repeats + 1 + new_tokens
+    done, total, report = 0, repeats + 1 + new_tokens, progress or (lambda *_: None)
 
     def timed(ids: Tensor, cache: DecodingCache | None = None) -> tuple[Tensor, DecodingCache | None, float]:
         nonlocal done
@@ -87,8 +91,7 @@ def measure_speed(
         _wait(device)
         seconds = perf_counter() - start
         done += 1
-        if progress:
-            progress("speed", done, total)
+        report("speed", done, total)
         return logits, cache, seconds
 
     with evaluating(model):
@@ -97,11 +100,10 @@ def measure_speed(
             cache = None  # one at a time: it may be large
             logits, cache, seconds = timed(prompt)
             readings.append(seconds)
-        prefill = prompt.numel() / median(readings[1:])
+        prefill, read = _rates(prompt.numel(), readings[1:])  # the first one is to warm up
         if cache is None:
-            if progress:
-                progress("speed", total, total)
-            return Speed(prefill, None, None, None)
+            report("speed", total, total)
+            return Speed(prefill, None, None, None, read)
         steps: list[float] = []
         tokens = []
         for _ in range(new_tokens):
@@ -111,7 +113,16 @@ def measure_speed(
                 check_continued(model, token, logits, cache)
             tokens.append(token.cpu())
             steps.append(seconds)
-    return Speed(prefill, len(prompt) / median(steps), cache_bytes(cache), torch.cat(tokens, 1))
+    decode, written = _rates(len(prompt), steps)
+    return Speed(prefill, decode, cache_bytes(cache), torch.cat(tokens, 1), read, written)
+
+
+def _rates(tokens: int, seconds: list[float]) -> tuple[float, tuple[float, float] | None]:
+    """So many tokens per second of the median time, and at the ends of the middle half of times, the slower first."""
+    if len(seconds) < 2:
+        return tokens / seconds[0], None
+    fast, _, slow = quantiles(seconds, n=4, method="inclusive")
+    return tokens / median(seconds), (tokens / slow, tokens / fast)
 
 
 def _wait(device: torch.device) -> None:
