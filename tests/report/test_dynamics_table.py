@@ -22,7 +22,7 @@ def test_each_step_has_a_row_of_its_numbers():
         "0|0.5500 ± 0.0200|(0) 0.500|(1) 0.600|0.7950 ± 0.0100|(1) 0.790|(0) 0.800",
         "12,000|0.4300 ± 0.0200|(0) 0.380|(1) 0.480|0.7950 ± 0.0100|(1) 0.790|(0) 0.800",
     ]
-    assert "runs/mine: 2 blocks of width 16 at 2 steps, 4,096 tokens of a/tales.txt" in text
+    assert "mine: 2 blocks of width 16 at 2 steps, 4,096 tokens of tales.txt" in text
 
 
 def test_scores_that_are_not_there_are_dashes():

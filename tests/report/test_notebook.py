@@ -14,7 +14,7 @@ USUAL = ((0.9, 0.8, 0.01), (0.6, 0.5, 0.02))
 @pytest.fixture(params=["profile", "dynamics"])
 def result(request, make_profile):
     """Results of each kind whose texts would be markup if they were not escaped."""
-    name, warning = "<b>&[/]", "few <i>tokens</i> & [bold]"
+    name, warning = "<b>&[i]", "few <i>tokens</i> & [bold]"
     if request.param == "profile":
         return make_profile(block(0, *USUAL), block(1, *USUAL), name=name, warnings=(warning,))
     return make([0, 12000], 2, name=name).model_copy(update={"warnings": (warning,)})
@@ -26,7 +26,7 @@ def parse(html):
 
 def test_as_text_it_is_its_table_with_title_caption_and_warnings(result):
     lines = repr(result).splitlines()
-    assert lines[0].startswith("<b>&[/]: 2 blocks of width 16")
+    assert lines[0].startswith("<b>&[i]: 2 blocks of width 16")
     assert lines[-1] == "warning: few <i>tokens</i> & [bold]"
     assert "0.5000 ± 0.0200" in repr(result)
     assert str(result) == repr(result)
@@ -38,7 +38,7 @@ def test_in_a_notebook_it_is_a_table_and_all_texts_are_texts(result):
     root = parse(result._repr_html_())
     assert {element.tag for element in root.iter()} <= {"div", "p", "table", "thead", "tbody", "tr", "th", "td"}
     said = ["".join(element.itertext()) for element in root.iter("p")]
-    assert said[0].startswith("<b>&[/]: 2 blocks of width 16")
+    assert said[0].startswith("<b>&[i]: 2 blocks of width 16")
     assert said[-1] == "warning: few <i>tokens</i> & [bold]"
     [table] = result.tables()
     rows = [[cell.text for cell in row] for row in root.iter("tr")]

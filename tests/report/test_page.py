@@ -95,7 +95,10 @@ def test_models_beside_one_another_come_first(profiles):
     means, differences = first.tables
     assert means.rows[0][-1].value == pytest.approx(0.22)
     assert differences.rows[0][-1] == pytest.approx(1.0)  # the same scores without sinks
-    assert [section.title for section in others] == [f"How linear each block is: {each.model.id}" for each in profiles]
+    names = ["tiny-model", HOSTILE.rpartition("/")[2]]
+    assert "linear maps explain so much of updates (held out): 22.0 % in " in first.headline
+    assert all(f"22.0 % in {name}" in first.headline for name in names)
+    assert [section.title for section in others] == [f"How linear each block is: {name}" for name in names]
 
 
 def test_results_of_one_name_are_told_apart(make_profile):
@@ -107,16 +110,46 @@ def test_results_of_one_name_are_told_apart(make_profile):
     one, two = of(0.25, "runs/a/final"), of(0.75, "runs/b/final")
     first, *_ = make_report(one, two).sections
     means, differences = first.tables
-    assert [row[0] for row in means.rows] == ["runs/a/final, tales.txt", "runs/b/final, tales.txt"]
+    assert [row[0] for row in means.rows] == ["a/final", "b/final"]
     assert [row[-1].value for row in means.rows] == [0.25, 0.75]
     difference, p = differences.rows[0][2:]
     assert (difference.value, difference.stderr) == (0.5, pytest.approx(0.02 * 2**0.5))
     # Welch's t test of 0.5 with errors of 0.02 over four parts each: t = 17.68 with 6 degrees of freedom.
     assert p == "< 0.001"
     assert [row[0] for row in make_report(one, one.model_copy()).sections[0].tables[0].rows] == [
-        "final, tales.txt (1)",
-        "final, tales.txt (2)",
+        "final on tales.txt (1)",
+        "final on tales.txt (2)",
     ]
+
+
+def test_titles_have_names_and_settings_have_paths(make_profile):
+    of = {"name": "/tmp/real/smol", "source": "/tmp/texts/valid.txt"}
+    usual = block(0, (0.9, 0.8, 0.01), (0.6, 0.5, 0.02), sinks=2)
+    one, two = make_profile(usual, **of), make_profile(usual, **of | {"source": "/tmp/texts/score.txt"})
+    made = make_report(one, two, make_pair())
+    assert made.title == "smol, tiny"
+    assert [section.title for section in made.sections] == [
+        "How linear blocks are, models beside one another",
+        "How linear each block is: smol on valid.txt",
+        "How linear each block is: smol on score.txt",
+        "How good and how fast it is: tiny",
+    ]
+    assert made.charts[0].title == "smol on valid.txt; smol on score.txt"
+    for section in made.sections:
+        said = [section.title, section.headline, *section.words, *section.warnings]
+        said += [text for part in (*section.charts, *section.tables) for text in (part.title, part.caption)]
+        assert not [text for text in said if "/tmp" in text or "org/" in text]
+    assert made.sections[1].facts["model"]["id"] == "/tmp/real/smol"
+    assert make_report(one).sections[0].title == "How linear each block is: smol"
+
+
+def test_several_trainings_are_summed_up_in_a_sentence():
+    falling = make_dynamics([0, 50], 2, lambda step, _: 0.6 - step / 500)
+    first, *_ = make_report(falling, make_dynamics([0, 50], 2, name="runs/other")).sections
+    assert first.headline == (
+        "Averaged over blocks, what linear maps explain of updates went from 60.0 % to 50.0 % in mine; "
+        "from 50.0 % to 50.0 % in other."
+    )
 
 
 def test_only_scores_of_the_same_are_compared(make_profile):

@@ -1,6 +1,7 @@
 """The page in a real browser: every figure draws, toggles work, nothing is asked of a network."""
 
 import shutil
+from itertools import combinations
 
 import pytest
 
@@ -8,11 +9,12 @@ from rectilinear.report.page import make_report
 from tests.report.conftest import block
 from tests.report.test_dynamics_plot import make as make_dynamics
 from tests.report.test_evaluation_table import make_pair
+from tests.report.test_pareto import evaluations
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(not BROWSER, reason="needs Chromium")
 QUIET = ("--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync")
-HOSTILE = "<img src=https://example.org/a.png onerror=alert(1)>"
+HOSTILE = "<img src=a.png onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +32,11 @@ def file(profile, make_profile, tmp_path_factory):
     blocks = [block(index, (0.999, 0.99, 0.001), (0.7, 0.6, 0.02), sinks=2) for index in range(30)]
     other = make_profile(*blocks, name=HOSTILE, source=HOSTILE)
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(
-        make_report(profile, other, make_dynamics([0, 10, 500], 3), make_pair()).to_html(), encoding="utf-8"
-    )
+    middles = [(17.9, 18.1), (16.9, 17.1), (15.9, 16.1)]
+    results = [profile, other, make_dynamics([0, 10, 500], 3), make_pair(), *evaluations(middles)]
+    # What the pair is of is not the text of the others.
+    results[3] = results[3].model_copy(update={"data": results[3].data.model_copy(update={"fingerprint": "a" * 64})})
+    path.write_text(make_report(*results).to_html(), encoding="utf-8")
     return path
 
 
@@ -53,6 +57,17 @@ def open_page(browser, file):
         return page
 
     return open_it
+
+
+def own_figure(page):
+    """The figure of the first profile alone: it, its number, and that of its first plot."""
+    number, plot = page.evaluate(
+        "() => { const section = [...document.querySelectorAll('main > section:not(#summary)')].find(s => "
+        "s.querySelector('h2').textContent === 'How linear each block is: tiny-model'); "
+        "const of = name => [...document.querySelectorAll(name)].indexOf(section.querySelector(name)); "
+        "return [of('figure'), of('.plot')] }"
+    )
+    return page.locator("figure").nth(number), number, plot
 
 
 def traces(page, place=0):
@@ -85,8 +100,7 @@ def test_every_figure_draws_without_a_network(open_page, width, scheme):
 
 def test_scales_and_lines_are_toggled(open_page):
     page = open_page(1400, "light")
-    figure = page.locator("figure").nth(1)  # of the first profile alone
-    place = page.locator("figure").nth(0).locator(".plot").count()
+    figure, _, place = own_figure(page)
     scores = traces(page, place)
     scale = figure.get_by_role("button", name="log₁₀")
     assert scale.get_attribute("aria-pressed") == "false"
@@ -107,7 +121,7 @@ def test_scales_and_lines_are_toggled(open_page):
 
 def test_the_pointer_reads_values(open_page):
     page = open_page(1400, "light")
-    plot = page.locator("figure").nth(1).locator(".plot").first
+    plot = own_figure(page)[0].locator(".plot").first
     plot.scroll_into_view_if_needed()
     point = plot.locator(".scatterlayer .points path").first.bounding_box()
     page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
@@ -132,3 +146,98 @@ def test_a_name_that_is_markup_is_a_name(open_page):
     page = open_page(1400, "light")
     assert page.locator("img").count() == 0
     assert page.get_by_role("heading", name=HOSTILE).count() >= 1
+
+
+def test_keys_have_the_marks_of_their_lines(open_page):
+    page = open_page(1400, "light")
+    figure, number, _ = own_figure(page)
+    drawn = page.evaluate(
+        "n => [...document.querySelectorAll('figure')[n].querySelectorAll('.plot')].flatMap(plot => "
+        "plot.data.filter(t => t.hovertext && t.marker && t.marker.symbol).map(t => "
+        "[t.hovertext[0].split('<br>')[0], t.marker.symbol]))",
+        number,
+    )
+    expected = {"square": "square", "circle": "circle", "diamond": "diamond", "triangle-up": "triangle"}
+    assert {symbol for _, symbol in drawn} == {*expected}
+    for label, symbol in drawn:
+        key = figure.get_by_role("button", name=label, exact=True)
+        assert key.locator(f"svg g.{expected[symbol]}").count() == 1
+        assert key.locator("svg g > *").count() == 1
+    shapes = {
+        key.locator("svg g > *").evaluate("e => e.outerHTML")
+        for key in figure.locator("button.key").all()
+        if key.locator("svg g").count()
+    }
+    assert len(shapes) == 4
+
+
+def test_marks_of_sinks_stand_on_the_edge_whatever_the_scale(open_page):
+    page = open_page(1400, "light")
+    figure, number, _ = own_figure(page)
+    edge = (
+        "n => { const plot = document.querySelectorAll('figure')[n].querySelector('.plot'); "
+        "const t = plot.data.find(t => t.yaxis === 'y2'); "
+        "const area = plot.querySelector('.nsewdrag').getBoundingClientRect(); "
+        "const marks = [...plot.querySelectorAll('.xy2 .points path, .xy2 path.point')].map(e => "
+        "e.getBoundingClientRect()); return [t.hovertext, marks.map(m => (m.top + m.bottom) / 2 - area.bottom)] }"
+    )
+    for _ in range(2):
+        told, away = page.evaluate(edge, number)
+        assert told == ["sinks carry 1% or more<br>block 1"]  # and no value
+        assert len(away) == 1
+        assert abs(away[0]) < 3
+        figure.get_by_role("button", name="log₁₀").click()
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_names_of_models_are_within_their_plots_and_apart(open_page, width):
+    page = open_page(width, "light")
+    page.wait_for_timeout(300)  # names are placed once a plot is drawn
+    found = page.evaluate(
+        "() => [...document.querySelectorAll('.plot')].filter(p => p.querySelector('.textpoint')).map(p => { "
+        "const box = e => { const b = e.getBoundingClientRect(); return [b.left, b.right, b.top, b.bottom] }; "
+        "return [box(p.querySelector('.nsewdrag')), [...p.querySelectorAll('.textpoint text')].map(box)] })"
+    )
+    assert sorted(len(names) for _, names in found) == [2, 4, 4]
+    for panel, names in found:
+        for left, right, top, bottom in names:
+            assert panel[0] <= left < right <= panel[1]
+            assert panel[2] <= top < bottom <= panel[3]
+        for one, two in combinations(names, 2):
+            assert one[1] <= two[0] or two[1] <= one[0] or one[3] <= two[2] or two[3] <= one[2]
+
+
+def test_contents_lead_everywhere_and_back(open_page):
+    page = open_page(400, "light")
+    contents = page.get_by_role("navigation", name="Contents")
+    links = contents.get_by_role("link")
+    targets = links.evaluate_all("links => links.map(link => link.getAttribute('href'))")
+    assert len(targets) == len({*targets}) > page.locator("main > section").count()
+    assert all(page.locator(target).count() == 1 for target in targets)
+    headings = page.locator("main > section:not(#summary) > h2").all_text_contents()
+    assert len(headings) == len({*headings})
+    assert all(contents.get_by_role("link", name=heading, exact=True).count() == 1 for heading in headings)
+    contents.get_by_role("link", name="what made it").last.click()
+    assert page.evaluate("scrollY") > 1000
+    page.get_by_role("link", name="Back to the top").click()
+    page.wait_for_timeout(100)
+    assert page.evaluate("scrollY") < 100
+
+
+def test_tables_that_go_on_to_the_right_say_so(open_page):
+    hints = "[...document.querySelectorAll('.scroll')].filter(e => e.checkVisibility()).map(e => "
+    hints += "[e.scrollWidth > e.clientWidth + 1, !e.previousElementSibling.hidden, e.classList.contains('more')])"
+    narrow = open_page(400, "light")
+    narrow.wait_for_timeout(100)
+    found = narrow.evaluate(hints)
+    assert any(wider for wider, *_ in found)
+    assert all(wider == said == faded for wider, said, faded in found)
+    narrow.evaluate("document.querySelectorAll('details').forEach(e => (e.open = true))")
+    narrow.wait_for_timeout(100)
+    opened = narrow.evaluate(hints)
+    assert len(opened) > len(found)
+    assert all(wider == said for wider, said, _ in opened)
+    narrow.evaluate("document.querySelectorAll('.scroll').forEach(e => (e.scrollLeft = e.scrollWidth))")
+    narrow.wait_for_timeout(100)
+    assert not any(faded for *_, faded in narrow.evaluate(hints))
+    assert not any(said for _, said, _ in open_page(2400, "light").evaluate(hints))

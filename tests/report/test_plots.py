@@ -239,7 +239,7 @@ def test_models_of_one_depth_are_compared_block_by_block(make_profile):
 
 def test_one_model_on_several_texts_is_told_apart_by_these(make_profile):
     profiles = [make_profile(block(0, *USUAL), source=source) for source in ("a/one.txt", "a/two.txt")]
-    assert [*lines_of(plot_profile(*profiles).axes[0])] == ["tiny-model, one.txt", "tiny-model, two.txt"]
+    assert [*lines_of(plot_profile(*profiles).axes[0])] == ["tiny-model on one.txt", "tiny-model on two.txt"]
 
 
 def test_axes_of_ones_own(profile, make_profile):

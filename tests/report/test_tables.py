@@ -50,14 +50,14 @@ def test_values_that_are_not_there_are_dashes(make_profile):
 
 
 def test_the_title_names_model_and_text(profile):
-    assert "org/tiny-model: 3 blocks of width 16, 4,096 tokens of texts/tales.txt" in " ".join(printed(profile).split())
+    assert "tiny-model: 3 blocks of width 16, 4,096 tokens of tales.txt" in " ".join(printed(profile).split())
 
 
 def test_one_block_is_no_plural(make_profile):
     assert ": 1 block of width 16" in printed(make_profile(block(0, *USUAL)))
 
 
-@pytest.mark.parametrize("name", ["runs[final]/model", "runs[/x]/model"])
+@pytest.mark.parametrize("name", ["model[final]", "model[bold]"])
 def test_square_brackets_in_names_are_letters(name, make_profile):
     assert name in printed(make_profile(block(0, *USUAL), name=name))
 

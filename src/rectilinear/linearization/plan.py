@@ -10,6 +10,7 @@ from pydantic import Field, model_serializer, model_validator
 from rectilinear.linearization.kinds import KINDS, make_kind
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
+from rectilinear.names import short_name
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.settings import Target
 from rectilinear.tables import Column, Table
@@ -207,7 +208,7 @@ class Plan(ResultFile):
                 "that nothing was fitted on"
             )
         lines += [str(self.heal)] * (self.heal is not None)
-        title = f"{self.model.id}: what was replaced, fitted on {self.data.source}"
+        title = f"{short_name(self.model.id)}: what was replaced, fitted on {short_name(self.data.source)}"
         return (Table.of(columns, rows, title=title, caption="\n".join(lines)),)
 
 

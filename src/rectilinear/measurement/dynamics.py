@@ -15,10 +15,12 @@ from rectilinear.charts import Chart
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
 from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile, Score
+from rectilinear.measurement.score_choice import ScoreChoice, in_percent
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.series import Checkpoint, check_alike, find_checkpoints
 from rectilinear.models.settings import Loading
+from rectilinear.names import short_name
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, EnvironmentRecord, Record, ResultFile, Section
 from rectilinear.settings import BatchSize, takes_settings
@@ -80,8 +82,9 @@ class Dynamics(ResultFile):
             return ""
         first, last = means[0], means[-1]
         return (
-            f"The mean over blocks of the update's score went from {100 * (first.mean or 0.0):.1f} % at step "
-            f"{first.step:,} to {100 * (last.mean or 0.0):.1f} % at step {last.step:,}."
+            "Averaged over blocks, what linear maps explain of updates went from "
+            f"{in_percent(first.mean or 0.0)} at step {first.step:,} to {in_percent(last.mean or 0.0)} at step "
+            f"{last.step:,}."
         )
 
     def words(self) -> tuple[str, ...]:
@@ -93,21 +96,24 @@ class Dynamics(ResultFile):
     @classmethod
     def together(cls, results: Sequence[Self]) -> Section:
         """The means of several trainings over one another."""
-        from rectilinear.measurement.dynamics_charts import several_dynamics_chart
+        from rectilinear.measurement.dynamics_charts import several_dynamics_chart, several_dynamics_headline
 
-        return Section(f"{cls.heading}, models beside one another", charts=(several_dynamics_chart(results),))
+        title, charts = f"{cls.heading}, models beside one another", (several_dynamics_chart(results),)
+        return Section(title, several_dynamics_headline(results), charts=charts)
 
     def tables(self) -> tuple[Table, ...]:
         """One line a step: the means over blocks, their errors and spread, the least and the most linear block."""
         steps = f"{len(self.points)} step{'s' * (len(self.points) != 1)}"
+        how = "held out where rows were, ±: at most the standard error over parts of the text"
+        if ScoreChoice.of(self).few:
+            how = "adjusted for the number of tokens"
         spread, curves = (Column("least"), Column("most")), (mean_curve(self), mean_curve(self, "linearity"))
         table = Table.of(
             [Column("step", ","), Column("update linearity", ".4f"), *spread, Column("linearity", ".4f"), *spread],
             [[update.step, *update.cells(), *output.cells()] for update, output in zip(*curves, strict=True)],
-            title=f"{self.model.id}: {self.model.num_blocks} blocks of width {self.model.width} at {steps}, "
-            f"{self.data.tokens:,} tokens of {self.data.source}",
-            caption="means over blocks, held out where rows were, ±: at most the standard error over parts of the "
-            "text; least and most: (block) and its score",
+            title=f"{short_name(self.model.id)}: {self.model.num_blocks} blocks of width {self.model.width} at "
+            f"{steps}, {self.data.tokens:,} tokens of {short_name(self.data.source)}",
+            caption=f"means over blocks, {how}; least and most: (block) and its score",
         )
         return (table,)
 
@@ -162,14 +168,15 @@ class Mean:
         return [Estimate(self.mean, self.stderr), *spread]
 
 
-def mean_of(records: Mapping[int, LinearityRecord], step: int = 0) -> Mean:
-    """The mean over blocks of their scores, by index, with its spread."""
-    values = {index: record.best for index, record in records.items() if record.best is not None}
+def mean_of(records: Mapping[int, LinearityRecord], choice: ScoreChoice, step: int = 0) -> Mean:
+    """The mean over blocks of the scores that stand for them, by index, with its spread."""
+    scores = {index: choice.value(record) for index, record in records.items()}
+    values = {index: score for index, score in scores.items() if score is not None}
     if not values:
         return Mean(step)
     error, half = (
-        None if None in errors else sum(errors) / len(errors)
-        for errors in ([getattr(records[index], name) for index in values] for name in ("stderr", "half_width"))
+        None if None in errors else sum(filter(None, errors)) / len(errors)
+        for errors in ([of(records[index]) for index in values] for of in (choice.stderr, choice.half_width))
     )
     least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     return Mean(step, sum(values.values()) / len(values), error, half, values[least], values[most], least, most)
@@ -177,8 +184,10 @@ def mean_of(records: Mapping[int, LinearityRecord], step: int = 0) -> Mean:
 
 def mean_curve(dynamics: Dynamics, score: Score = "update_linearity") -> list[Mean]:
     """The mean of a score over blocks at each step, with its spread."""
+    choice = ScoreChoice.of(dynamics)
     return [
-        mean_of({block.index: getattr(block, score) for block in point.blocks}, point.step) for point in dynamics.points
+        mean_of({block.index: getattr(block, score) for block in point.blocks}, choice, point.step)
+        for point in dynamics.points
     ]
 
 

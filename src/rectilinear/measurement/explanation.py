@@ -115,13 +115,10 @@ class Explanation(ResultFile):
     warnings: tuple[str, ...] = ()
 
     def headline(self) -> str:
-        """How many directions maps have."""
-        found = [
-            f"{100 * share:.1f} % of block {block.index}'s update, in {block.effective_rank:.0f} directions"
-            for block in self.blocks
-            if (share := block.forms["linear"].update.best) is not None
-        ]
-        return f"Linear maps explain {'; '.join(found)}." if found else ""
+        """What maps explain, and over how many directions that is spread."""
+        from rectilinear.measurement.explanation_charts import explanation_headline
+
+        return explanation_headline(self)
 
     def command(self) -> str:
         """``rectilinear explain``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rectilinear.charts import SERIES, Axis, Chart, Curves, Line
 from rectilinear.measurement.explanation import BlockExplanation, DepthRecord, Explanation
 from rectilinear.measurement.profile_charts import SHARE, about
+from rectilinear.measurement.score_choice import ScoreChoice, in_percent
+from rectilinear.names import short_name
 from rectilinear.results import describe_rows
 from rectilinear.tables import Column, Estimate, Table
 
@@ -26,6 +27,10 @@ _DEPTHS = (
 )
 
 
+# Maps of several forms are told apart on text that none was fitted on; of these forms there are no adjusted scores.
+_value = ScoreChoice().value
+
+
 def explanation_charts(explanation: Explanation) -> Iterator[Chart]:
     """Ranks and spectra of maps; geometry and lenses by depth."""
     yield Chart("maps", about(explanation), tuple(_map_panels(explanation)), _MAPS, alike=False)
@@ -41,7 +46,7 @@ def _map_panels(explanation: Explanation) -> Iterator[Curves]:
         scores = [*block.ranks.items(), (len(block.singular_values), block.forms["linear"])]
         x, records = [rank for rank, _ in scores], [form.update for _, form in scores]
         halves = [record.half_width for record in records]
-        ranks.append(Line.of(f"block {block.index}", x, [record.best for record in records], halves, **look))
+        ranks.append(Line.of(f"block {block.index}", x, map(_value, records), halves, **look))
         values = block.singular_values
         spectra.append(Line.of(f"block {block.index}", range(1, len(values) + 1), values, color=look["color"]))
     yield Curves("Update explained by rank", Axis("rank of the map", "log"), Axis(SHARE, "score"), tuple(ranks))
@@ -68,7 +73,7 @@ def _depth_panels(explanation: Explanation) -> Iterator[Curves]:
 
 def explanation_tables(explanation: Explanation) -> Iterator[Table]:
     """What forms of maps explain, what is written, which tokens deviate, and hidden states by depth."""
-    where = f"{explanation.model.id}: {describe_rows(explanation.data, explanation.settings)}"
+    where = f"{short_name(explanation.model.id)}: {describe_rows(explanation.data, explanation.settings)}"
     names = [*explanation.blocks[0].forms]
     yield Table.of(
         [
@@ -84,7 +89,8 @@ def explanation_tables(explanation: Explanation) -> Iterator[Table]:
             if what == "update" or len(names) > 1
         ],
         title=f"What maps explain, held out; {where}",
-        caption="multiple: of the identity; rotation: any orthogonal map, times a number; ±: standard error over folds",
+        caption="multiple: of the identity; rotation: any orthogonal map, times a number; effective rank: what the map "
+        "explains is spread as widely as over so many directions of equal strength; ±: standard error over folds",
     )
     for block in explanation.blocks:
         yield Table.of(
@@ -121,32 +127,47 @@ def explanation_tables(explanation: Explanation) -> Iterator[Table]:
         )
 
 
+def explanation_headline(explanation: Explanation) -> str:
+    """What maps explain, and over how many directions that is spread."""
+    found = [
+        f"{in_percent(share)} of block {block.index}'s update (effective rank {block.effective_rank:.0f})"
+        for block in explanation.blocks
+        if (share := _value(block.forms["linear"].update)) is not None
+    ]
+    rank = "An effective rank of r says that this is spread as widely as over r directions of equal strength."
+    return f"Linear maps explain {'; '.join(found)}. {rank}" if found else ""
+
+
 def explanation_words(explanation: Explanation) -> list[str]:
     """What simpler maps explain, and where maps fail."""
     said = []
     for block in explanation.blocks:
         whose = {"block": f"Block {block.index}", "attention": f"The attention of block {block.index}"}
         name, linear = whose.get(explanation.target, f"The MLP of block {block.index}"), block.forms["linear"]
-        if linear.update.best is None:
+        share = _value(linear.update)
+        if share is None:
             said.append(f"{name}. Its updates differ by no more than rounding, so that there is nothing to explain.")
             continue
-        found = [f"the best linear map explains {100 * linear.update.best:.1f} % of the update"]
+        found = [f"the best linear map explains {in_percent(share)} of the update"]
         if (half := _half(block)) is not None:
-            found.append(f"half of that is in {half} of its {explanation.model.width} directions")
+            found.append(
+                f"a map that writes only along the {half} strongest of its {explanation.model.width} directions "
+                "explains half of that or more"
+            )
         if "rotation" in block.forms:
             shares = [
-                f"{label} {100 * share:.1f} %"
+                f"{label} {in_percent(own)}"
                 for form, label in _SAID.items()
-                if (share := block.forms[form].output.best) is not None
+                if (own := _value(block.forms[form].output)) is not None
             ]
-            found.append(f"of the output, {', '.join(shares)}")
+            found.append(f"of the output the shares are: {', '.join(shares)}")
         said.append(f"{name}. On text that maps were not fitted on, {'; '.join(found)}.")
         if block.deviating:
             first = block.deviating[0]
             said.append(
-                f"Where it fails. The update furthest from the map, {math.sqrt(first.residual):.1f} times as far as "
-                f"updates are from their mean, is that of {first.token!r} in "
-                f"{first.before + first.token + first.after!r}."
+                f"Where it fails. The update furthest from the map is that of {first.token!r} in "
+                f"{first.before + first.token + first.after!r}: its squared distance is {first.residual:.2f} times "
+                "that of updates from their mean."
             )
     if explanation.depths and explanation.depths[0].logit_lens is not None:
         early = explanation.depths[len(explanation.depths) // 2]
@@ -166,8 +187,8 @@ def _in_line(*texts: str) -> list[str]:
 
 def _half(block: BlockExplanation) -> int | None:
     """The least rank of those tried that explains half of what the whole map does."""
-    whole = block.forms["linear"].update.best or 0.0
-    return next((rank for rank, form in block.ranks.items() if (form.update.best or 0.0) >= whole / 2 > 0), None)
+    whole = _value(block.forms["linear"].update) or 0.0
+    return next((rank for rank, form in block.ranks.items() if (_value(form.update) or 0.0) >= whole / 2 > 0), None)
 
 
 def _lenses(depth: DepthRecord) -> tuple[Estimate | None, Estimate | None]:

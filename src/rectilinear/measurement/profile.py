@@ -11,8 +11,10 @@ from rectilinear.charts import Chart
 from rectilinear.core.scores import BlockScores, Linearity
 from rectilinear.core.sinks import MARKS, SinkCounts
 from rectilinear.measurement.pairs_record import PairsRecord
-from rectilinear.measurement.settings import TOKENS_A_FEATURE, Measurement
+from rectilinear.measurement.score_choice import are_few
+from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Loading
+from rectilinear.names import short_name
 from rectilinear.results import (
     DataRecord,
     EnvironmentRecord,
@@ -60,11 +62,6 @@ class LinearityRecord(Record):
     def half_width(self) -> float | None:
         """Half of the interval; None where there is none, as in what earlier versions wrote."""
         return None if self.interval is None else self.interval.half_width
-
-    @property
-    def best(self) -> float | None:
-        """The held-out score; in sample where nothing was held out."""
-        return self.in_sample if self.held_out is None else self.held_out
 
     @property
     def estimate(self) -> Estimate | None:
@@ -191,7 +188,7 @@ class Profile(ResultFile):
         return tuple(self._table(target, blocks) for target, blocks in self.scores.items())
 
     def _table(self, target: Target, blocks: Sequence[BlockRecord]) -> Table:
-        few = self.data.tokens < TOKENS_A_FEATURE * (self.model.width or 0)
+        few = are_few(self.data.tokens, self.model.width)
         sinks = any(block.without_sinks.sinks for block in blocks)
         columns = [*_columns(target, few, sinks, self.shifted)]
         stack = f"{self.model.num_blocks} block{'s' * (self.model.num_blocks != 1)} of width {self.model.width}"
@@ -199,7 +196,7 @@ class Profile(ResultFile):
         return Table.of(
             [column for column, _ in columns],
             [[cell(block) for _, cell in columns] for block in blocks],
-            title=f"{self.model.id}: {whose}{stack}, {describe_rows(self.data, self.settings)}",
+            title=f"{short_name(self.model.id)}: {whose}{stack}, {describe_rows(self.data, self.settings)}",
             caption=f"{_ADDED if target != 'block' else _SHARES}held out: mean over folds, ± standard error\n"
             f"{_ADJUSTED * few}null: {self._null()}" + self._about_sinks(target) * sinks,
         )

@@ -11,7 +11,8 @@ from typing import Any
 from rectilinear.charts import FLOOR, SERIES, Axis, Chart, Curves, HeatMap, Line
 from rectilinear.measurement.pairs_record import PairsRecord
 from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile, Score, WithoutSinksRecord
-from rectilinear.models.origin import short_name
+from rectilinear.measurement.score_choice import WHY_ADJUSTED, ScoreChoice
+from rectilinear.names import labels, short_name
 from rectilinear.results import DataRecord, ModelRecord
 from rectilinear.settings import Target
 
@@ -31,16 +32,19 @@ _HIGH, _SAME, _MUCH = 0.9, 0.01, 0.01
 
 
 def profile_chart(profile: Profile) -> Chart:
-    """A panel for each target and score: held out with its interval, and the levels to read it against."""
-    panels = []
+    """A panel for each target and score: what stands for the blocks, and the levels to read it against."""
+    panels, choice = [], ScoreChoice.of(profile)
     for target, score in _wanted([profile]):
-        lines = tuple(_lines(profile.scores[target], score))
-        axis = _score_axis(getattr(block, score).best for block in profile.scores[target])
+        lines = tuple(_lines(profile.scores[target], score, choice))
+        axis = _score_axis(choice.value(getattr(block, score)) for block in profile.scores[target])
         panels.append(Curves(_TITLES[target, score], Axis("block", whole=True), axis, lines))
     drawn = {line.label for panel in panels for line in panel.lines}
     said = {
         "held out": "Held out: scores on text that the map was not fitted on, with 95 % intervals by Student's t over "
         "folds.",
+        "adjusted": WHY_ADJUSTED,
+        "sinks carry": f"Triangles along the lower edge mark blocks where attention sinks carry {_MUCH:.0%} or more "
+        "of the variation; they are no scores.",
         "identity": "Identity: what doing nothing explains.",
         "shifted null": "Shifted null: what inputs of other rows explain in sample.",
     }
@@ -50,7 +54,7 @@ def profile_chart(profile: Profile) -> Chart:
 
 
 def profiles_chart(profiles: Sequence[Profile]) -> Chart:
-    """Held-out scores (in sample where there are none) of several profiles over one another, a colour each.
+    """The scores that stand for the blocks of several profiles over one another, a colour each.
 
     By block, or by relative depth where models are not equally deep. Without sinks as well where any has some.
     """
@@ -68,13 +72,17 @@ def profiles_chart(profiles: Sequence[Profile]) -> Chart:
                 records = [getattr(block.without_sinks if without else block, score) for block in blocks]
                 scale = 1.0 if len(depths) == 1 else float(profile.model.num_blocks or 1)
                 places = [block.index if len(depths) == 1 else (block.index + 0.5) / scale for block in blocks]
-                best, halves = [record.best for record in records], [record.half_width for record in records]
-                lines.append(Line.of(name, places, best, halves, **look))
+                choice = ScoreChoice.of(profile)
+                halves = [*map(choice.half_width, records)]
+                lines.append(Line.of(name, places, map(choice.value, records), halves, **look))
             title = _TITLES[target, score] + ", without sinks" * without
             panels.append(Curves(title, x, _score_axis(y for line in lines for y in line.y), tuple(lines)))
     caption = "Held out, with 95 % intervals by Student's t over folds; in sample where nothing was held out."
+    few = [ScoreChoice.of(profile).few for profile in profiles]
+    if any(few):
+        caption = WHY_ADJUSTED if all(few) else f"{caption} {WHY_ADJUSTED}"
     alike = len({panel.y.scale for panel in panels}) == 1
-    return Chart("profiles", ", ".join(dict.fromkeys(labels(profiles))), tuple(panels), caption, alike=alike)
+    return Chart("profiles", "; ".join(labels(profiles)), tuple(panels), caption, alike=alike)
 
 
 def pairs_chart(profile: Profile, pairs: PairsRecord) -> Chart:
@@ -109,18 +117,6 @@ def about(result: Any) -> str:
     return f"{short_name(model.id)}, {data.tokens:,} tokens of {short_name(data.source)}"
 
 
-def labels(results: Sequence[Any]) -> list[str]:
-    """What tells several results apart: their models, with their texts, in full, or by number where that does not."""
-    models = [result.model.id for result in results]
-    sources = [short_name(result.data.source) for result in results]
-    named = [f"{short_name(model)}, {source}" for model, source in zip(models, sources, strict=True)]
-    full = [f"{model}, {source}" for model, source in zip(models, sources, strict=True)]
-    for found in ([*map(short_name, models)], named, full):
-        if len({*found}) == len(found):
-            return found
-    return [f"{name} ({number})" for number, name in enumerate(named, 1)]
-
-
 def _score_axis(scores: Iterable[float | None]) -> Axis:
     """By the distance from 1, where most scores are near it."""
     known = [score for score in scores if score is not None]
@@ -136,25 +132,24 @@ def _sinks(profile: Profile) -> bool:
     return any(block.without_sinks.sinks for blocks in profile.scores.values() for block in blocks)
 
 
-def _lines(blocks: Sequence[BlockRecord], score: Score) -> Iterator[Line]:
+def _lines(blocks: Sequence[BlockRecord], score: Score, choice: ScoreChoice) -> Iterator[Line]:
     x = [block.index for block in blocks]
     scores: list[LinearityRecord] = [getattr(block, score) for block in blocks]
-    held_out, halves = [one.held_out for one in scores], [one.half_width for one in scores]
-    if any(value is not None for value in held_out):
-        label = "held out" + ", 95 % interval" * any(halves)  # older files have none
-        yield Line.of(label, x, held_out, halves, spread="band", color="orange", marker="square")
-    pairs = [(one.in_sample, one.held_out) for one in scores if one.in_sample is not None]
-    if any(out is None or abs(inside - out) > _SAME for inside, out in pairs if inside is not None):
+    corrected, halves = [*map(choice.corrected, scores)], [*map(choice.half_width, scores)]
+    if any(value is not None for value in corrected):
+        label = choice.name(scores) + ", 95 % interval" * any(halves)  # older files have none
+        yield Line.of(label, x, corrected, halves, spread="band", color="orange", marker="square")
+    pairs = [(one.in_sample, value) for one, value in zip(scores, corrected, strict=True)]
+    if any(value is None or abs(inside - value) > _SAME for inside, value in pairs if inside is not None):
         yield Line.of("in sample", x, [one.in_sample for one in scores], color="blue", marker="circle", width=1.0)
     if any(block.without_sinks.sinks for block in blocks):
         without: list[LinearityRecord] = [getattr(block.without_sinks, score) for block in blocks]
-        best = [one.best for one in without]
-        how = "held out" if any(one.held_out is not None for one in without) else "in sample"
-        yield Line.of(f"{how}, without sinks", x, best, color="purple", marker="diamond", dash="dashed")
+        label = f"{choice.name(without)}, without sinks"
+        yield Line.of(label, x, map(choice.value, without), color="purple", marker="diamond", dash="dashed")
         marked = [block.index for block in blocks if _much(block.without_sinks)]
         if marked:
             label = f"sinks carry {_MUCH:.0%} or more"
-            yield Line.of(label, marked, [0.0] * len(marked), color="grey", marker="triangle", dash="none")
+            yield Line.of(label, marked, [0.0] * len(marked), color="grey", marker="triangle", dash="none", edge=True)
     if score == "linearity":
         yield Line.of("identity (do nothing)", x, [block.identity for block in blocks], color="green", dash="dashed")
     yield Line.of("null (independent tokens)", x, [block.null for block in blocks], color="grey", dash="dotted")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rectilinear.intervals import half_width
 from rectilinear.measurement.profile import ACCURACY, BlockRecord
+from rectilinear.measurement.score_choice import are_few
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.results import DataRecord
 from rectilinear.settings import Target, as_ranges
@@ -57,7 +58,7 @@ def about_tokens(blocks: Sequence[BlockRecord], data: DataRecord, width: int, fo
             f"{tokens:,} tokens for width {width}: every in-sample score is 1, unless tokens repeat; "
             f"measure at least {enough:,} tokens"
         )
-    elif tokens < enough:
+    elif are_few(tokens, width):
         found.append(
             f"{tokens:,} tokens are fewer than {TOKENS_A_FEATURE} x width {width}: in-sample scores are biased up, "
             f"held-out scores down; {_adjusted(blocks, width)}measure {enough:,} tokens"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rectilinear.characters import visible
-from rectilinear.models.origin import short_name
 from rectilinear.models.released_code import read_text_file
+from rectilinear.names import short_name
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

@@ -122,9 +122,3 @@ class Origin:
         packed = read_rows(documents, tokenizer or self.tokenizer, rows)
         check_rows(self.config, packed.ids)
         return packed
-
-
-def short_name(model: str) -> str:
-    """What comes after the last slash of a Hub id or path; of ``.`` and ``..`` the folder's name."""
-    last = Path(model).name
-    return last if last not in ("", "..") else Path(model).resolve().name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,7 +22,8 @@ from rectilinear.measurement.dynamics import (
     merge_points,
 )
 from rectilinear.measurement.measure import Scored, score_model, token_inputs
-from rectilinear.measurement.profile import BlockRecord, Score
+from rectilinear.measurement.profile import Score
+from rectilinear.measurement.score_choice import ScoreChoice, are_few
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.describe import count_parameters, record_environment
@@ -165,7 +165,7 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             return  # by a run that ended there, and goes on with nothing to do
         # Logging counts as an answer to the trainer's own request to log, which would lose its loss.
         wanted = control.should_log
-        self._trainer.log({**_scalars(scored.first), "linearity/probe_seconds": seconds})
+        self._trainer.log({**_scalars(scored), "linearity/probe_seconds": seconds})
         control.should_log = self._trainer.control.should_log = wanted
 
     @reporting_exhausted_memory()
@@ -220,13 +220,14 @@ class LinearityCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self.dynamics = found.model_copy(update={"points": kept, "warnings": self._skipped})
 
 
-def _scalars(blocks: Iterable[BlockRecord]) -> dict[str, float]:
+def _scalars(scored: Scored) -> dict[str, float]:
     """What to log, by name; scores that are not there are left out."""
+    choice = ScoreChoice(are_few(scored.data.tokens, scored.width))
     found: dict[str, float | None] = {}
     for score in get_args(Score):
-        records = {block.index: getattr(block, score) for block in blocks}
-        found[f"{score}/mean"] = mean_of(records).mean
-        found |= {f"{score}/block_{index:02d}": record.best for index, record in records.items()}
+        records = {block.index: getattr(block, score) for block in scored.first}
+        found[f"{score}/mean"] = mean_of(records, choice).mean
+        found |= {f"{score}/block_{index:02d}": choice.value(record) for index, record in records.items()}
     return {name: value for name, value in found.items() if value is not None}
 
 

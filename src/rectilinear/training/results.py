@@ -10,6 +10,7 @@ from pydantic import Field
 
 from rectilinear.charts import Axis, Chart, Curves, Line
 from rectilinear.measurement.profile import LinearityRecord, Profile
+from rectilinear.names import short_name
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Cell, Column, Estimate, Table
 from rectilinear.training.metrics import MetricRecord
@@ -60,7 +61,7 @@ class Training(ResultFile):
             steps = [entry["step"] for entry in entries]
             lines.append(Line.of(label, steps, [entry[name] for entry in entries], color=color))
         panel = Curves("Loss over training", Axis("step"), Axis("nats a token"), tuple(lines))
-        return (Chart("loss", f"{self.model.parameters:,} parameters, {self.data.source}", (panel,)),)
+        return (Chart("loss", f"{self.model.parameters:,} parameters, {short_name(self.data.source)}", (panel,)),)
 
     def tables(self) -> tuple[Table, ...]:
         """One line: how long it was trained, and the loss on held-out rows."""
@@ -68,7 +69,7 @@ class Training(ResultFile):
         columns = ("steps", ","), ("tokens", ","), ("tokens/s", ",.0f"), ("loss", ".4f"), ("perplexity", ".2f")
         loss = Estimate(held_out.loss, held_out.stderr)
         row = self.steps, self.data.tokens, self.tokens_per_second, loss, held_out.perplexity
-        title = f"{self.model.parameters:,} parameters trained on {self.data.source}"
+        title = f"{self.model.parameters:,} parameters trained on {short_name(self.data.source)}"
         caption = f"loss in nats per token, on {held_out.data.tokens:,} held-out tokens"
         return (Table.of([Column(*column) for column in columns], [row], title=title, caption=caption),)
 
@@ -192,8 +193,9 @@ class Finetuning(ResultFile):
         levels = ", ".join(f"{value:.4f} {name.replace('_', ' ')}" for name, value in before if value is not None)
         spread_over = f"±: standard deviation over {seeds} seeds" if seeds > 1 else "one seed: no deviation"
         title = (
-            f"{self.model.id}: trained on {data.train:,} questions of {data.source}, {data.validation:,} asked; "
-            f"linearity on {self.text.tokens:,} tokens of {self.text.source}"
+            f"{short_name(self.model.id)}: trained on {data.train:,} questions of {short_name(data.source)}, "
+            f"{data.validation:,} asked; "
+            f"linearity on {self.text.tokens:,} tokens of {short_name(self.text.source)}"
         )
         caption = f"means over blocks, after minus before ({levels or 'no score'}); {spread_over}"
         return (Table.of(columns, [cells], title=title, caption=caption),)
