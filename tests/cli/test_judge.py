@@ -52,7 +52,7 @@ def test_it_says_what_it_will_take_and_what_came_of_it(process, command, keyed, 
     assert shown[-1] == ["7.00 ± 0.00", "5.00 ± 0.00", "6.00 ± 0.00", "4.00 ± 0.00"]
     counted = {name: cells for name, *cells in shown[:-1]}
     assert counted["distinct-2"] == [f"{report[part]['distinct_2']:.4f}" for part in ("completions", "endings")]
-    assert counted[f"loss under {tiny_checkpoint}"][0].startswith(f"{report['reference']['completions']:.4f} ±")
+    assert counted[f"loss under {tiny_checkpoint.name}"][0].startswith(f"{report['reference']['completions']:.4f} ±")
     assert sorted(file.name for file in out.iterdir()) == [
         "judge.json", "judgements.jsonl", "request.json", "stories.jsonl"
     ]  # fmt: skip
