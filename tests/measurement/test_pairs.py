@@ -136,7 +136,7 @@ def test_what_cannot_have_pairs(monkeypatch):
         Measurement(pairs=True, convention="paper")
     with pytest.raises(RequestError, match="expected no `pairs` for dynamics"):
         rectilinear.dynamics(["storyteller"], "stories", PAIRS)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    monkeypatch.setattr("rectilinear.measurement.pairs.available_memory", lambda: 1000)
     with pytest.raises(RequestError, match=r"expected memory for 6 pairs of depths, 0.0 GB .* try without `pairs`"):
         rectilinear.measure(model, [token_rows()], PAIRS, progress=False)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import psutil
 import torch
 from torch import nn
 
@@ -17,13 +16,14 @@ from rectilinear.measurement.depths import states_by_depth
 from rectilinear.measurement.pairs_record import PairRecord, PairScore, PairScores, PairsRecord
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.find_blocks import BlockStack
+from rectilinear.models.memory import available_memory
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch
 
 
 def check_memory(depths: int, width: int) -> str:
     """What all pairs take, in words; RequestError where there is not as much memory."""
-    needed, there = bytes_of_pairs(depths, width), psutil.virtual_memory().available
+    needed, there = bytes_of_pairs(depths, width), available_memory()
     cost = f"{depths * (depths - 1) // 2:,} pairs of depths, {needed / 1e9:.1f} GB of moments"
     if needed > there:
         raise RequestError(f"expected memory for {cost}, got {there / 1e9:.1f} GB; try without `pairs`")
