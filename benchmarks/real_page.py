@@ -24,6 +24,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 QUANTISED = "the weights were quantised to four bits and dequantised: the original ones give slightly other numbers"
 PAGE = DOCS / "smollm2-135m.html"
 SHORT_NAMES = {"smollm2-135m": "SmolLM2-135M", "gemma3-270m": "Gemma-3-270M"}
+TEXT_NAMES = {"wikitext": "WikiText", "tinystories": "TinyStories", "chat": "chat"}
 
 
 def load(cell: Cell) -> Profile | None:
@@ -124,14 +125,14 @@ def answers(model: str, profile: Profile) -> str:
     )
 
 
-def about_parts(model: str, profile: Profile) -> list[list[str]]:
-    """Blocks, attentions and MLPs of a model, a line each."""
+def about_parts(cell: Cell, profile: Profile) -> list[list[str]]:
+    """Blocks, attentions and MLPs of a model on a text, a line each."""
     lines = []
     for target, blocks in profile.scores.items():
         without = [block.without_sinks for block in blocks]
         lines.append(
             [
-                f"{SHORT_NAMES[model]}, {target}",
+                f"{SHORT_NAMES[cell.model]}, {TEXT_NAMES[cell.text]}, {target}",
                 middle([part.update_linearity.in_sample for part in without]),
                 middle([part.update_linearity.held_out for part in without]),
                 middle([part.null_shifted for part in without]),
@@ -189,12 +190,7 @@ def page() -> str:
         "What each adds to the residual stream, from what it is given; without sinks, median over blocks (least to most). Of blocks it is the update.",
         table(
             ["", "in sample", "held out", "shifted null"],
-            [
-                line
-                for cell, profile in made.items()
-                if longest(cell, made)
-                for line in about_parts(cell.model, profile)
-            ],
+            [line for cell, profile in made.items() if longest(cell, made) for line in about_parts(cell, profile)],
         ),
         "## What moves it",
         "Medians over blocks (least to most). The paper's convention takes the last block's output after the final norm, so that it differs in the last block alone.",

@@ -44,8 +44,8 @@ _STYLE = {
     "pdf.fonttype": 42,
 }
 
-# Height of a row of panels, in inches.
-_HEIGHT = 2.7
+# Height of a row of panels, and of each further line below their axes, in inches.
+_HEIGHT, _LINE = 2.7, 0.15
 
 
 def draw(
@@ -74,7 +74,8 @@ def draw(
         columns = min(chart.columns, len(chart.panels)) if width == "double" else 1
         rows = ceil(len(chart.panels) / columns)
         heights = chart.heights if len(chart.heights) == rows else (1,) * rows
-        figure = Figure(figsize=(WIDTHS[width], _HEIGHT * rows + 0.4), layout="constrained")
+        more = max(panel.x.label.count("\n") for panel in chart.panels) * _LINE
+        figure = Figure(figsize=(WIDTHS[width], (_HEIGHT + more) * rows + 0.4), layout="constrained")
         across, up = chart.alike, chart.alike and columns > 1
         table = figure.subplots(rows, columns, squeeze=False, height_ratios=heights, sharex=across, sharey=up)
         grid = [*table.flat]
