@@ -55,6 +55,8 @@ COMMANDS = {
     "evaluate": ("evaluate", "dense", *TEXT, "--no-speed"),
     "evaluate several": ("evaluate", "dense", "other", *TEXT, "--no-speed"),
     "compare": ("compare", "evaluated/dense", "evaluated/other"),
+    "explain": ("explain", "dense", *TEXT, "--blocks", 1),
+    "report": ("report", "evaluated"),
     "probe": (
         *("probe", "dense", "--task", "cb", "--data", "superglue", "--seq-len", 64, "--folds", 2, "--device", "cpu"),
     ),

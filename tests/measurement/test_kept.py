@@ -138,7 +138,7 @@ def test_batches_that_hold_more_than_ids_are_always_measured(tiny_checkpoint, me
 def test_what_code_makes_is_not(tiny_checkpoint, text_file, measured, monkeypatch):
     rectilinear.measure(str(tiny_checkpoint), text_file, **SIZE)
     measured.clear()
-    monkeypatch.setattr(kept, "_code", lambda: "other")
+    monkeypatch.setattr(kept, "code_hash", lambda: "other")
     rectilinear.measure(str(tiny_checkpoint), text_file, **SIZE)
     assert measured == [0, 1, 2]
 

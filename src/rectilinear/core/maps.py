@@ -10,7 +10,7 @@ Izenman, 1975): the leading eigenvectors V of ``C' S (R + u I)^-1 S C``, ``B V V
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -41,6 +41,19 @@ class FittedMap:
     bias: Tensor
     ridge: float
     held_out: float | None
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """A flat dictionary of tensors, for ``safetensors``."""
+        numbers = [self.ridge, float("nan") if self.held_out is None else self.held_out]
+        factors = {f"factors.{place}": factor for place, factor in enumerate(self.factors)}
+        return {**factors, "bias": self.bias, "numbers": torch.tensor(numbers, dtype=torch.float64)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> FittedMap:
+        """The inverse of `to_tensors`."""
+        factors = tuple(tensors[name] for name in sorted(tensors) if name.startswith("factors."))
+        ridge, held_out = tensors["numbers"].tolist()
+        return cls(factors, tensors["bias"], ridge, None if held_out != held_out else held_out)
 
     @property
     def weight(self) -> Tensor:

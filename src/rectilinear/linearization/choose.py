@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from rectilinear.core.scores import score_block
-from rectilinear.errors import JobError
-from rectilinear.linearization.fit import Fitted, Workbench, check_left_out, fit_all, merge_edits
-from rectilinear.linearization.plan import SelectionRecord
+from rectilinear.errors import JobError, RequestError
+from rectilinear.linearization.fit import Fitted, Site, Workbench, fit_all, merge_edits
+from rectilinear.linearization.kept_fits import KeptFits
+from rectilinear.linearization.plan import Replacement, SelectionRecord
 from rectilinear.linearization.request import Scope
+from rectilinear.linearization.streams import Streams
 from rectilinear.measurement.collect import collect_moments, count_rows, hand_over
 from rectilinear.measurement.perplexity import measure_perplexity, predicted
 from rectilinear.models.describe import count_parameters
+from rectilinear.models.running import evaluating, run
 from rectilinear.models.surgery import swapped
 from rectilinear.models.walk import Passes
+
+
+def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> None:
+    """Raise `RequestError` for what the model does not run without: others take more from it than hidden states."""
+    sites = [Site(bench, replacement, Streams(bench.walk())) for replacement in replacements]
+
+    def error_without(*some: Site) -> JobError | None:
+        edits = {path: module for site in some for path, module in site.left_out().items()}
+        try:
+            with evaluating(bench.model), swapped(bench.model, edits):
+                run(bench.model, bench.one_row)
+        except JobError as error:
+            return error
+        return None
+
+    if not sites or error_without(*sites) is None:
+        return
+    for some in (*((site,) for site in sites), sites):
+        if error := error_without(*some):
+            where = " and ".join(f"{site.target} {site.replacement.where}" for site in some)
+            raise RequestError(f"expected a model that runs without {where}, got: {error}; try other blocks")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +107,14 @@ class Choice:
         request = self.scope.request
         most, by_trial = request.selection.max_loss_increase, request.selection.select == "loss"
         scores = {} if by_trial else self._order()
+        bench = replace(self.bench, kept=KeptFits())  # of trials there are too many to keep them
         left = [*scores] or [*self.scope.candidates]
         chosen: list[int] = []
         fits: list[Fitted] = []
         loss = before
 
         def tried(index: int, known: Sequence[Fitted]) -> tuple[list[Fitted], float]:
-            longer = fit_all(self.bench, request.group([*chosen, index]), known)
+            longer = fit_all(bench, request.group([*chosen, index]), known)
             return longer, self._loss(longer) or 0.0
 
         while not self._is_enough(chosen):
@@ -111,17 +137,27 @@ class Choice:
 
     def _order(self) -> dict[int, float]:
         """Scores by block, the first to be replaced first."""
-        bench, request, scores = self.bench, self.scope.request, dict[int, float]()
-        influence = request.selection.select == "influence"
-        spans = {index: self.scope.part(index).span(bench.model) for index in self.scope.replaceable}
-        collect = partial(collect_moments, progress=bench.progress)
-        whole = Passes(bench.model, bench.batches)
-        passes = whole if bench.stays else bench.walk()
-        for index, moments in hand_over(collect, passes, {index: (index, span) for index, span in spans.items()}):
-            scored = score_block(moments)
-            del moments  # before those of the next block are there
-            linearity = scored.all_tokens.linearity
-            share = linearity.held_out if linearity.held_out is not None else linearity.in_sample
-            scores[index] = 1 - (scored.cosine or 0.0) if influence else (share or 0.0)
+        influence = self.scope.request.selection.select == "influence"
+        scored = self.bench.kept.recall(self._scores)
+        scores = dict(
+            zip(scored["blocks"].tolist(), scored["influence" if influence else "linearity"].tolist(), strict=True)
+        )
         ordered = sorted(self.scope.candidates, key=lambda index: scores[index] if influence else -scores[index])
         return {index: scores[index] for index in ordered}
+
+    def _scores(self) -> dict[str, Tensor]:
+        """How linear each part is that can be replaced, and how much it does: 1 less the cosine of input and output."""
+        bench = self.bench
+        spans = {index: self.scope.part(index).span(bench.model) for index in self.scope.replaceable}
+        collect = partial(collect_moments, progress=bench.progress)
+        passes = Passes(bench.model, bench.batches) if bench.stays else bench.walk()
+        linearity, influence = list[float](), list[float]()
+        for _, moments in hand_over(collect, passes, {index: (index, span) for index, span in spans.items()}):
+            scored = score_block(moments)
+            del moments  # before those of the next block are there
+            of_all = scored.all_tokens.linearity
+            linearity.append((of_all.in_sample if of_all.held_out is None else of_all.held_out) or 0.0)
+            influence.append(1 - (scored.cosine or 0.0))
+        scores = {"linearity": linearity, "influence": influence}
+        exact = {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}
+        return {"blocks": torch.tensor([*spans]), **exact}

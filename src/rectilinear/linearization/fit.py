@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.core.maps import FittedMap, fit_map
-from rectilinear.core.moments import MomentsAccumulator, holds_float64
-from rectilinear.errors import JobError, RequestError
+from rectilinear.core.moments import Moments, MomentsAccumulator, holds_float64
+from rectilinear.errors import JobError
+from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.linearization.plan import FitRecord, Replacement
 from rectilinear.linearization.streams import Streams
 from rectilinear.measurement.collect import count_rows, in_folds, mask_of
@@ -24,8 +25,8 @@ from rectilinear.models.layout import Layout
 from rectilinear.models.linear_block import Entry, LinearBlock, PaddingMask, stand_in, watch_padding
 from rectilinear.models.offload import in_memory
 from rectilinear.models.parts import Part, Parts
-from rectilinear.models.running import device_of, evaluating, run
-from rectilinear.models.surgery import Edits, adds_straight, swapped
+from rectilinear.models.running import device_of, evaluating
+from rectilinear.models.surgery import Edits, adds_straight
 from rectilinear.models.walk import Walk
 from rectilinear.progress import Progress
 from rectilinear.settings import Target
@@ -52,6 +53,7 @@ class Workbench:
     progress: Progress | None = None
     lead: int | None = None  # id of the token that each row begins with, which no loss is of
     stays: bool = False  # whether passes are whole ones, since the model's cannot be resumed at a block
+    kept: KeptFits = field(default_factory=KeptFits)  # maps that a run which was killed has fitted
 
     @property
     def precision(self) -> torch.dtype:
@@ -101,27 +103,6 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
 def merge_edits(fits: Sequence[Fitted]) -> Edits:
     """All modules to put in, by path."""
     return {path: module for fitted in fits for path, module in fitted.edits.items()}
-
-
-def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> None:
-    """Raise `RequestError` for what the model does not run without: others take more from it than hidden states."""
-    sites = [Site(bench, replacement, Streams(bench.walk())) for replacement in replacements]
-
-    def error_without(*some: Site) -> JobError | None:
-        edits = {path: module for site in some for path, module in site.left_out().items()}
-        try:
-            with evaluating(bench.model), swapped(bench.model, edits):
-                run(bench.model, bench.one_row)
-        except JobError as error:
-            return error
-        return None
-
-    if not sites or error_without(*sites) is None:
-        return
-    for some in (*((site,) for site in sites), sites):
-        if error := error_without(*some):
-            where = " and ".join(f"{site.target} {site.replacement.where}" for site in some)
-            raise RequestError(f"expected a model that runs without {where}, got: {error}; try other blocks")
 
 
 def _fit(site: Site) -> Fitted:
@@ -252,8 +233,7 @@ class Site:
         return Fit({**self.left_out(), **self.placed(new)}, fitted, tokens)
 
     def trying(self) -> AbstractContextManager[None]:
-        """While open, the original can be run on the workbench's one row, no further back than it must."""
-        self.streams.advance(self.replacement.begins)
+        """While open, the original can be run on the workbench's one row, no further back than from where it is."""
         return self.streams.trying()
 
     def least_squares(
@@ -265,7 +245,7 @@ class Site:
         *,
         intercept: bool = True,
     ) -> tuple[FittedMap, int]:
-        """Least squares over all rows (see `fit_map`), and the number of tokens.
+        """Least squares over all rows (see `fit_map`), and the number of tokens; as they were kept, if they were.
 
         ``pairs`` makes features and targets of what passed the modules ``edited`` in the model as edited so far, and
         the modules ``original`` in the original.
@@ -273,6 +253,19 @@ class Site:
         Raises:
             JobError: activations that are not finite.
         """
+
+        def fit() -> dict[str, Tensor]:
+            moments = self._moments(edited, original, pairs)
+            return fit_map(moments, rank, intercept=intercept).to_tensors() | {
+                "tokens": torch.tensor(sum(part.count for part in moments))
+            }
+
+        found = self.bench.kept.recall(fit)
+        return FittedMap.from_tensors(found), int(found["tokens"])
+
+    def _moments(
+        self, edited: Sequence[nn.Module | Span], original: Sequence[nn.Module | Span], pairs: Pairs
+    ) -> list[Moments]:
         bench, name = self.bench, f"block {self.blocks[0]}"
         self.streams.advance(self.replacement.begins)
         folds = min(bench.folds, sum(map(count_rows, bench.batches)))
@@ -288,7 +281,7 @@ class Site:
         while accumulators:  # one by one, so that each is in memory once
             accumulator = accumulators.pop(0)
             moments += [accumulator.freeze()] if accumulator.count else []
-        return fit_map(moments, rank, intercept=intercept), sum(part.count for part in moments)
+        return moments
 
 
 def _by_rows(passages: Sequence[Passage], batch: Batch) -> list[Passage]:

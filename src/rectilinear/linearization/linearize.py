@@ -16,11 +16,13 @@ from rectilinear.linearization.card import model_card
 from rectilinear.linearization.choose import Choice
 from rectilinear.linearization.fit import Fitted, Workbench, merge_edits, noting_padding
 from rectilinear.linearization.heal import heal, healing_folder
+from rectilinear.linearization.kept_fits import KeptFits, fits_folder
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionRecord, find_warnings
 from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.measurement.beginnings import bos_warnings
+from rectilinear.measurement.kept import arithmetic_of, code_hash
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.card_metadata import write_card
 from rectilinear.models.code_files import describe_code
@@ -172,7 +174,10 @@ def linearize(
         inputs = {"model": job.record.sha256, "text": job.data.fingerprint, "stack": job.scope.stack.path}
         recipe = {**inputs, **request.recipe(), **settings_record(fitting), "seed": rows.seed}
         heals = healing_folder(out, recipe, overwrite) if out and fitting.heal_steps else nullcontext()
-        made = job.carry_out(fitting, batch_size, held.enter_context(heals), progress)
+        more = {"environment": record_environment(job.scope.model).model_dump(mode="json"), "code": code_hash()}
+        fits = fits_folder(out, {**recipe, **more, **arithmetic_of(job.scope.model)}) if out else nullcontext()
+        folders = held.enter_context(heals), held.enter_context(fits)
+        made = job.carry_out(fitting, batch_size, *folders, progress)
         if out:
             made.save(out)
     return made
@@ -229,8 +234,10 @@ class _Job:
         scope.check_weights(record.sha256)
         return cls(scope, record, tokenizer, reading, record_rows(text, rows), rows)
 
-    def carry_out(self, fitting: Fitting, batch_size: BatchSize, folder: Path | None, progress: Progress) -> Linearized:
-        """Choose, fit, heal, and put in what was fitted."""
+    def carry_out(
+        self, fitting: Fitting, batch_size: BatchSize, heals: Path | None, fits: Path | None, progress: Progress
+    ) -> Linearized:
+        """Choose, fit, heal, and put in what was fitted; what can be gone on from is kept in two folders."""
         packed, scope, model, stack = self.packed, self.scope, self.scope.model, self.scope.stack
         ids = packed.ids
         parts = scope.parts or probe_parts(model, stack, ids)
@@ -240,12 +247,12 @@ class _Job:
 
         def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
             batches = torch.split(ids[:fitted_rows], size)
-            given = (fitting.folds, progress, packed.lead, whole is not None)
+            given = (fitting.folds, progress, packed.lead, whole is not None, KeptFits(fits, f"{size}-"))
             bench = Workbench(model, stack, parts, PaddingMask(), batches, *given)
             return bench, *Choice(scope, bench, held_out).make()
 
-        bench, fits, selection = with_batch_size(attempt, batch_size, model, ids.shape[1])
-        replacements = tuple(fitted.replacement for fitted in fits)
+        bench, done, selection = with_batch_size(attempt, batch_size, model, ids.shape[1])
+        replacements = tuple(fitted.replacement for fitted in done)
         sample = ids[-4:, :64]
         undecodable = decodes(model, sample)
         warnings = [*loading_warnings(model), *bos_warnings(model, ids, packed.bos, packed.lead)]
@@ -269,10 +276,10 @@ class _Job:
             warnings=tuple(warnings),
         )
         check_removal(model, stack, [index for index in range(len(stack)) if index not in plan.removed])
-        healed = heal(bench, fits, held_out, fitting, self.reading.seed, folder) if fitting.heal_steps else None
-        with evaluating(model), swapped(model, merge_edits(fits)), noting_padding(bench):
+        healed = heal(bench, done, held_out, fitting, self.reading.seed, heals) if fitting.heal_steps else None
+        with evaluating(model), swapped(model, merge_edits(done)), noting_padding(bench):
             wanted = row_logits(model, sample)
-        commit(model, stack, merge_edits(fits), plan.removed)
+        commit(model, stack, merge_edits(done), plan.removed)
         with evaluating(model):
             check_same_logits(wanted, row_logits(model, sample))
         parameters = ParametersRecord(before=self.record.parameters, after=count_parameters([model]))

@@ -99,7 +99,14 @@ class Kept:
         settings = measurement.model_dump(mode="json", exclude={"pairs", "target"})
         config = {**origin.config.to_dict(), "attention": getattr(module.config, "_attn_implementation", None)}
         return cls(
-            {**settings, **others, **_arithmetic(module), "described": described, "config": config, "code": _code()}
+            {
+                **settings,
+                **others,
+                **arithmetic_of(module),
+                "described": described,
+                "config": config,
+                "code": code_hash(),
+            }
         )
 
     @property
@@ -146,7 +153,7 @@ class Kept:
         return folder / f"{target}-{index}.json"
 
 
-def _arithmetic(module: nn.Module) -> dict[str, Any]:
+def arithmetic_of(module: nn.Module) -> dict[str, Any]:
     """What products and their rounding depend on, beside a device's name and the precision of weights."""
     device = device_of(module)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
@@ -156,7 +163,7 @@ def _arithmetic(module: nn.Module) -> dict[str, Any]:
 
 
 @cache
-def _code() -> str:
+def code_hash() -> str:
     """A hash of this package's code."""
     files = sorted(Path(rectilinear.__file__).parent.rglob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()

@@ -1,0 +1,74 @@
+"""What a linearization has fitted so far, beside its output: what the same command goes on from after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+_RECIPE = "recipe.json"
+
+
+@contextmanager
+def fits_folder(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path | None]:
+    """A folder beside ``out`` for what is fitted, which is gone once the run ends, unless it was killed.
+
+    What it holds of another recipe is removed. None where there can be no such folder.
+
+    Args:
+        out: where the result is to be; the run that has claimed it is the only one to use the folder.
+        recipe: all that the fits depend on.
+    """
+    folder, text = out.with_name(f".{out.name}.fits"), json.dumps(recipe, sort_keys=True, default=str)
+    found: Path | None = None
+    with suppress(OSError):
+        mark = folder / _RECIPE
+        if not mark.is_file() or mark.read_text(encoding="utf-8") != text:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            mark.write_text(text, encoding="utf-8")
+        found = folder
+    try:
+        yield found
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class KeptFits:
+    """The results of one computation after the other, always the same ones in the same order.
+
+    Args:
+        folder: where they are kept; None for nowhere.
+        prefix: of their files.
+    """
+
+    def __init__(self, folder: Path | None = None, prefix: str = "") -> None:
+        self._folder, self._prefix, self._number = folder, prefix, 0
+
+    def recall(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The result of the next computation, as it was kept, or else as it is made now; kept if there is room."""
+        if self._folder is None:
+            return make()
+        file = self._folder / f"{self._prefix}{self._number}.safetensors"
+        self._number += 1
+        with suppress(OSError, SafetensorError):
+            kept: dict[str, Tensor] = load(file.read_bytes())
+            return kept
+        made, new = make(), file.with_suffix(".new")
+        with suppress(OSError):
+            try:
+                with new.open("wb") as stream:
+                    stream.write(save({name: tensor.contiguous() for name, tensor in made.items()}))
+                    os.fsync(stream.fileno())
+                new.replace(file)
+            finally:
+                new.unlink(missing_ok=True)
+        return made
