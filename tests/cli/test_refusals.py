@@ -1,6 +1,7 @@
 """A wrong request ends with exit code 2, one line on stderr and nothing written; a failed job with 1."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,4 +220,4 @@ def test_names_with_square_brackets(verb, name, command, places, tmp_path):
     shutil.copytree(places["model"], tmp_path / name)
     ran = command(verb, tmp_path / name, "--text", places["text"], *SIZE.split())
     assert ran.code == 0
-    assert name in "".join(ran.out.split())
+    assert Path(name).name in "".join(ran.out.split())  # a table has the end of a path
