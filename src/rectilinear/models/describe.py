@@ -68,7 +68,8 @@ def weights_sha256(model: nn.Module) -> str | None:
         return fingerprint([read_weight(model, name) if tensor.is_meta else tensor])
 
     try:
-        with ThreadPoolExecutor() as pool:
+        # Of weights on disk one tensor is in memory at a time.
+        with ThreadPoolExecutor(1 if any(tensor.is_meta for _, tensor in state) else None) as pool:
             digests = [*pool.map(digest_of, state)]
     except (AttributeError, KeyError, NotImplementedError, RuntimeError, TypeError):
         return None
