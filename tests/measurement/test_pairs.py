@@ -148,3 +148,13 @@ def test_states_that_are_not_finite():
         stack.blocks[1].mlp.down_proj.weight.fill_(float("inf"))
     with pytest.raises(JobError, match="pairs of depths: activations are NaN, infinite"):
         measure_pairs(model, stack, [rows], Measurement())
+
+
+def test_the_table_has_medians_over_ways_of_one_length(tmp_path):
+    profile = rectilinear.measure(build("llama"), token_rows(60), Measurement(pairs=True), progress=False)
+    table = profile.tables()[-1]
+    assert [row[:2] for row in table.rows] == [("1", 3), ("2", 2), ("3", 1)]
+    pairs = {(pair.first, pair.last): pair.without_sinks for pair in profile.pairs.scores}
+    assert table.rows[1][2] == pytest.approx((pairs[0, 2].linearity.adjusted + pairs[1, 3].linearity.adjusted) / 2)
+    assert table.rows[2][4] == pairs[0, 3].update_linearity.adjusted
+    assert table.rows[0][3] == sorted(pairs[first, first + 1].identity for first in range(3))[1]

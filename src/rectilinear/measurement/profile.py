@@ -181,10 +181,11 @@ class Profile(ResultFile):
         return profiles_section(results)
 
     def tables(self) -> tuple[Table, ...]:
-        """One line a block, for each target: scores in sample and held out, and the levels to read them against."""
-        from rectilinear.measurement.profile_table import profile_table
+        """One line a block, for each target: scores in sample and held out, and levels to read them against; pairs."""
+        from rectilinear.measurement.profile_table import pairs_table, profile_table
 
-        return tuple(profile_table(self, target, blocks) for target, blocks in self.scores.items())
+        of_blocks = [profile_table(self, target, blocks) for target, blocks in self.scores.items()]
+        return (*of_blocks, pairs_table(self.pairs)) if self.pairs else tuple(of_blocks)
 
     @property
     def shifted(self) -> bool:

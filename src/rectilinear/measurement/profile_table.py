@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from statistics import median
 
+from rectilinear.measurement.pairs_record import PairsRecord
 from rectilinear.measurement.profile import BlockRecord, Profile, WithoutSinksRecord
 from rectilinear.measurement.score_choice import are_few
 from rectilinear.names import short_name
@@ -36,6 +38,30 @@ def profile_table(profile: Profile, target: Target, blocks: Sequence[BlockRecord
         title=f"{short_name(profile.model.id)}: {whose}{stack}, {describe_rows(profile.data, profile.settings)}",
         caption=f"{_ADDED if target != 'block' else _SHARES}held out: mean over folds, ± standard error\n"
         f"{_ADJUSTED * few}null: {_about_null(profile)}" + _about_sinks(profile, target) * sinks,
+    )
+
+
+def pairs_table(pairs: PairsRecord) -> Table:
+    """One line for some numbers of blocks that one linear map stands for: medians over where it begins."""
+    scores = {(pair.first, pair.last): pair.without_sinks or pair for pair in pairs.scores}
+    last = pairs.depths - 1
+    rows: list[list[Cell]] = []
+    for steps in sorted({1, last, *(2**power for power in range(1, 12) if 2**power < last)}):
+        found = [scores[first, first + steps] for first in range(pairs.depths - steps)]
+        of_each = (
+            [one.linearity.adjusted for one in found],
+            [one.identity for one in found],
+            [one.update_linearity.adjusted for one in found],
+        )
+        known = ([value for value in values if value is not None] for values in of_each)
+        rows.append([f"{steps:,}", len(found), *(median(values) if values else None for values in known)])
+    return Table.of(
+        ["blocks", "ways", *(Column(name, ".4f") for name in ("linearity", "identity", "update\nlinearity"))],
+        rows,
+        title="One linear map over several blocks",
+        caption="medians over all ways of so many blocks, adjusted for the number of tokens, without sinks\n"
+        "linearity: of the later hidden state; identity: what the earlier one explains of it; update linearity: of the "
+        "change up to there",
     )
 
 
