@@ -127,7 +127,7 @@ def test_titles_have_names_and_settings_have_paths(make_profile):
     usual = block(0, (0.9, 0.8, 0.01), (0.6, 0.5, 0.02), sinks=2)
     one, two = make_profile(usual, **of), make_profile(usual, **of | {"source": "/tmp/texts/score.txt"})
     made = make_report(one, two, make_pair())
-    assert made.title == "smol, tiny"
+    assert made.title == "smol; tiny"
     assert [section.title for section in made.sections] == [
         "How linear blocks are, models beside one another",
         "How linear each block is: smol on valid.txt",

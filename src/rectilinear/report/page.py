@@ -127,7 +127,7 @@ def make_report(*results: str | Path | ResultFile) -> Report:
     together = [kind.together(several) for kind, several in kinds.items() if len(several) > 1]
     alone = [section for several in kinds.values() for section in _told_apart(several)]
     models = dict.fromkeys(model.id for model in (getattr(result, "model", None) for result in found) if model)
-    title = ", ".join(distinct_names([*models])) or "Results"
+    title = "; ".join(distinct_names([*models])) or "Results"
     return Report(title, (*filter(None, together), *alone), len(found))
 
 
