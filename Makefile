@@ -16,7 +16,7 @@ TORCH ?= torch==2.13.0
 # The tests of what touches other libraries, for `make oldest` and `make newest`.
 BOUNDS := -m "not slow" -k "not trained_model" $(addprefix tests/,models/test_logits.py models/test_linear_block.py \
 	models/test_capture.py models/test_load.py models/test_generation.py models/test_released_code.py \
-	models/test_peft_adapters.py models/test_completion.py measurement/test_measure.py \
+	models/test_peft_adapters.py models/test_completion.py models/test_walk.py measurement/test_measure.py \
 	evaluation/test_speed.py linearization/test_linearize.py training/test_trainer.py training/test_regularizer.py \
 	evaluation/test_harness.py::test_scores_are_those_of_the_harness_by_itself)
 

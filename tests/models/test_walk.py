@@ -248,8 +248,9 @@ def reads(monkeypatch):
     counts, own = Counter(), OffloadedWeightsLoader.__getitem__
 
     def read(self, key):
+        weight = own(self, key)
         counts[key] += 1
-        return own(self, key)
+        return weight
 
     monkeypatch.setattr(OffloadedWeightsLoader, "__getitem__", read)
     return counts
