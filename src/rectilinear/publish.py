@@ -181,6 +181,23 @@ def contents(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not ours.fullmatch(path.name)]
 
 
+def write_whole(file: Path, content: bytes, writer: str = "") -> None:
+    """Write a file whole or not at all, which may replace another.
+
+    What a kill leaves is written over next time, as it always has one name; of each ``writer``, where there are several
+    at once.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    scratch = file.with_name(f".{file.name}{writer}.partial")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, file)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def nearest_existing(path: Path) -> Path:
     """The path itself, or the closest folder above it that is there."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from rectilinear.charts import Chart, MarkedText
 from rectilinear.errors import JobError, RequestError
 from rectilinear.intervals import LEVEL, half_width
 from rectilinear.names import short_name
+from rectilinear.publish import write_whole
 from rectilinear.settings import first_reason
 from rectilinear.tables import Table
 
@@ -142,12 +142,7 @@ class ResultFile(Record):
         """Write the file into a folder, which is made where it is missing, whole or not at all; return its path."""
         path = Path(folder) / self.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.partial")  # always the same: what a kill leaves is written over
-        try:
-            scratch.write_text(self.to_json(), encoding="utf-8")
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_whole(path, self.to_json().encode())
         return path
 
     @classmethod

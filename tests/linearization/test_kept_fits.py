@@ -1,7 +1,9 @@
 """A linearization that was killed goes on from what it had fitted, and ends with the same bytes."""
 
 import filecmp
+import json
 import os
+import shutil
 import signal
 import sys
 
@@ -36,16 +38,13 @@ def fitted(monkeypatch):
     return found
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
-@pytest.mark.parametrize("options", KINDS, ids=lambda options: options["kind"])
-def test_a_run_that_was_killed_goes_on(tiny_checkpoint, text_file, tmp_path, fitted, reload_here, options):
-    work = tmp_path / "work"
-    work.mkdir()
-    linearize(str(tiny_checkpoint), text_file, out=tmp_path / "usual", **SIZE, **options)
-    whole = len(fitted)
+@pytest.fixture
+def kill(tmp_path, text_file):
+    """A function that linearizes into ``work/out`` and is killed once some maps are there."""
+    (tmp_path / "work").mkdir()
 
-    def killed():
-        last, own = whole, KeptFits.recall
+    def program(model, maps, options):
+        last, own = maps, KeptFits.recall
 
         def recall(self, make):
             nonlocal last
@@ -56,10 +55,24 @@ def test_a_run_that_was_killed_goes_on(tiny_checkpoint, text_file, tmp_path, fit
             return made
 
         KeptFits.recall = recall
-        linearize(str(tiny_checkpoint), text_file, out=work / "out", **SIZE, **options)
+        linearize(str(model), text_file, out=tmp_path / "work" / "out", **SIZE, **options)
 
-    code, _ = faults.run(killed, work, tmp_path / "log")
-    assert code == -9, (tmp_path / "log").read_text()
+    def run(model, maps, options):
+        code, _ = faults.run(lambda: program(model, maps, options), tmp_path / "work", tmp_path / "log")
+        assert code == -9, (tmp_path / "log").read_text()
+
+    return run
+
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+
+
+@needs_proc
+@pytest.mark.parametrize("options", KINDS, ids=lambda options: options["kind"])
+def test_a_run_that_was_killed_goes_on(tiny_checkpoint, text_file, tmp_path, fitted, kill, reload_here, options):
+    work = tmp_path / "work"
+    linearize(str(tiny_checkpoint), text_file, out=tmp_path / "usual", **SIZE, **options)
+    kill(tiny_checkpoint, len(fitted), options)
     assert [path.name for path in work.iterdir() if path.name.endswith(".fits")] == [".out.fits"]
     fitted.clear()
     linearize(str(tiny_checkpoint), text_file, out=work / "out", **SIZE, **options)
@@ -67,6 +80,16 @@ def test_a_run_that_was_killed_goes_on(tiny_checkpoint, text_file, tmp_path, fit
     assert os.listdir(work) == ["out"]
     names = sorted(path.name for path in (tmp_path / "usual").iterdir())
     assert filecmp.cmpfiles(tmp_path / "usual", work / "out", names, shallow=False) == (names, [], [])
+
+
+@needs_proc
+def test_with_another_configuration_it_fits_anew(tiny_checkpoint, text_file, tmp_path, fitted, kill, reload_here):
+    model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    kill(model, 3, KINDS[0])
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-2}))
+    linearize(str(model), text_file, out=tmp_path / "work" / "out", **SIZE, **KINDS[0])
+    assert len(fitted) == 3
 
 
 def test_another_run_fits_anew(tiny_checkpoint, text_file, tmp_path, fitted, reload_here):

@@ -21,12 +21,12 @@ from rectilinear.measurement.perplexity import measure_perplexity, predicted
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.running import evaluating, run
 from rectilinear.models.surgery import swapped
-from rectilinear.models.walk import Passes
 
 
 def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> None:
     """Raise `RequestError` for what the model does not run without: others take more from it than hidden states."""
-    sites = [Site(bench, replacement, Streams(bench.walk())) for replacement in replacements]
+    streams = Streams(bench.passes())
+    sites = [Site(bench, replacement, streams) for replacement in replacements]
 
     def error_without(*some: Site) -> JobError | None:
         edits = {path: module for site in some for path, module in site.left_out().items()}
@@ -150,9 +150,8 @@ class Choice:
         bench = self.bench
         spans = {index: self.scope.part(index).span(bench.model) for index in self.scope.replaceable}
         collect = partial(collect_moments, progress=bench.progress)
-        passes = Passes(bench.model, bench.batches) if bench.stays else bench.walk()
         linearity, influence = list[float](), list[float]()
-        for _, moments in hand_over(collect, passes, {index: (index, span) for index, span in spans.items()}):
+        for _, moments in hand_over(collect, bench.passes(), {index: (index, span) for index, span in spans.items()}):
             scored = score_block(moments)
             del moments  # before those of the next block are there
             of_all = scored.all_tokens.linearity

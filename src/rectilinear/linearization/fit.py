@@ -27,7 +27,7 @@ from rectilinear.models.offload import in_memory
 from rectilinear.models.parts import Part, Parts
 from rectilinear.models.running import device_of, evaluating
 from rectilinear.models.surgery import Edits, adds_straight
-from rectilinear.models.walk import Walk
+from rectilinear.models.walk import Passes, Walk
 from rectilinear.progress import Progress
 from rectilinear.settings import Target
 from rectilinear.text.batches import Batch, first_row
@@ -52,7 +52,7 @@ class Workbench:
     folds: int = 4
     progress: Progress | None = None
     lead: int | None = None  # id of the token that each row begins with, which no loss is of
-    stays: bool = False  # whether passes are whole ones, since the model's cannot be resumed at a block
+    resumes: bool = True  # whether a pass can begin at a block
     kept: KeptFits = field(default_factory=KeptFits)  # maps that a run which was killed has fitted
 
     @property
@@ -64,9 +64,9 @@ class Workbench:
         """A tensor in that precision."""
         return tensor.to(self.precision)
 
-    def walk(self) -> Walk:
-        """The rows before the first block of the original."""
-        return Walk(self.model, self.stack, self.batches, stays=self.stays)
+    def passes(self) -> Passes:
+        """The rows before the first block of the original, on a walk through it where that can be."""
+        return Walk(self.model, self.stack, self.batches) if self.resumes else Passes(self.model, self.batches)
 
     @property
     def one_row(self) -> Batch:
@@ -92,7 +92,7 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
     """
     kept = {fitted.replacement.unfitted(): fitted for fitted in known}
     done: list[Fitted] = []
-    with evaluating(bench.model), noting_padding(bench), closing(Streams(bench.walk())) as streams:
+    with evaluating(bench.model), noting_padding(bench), closing(Streams(bench.passes())) as streams:
         for replacement in sorted(replacements, key=lambda one: (one.blocks, _WITHIN.index(one.target))):
             replacement = replacement.unfitted()
             done.append(kept.get(replacement) or _fit(Site(bench, replacement, streams)))

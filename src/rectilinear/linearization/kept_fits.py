@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +12,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from rectilinear.publish import write_whole
 
 _RECIPE = "recipe.json"
 
@@ -62,13 +63,7 @@ class KeptFits:
         with suppress(OSError, SafetensorError):
             kept: dict[str, Tensor] = load(file.read_bytes())
             return kept
-        made, new = make(), file.with_suffix(".new")
+        made = make()
         with suppress(OSError):
-            try:
-                with new.open("wb") as stream:
-                    stream.write(save({name: tensor.contiguous() for name, tensor in made.items()}))
-                    os.fsync(stream.fileno())
-                new.replace(file)
-            finally:
-                new.unlink(missing_ok=True)
+            write_whole(file, save({name: tensor.contiguous() for name, tensor in made.items()}))
         return made

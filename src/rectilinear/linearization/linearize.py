@@ -22,7 +22,7 @@ from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionReco
 from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.measurement.beginnings import bos_warnings
-from rectilinear.measurement.kept import arithmetic_of, code_hash
+from rectilinear.measurement.kept import conditions_of
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.card_metadata import write_card
 from rectilinear.models.code_files import describe_code
@@ -174,8 +174,8 @@ def linearize(
         inputs = {"model": job.record.sha256, "text": job.data.fingerprint, "stack": job.scope.stack.path}
         recipe = {**inputs, **request.recipe(), **settings_record(fitting), "seed": rows.seed}
         heals = healing_folder(out, recipe, overwrite) if out and fitting.heal_steps else nullcontext()
-        more = {"environment": record_environment(job.scope.model).model_dump(mode="json"), "code": code_hash()}
-        fits = fits_folder(out, {**recipe, **more, **arithmetic_of(job.scope.model)}) if out else nullcontext()
+        conditions = conditions_of(job.scope.model, origin)
+        fits = fits_folder(out, {**recipe, **conditions}) if out and conditions else nullcontext()
         folders = held.enter_context(heals), held.enter_context(fits)
         made = job.carry_out(fitting, batch_size, *folders, progress)
         if out:
@@ -247,7 +247,7 @@ class _Job:
 
         def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
             batches = torch.split(ids[:fitted_rows], size)
-            given = (fitting.folds, progress, packed.lead, whole is not None, KeptFits(fits, f"{size}-"))
+            given = (fitting.folds, progress, packed.lead, whole is None, KeptFits(fits, f"{size}-"))
             bench = Workbench(model, stack, parts, PaddingMask(), batches, *given)
             return bench, *Choice(scope, bench, held_out).make()
 

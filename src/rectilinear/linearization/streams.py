@@ -9,7 +9,7 @@ from torch import nn
 
 from rectilinear.models.capture import Passage, Span, run_until
 from rectilinear.models.surgery import Edits, swapped
-from rectilinear.models.walk import Walk
+from rectilinear.models.walk import Passes
 
 
 class Streams:
@@ -19,7 +19,7 @@ class Streams:
     models once.
     """
 
-    def __init__(self, original: Walk) -> None:
+    def __init__(self, original: Passes) -> None:
         self._model, self._original = original.model, original
         self._edited = self._original  # until there is an edit
         self._edits: Edits = {}

@@ -147,8 +147,7 @@ def hand_over(
     depths = sorted({block for block, _ in spans.values()}) if isinstance(passes, Walk) else [None]
     with closing(passes), evaluating(passes.model):
         for depth in depths if spans else []:
-            if isinstance(passes, Walk):
-                passes.advance(depth or 0)
+            passes.advance(depth or 0)
             keys = [key for key, (block, _) in spans.items() if depth in (None, block)]
             moments = collect(passes, [spans[key][1] for key in keys], numbers=[spans[key][0] for key in keys])
             for key in keys:

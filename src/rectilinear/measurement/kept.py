@@ -28,13 +28,18 @@ from rectilinear.core.block_moments import BlockMoments
 from rectilinear.core.scores import score_block
 from rectilinear.measurement.profile import BlockRecord, block_record
 from rectilinear.measurement.settings import Measurement
+from rectilinear.models.describe import record_environment
 from rectilinear.models.origin import Origin
 from rectilinear.models.running import device_of
-from rectilinear.results import EnvironmentRecord, ModelRecord, Record
+from rectilinear.publish import write_whole
+from rectilinear.results import Record
 from rectilinear.settings import Target
 
 #: How many measurements are kept; those that were not used for longest go first.
 MOST = 1000
+
+# Modules whose code is told by the versions of packages, and by `code_hash`.
+_KNOWN = ("transformers.models.", "rectilinear.")
 
 
 def kept_folder() -> Path:
@@ -77,37 +82,20 @@ class Kept:
 
     @classmethod
     def of(
-        cls,
-        module: Any,
-        origin: Origin,
-        model: ModelRecord,
-        environment: EnvironmentRecord,
-        measurement: Measurement,
-        **others: Any,
+        cls, module: nn.Module, origin: Origin, weights: str | None, measurement: Measurement, **others: Any
     ) -> Kept:
         """The scores of a model; of one that was not loaded here, or brought its own code, none are kept.
 
         Args:
-            module, origin, model: it, where it is from, and what is known of it, the hash of its weights too.
-            environment, measurement: where and how it is measured.
+            module, origin, weights: it, where it is from, and the hash of its weights.
+            measurement: how it is measured.
             others: all else that scores depend on.
         """
-        known = type(module).__module__.startswith(("transformers.models.", "rectilinear."))
-        if isinstance(origin.model, nn.Module) or not known or model.sha256 is None or not measurement.reuse:
+        conditions = conditions_of(module, origin)
+        if conditions is None or weights is None or not measurement.reuse:
             return cls()
-        described = [each.model_dump(mode="json") for each in (model, environment)]
         settings = measurement.model_dump(mode="json", exclude={"pairs", "target"})
-        config = {**origin.config.to_dict(), "attention": getattr(module.config, "_attn_implementation", None)}
-        return cls(
-            {
-                **settings,
-                **others,
-                **arithmetic_of(module),
-                "described": described,
-                "config": config,
-                "code": code_hash(),
-            }
-        )
+        return cls({**settings, **others, **conditions, "weights": weights})
 
     @property
     def folder(self) -> Path | None:
@@ -141,25 +129,33 @@ class Kept:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True)
                 _forget_oldest(self.folder.parent)
-            new = self.folder / f"{target}-{index}.{os.getpid()}"
-            try:
-                new.write_text(scores.model_dump_json(), encoding="utf-8")
-                new.replace(self._file(self.folder, target, index))
-            finally:
-                new.unlink(missing_ok=True)
+            file = self._file(self.folder, target, index)
+            write_whole(file, scores.model_dump_json().encode(), writer=f".{os.getpid()}")
 
     @staticmethod
     def _file(folder: Path, target: Target, index: int) -> Path:
         return folder / f"{target}-{index}.json"
 
 
-def arithmetic_of(module: nn.Module) -> dict[str, Any]:
-    """What products and their rounding depend on, beside a device's name and the precision of weights."""
+def conditions_of(module: Any, origin: Origin) -> dict[str, Any] | None:
+    """What numbers of a model depend on beside its weights, its inputs and settings of ours.
+
+    None of a model that is in memory, where anything may have been done to it, or that brought its own code.
+    """
+    if isinstance(origin.model, nn.Module) or not type(module).__module__.startswith(_KNOWN):
+        return None
     device = device_of(module)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    autocast = [torch.is_autocast_enabled(device.type), str(torch.get_autocast_dtype(device.type))]
-    precision = torch.get_float32_matmul_precision()
-    return {"processor": name, "threads": torch.get_num_threads(), "autocast": autocast, "float32": precision}
+    return {
+        "config": module.config.to_dict(),
+        "attention": getattr(module.config, "_attn_implementation", None),
+        "environment": record_environment(module).model_dump(mode="json"),
+        "processor": name,
+        "threads": torch.get_num_threads(),
+        "autocast": [torch.is_autocast_enabled(device.type), str(torch.get_autocast_dtype(device.type))],
+        "float32": torch.get_float32_matmul_precision(),
+        "code": code_hash(),
+    }
 
 
 @cache

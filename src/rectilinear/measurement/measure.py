@@ -178,16 +178,16 @@ def profile_model(
         check_positions(module, rows)
         beginnings = bos_warnings(module, rows, facts.bos, facts.lead)
     width, must = width_of(origin.config), bool(origin.loading.stream) or on_disk(module)
-    needs = find_needs(module, stack, inputs, measurement, origin.loading.stream) if width else None
+    needs = find_needs(module, stack, inputs, measurement, origin.loading.stream)
     if needs:
         more = f", {check_memory(len(stack) + 1, needs.width)}" if measurement.pairs else ""
         progress(f"measuring: {needs}{more}", 0, 0)
     progress("hashing the weights", 0, 0)
-    described, environment = record_model(module, origin, stack, width), record_environment(module)
+    described = record_model(module, origin, stack, width)
     tokens_are = {"text": inputs.fingerprint, "partners": facts.partners, "lead": facts.lead}
     kept = Kept()  # of batches more than their tensors may matter
     if isinstance(rows, Tensor):
-        kept = Kept.of(module, origin, described, environment, measurement, **tokens_are)
+        kept = Kept.of(module, origin, described.sha256, measurement, **tokens_are)
 
     def profile(batches: Sequence[Batch]) -> Profile:
         passes, reason = find_passes(module, stack, batches, stream=bool(needs and needs.states) or must)
@@ -203,7 +203,7 @@ def profile_model(
             model=described.model_copy(update={"width": scored.width}),
             data=scored.data,
             settings=settings_record(measurement, **found, batch_size=scored.batch_size) | {**inputs.reading},
-            environment=environment,
+            environment=record_environment(module),
             target=target,
             blocks=scored.scores[target],
             parts={other: blocks for other, blocks in scored.scores.items() if other != target},
@@ -257,10 +257,9 @@ def score_model(
     if not sum(lengths):
         raise RequestError("expected at least one row to measure, got none")
     measured, warnings = find_measured(module, stack, measurement.target, passes.batches[0])
-    scored = {(each.target, each.block): kept.load(each.target, each.block) for each in measured}
-    missing = {
-        (each.target, each.block): (each.block, each.span) for each in measured if not scored[each.target, each.block]
-    }
+    spans = {(each.target, each.block): (each.block, each.span) for each in measured}
+    scored = {key: kept.load(*key) for key in spans}
+    missing = {key: span for key, span in spans.items() if scored[key] is None}
     layout = find_layout(module, stack, passes.batches[0])
     collect = partial(collect_moments, settings=measurement, progress=progress, layout=layout, rows=inputs.rows)
     device = device_of(module)

@@ -52,8 +52,10 @@ class Needs:
 
 def find_needs(
     module: nn.Module, stack: BlockStack, inputs: Inputs, measurement: Measurement, stream: bool | None = None
-) -> Needs:
+) -> Needs | None:
     """What it takes to measure the blocks of a model on some inputs; as a ``stream`` or not, if that is asked for.
+
+    None of a module that does not say how wide its hidden states are.
 
     Where ``states`` are needed, blocks are gone through one by one. Where that is left open, they are where weights are
     on disk or the moments of all blocks would take more than half of the memory that is free; and where it would take
@@ -62,8 +64,10 @@ def find_needs(
     Raises:
         RequestError: the moments do not fit in memory.
     """
-    free, targets, width = available_memory(), len(measurement.target), width_of(getattr(module, "config", None)) or 0
-    tokens = inputs.tokens
+    width = width_of(getattr(module, "config", None))
+    if width is None:
+        return None
+    free, targets, tokens = available_memory(), len(measurement.target), inputs.tokens
     of_block, blocks = bytes_of_moments(width, measurement.folds) * targets, len(stack)
     parameters = [parameter for block in dict.fromkeys(stack.blocks) for parameter in block.parameters()]
     states = tokens * width * parameters[0].itemsize if parameters else 0

@@ -40,6 +40,8 @@ class Passes:
 
     #: What progress is reported as.
     stage = "rows"
+    #: How many blocks the batches have been through when a pass begins.
+    depth = 0
     #: Whether the next step is through the last block.
     ends = True
 
@@ -52,7 +54,18 @@ class Passes:
 
     def again(self) -> Passes:
         """The same, from the beginning."""
-        return Passes(self.model, self.batches)
+        return self
+
+    def branch(self) -> Passes:
+        """The same batches at the same depth, to go on by themselves."""
+        return self
+
+    def resumed(self, batch: int, rows: int | None = None) -> AbstractContextManager[None]:
+        """While open, a pass over a batch, or over its first rows, begins at the depth that is reached."""
+        return nullcontext()
+
+    def advance(self, to: int, edits: Edits = MappingProxyType({})) -> None:
+        """Go on to a depth, or as near as there is, through the model with some edits."""
 
     def close(self) -> None:
         """Let go what is kept in memory for them."""
@@ -64,25 +77,14 @@ class Walk(Passes):
     Args:
         model, stack: what they go through; its modules may be others from depth to depth.
         batches: of rows.
-        stays: whether they stay where they begin, so that each pass is a whole one: for a model in which passes cannot
-            be resumed.
         limit: see `StateStore`.
-
-    Attributes:
-        depth: how many blocks the batches have been through.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        stack: BlockStack,
-        batches: Sequence[Batch],
-        *,
-        stays: bool = False,
-        limit: int = IN_MEMORY,
+        self, model: nn.Module, stack: BlockStack, batches: Sequence[Batch], *, limit: int = IN_MEMORY
     ) -> None:
         super().__init__(model, batches)
-        self.stack, self.stays = stack, stays
+        self.stack = stack
         self.depth = 0
         self.states = StateStore(limit)  # after the last block that they have been through
         self._forms: list[_Form] = []
@@ -101,11 +103,11 @@ class Walk(Passes):
 
     def again(self) -> Walk:
         """The same, from the beginning."""
-        return Walk(self.model, self.stack, self.batches, stays=self.stays, limit=self.states.limit)
+        return Walk(self.model, self.stack, self.batches, limit=self.states.limit)
 
     def branch(self) -> Walk:
         """The same batches at the same depth, to go on by themselves."""
-        other = Walk(self.model, self.stack, self.batches, stays=self.stays)
+        other = self.again()
         other.depth, other.states, other._forms = self.depth, self.states.copy(), [*self._forms]
         return other
 
@@ -167,7 +169,7 @@ class Walk(Passes):
 
     def advance(self, to: int, edits: Edits = MappingProxyType({})) -> None:
         """Go on to a depth, through the model with some edits."""
-        while self.depth < to and not self.stays:
+        while self.depth < to:
             with swapped(self.model, edits):
                 for batch in range(len(self.batches)):
                     self.step(batch)
@@ -183,24 +185,21 @@ class Walk(Passes):
         if self._held_depth != self.depth:
             self._held.close()
             self._held_depth = self.depth
-            if self.depth < len(self.stack) and not self.stays:
+            if self.depth < len(self.stack):
                 self._held.enter_context(in_memory(self.stack.blocks[self.depth]))
 
     def _block(self, index: int) -> nn.Module:
         return self.model.get_submodule(self.stack.path_of(index))
 
 
-def start_walk(model: nn.Module, stack: BlockStack, batches: Sequence[Batch]) -> Walk | str:
-    """Batches before the first block of a model; or why they cannot go through it depth by depth."""
-    return check_resumes(model, stack, first_row(batches[0])) or Walk(model, stack, batches)
-
-
 def find_passes(
     model: nn.Module, stack: BlockStack, batches: Sequence[Batch], *, stream: bool
 ) -> tuple[Passes, str | None]:
-    """A walk, where a ``stream`` is wanted and there is one, else whole passes; and why there is none."""
-    walk = start_walk(model, stack, batches) if stream and batches else None
-    return (Passes(model, batches), walk) if not isinstance(walk, Walk) else (walk, None)
+    """A walk, where a ``stream`` is wanted and passes can be resumed, else whole passes; and why they cannot."""
+    if not stream or not batches:
+        return Passes(model, batches), None
+    reason = check_resumes(model, stack, first_row(batches[0]))
+    return (Passes(model, batches) if reason else Walk(model, stack, batches)), reason
 
 
 @contextmanager
@@ -209,13 +208,11 @@ def through_the_blocks(model: nn.Module, batches: Sequence[Batch]) -> Iterator[_
 
     Of a model in memory, and where passes cannot be resumed, it is a whole one.
     """
-    walk = start_walk(model, find_blocks(model), batches) if on_disk(model) else ""
-    if isinstance(walk, str):
-        yield lambda batch: nullcontext()
-        return
-    with closing(walk):
-        walk.advance(len(walk.stack))
-        yield walk.resumed
+    stack = find_blocks(model) if on_disk(model) else None
+    passes = find_passes(model, stack, batches, stream=True)[0] if stack else Passes(model, batches)
+    with closing(passes):
+        passes.advance(len(stack or ()))
+        yield passes.resumed
 
 
 def _without_tensors(output: Any) -> _Form:
