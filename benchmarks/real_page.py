@@ -238,21 +238,16 @@ def far(model: str, profile: Profile) -> list[str]:
     pairs = profile.pairs
     if pairs is None:
         return []
-    scores = {(pair.first, pair.last): pair.without_sinks or pair for pair in pairs.scores}
-    last = pairs.depths - 1
-    rows = []
-    for steps in (1, 2, 4, 8, 16):
-        spans = [scores[first, first + steps] for first in range(pairs.depths - steps) if first + steps <= last]
-        if spans:
-            rows.append(
-                [
-                    f"{steps}",
-                    middle([one.linearity.adjusted for one in spans]),
-                    middle([one.identity for one in spans]),
-                    middle([one.update_linearity.adjusted for one in spans]),
-                ]
-            )
-    whole = scores[0, last]
+    *some, (last, [whole]) = pairs.by_length().items()
+    rows = [
+        [
+            f"{steps}",
+            middle([one.linearity.adjusted for one in ways]),
+            middle([one.identity for one in ways]),
+            middle([one.update_linearity.adjusted for one in ways]),
+        ]
+        for steps, ways in some
+    ]
     rows.append(
         [
             f"all {last}",

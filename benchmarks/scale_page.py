@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from real_page import table
+from page import table
 
 from rectilinear.core.block_moments import bytes_of_moments
 

@@ -11,7 +11,7 @@ from rectilinear.evaluation.comparison_table import evaluation_tables
 from rectilinear.evaluation.record import Differences, Evaluation, Measurements
 from rectilinear.intervals import MANY, half_width
 from rectilinear.names import short_name, short_names
-from rectilinear.results import Section
+from rectilinear.results import IntervalRecord, Section
 
 #: A model, and how it differs from the one that others are compared with; None for that one.
 Measured = tuple[Measurements, Differences | None]
@@ -83,12 +83,17 @@ def _loss(
     if part.loss is None:
         return None
     if reference is None:
-        half = part.interval.half_width if part.interval else part.stderr
-        return part.loss, half if part.interval else half and half_width(half, part.clusters or MANY)
+        return part.loss, _half(part.interval, part.stderr, part.clusters)
     if difference is None or difference.loss is None:
         return 0.0, None
-    half = difference.loss_stderr and half_width(difference.loss_stderr, part.clusters or MANY)
-    return difference.loss, difference.loss_interval.half_width if difference.loss_interval else half
+    return difference.loss, _half(difference.loss_interval, difference.loss_stderr, part.clusters)
+
+
+def _half(interval: IntervalRecord | None, stderr: float | None, clusters: int | None) -> float | None:
+    """Half of an interval; of results of earlier versions, which had none, by the standard error."""
+    if interval:
+        return interval.half_width
+    return None if stderr is None else half_width(stderr, clusters or MANY)
 
 
 def _pareto_lines(points: Sequence[_Point], paired: bool) -> list[Line]:
@@ -98,8 +103,7 @@ def _pareto_lines(points: Sequence[_Point], paired: bool) -> list[Line]:
     spread = any(end and end[0] < end[1] for end in ends)
     look: dict[str, Any] = {"dash": "none", "marker": "circle", "names": names}
     if spread:
-        look["left"], look["right"] = ([end and end[side] for end in ends] for side in (0, 1))
-        look |= {name: tuple(look[name]) for name in ("left", "right")}
+        look["left"], look["right"] = (tuple(end and end[side] for end in ends) for side in (0, 1))
     label = "a model, 95 % interval of the difference" if paired else "a model, 95 % interval"
     own = Line.of(label, [cost.value for cost in costs], losses, halves, **look)
     best = unbeaten((point.cost.value, point.loss, point.name) for point in points)

@@ -43,3 +43,10 @@ class PairsRecord(Record):
     tokens: int
     sinks: int = Field(description="tokens that stand out at any depth")
     scores: tuple[PairRecord, ...]
+
+    def by_length(self) -> dict[int, list[PairScores]]:
+        """The ways over 1, 2, 4, 8 and so on blocks, and over all of them; without sinks where there are others."""
+        found = {(pair.first, pair.last): pair.without_sinks or pair for pair in self.scores}
+        last = self.depths - 1
+        lengths = sorted({last, *(2**power for power in range(last.bit_length()) if 2**power < last)})
+        return {steps: [found[first, first + steps] for first in range(self.depths - steps)] for steps in lengths}

@@ -43,11 +43,8 @@ def profile_table(profile: Profile, target: Target, blocks: Sequence[BlockRecord
 
 def pairs_table(pairs: PairsRecord) -> Table:
     """One line for some numbers of blocks that one linear map stands for: medians over where it begins."""
-    scores = {(pair.first, pair.last): pair.without_sinks or pair for pair in pairs.scores}
-    last = pairs.depths - 1
     rows: list[list[Cell]] = []
-    for steps in sorted({1, last, *(2**power for power in range(1, 12) if 2**power < last)}):
-        found = [scores[first, first + steps] for first in range(pairs.depths - steps)]
+    for steps, found in pairs.by_length().items():
         of_each = (
             [one.linearity.adjusted for one in found],
             [one.identity for one in found],

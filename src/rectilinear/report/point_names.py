@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # To which side of its point a name can stand, across and up, in the order of preference. The page's script has the
-# same (page.js), since places depend on how wide letters are where they are drawn.
+# same (point_names.js), since places depend on how wide letters are where they are drawn.
 _SIDES = ((1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
 
 # Points of print between a name and its point.
