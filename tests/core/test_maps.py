@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rectilinear import MomentsAccumulator
-from rectilinear.core.maps import RIDGES, fit_map
+from rectilinear.core.maps import RIDGES, FittedMap, fit_map
 from tests.oracle import least_squares
 
 seeds = st.integers(0, 10**6)
@@ -185,3 +185,14 @@ def test_what_cannot_be_fitted():
         fit_map([])
     with pytest.raises(ValueError, match="rank of at least 1, got 0"):
         fit_map(folds_of(*pairs()), 0)
+
+
+@pytest.mark.parametrize("folds", [1, 4])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_a_map_comes_back_from_its_tensors(folds, rank):
+    fitted = fit_map(folds_of(*pairs(), folds), rank)
+    again = FittedMap.from_tensors(fitted.to_tensors())
+    assert (again.ridge, again.held_out) == (fitted.ridge, fitted.held_out)
+    assert (again.held_out is None) is (folds == 1)
+    for one, other in zip((*fitted.factors, fitted.bias), (*again.factors, again.bias), strict=True):
+        assert torch.equal(one, other)

@@ -127,6 +127,21 @@ def test_arithmetic_of_another_kind_is_not(tiny_checkpoint, text_file, measured)
     assert coarse.blocks != first.blocks
 
 
+@pytest.mark.parametrize("setting", ["threads", "precision"])
+def test_arithmetic_that_rounds_otherwise_is_not(tiny_checkpoint, text_file, measured, setting):
+    rectilinear.measure(str(tiny_checkpoint), text_file, **SIZE)
+    measured.clear()
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        torch.set_num_threads(threads + (setting == "threads"))
+        torch.set_float32_matmul_precision("high" if setting == "precision" else precision)
+        rectilinear.measure(str(tiny_checkpoint), text_file, **SIZE)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+    assert measured == [0, 1, 2]
+
+
 def test_batches_that_hold_more_than_ids_are_always_measured(tiny_checkpoint, measured):
     ids = token_rows(40)
     for other in ("attention_mask", "position_ids"):
