@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.charts import Chart
+from rectilinear.command_lines import command_line
 from rectilinear.errors import RequestError
 from rectilinear.evaluation.comparison_table import evaluation_tables
 from rectilinear.evaluation.differences import find_differences, find_unlike
@@ -51,6 +52,11 @@ class Comparison(ResultFile):
             if each.differences.loss is not None
         ]
         return f"Loss against {short_name(self.against.model.id)}: {', '.join(found)} nats a token." if found else ""
+
+    def command(self) -> str:
+        """``rectilinear compare``."""
+        in_memory = {each.model.id for each in (self.against, *(each.measured for each in self.models))}
+        return command_line("compare", (None if name in in_memory else name for name in self.sources), {})
 
     def charts(self) -> tuple[Chart, ...]:
         """Quality against cost."""

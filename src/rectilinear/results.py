@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -84,7 +83,7 @@ class ResultFile(Record):
         return ""
 
     def command(self) -> str:
-        """The command that makes such a result of this model and text; "" where that takes more than a command."""
+        """The command that makes such a result again; "" where that takes more than a command."""
         return ""
 
     def words(self) -> tuple[str, ...]:
@@ -232,36 +231,6 @@ def describe_rows(data: DataRecord, settings: Mapping[str, Any]) -> str:
     """Which tokens they are, and how their rows begin where that was asked for."""
     how = {"row": " in rows that begin with BOS", "none": " without BOS"}.get(settings.get("bos", ""), "")
     return f"{data.tokens:,} tokens of {short_name(data.source)}{how}"
-
-
-def command_line(command: str, result: Any, *options: type[BaseModel]) -> str:
-    """The command on a text that a result is of, with those of its options that were not given their defaults.
-
-    Args:
-        command: its name.
-        result: with a model, data, settings and an environment; "" for a model that was not loaded by a name, or text
-            in memory.
-        options: settings whose fields are the command's options.
-    """
-    model: ModelRecord = result.model
-    data: DataRecord = result.data
-    if model.id == model.architecture or data.source in ("rows", "batches") or data.source.endswith(" in memory"):
-        return ""
-    values = {
-        **result.settings,
-        "seq_len": data.seq_len,
-        "revision": model.revision,
-        "dtype": result.environment.dtype,
-    }
-    words = ["rectilinear", command, model.id, "--text", data.source]
-    for name, about in ((name, about) for kind in options for name, about in kind.model_fields.items()):
-        value = values.get(name)
-        chosen = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        usual = about.default
-        usual = ",".join(map(str, usual)) if isinstance(usual, (list, tuple)) else str(usual)
-        if value is not None and chosen != usual:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [chosen])]
-    return shlex.join(words)
 
 
 def settings_record(*settings: BaseModel, **others: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import torch
 
 import rectilinear
 from rectilinear import Dynamics, RequestError
-from rectilinear.measurement.dynamics import Mean, Point, mean_curve, merge_points
+from rectilinear.measurement.block_means import Mean
+from rectilinear.measurement.dynamics import Point, mean_curve, merge_points
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.settings import Loading
 from rectilinear.text.settings import Rows

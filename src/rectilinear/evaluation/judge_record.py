@@ -6,8 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from rectilinear.command_lines import command_line, model_word, text_word
 from rectilinear.evaluation.criteria import Marks
-from rectilinear.evaluation.settings import public_url
+from rectilinear.evaluation.settings import Judging, Stories, public_url
+from rectilinear.models.settings import Loading
 from rectilinear.names import short_name
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Cell, Column, Estimate, Table
@@ -131,6 +133,13 @@ class JudgeReport(ResultFile):
         marks = {} if self.judged is None else {name: mark.mean for name, mark in self.judged.marks.items()}
         given = ", ".join(f"{name} {value:.2f}" for name, value in marks.items())
         return f"{self.completions.texts:,} stories{f'; marks: {given}' if given else ''}."
+
+    def command(self) -> str:
+        """``rectilinear judge``, which asks the judge again."""
+        judge = {"judge_model": self.judged.model, "judge_url": self.judged.url} if self.judged else {}
+        values = {**self.settings, **judge, "reference": self.reference and self.reference.model}
+        known = None if text_word(self.data) is None else model_word(self.model)
+        return command_line("judge", [known], values, Stories, Judging, Loading, folder=True)
 
     def tables(self) -> tuple[Table, ...]:
         """What was counted in completions beside the texts' own endings, and the marks."""

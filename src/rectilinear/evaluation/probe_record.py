@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.charts import Chart
+from rectilinear.command_lines import command_line, loaded_as, model_word
+from rectilinear.evaluation.settings import Probing
+from rectilinear.models.settings import Loading
 from rectilinear.names import short_name
 from rectilinear.results import EnvironmentRecord, ModelRecord, Record, ResultFile, Section
 from rectilinear.tables import Cell, Column, Estimate, Table
@@ -62,6 +65,12 @@ class Probe(ResultFile):
         where = f"depth {self.best.depth}, which cross-validation prefers"
         constant = "" if metric.baseline is None else f", {metric.baseline:.3f} by the commonest answer"
         return f"{self.task}: {name.replace('_', ' ')} {metric.value:.3f} at {where}{constant}."
+
+    def command(self) -> str:
+        """``rectilinear probe``."""
+        arguments = [model_word(self.model), "--task", self.task]
+        values = {**self.settings, **loaded_as(self.model, self.environment), "data": self.data.source}
+        return command_line("probe", arguments, values, Probing, Loading)
 
     def charts(self) -> tuple[Chart, ...]:
         """What is right, by depth."""

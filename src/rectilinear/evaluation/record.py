@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from rectilinear.command_lines import command_line, loaded_as, model_word, text_word
 from rectilinear.evaluation.criteria import Marks
 from rectilinear.evaluation.judge_record import JudgeReport
 from rectilinear.evaluation.probe_record import Probe
+from rectilinear.evaluation.settings import Evaluating
+from rectilinear.models.settings import Loading
 from rectilinear.names import short_name
 from rectilinear.results import (
     DataRecord,
@@ -23,6 +26,7 @@ from rectilinear.results import (
     Section,
 )
 from rectilinear.tables import Table
+from rectilinear.text.settings import Rows
 
 if TYPE_CHECKING:
     from typing import Self
@@ -190,6 +194,17 @@ class Evaluation(Measurements, ResultFile):
             return f"{found}."
         error = "" if self.differences.loss_stderr is None else f" (± {self.differences.loss_stderr:.4f})"
         return f"{found}, {self.differences.loss:+.4f}{error} against {short_name(self.against.model.id)}."
+
+    def command(self) -> str:
+        """``rectilinear evaluate``."""
+        arguments = [model_word(self.model)]
+        arguments += [] if self.data is None else ["--text", text_word(self.data)]
+        arguments += [] if self.against is None else ["--against", model_word(self.against.model)]
+        arguments += ["--tasks", ",".join(self.tasks)] * bool(self.tasks)
+        sizes = {"seq_len": self.data.seq_len} if self.data else {}
+        values = {**self.settings, **loaded_as(self.model, self.environment), **sizes}
+        values |= {"data": values.get("task_data"), "batch_size": None}
+        return command_line("evaluate", arguments, values, Rows, Evaluating, Loading)
 
     def words(self) -> tuple[str, ...]:
         """What was lost and what was gained."""

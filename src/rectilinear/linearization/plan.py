@@ -7,9 +7,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
+from rectilinear.command_lines import text_command
 from rectilinear.linearization.kinds import KINDS, make_kind
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
+from rectilinear.models.settings import Loading
 from rectilinear.names import short_name
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.settings import Target
@@ -163,6 +165,25 @@ class Plan(ResultFile):
     def removed(self) -> tuple[int, ...]:
         """Blocks that are gone for good."""
         return tuple(sorted(index for replacement in self.replacements for index in replacement.removed))
+
+    def command(self) -> str:
+        """``rectilinear linearize``; "" where replacements were those of a plan."""
+        from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
+
+        kind = str(self.settings.get("kind"))
+        if kind not in KINDS or self.environment is None:
+            return ""
+        healing: dict[str, Any] = {}
+        if healed := self.heal:
+            healing = {
+                "heal_steps": healed.steps,
+                "heal_learning_rate": healed.learning_rate,
+                "heal_batch_size": healed.batch_size,
+                "heal_logits": healed.logits_weight,
+            }
+        options = (KINDS[kind], Selection, Fitting, CalibrationRows, Loading)
+        line = text_command("linearize", self, *options, **healing)
+        return f"{line} --kind {kind} --out DIR" if line else ""
 
     def words(self) -> tuple[str, ...]:
         """What was replaced by what."""

@@ -57,7 +57,7 @@ class Request:
         """What was asked for, as plan.json records it; nothing for a plan, which records it itself."""
         if self.selection.plan is not None:
             return {}
-        chosen = self.selection.model_dump(include={"target", "merge"})
+        chosen = self.selection.model_dump(mode="json", exclude={"plan", "stack"})
         return {"kind": self.template.kind, **chosen, **WITHOUT, **self.template.by.model_dump(mode="json")}
 
     def recipe(self) -> dict[str, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,19 +11,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from rectilinear.charts import Chart
+from rectilinear.command_lines import command_line, text_word
 from rectilinear.errors import JobError, RequestError
+from rectilinear.measurement.block_means import Mean, mean_of
 from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
-from rectilinear.measurement.profile import BlockRecord, LinearityRecord, Profile, Score
+from rectilinear.measurement.profile import BlockRecord, Profile, Score
 from rectilinear.measurement.score_choice import ScoreChoice, in_percent
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory
 from rectilinear.models.series import Checkpoint, check_alike, find_checkpoints
-from rectilinear.models.settings import Loading
+from rectilinear.models.settings import Loading, Placement
 from rectilinear.names import short_name
 from rectilinear.progress import Progress, reporting
 from rectilinear.results import DataRecord, EnvironmentRecord, Record, ResultFile, Section
 from rectilinear.settings import BatchSize, takes_settings
-from rectilinear.tables import Cell, Column, Estimate, Table
+from rectilinear.tables import Column, Table
 from rectilinear.text.batches import as_batches
 from rectilinear.text.settings import Rows
 
@@ -74,6 +75,14 @@ class Dynamics(ResultFile):
         from rectilinear.measurement.dynamics_charts import dynamics_chart
 
         return (dynamics_chart(self),)
+
+    def command(self) -> str:
+        """``rectilinear dynamics``; "" where a model was measured while it was trained."""
+        sources = [None if point.source == "training" else point.source for point in self.points]
+        values = {**self.settings, "seq_len": self.data.seq_len, "dtype": self.environment.dtype}
+        return command_line(
+            "dynamics", [*sources, "--text", text_word(self.data)], values, Rows, Measurement, Placement
+        )
 
     def headline(self) -> str:
         """From what to what the mean went."""
@@ -135,51 +144,6 @@ class Dynamics(ResultFile):
         if any(one.step >= two.step for one, two in pairwise(points)):
             raise ValueError("expected points by step, one a step")
         return points
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A score at one step of training, or of a profile, over all blocks that have it.
-
-    Attributes:
-        step: optimizer steps.
-        mean: over blocks; None where no block has the score, as are the others then.
-        stderr: at most this is the standard error of the mean over parts of the text: the mean of the blocks' own. They
-            are measured on the same tokens, so theirs do not average out. None without held-out scores.
-        half_width: half of the interval of the mean, from the blocks' own in the same way; None without them.
-        lowest, highest: of the blocks' scores.
-        least, most: the blocks that have these.
-    """
-
-    step: int
-    mean: float | None = None
-    stderr: float | None = None
-    half_width: float | None = None
-    lowest: float | None = None
-    highest: float | None = None
-    least: int | None = None
-    most: int | None = None
-
-    def cells(self) -> list[Cell]:
-        """The mean, the least and the most linear block, as a table has them."""
-        if self.mean is None:
-            return [None, None, None]
-        spread = [f"({self.least}) {self.lowest:.3f}", f"({self.most}) {self.highest:.3f}"]
-        return [Estimate(self.mean, self.stderr), *spread]
-
-
-def mean_of(records: Mapping[int, LinearityRecord], choice: ScoreChoice, step: int = 0) -> Mean:
-    """The mean over blocks of the scores that stand for them, by index, with its spread."""
-    scores = {index: choice.value(record) for index, record in records.items()}
-    values = {index: score for index, score in scores.items() if score is not None}
-    if not values:
-        return Mean(step)
-    error, half = (
-        None if None in errors else sum(filter(None, errors)) / len(errors)
-        for errors in ([of(records[index]) for index in values] for of in (choice.stderr, choice.half_width))
-    )
-    least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
-    return Mean(step, sum(values.values()) / len(values), error, half, values[least], values[most], least, most)
 
 
 def mean_curve(dynamics: Dynamics, score: Score = "update_linearity") -> list[Mean]:

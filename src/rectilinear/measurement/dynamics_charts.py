@@ -9,7 +9,8 @@ from math import ceil, floor
 from typing import Any
 
 from rectilinear.charts import FLOOR, SERIES, Axis, Chart, Curves, HeatMap, Line
-from rectilinear.measurement.dynamics import Dynamics, Mean, mean_curve
+from rectilinear.measurement.block_means import Mean
+from rectilinear.measurement.dynamics import Dynamics, mean_curve
 from rectilinear.measurement.profile_charts import about
 from rectilinear.measurement.score_choice import WHY_ADJUSTED, ScoreChoice, in_percent
 from rectilinear.names import labels

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.charts import Chart, MarkedText
+from rectilinear.command_lines import text_command
 from rectilinear.measurement.profile import LinearityRecord
 from rectilinear.measurement.settings import Explaining
 from rectilinear.models.settings import Loading
@@ -16,7 +17,6 @@ from rectilinear.results import (
     ModelRecord,
     Record,
     ResultFile,
-    command_line,
 )
 from rectilinear.settings import Target
 from rectilinear.tables import Table
@@ -122,7 +122,7 @@ class Explanation(ResultFile):
 
     def command(self) -> str:
         """``rectilinear explain``."""
-        return command_line("explain", self, Explaining, Rows, Loading)
+        return text_command("explain", self, Explaining, Rows, Loading)
 
     def words(self) -> tuple[str, ...]:
         """What simpler maps explain, and where maps fail."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.charts import Chart
+from rectilinear.command_lines import text_command
 from rectilinear.core.scores import BlockScores, Linearity
 from rectilinear.core.sinks import MARKS, SinkCounts
 from rectilinear.measurement.pairs_record import PairsRecord
@@ -21,7 +22,6 @@ from rectilinear.results import (
     Record,
     ResultFile,
     Section,
-    command_line,
 )
 from rectilinear.settings import Target
 from rectilinear.tables import Estimate, Table
@@ -171,7 +171,7 @@ class Profile(ResultFile):
 
     def command(self) -> str:
         """``rectilinear measure``."""
-        return command_line("measure", self, Measurement, Rows, Loading)
+        return text_command("measure", self, Measurement, Rows, Loading)
 
     @classmethod
     def together(cls, results: Sequence[Self]) -> Section:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from rectilinear.intervals import holm, welch
-from rectilinear.measurement.dynamics import Mean, mean_of
+from rectilinear.measurement.block_means import Mean, mean_of
 from rectilinear.measurement.profile import BlockRecord, Profile
 from rectilinear.measurement.profile_charts import profiles_chart
 from rectilinear.measurement.score_choice import WHY_ADJUSTED, ScoreChoice, from_to, in_percent

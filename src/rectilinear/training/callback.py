@@ -13,12 +13,12 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from rectilinear.errors import JobError, RequestError
+from rectilinear.measurement.block_means import mean_of
 from rectilinear.measurement.collect import count_rows
 from rectilinear.measurement.dynamics import (
     Dynamics,
     Point,
     TrainedModelRecord,
-    mean_of,
     merge_points,
 )
 from rectilinear.measurement.measure import Scored, score_model, token_inputs

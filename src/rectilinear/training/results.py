@@ -9,11 +9,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from rectilinear.charts import Axis, Chart, Curves, Line
+from rectilinear.command_lines import command_line, model_word, text_word
 from rectilinear.measurement.profile import LinearityRecord, Profile
 from rectilinear.names import short_name
 from rectilinear.results import DataRecord, EnvironmentRecord, ModelRecord, Record, ResultFile
 from rectilinear.tables import Cell, Column, Estimate, Table
 from rectilinear.training.metrics import MetricRecord
+from rectilinear.training.settings import Corpus, Profiling, Recipe, Tuning
 
 
 class HeldOutRecord(Record):
@@ -47,6 +49,17 @@ class Training(ResultFile):
     def headline(self) -> str:
         """The loss on held-out rows."""
         return f"Loss {self.held_out.loss:.4f} nats a token on held-out rows after {self.steps:,} steps."
+
+    def command(self) -> str:
+        """``rectilinear pretrain``, of as many processes as there were."""
+        values = dict(self.settings)
+        if values.get("tokenizer") is not None:
+            del values["vocab_size"]
+        arguments = ["--text", text_word(self.data)]
+        line = command_line("pretrain", arguments, values, Recipe, Corpus, folder=True)
+        if self.processes > 1 and line:
+            return f"torchrun --nproc-per-node {self.processes} -m {line}"
+        return line
 
     def charts(self) -> tuple[Chart, ...]:
         """The losses that were logged."""
@@ -176,6 +189,11 @@ class Finetuning(ResultFile):
             return ""
         spread = "" if change.deviation is None else f" (deviation {change.deviation:.4f} over {change.n} seeds)"
         return f"{self.task}: the mean over blocks of the update's score changed by {change.mean:+.4f}{spread}."
+
+    def command(self) -> str:
+        """``rectilinear finetune``."""
+        values = {**self.settings, "revision": self.model.revision, "seeds": len(self.runs)}
+        return command_line("finetune", [model_word(self.model), "--task", self.task], values, Tuning, Profiling)
 
     def with_runs(self, runs: Sequence[SeedRun]) -> Finetuning:
         """The same with these runs, and what they have in common."""
