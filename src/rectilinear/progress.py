@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rectilinear.ranks import current
+
 #: Called with what is being done (perhaps news of it after a colon), how much of it is done, and how much there is;
 #: 0 where nobody knows how much.
 Progress = Callable[[str, int, int], None]
@@ -24,7 +26,7 @@ def reporting(progress: bool | Progress) -> Iterator[Progress]:
     with _libraries_without_bars():
         if callable(progress):
             yield progress
-        elif progress:
+        elif progress and current().is_first:
             with _bar() as report:
                 yield report
         else:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rectilinear.errors import RequestError
 from rectilinear.publish import contents, hold, nearest_existing
+from rectilinear.ranks import current
 from rectilinear.settings import BatchSize, Settings
 
 
@@ -57,6 +58,8 @@ def claim(
 ) -> Iterator[Path | None]:
     """Hold an output folder while open, so that no other run writes into it; see `rectilinear.publish.hold`.
 
+    Of processes that share a job the first one alone has a folder.
+
     What a killed run was moving into it is finished. The same command then runs again: a folder in which there is only
     what a killed run put there, or had kept to go on from, is taken for an empty one.
 
@@ -78,7 +81,7 @@ def claim(
     """
     if resume and overwrite:
         raise RequestError("expected `resume` or `overwrite`, got both")
-    if out is None:
+    if out is None or not current().is_first:
         yield None
         return
     try:

@@ -11,6 +11,7 @@ from rectilinear.cli.panels import MODEL, TEXT, WORK, ModelOptions, RuntimeOptio
 from rectilinear.evaluation.settings import Evaluating
 from rectilinear.models.settings import Loading
 from rectilinear.publish import contents, stage
+from rectilinear.ranks import current
 from rectilinear.runs import Output, claim
 from rectilinear.text.settings import Rows
 
@@ -59,7 +60,8 @@ def evaluate(
 
         # Of several models each has a folder of its own, written as soon as the model is done.
         folders = [out and out / name for name in names] or [out]
-        earlier = {place: folder for place, folder in enumerate(folders) if resume and folder and folder.exists()}
+        there = [(place, folder) for place, folder in enumerate(folders) if resume and folder and folder.exists()]
+        earlier = current().from_first(lambda: dict(there))
         job = prepare(model, text, evaluating, against=against, rows=rows, loading=loading)
         done: list[Evaluation] = []
         written: list[str] = []

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 import rectilinear
 from rectilinear.characters import visible
 from rectilinear.errors import JobError, RequestError, try_nearest
+from rectilinear.ranks import processes_started, sharing
 from rectilinear.runs import Interrupted
 from rectilinear.settings import first_reason, in_flags
 
@@ -41,6 +42,9 @@ COMMANDS = (
     "report",
     "demo",
 )
+
+#: Those whose rows several processes share, and those that see to their processes themselves.
+SHARING, TRAINING = ("measure", "dynamics", "linearize", "evaluate"), ("pretrain", "finetune")
 
 
 def main() -> None:
@@ -109,7 +113,17 @@ def build(names: Iterable[str] = COMMANDS) -> Program:
 
 def _run(arguments: list[str]) -> int:
     asked = [name for name in arguments[:1] if name in COMMANDS]
-    build(asked or COMMANDS)(arguments or ["--help"])
+    program = build(asked or COMMANDS)
+    if processes_started() > 1 and asked and asked[0] not in TRAINING:
+        if asked[0] not in SHARING:
+            raise RequestError(
+                f"expected one process for {asked[0]}, got {processes_started()}; try without torchrun, which is for "
+                + ", ".join((*SHARING, "pretrain"))
+            )
+        with sharing():
+            program(arguments)
+        return 0
+    program(arguments or ["--help"])
     return 0 if arguments else 2
 
 
@@ -134,7 +148,9 @@ def _fail(text: str, code: int) -> int:
 def _line(text: str) -> str:
     """A message in a line, its fields as options, no endless word and nothing that a terminal obeys in it."""
     words = re.sub(r"(\S{200})\S{100,}", r"\1...", visible(in_flags(text)))
-    return f"rectilinear: {' '.join(words.split())}\n"
+    rank = os.environ.get("RANK", "0")  # of several processes
+    who = "rectilinear" if rank == "0" else f"rectilinear, process {rank}"
+    return f"{who}: {' '.join(words.split())}\n"
 
 
 def _reason(error: CycloptsError) -> str:

@@ -25,7 +25,7 @@ _ENOUGH = 4
 _Folds = tuple[Moments | None, ...]
 
 # What `BlockAccumulator.update` takes.
-_Batch = tuple[Tensor, Tensor, int, Tensor | None, RowPairs | None]
+_Batch = tuple[Tensor, Tensor, int, Tensor | None, RowPairs | None, bool]
 
 
 class NonFiniteError(ArithmeticError):
@@ -156,7 +156,13 @@ class BlockAccumulator:
         self._shifted = ShiftedAccumulator()
 
     def update(
-        self, x: Tensor, y: Tensor, fold: int = 0, places: Tensor | None = None, pairs: RowPairs | None = None
+        self,
+        x: Tensor,
+        y: Tensor,
+        fold: int = 0,
+        places: Tensor | None = None,
+        pairs: RowPairs | None = None,
+        counted: bool = True,
     ) -> None:
         """Add the tokens of one batch.
 
@@ -166,6 +172,7 @@ class BlockAccumulator:
             fold: which fold they belong to.
             places: ``[tokens, 2]`` int64 on the CPU, position in the row and token id, -1 for none.
             pairs: which rows they are of, and what these are paired with; None for no pairs, in the end of any tokens.
+            counted: whether moments are of them; else they say what a sink is, and others are paired with them.
 
         Raises:
             NonFiniteError: a token of x or y is NaN or infinite.
@@ -177,13 +184,13 @@ class BlockAccumulator:
             return
         self._eps = max(self._eps, *(torch.finfo(states.dtype).eps for states in (x, y)))
         if self._limits is None:
-            self._waiting.append((x, y, fold, places, pairs))
+            self._waiting.append((x, y, fold, places, pairs, counted))
             if sum(len(rows) for rows, *_ in self._waiting) >= REFERENCE_TOKENS:
                 self._stop_waiting()
             else:  # what waits must not change when the model goes on
-                self._waiting[-1] = (x.clone(), y.clone(), fold, places, pairs)
+                self._waiting[-1] = (x.clone(), y.clone(), fold, places, pairs, counted)
         else:
-            self._gather(x, y, fold, places, pairs)
+            self._gather(x, y, fold, places, pairs, counted)
 
     def freeze(self) -> BlockMoments:
         """The moments so far."""
@@ -201,7 +208,9 @@ class BlockAccumulator:
         for part in waiting:
             self._gather(*part)
 
-    def _gather(self, x: Tensor, y: Tensor, fold: int, places: Tensor | None, pairs: RowPairs | None) -> None:
+    def _gather(
+        self, x: Tensor, y: Tensor, fold: int, places: Tensor | None, pairs: RowPairs | None, counted: bool
+    ) -> None:
         if not holds_float64(x.device):
             self._products = torch.float32
         self._undecided &= holds_float64(x.device) and x.dtype is not torch.float64
@@ -216,8 +225,6 @@ class BlockAccumulator:
         lengths = norms[0] * norms[1]
         if not lengths.isfinite().all():
             raise NonFiniteError("activations are NaN, infinite, or too large to square")
-        cosines = torch.where(lengths > 0, torch.linalg.vecdot(x, y) / lengths, 0.0)
-        self._cosine_sum += float(cosines.double().sum())
         if fold != self._fold and x.device.type != "cpu":
             self._close({self._fold, fold})
         self._fold = fold
@@ -228,6 +235,10 @@ class BlockAccumulator:
             self._shifted.update(x, d, sinks, pairs, self._products, given)
         else:
             self._shifted.drop()
+        if not counted:
+            return
+        cosines = torch.where(lengths > 0, torch.linalg.vecdot(x, y) / lengths, 0.0)
+        self._cosine_sum += float(cosines.double().sum())
         if sinks.any():
             self._add("sinks", x[sinks], d[sinks])
             self._counts += SinkCounts.of(marks, begin, None if places is None else places[sinks.cpu()])

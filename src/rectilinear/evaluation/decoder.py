@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from itertools import count
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from rectilinear.errors import JobError, broken_promise
 from rectilinear.progress import Progress
+from rectilinear.ranks import current
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_Answer = TypeVar("_Answer")
 
 
 class HarnessDecoder(HFLM):  # type: ignore[misc]
@@ -69,20 +73,31 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
         for request in requests:
             room = self.max_length - normalize_gen_kwargs(request.args[1], self.max_gen_toks)["max_gen_toks"]
             self.cut[request.task_name] += len(self.tok_encode(request.args[0])) > room
-        written: list[str] = super().generate_until(requests, disable_tqdm=True)
-        return written
+        return _shared(requests, lambda own: super(HarnessDecoder, self).generate_until(own, disable_tqdm=True))
 
     def _loglikelihood_tokens(self, requests: list[Any], **options: Any) -> list[tuple[float, bool]]:
         for name, (_, context, continuation) in zip(self._names, requests, strict=False):
             self.cut[name] += len(context) + len(continuation) > self.max_length + 1
         self._names = []  # what follows may be other requests
-        found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, **options)
-        if any(math.isnan(likelihood) for likelihood, _ in found):
-            raise JobError("expected finite logits on the tasks, got others; try `dtype=float32`")
-        return found
+
+        def score(own: list[Any]) -> list[tuple[float, bool]]:
+            found: list[tuple[float, bool]] = super(HarnessDecoder, self)._loglikelihood_tokens(own, **options)
+            if any(math.isnan(likelihood) for likelihood, _ in found):
+                raise JobError("expected finite logits on the tasks, got others; try `dtype=float32`")
+            return found
+
+        return _shared(requests, score)
 
     def _count(self, total: int) -> None:
         """Report each answer through the hook that the harness calls with it."""
         if progress := self._progress:
             done = count(1)
             self.set_cache_hook(SimpleNamespace(add_partial=lambda *answer: progress("tasks", next(done), total)))
+
+
+def _shared(requests: list[Any], answer: Callable[[list[Any]], list[_Answer]]) -> list[_Answer]:
+    """Answers to all requests, of which each process of a job gives some."""
+    ranks = current()
+    own = ranks.share(len(requests))
+    found = ranks.together(lambda: answer(requests[own.start : own.stop]) if own else [])
+    return [one for part in ranks.gather(found) for one in part]

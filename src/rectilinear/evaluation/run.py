@@ -30,6 +30,7 @@ from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.logits import check_decoder
 from rectilinear.models.origin import Origin
 from rectilinear.progress import Progress, reporting
+from rectilinear.ranks import current
 from rectilinear.results import DataRecord, IntervalRecord
 from rectilinear.runs import check_same
 from rectilinear.text.rows import TokenRows
@@ -214,7 +215,8 @@ class Job:
             found |= _text_record(text)
             items |= _text_items(text)
             if self.lengths:
-                speed = measure_speed(module, ids[:1, : self.lengths[0]], self.lengths[1], progress=progress)
+                prompt, new = ids[:1, : self.lengths[0]], self.lengths[1]
+                speed = current().from_first(lambda: measure_speed(module, prompt, new, progress=progress))
                 found["tokens_per_second"] = TimedRecord(
                     prefill=speed.prefill,
                     decode=speed.decode,

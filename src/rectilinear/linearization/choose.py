@@ -11,16 +11,19 @@ from torch import Tensor
 
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
-from rectilinear.linearization.fit import Fitted, Site, Workbench, fit_all, merge_edits
+from rectilinear.linearization.fit import Fitted, Site, fit_all, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.linearization.plan import Replacement, SelectionRecord
 from rectilinear.linearization.request import Scope
 from rectilinear.linearization.streams import Streams
-from rectilinear.measurement.collect import collect_moments, count_rows, hand_over
+from rectilinear.linearization.workbench import Workbench
+from rectilinear.measurement.collect import collect_moments, find_schedule, hand_over
 from rectilinear.measurement.perplexity import measure_perplexity, predicted
+from rectilinear.measurement.pieces import count_rows
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.running import evaluating, run
 from rectilinear.models.surgery import swapped
+from rectilinear.ranks import current
 
 
 def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> None:
@@ -149,14 +152,17 @@ class Choice:
         """How linear each part is that can be replaced, and how much it does: 1 less the cosine of input and output."""
         bench = self.bench
         spans = {index: self.scope.part(index).span(bench.model) for index in self.scope.replaceable}
-        collect = partial(collect_moments, progress=bench.progress)
-        linearity, influence = list[float](), list[float]()
-        for _, moments in hand_over(collect, bench.passes(), {index: (index, span) for index, span in spans.items()}):
-            scored = score_block(moments)
-            del moments  # before those of the next block are there
-            of_all = scored.all_tokens.linearity
-            linearity.append((of_all.in_sample if of_all.held_out is None else of_all.held_out) or 0.0)
-            influence.append(1 - (scored.cosine or 0.0))
-        scores = {"linearity": linearity, "influence": influence}
-        exact = {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}
-        return {"blocks": torch.tensor([*spans]), **exact}
+        collect, schedule = partial(collect_moments, progress=bench.progress), find_schedule(bench.batches)
+        found: dict[int, tuple[float, float]] = {}
+        measured = {index: (index, span) for index, span in spans.items()}
+        for index, moments in hand_over(collect, bench.passes(), measured, schedule):
+            if moments is not None:
+                scored = score_block(moments)
+                del moments  # before those of the next block are there
+                of_all = scored.all_tokens.linearity
+                linearity = (of_all.in_sample if of_all.held_out is None else of_all.held_out) or 0.0
+                found[index] = linearity, 1 - (scored.cosine or 0.0)
+        for theirs in current().gather(found):
+            found |= theirs
+        linearities, influences = torch.tensor([found[index] for index in spans], dtype=torch.float64).T
+        return {"blocks": torch.tensor([*spans]), "linearity": linearities, "influence": influences}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,25 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.core.maps import FittedMap, fit_map
-from rectilinear.core.moments import Moments, MomentsAccumulator, holds_float64
+from rectilinear.core.moments import Moments, MomentsAccumulator
 from rectilinear.errors import JobError
-from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.linearization.plan import FitRecord, Replacement
 from rectilinear.linearization.streams import Streams
-from rectilinear.measurement.collect import count_rows, in_folds, mask_of
+from rectilinear.linearization.workbench import Workbench, noting_padding
+from rectilinear.measurement.collect import merge
+from rectilinear.measurement.pieces import count_rows, in_folds, mask_of
 from rectilinear.models.capture import Passage, Span
 from rectilinear.models.describe import count_parameters
-from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.layout import Layout
-from rectilinear.models.linear_block import Entry, LinearBlock, PaddingMask, stand_in, watch_padding
+from rectilinear.models.linear_block import Entry, LinearBlock, stand_in
 from rectilinear.models.offload import in_memory
-from rectilinear.models.parts import Part, Parts
-from rectilinear.models.running import device_of, evaluating
+from rectilinear.models.parts import Part
+from rectilinear.models.running import evaluating
 from rectilinear.models.surgery import Edits, adds_straight
-from rectilinear.models.walk import Passes, Walk
-from rectilinear.progress import Progress
+from rectilinear.ranks import current
 from rectilinear.settings import Target
-from rectilinear.text.batches import Batch, first_row
+from rectilinear.text.batches import Batch
 
 # Parts of a block in the order in which most of them run.
 _WITHIN = ("block", "attention", "mlp")
@@ -38,40 +37,6 @@ _WITHIN = ("block", "attention", "mlp")
 #: Makes features ``[rows, seq_len, p]`` and targets ``[rows, seq_len, q]`` of what passed modules of the edited model
 #: and of the original in a batch.
 Pairs = Callable[[Sequence[Passage], Sequence[Passage], Batch], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Workbench:
-    """A model that is being edited, and the rows that stand-ins are fitted on, in contiguous folds for the ridge."""
-
-    model: nn.Module  # the original, whose modules are only ever swapped out for a time
-    stack: BlockStack
-    parts: Parts
-    padding: PaddingMask  # where the stand-ins find the attention mask
-    batches: Sequence[Batch]
-    folds: int = 4
-    progress: Progress | None = None
-    lead: int | None = None  # id of the token that each row begins with, which no loss is of
-    resumes: bool = True  # whether a pass can begin at a block
-    kept: KeptFits = field(default_factory=KeptFits)  # maps that a run which was killed has fitted
-
-    @property
-    def precision(self) -> torch.dtype:
-        """Of differences and products: float64 where the device has it."""
-        return torch.float64 if holds_float64(device_of(self.model)) else torch.float32
-
-    def exact(self, tensor: Tensor) -> Tensor:
-        """A tensor in that precision."""
-        return tensor.to(self.precision)
-
-    def passes(self) -> Passes:
-        """The rows before the first block of the original, on a walk through it where that can be."""
-        return Walk(self.model, self.stack, self.batches) if self.resumes else Passes(self.model, self.batches)
-
-    @property
-    def one_row(self) -> Batch:
-        """The first row, to try things out on."""
-        return first_row(self.batches[0])
 
 
 @dataclass(frozen=True)
@@ -116,16 +81,6 @@ def _fit(site: Site) -> Fitted:
         parameters_after=count_parameters(fit.edits[part.path] for part in site.parts),
     )
     return Fitted(site.replacement.model_copy(update={"fit": record}), fit.edits)
-
-
-@contextmanager
-def noting_padding(bench: Workbench) -> Iterator[None]:
-    """While open, the stand-ins are told of padding."""
-    with watch_padding(bench.model, bench.stack.path, bench.padding):
-        try:
-            yield
-        finally:
-            bench.padding.mask = None
 
 
 class Fit(NamedTuple):
@@ -211,7 +166,8 @@ class Site:
         through = self.target == "attention"
         is_part = not new.residual and self.parts[0].in_stream
         with self.trying():
-            corrects = is_part and adds_straight(bench.model, block, first.exit, bench.one_row, through=through)
+            straight = is_part and adds_straight(bench.model, block, first.exit, bench.one_row, through=through)
+        corrects = all(current().gather(straight))
 
         def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
             x, mask = edited[0].x, mask_of(batch)
@@ -256,9 +212,12 @@ class Site:
 
         def fit() -> dict[str, Tensor]:
             moments = self._moments(edited, original, pairs)
-            return fit_map(moments, rank, intercept=intercept).to_tensors() | {
-                "tokens": torch.tensor(sum(part.count for part in moments))
-            }
+
+            def solve() -> dict[str, Tensor]:
+                tokens = torch.tensor(sum(part.count for part in moments))
+                return fit_map(moments, rank, intercept=intercept).to_tensors() | {"tokens": tokens}
+
+            return current().from_first(solve)
 
         found = self.bench.kept.recall(fit)
         return FittedMap.from_tensors(found), int(found["tokens"])
@@ -267,20 +226,26 @@ class Site:
         self, edited: Sequence[nn.Module | Span], original: Sequence[nn.Module | Span], pairs: Pairs
     ) -> list[Moments]:
         bench, name = self.bench, f"block {self.blocks[0]}"
-        self.streams.advance(self.replacement.begins)
-        folds = min(bench.folds, sum(map(count_rows, bench.batches)))
-        accumulators = [MomentsAccumulator(bench.precision) for _ in range(folds)]
-        for number, (batch, pieces) in enumerate(in_folds(bench.batches, folds, name, bench.progress)):
-            ours, theirs = self.streams.passages(number, edited, original)
-            features, targets = pairs(_by_rows(ours, batch), _by_rows(theirs, batch), batch)
-            if not (features.isfinite().all() and targets.isfinite().all()):
-                raise JobError(f"{name}: activations are NaN or infinite; try `dtype=float32`")
-            for piece in pieces:
-                accumulators[piece.fold].update(piece.of(features), piece.of(targets))
-        moments = []
+        folds, schedule = min(bench.folds, sum(map(count_rows, bench.batches))), bench.schedule
+
+        def gather() -> list[MomentsAccumulator]:
+            self.streams.advance(self.replacement.begins)
+            accumulators = [MomentsAccumulator(bench.precision) for _ in range(folds)]
+            ordered = in_folds(bench.batches, folds, name, bench.progress, schedule=schedule)
+            for number, (batch, pieces) in zip(schedule.order, ordered, strict=True):
+                ours, theirs = self.streams.passages(number, edited, original)
+                features, targets = pairs(_by_rows(ours, batch), _by_rows(theirs, batch), batch)
+                if not (features.isfinite().all() and targets.isfinite().all()):
+                    raise JobError(f"{name}: activations are NaN or infinite; try `dtype=float32`")
+                for piece in pieces:
+                    accumulators[piece.fold].update(piece.of(features), piece.of(targets))
+            return accumulators
+
+        accumulators, moments = current().together(gather), list[Moments]()
         while accumulators:  # one by one, so that each is in memory once
             accumulator = accumulators.pop(0)
-            moments += [accumulator.freeze()] if accumulator.count else []
+            found = merge(accumulator.freeze() if accumulator.count else None, Moments)
+            moments += [found] if found else []
         return moments
 
 

@@ -15,11 +15,12 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from rectilinear.errors import JobError
-from rectilinear.linearization.fit import Fitted, Workbench, merge_edits, noting_padding
+from rectilinear.linearization.fit import Fitted, merge_edits
 from rectilinear.linearization.plan import HealRecord
 from rectilinear.linearization.settings import Fitting
-from rectilinear.measurement.collect import count_rows, mask_of
+from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.measurement.perplexity import measure_perplexity
+from rectilinear.measurement.pieces import count_rows, mask_of
 from rectilinear.models.capture import states_after
 from rectilinear.models.running import device_of, evaluating, own_randomness
 from rectilinear.models.series import steps_of

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from rectilinear.publish import write_whole
+from rectilinear.ranks import current
 
 _RECIPE = "recipe.json"
 
@@ -55,15 +56,22 @@ class KeptFits:
         self._folder, self._prefix, self._number = folder, prefix, 0
 
     def recall(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The result of the next computation, as it was kept, or else as it is made now; kept if there is room."""
-        if self._folder is None:
-            return make()
-        file = self._folder / f"{self._prefix}{self._number}.safetensors"
+        """The result of the next computation, as it was kept, or else as it is made now; kept if there is room.
+
+        Of processes that share the rows all take what the first one has, which alone has a folder.
+        """
+        file = self._folder and self._folder / f"{self._prefix}{self._number}.safetensors"
         self._number += 1
-        with suppress(OSError, SafetensorError):
-            kept: dict[str, Tensor] = load(file.read_bytes())
+
+        def read() -> dict[str, Tensor] | None:
+            with suppress(OSError, SafetensorError):
+                return load(file.read_bytes()) if file else None
+            return None
+
+        if (kept := current().from_first(read)) is not None:
             return kept
         made = make()
-        with suppress(OSError):
-            write_whole(file, save({name: tensor.contiguous() for name, tensor in made.items()}))
+        if file:
+            with suppress(OSError):
+                write_whole(file, save({name: tensor.contiguous() for name, tensor in made.items()}))
         return made

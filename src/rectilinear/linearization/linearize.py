@@ -14,13 +14,14 @@ from torch import nn
 from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
 from rectilinear.linearization.choose import Choice
-from rectilinear.linearization.fit import Fitted, Workbench, merge_edits, noting_padding
+from rectilinear.linearization.fit import Fitted, merge_edits
 from rectilinear.linearization.heal import heal, healing_folder
 from rectilinear.linearization.kept_fits import KeptFits, fits_folder
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionRecord, find_warnings
 from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
+from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.measurement.kept import conditions_of
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
@@ -48,6 +49,7 @@ from rectilinear.models.surgery import commit, swapped
 from rectilinear.models.walk import check_resumes
 from rectilinear.progress import Progress, reporting
 from rectilinear.publish import hold, stage
+from rectilinear.ranks import current
 from rectilinear.results import DataRecord, ModelRecord, settings_record
 from rectilinear.runs import claim
 from rectilinear.settings import BatchSize, takes_settings
@@ -164,6 +166,8 @@ def linearize(
     batch_size, overwrite = run.get("batch_size", "auto"), run.get("overwrite", False)
     check_batch_size(batch_size)
     request = Request.of(kind, selection)
+    if fitting.heal_steps and current().count > 1:
+        raise RequestError(f"expected one process with `heal_steps`, got {current().count}; try without torchrun")
     if fitting.heal_steps and not request.any_trainable:
         raise RequestError("expected stand-ins to train with `heal_steps`, got only dropped blocks")
     with ExitStack() as held:

@@ -51,8 +51,8 @@ class Streams:
         self._edited.close()
 
     def trying(self) -> AbstractContextManager[None]:
-        """While open, a pass of the original over the first row goes no further back than it must."""
-        return self._original.resumed(0, rows=1)
+        """While open, a pass of the original over the first row here goes no further back than it must."""
+        return self._original.resumed(self._original.numbers[0], rows=1)
 
     def passages(
         self, batch: int, edited: Sequence[nn.Module | Span], original: Sequence[nn.Module | Span]

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from dataclasses import dataclass
+from itertools import count
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rectilinear.core.block_moments import BlockAccumulator, BlockMoments, NonFiniteError
+from rectilinear.core.moments import Moments
 from rectilinear.core.shifted import RowPairs
 from rectilinear.core.sinks import REFERENCE_TOKENS
-from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.partners import Pairing, Partners
+from rectilinear.errors import JobError
+from rectilinear.measurement.partners import Partners, Schedule
+from rectilinear.measurement.pieces import Piece, count_rows, count_tokens, in_folds, mask_of
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.capture import Span, capture_blocks
 from rectilinear.models.layout import Layout
 from rectilinear.models.running import base_of, evaluating
 from rectilinear.models.walk import Passes, Walk
 from rectilinear.progress import Progress
-from rectilinear.text.batches import Batch, ids_of, tensors_of
+from rectilinear.ranks import current
+from rectilinear.text.batches import Batch
 
 _Key = TypeVar("_Key")
+_Moments = TypeVar("_Moments", BlockMoments, Moments)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def collect_moments(
     layout: Layout = Layout(),
     numbers: Sequence[int] | None = None,
     rows: RowFacts = RowFacts(),
+    schedule: Schedule | None = None,
 ) -> list[BlockMoments]:
     """The moments of every block, or part of one, from one pass over the batches.
 
@@ -65,21 +70,21 @@ def collect_moments(
         blocks, rows, settings, progress: what is measured, what is known of it, and how.
         layout: of hidden states.
         numbers: the blocks' indices, for errors; 0 and so on where not given.
+        schedule: see `find_schedule`; all batches of a single process when not given.
 
     Raises:
         JobError: a block's activations are not finite, or it has no tensor in or out.
     """
     batches, numbers = passes.batches, numbers or range(len(blocks))
-    lengths = [*map(count_rows, batches)]
-    folds, paper = min(settings.folds, sum(lengths)), settings.convention == "paper"
+    folds, paper = min(settings.folds, sum(map(count_rows, batches))), settings.convention == "paper"
     intake = _Intake([_accumulator(settings, folds, rows, block) for block in blocks], numbers, layout)
-    pairing = Pairing(rows.partners, lengths, _first(batches, layout, paper))
+    schedule = schedule or find_schedule(batches, settings, layout, rows)
     ordered = in_folds(
-        batches, folds, passes.stage, progress, padding_counts=paper, decoder=layout.decoder, pairing=pairing
+        batches, folds, passes.stage, progress, padding_counts=paper, decoder=layout.decoder, schedule=schedule
     )
     final = base_of(passes.model) if paper and passes.ends else None
     with evaluating(passes.model), capture_blocks(blocks, intake.consume, final=final):
-        for number, (batch, pieces) in zip(pairing.order, ordered, strict=True):
+        for number, (batch, pieces) in zip(schedule.order, ordered, strict=True):
             intake.begin(batch, pieces)
             passes.step(number, to_the_end=final is not None)
             # A failure waits for the end of the pass: cut short, it would leave a sharded model in pieces.
@@ -115,7 +120,7 @@ class _Intake:
                 self._places[length] = [(one, one.places(length), one.paired(length)) for one in self._pieces]
             for piece, where, pairs in self._places[length]:
                 own = None if index in self._ran else pairs
-                self._accumulators[index].update(piece.of(x), piece.of(y), piece.fold, where, own)
+                self._accumulators[index].update(piece.of(x), piece.of(y), piece.fold, where, own, piece.counted)
             self._ran.add(index)
         except (NonFiniteError, ValueError) as error:
             hint = "; try `dtype=float32`" if isinstance(error, NonFiniteError) and x.dtype.itemsize < 4 else ""
@@ -133,25 +138,62 @@ class _Intake:
 
 
 def hand_over(
-    collect: Callable[..., list[BlockMoments]], passes: Passes, spans: Mapping[_Key, tuple[int, Span]]
-) -> Iterator[tuple[_Key, BlockMoments]]:
+    collect: Callable[..., list[BlockMoments]],
+    passes: Passes,
+    spans: Mapping[_Key, tuple[int, Span]],
+    schedule: Schedule,
+) -> Iterator[tuple[_Key, BlockMoments | None]]:
     """The moments of blocks, or parts of blocks; each is the caller's alone, so that it can be let go.
 
-    Along a walk blocks come one after the other, so that no more than one's moments are in memory.
+    Along a walk blocks come one after the other, so that no more than one's moments are in memory. Of processes that
+    share the rows each has those of some blocks, from all rows, and None of the others.
 
     Args:
         collect: `collect_moments`, but for the passes and the blocks.
         passes: whole ones, or a walk.
         spans: what is measured, each with the index of its block.
+        schedule: of the batches that run here.
+
+    Raises:
+        JobError: as `collect_moments`, of any of the processes.
     """
+    ranks, done = current(), count()
+    passes.numbers = schedule.order
     depths = sorted({block for block, _ in spans.values()}) if isinstance(passes, Walk) else [None]
     with closing(passes), evaluating(passes.model):
         for depth in depths if spans else []:
-            passes.advance(depth or 0)
             keys = [key for key, (block, _) in spans.items() if depth in (None, block)]
-            moments = collect(passes, [spans[key][1] for key in keys], numbers=[spans[key][0] for key in keys])
+
+            def gather(depth: int | None = depth, keys: Sequence[_Key] = keys) -> list[BlockMoments]:
+                passes.advance(depth or 0)
+                indices, modules = zip(*(spans[key] for key in keys), strict=True)
+                return collect(passes, modules, numbers=indices, schedule=schedule)
+
+            moments = ranks.together(gather)
             for key in keys:
-                yield key, moments.pop(0)
+                yield key, merge(moments.pop(0), BlockMoments, next(done) % ranks.count)
+
+
+def merge(moments: _Moments | None, kind: type[_Moments], at: int = 0) -> _Moments | None:
+    """The moments of all processes together, at one of them; None elsewhere, and where none has any."""
+    ranks = current()
+    if ranks.count == 1:
+        return moments
+    for tensors in ranks.collect(moments.to("cpu").to_tensors() if moments else {}, at):
+        theirs = kind.from_tensors(tensors) if tensors else None
+        moments = moments + theirs if moments and theirs else moments or theirs
+    return moments if ranks.rank == at else None
+
+
+def find_schedule(
+    batches: Sequence[Batch],
+    settings: Measurement = Measurement(),
+    layout: Layout = Layout(),
+    rows: RowFacts = RowFacts(),
+) -> Schedule:
+    """Which batches this process runs to measure, in which order, and what their rows are paired with."""
+    first = _first(batches, layout, settings.convention == "paper")
+    return Schedule.of([*map(count_rows, batches)], rows.partners, first, current())
 
 
 def _first(batches: Sequence[Batch], layout: Layout, padding_counts: bool) -> int:
@@ -171,111 +213,3 @@ def _accumulator(settings: Measurement, folds: int, rows: RowFacts, block: nn.Mo
     products = None if settings.products == "auto" else getattr(torch, settings.products)
     updates = isinstance(block, Span) and block.is_update
     return BlockAccumulator(folds, settings.sink_ratio, products, rows.lead, updates)
-
-
-def count_rows(batch: Batch) -> int:
-    """Rows of a batch: the first size of its first tensor.
-
-    Raises:
-        RequestError: it holds no tensor.
-    """
-    tensors = tensors_of(batch)
-    if not tensors or not tensors[0].ndim:
-        raise RequestError(f"expected batches of tensors [rows, ...], got {type(batch).__name__}")
-    return len(tensors[0])
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive rows of a batch that belong to one fold, and which of their tokens are real."""
-
-    start: int
-    stop: int
-    fold: int
-    pairs: RowPairs | None
-    mask: Tensor | None  # [stop - start, seq_len] bool
-    ids: Tensor | None  # [stop - start, seq_len]
-
-    def of(self, hidden: Tensor) -> Tensor:
-        """``[tokens, width]``: these rows' tokens of ``[rows, seq_len, width]``."""
-        hidden = hidden[self.start : self.stop]
-        return hidden.flatten(0, 1) if self.mask is None else hidden[self.mask.to(hidden.device)]
-
-    def paired(self, seq_len: int) -> RowPairs | None:
-        """Which rows are paired, with as many tokens of each as `of` gives."""
-        rows = self.stop - self.start
-        lengths = (seq_len,) * rows if self.mask is None else tuple(self.mask.sum(1).tolist())
-        return self.pairs and replace(self.pairs, lengths=lengths)
-
-    def places(self, seq_len: int) -> Tensor:
-        """``[tokens, 2]`` int64 on the CPU: position in its row, and token id, of each token that `of` gives.
-
-        Of hidden states ``[rows, seq_len, width]`` that are not one for each of the batch's ids there are no ids: -1.
-        """
-        real = torch.ones(self.stop - self.start, seq_len) if self.mask is None else self.mask.cpu()
-        known = self.ids is not None and self.ids.shape == real.shape
-        ids = self.ids.cpu().long() if self.ids is not None and known else torch.full(real.shape, -1)
-        return torch.stack([real.long().cumsum(1) - 1, ids], -1)[real.bool()]
-
-
-def in_folds(
-    batches: Sequence[Batch],
-    folds: int,
-    stage: str,
-    progress: Progress | None,
-    *,
-    padding_counts: bool = False,
-    decoder: bool = False,
-    pairing: Pairing | None = None,
-) -> Iterator[tuple[Batch, list[Piece]]]:
-    """Batches, and their rows by fold: row i of N belongs to fold ``i * folds // N``; progress is reported after each.
-
-    Where padding counts, all tokens are taken for real ones. Batches come in the order that a pairing of rows asks for.
-    """
-    begins = [*accumulate(map(count_rows, batches), initial=0)]
-    done, total = 0, begins[-1]
-    for place in pairing.order if pairing else range(len(batches)):
-        batch, first, rows = batches[place], begins[place], begins[place + 1] - begins[place]
-        mask, ids = None if padding_counts else mask_of(batch, decoder), ids_of(batch, decoder)
-        fold_of = [(first + row) * folds // total for row in range(rows)]
-        starts = [row for row in range(rows) if row == 0 or fold_of[row] != fold_of[row - 1]]
-        yield (
-            batch,
-            [
-                Piece(
-                    start,
-                    stop,
-                    fold_of[start],
-                    pairing.take(range(first + start, first + stop)) if pairing else None,
-                    *(each if each is None else each[start:stop] for each in (mask, ids)),
-                )
-                for start, stop in pairwise([*starts, rows])
-            ],
-        )
-        done += rows
-        if progress:
-            progress(stage, done, total)
-
-
-def count_tokens(batch: Batch, decoder: bool = False) -> int | None:
-    """Tokens in a row: the second size of the first tensor, or of a decoder's own; None where it has no other size."""
-    own = (
-        [batch[name] for name in ("decoder_input_ids", "labels") if name in batch] if isinstance(batch, Mapping) else []
-    )
-    tensors = [*(own if decoder else []), *tensors_of(batch)]
-    return tensors[0].shape[1] if tensors and tensors[0].ndim == 2 else None
-
-
-def mask_of(batch: Batch, decoder: bool = False) -> Tensor | None:
-    """``[rows, seq_len]`` bool, true for real tokens; None where nothing is padding.
-
-    A ``decoder`` beside an encoder has a mask of its own, or labels of which those that count are its tokens.
-    """
-    if not isinstance(batch, Mapping):
-        return None
-    mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
-    if mask is None and decoder and isinstance(labels := batch.get("labels"), Tensor):
-        mask = labels != -100
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.all()):
-        return None
-    return mask.bool()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from rectilinear.errors import JobError
-from rectilinear.measurement.collect import Piece, count_rows, count_tokens, in_folds
+from rectilinear.measurement.pieces import Piece, count_rows, count_tokens, in_folds
 from rectilinear.models.capture import capture_blocks
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.layout import find_layout

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from rectilinear.core.moments import holds_float64
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.beginnings import bos_warnings
-from rectilinear.measurement.collect import RowFacts, collect_moments, count_rows, hand_over
+from rectilinear.measurement.collect import RowFacts, collect_moments, find_schedule, hand_over
 from rectilinear.measurement.kept import Kept, KeptScores
 from rectilinear.measurement.needs import find_needs
 from rectilinear.measurement.pairs import check_memory, measure_pairs
 from rectilinear.measurement.partners import Partners
+from rectilinear.measurement.pieces import count_rows
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile
 from rectilinear.measurement.profile_warnings import find_warnings
 from rectilinear.measurement.settings import Measurement
@@ -34,6 +35,7 @@ from rectilinear.models.running import device_of
 from rectilinear.models.settings import Loading
 from rectilinear.models.walk import Passes, find_passes
 from rectilinear.progress import Progress, reporting
+from rectilinear.ranks import current
 from rectilinear.results import DataRecord, settings_record
 from rectilinear.settings import BatchSize, Target, takes_settings
 from rectilinear.text.batches import Batch, as_batches, tensors_of
@@ -177,8 +179,8 @@ def profile_model(
     if isinstance(rows, Tensor):
         check_positions(module, rows)
         beginnings = bos_warnings(module, rows, facts.bos, facts.lead)
-    width, must = width_of(origin.config), bool(origin.loading.stream) or on_disk(module)
-    needs = find_needs(module, stack, inputs, measurement, origin.loading.stream)
+    width, must, ranks = width_of(origin.config), bool(origin.loading.stream) or on_disk(module), current()
+    needs = ranks.from_first(lambda: find_needs(module, stack, inputs, measurement, origin.loading.stream))
     if needs:
         more = f", {check_memory(len(stack) + 1, needs.width)}" if measurement.pairs else ""
         progress(f"measuring: {needs}{more}", 0, 0)
@@ -192,10 +194,12 @@ def profile_model(
     def profile(batches: Sequence[Batch]) -> Profile:
         passes, reason = find_passes(module, stack, batches, stream=bool(needs and needs.states) or must)
         if needs and reason:  # so that the moments of all blocks are in memory together
-            find_needs(module, stack, inputs, measurement, False)
+            ranks.from_first(lambda: find_needs(module, stack, inputs, measurement, False))
         own = kept.changed(batch_size=max(map(count_rows, batches), default=0))
         scored = score_model(passes, stack, inputs, measurement, progress, kept=own)
-        pairs = measure_pairs(module, stack, batches, measurement, progress, facts) if measurement.pairs else None
+        pairs = None
+        if measurement.pairs:
+            pairs = ranks.from_first(lambda: measure_pairs(module, stack, batches, measurement, progress, facts))
         partners, target = facts.partners, measurement.target[0]
         found = {"blocks": stack.path, "partners": partners and partners.how}
         said = [f"all blocks were measured in one pass, as without `stream`: {reason}"] if reason and must else []
@@ -253,23 +257,27 @@ def score_model(
         RequestError: no rows.
         JobError: activations that are not finite, a block without a tensor in or out, no block that ran.
     """
-    lengths, module = [count_rows(batch) for batch in passes.batches], passes.model
+    lengths, module, ranks = [count_rows(batch) for batch in passes.batches], passes.model, current()
     if not sum(lengths):
         raise RequestError("expected at least one row to measure, got none")
     measured, warnings = find_measured(module, stack, measurement.target, passes.batches[0])
     spans = {(each.target, each.block): (each.block, each.span) for each in measured}
-    scored = {key: kept.load(*key) for key in spans}
+    scored = ranks.from_first(lambda: {key: kept.load(*key) for key in spans})
     missing = {key: span for key, span in spans.items() if scored[key] is None}
     layout = find_layout(module, stack, passes.batches[0])
+    schedule = find_schedule(passes.batches, measurement, layout, inputs.rows)
     collect = partial(collect_moments, settings=measurement, progress=progress, layout=layout, rows=inputs.rows)
     device = device_of(module)
     solver = device if holds_float64(device) else torch.device("cpu")
-    for key, moments in hand_over(collect, passes, missing):
-        found = scored[key] = KeptScores.of(moments.to(solver), *key)
-        del moments  # before those of the next block are there
-        kept.save(*key, found)
-        if progress:
-            progress("blocks", sum(each is not None for each in scored.values()), len(measured))
+    for key, moments in hand_over(collect, passes, missing, schedule):
+        if moments is not None:
+            found = scored[key] = KeptScores.of(moments.to(solver), *key)
+            del moments  # before those of the next block are there
+            kept.save(*key, found)
+            if progress:
+                progress("blocks", sum(each is not None for each in scored.values()), len(measured))
+    for theirs in ranks.gather(scored):
+        scored |= {key: each for key, each in theirs.items() if each is not None}
     records = {
         target: tuple(each.block for (own, _), each in scored.items() if own == target and each and each.block)
         for target in measurement.target

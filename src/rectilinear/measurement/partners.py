@@ -1,4 +1,4 @@
-"""Which rows are paired with which others for the shifted null, and in which order batches show them."""
+"""Which rows are paired with which others for the shifted null, and which batches are run in which order."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rectilinear.core.shifted import RowPairs
+from rectilinear.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,55 @@ class Partners:
         return cls(tuple(both.get(row) for row in range(count)), "half")
 
 
-class Pairing:
-    """The order in which to run batches, and what their rows are paired with.
+@dataclass(frozen=True)
+class Schedule:
+    """Which batches a process runs, in which order, and what their rows are paired with.
 
     Where partners are half of all rows away, the batches of both halves take turns, so that few rows have to be kept.
 
-    Args:
-        partners: of all rows; None for no pairs.
-        lengths: rows of each batch.
-        first: how many batches come first in any case, since the limits of attention sinks are of their tokens.
-
     Attributes:
-        order: the batches, each after those of its rows' partners.
+        order: numbers of the batches, each after those of its rows' partners.
+        counted: those whose tokens count here. The others are run since the limits of attention sinks are of their
+            tokens, or since rows of those that count are paired with rows of theirs.
+        pairs: numbers of the rows whose inputs and whose updates are paired; the updates are of batches that count.
     """
 
-    def __init__(self, partners: Partners | None, lengths: Sequence[int], first: int = 0) -> None:
-        known = enumerate(partners.rows if partners else ())
-        pairs = [(other, row) for row, other in known if other is not None]
+    order: Sequence[int]
+    counted: frozenset[int]
+    pairs: Sequence[tuple[int, int]] = ()
+
+    @classmethod
+    def of(
+        cls, lengths: Sequence[int], partners: Partners | None = None, first: int = 0, ranks: Ranks = ALONE
+    ) -> Schedule:
+        """That of one of some processes, each of which runs consecutive batches of the order of a single one.
+
+        Args:
+            lengths: rows of each batch.
+            partners: of all rows; None for no pairs.
+            first: how many batches come first in any case, since the limits of attention sinks are of their tokens.
+            ranks: the processes.
+        """
+        pairs = [(other, row) for row, other in enumerate(partners.rows if partners else ()) if other is not None]
+        batch_of = [batch for batch, length in enumerate(lengths) for _ in range(length)]
+        by_pairs = partners is not None and partners.how == "half"
+        paired = [batch_of[row] for pair in pairs for row in sorted(pair)] if by_pairs else []
+        order = [*dict.fromkeys([*range(first), *paired, *range(len(lengths))])]
+        share = ranks.share(len(order))
+        counted = frozenset(order[share.start : share.stop])
+        own = [pair for pair in pairs if batch_of[pair[1]] in counted]
+        needed = {*range(first), *counted, *(batch_of[one] for one, _ in own)}
+        return cls([batch for batch in order if batch in needed], counted, own)
+
+
+class Pairing:
+    """What rows are paired with, as they come.
+
+    Args:
+        pairs: numbers of the rows whose inputs and whose updates are paired.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._pairs_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for pair in pairs:
             for row in pair:
@@ -71,11 +104,6 @@ class Pairing:
         self._open = Counter(one for one, _ in pairs), Counter(other for _, other in pairs)
         self._seen: set[int] = set()
         self._kept: list[frozenset[int]] = [frozenset(), frozenset()]
-        order: list[int] = []
-        if partners and partners.how == "half":
-            batch_of = [batch for batch, length in enumerate(lengths) for _ in range(length)]
-            order = [batch_of[row] for pair in pairs for row in sorted(pair)]
-        self.order = [*dict.fromkeys([*range(first), *order, *range(len(lengths))])]
 
     def take(self, rows: range) -> RowPairs | None:
         """The pairs of the rows that come next, each to be asked for once; None where there are no pairs at all."""

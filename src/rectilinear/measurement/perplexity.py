@@ -15,6 +15,7 @@ from rectilinear.models.logits import row_logits
 from rectilinear.models.running import evaluating
 from rectilinear.models.walk import through_the_blocks
 from rectilinear.progress import Progress
+from rectilinear.ranks import current
 
 # Logits that are in float32 at once: 64 MiB of them, and as much for their logarithms.
 _VALUES = 2**24
@@ -131,31 +132,44 @@ def measure_perplexity(
         raise RequestError("expected tokens to predict, got nothing but BOS; try more text")
     of = None if documents is None else documents[:, 1:].long() - documents.min()
     count = 0 if of is None else int(of.max()) + 1
-    sums: list[Tensor] = []
-    by_document, tokens = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.int64)
-    done = 0
-    batches = torch.split(ids, batch_size)
-    with evaluating(model), torch.no_grad(), through_the_blocks(model, batches) as resumed:
-        for number, batch in enumerate(batches):
-            with resumed(number):
-                logits = row_logits(model, batch)
-            mine = which[done : done + len(batch)]
-            losses = token_losses(logits, batch).cpu().double().where(mine, 0.0)
-            sums.append(losses.sum(1))
-            if of is not None:
-                places = of[done : done + len(batch)].flatten()
-                by_document.index_add_(0, places, losses.flatten())
-                tokens.index_add_(0, places, mine.flatten().long())
-            for row, loss in enumerate(sums[-1].tolist(), done):
-                if not math.isfinite(loss):
-                    hint = "; try `dtype=float32`" if logits.dtype.itemsize < 4 else ""
-                    raise JobError(f"expected a finite loss, got {loss} at row {row} of the text{hint}")
-            done += len(batch)
-            if progress:
-                progress("rows", done, len(ids))
+    batches, ranks = torch.split(ids, batch_size), current()
+
+    def run() -> tuple[Tensor, Tensor, Tensor]:
+        """Losses of this process's rows, and by document what they and their predicted tokens add up to."""
+        own = ranks.share(len(batches))
+        done, total = own.start * batch_size, sum(len(batches[number]) for number in own)
+        sums = [torch.zeros(0, dtype=torch.float64)]
+        by_document, tokens = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.int64)
+        with evaluating(model), torch.no_grad(), through_the_blocks(model, batches, own) as resumed:
+            for number in own:
+                batch, mine = batches[number], which[done : done + len(batches[number])]
+                with resumed(number):
+                    logits = row_logits(model, batch)
+                losses = token_losses(logits, batch).cpu().double().where(mine, 0.0)
+                sums.append(losses.sum(1))
+                if of is not None:
+                    places = of[done : done + len(batch)].flatten()
+                    by_document.index_add_(0, places, losses.flatten())
+                    tokens.index_add_(0, places, mine.flatten().long())
+                _check_finite(sums[-1], done, logits.dtype)
+                done += len(batch)
+                if progress:
+                    progress("rows", done - own.start * batch_size, total)
+        return torch.cat(sums), by_document, tokens
+
+    rows, *of_documents = zip(*ranks.gather(ranks.together(run)), strict=True)
+    by_document, tokens = (torch.stack(parts).sum(0) for parts in of_documents)
     known = tokens > 0
     groups = None if of is None else Losses(by_document[known], tokens[known])
-    return Perplexity(Losses(torch.cat(sums), which.sum(1)), groups)
+    return Perplexity(Losses(torch.cat(rows), which.sum(1)), groups)
+
+
+def _check_finite(sums: Tensor, first: int, dtype: torch.dtype) -> None:
+    """Raise a `JobError` for a loss that is not finite, of rows from the number ``first`` on."""
+    for row, loss in enumerate(sums.tolist(), first):
+        if not math.isfinite(loss):
+            hint = "; try `dtype=float32`" if dtype.itemsize < 4 else ""
+            raise JobError(f"expected a finite loss, got {loss} at row {row} of the text{hint}")
 
 
 def predicted(ids: Tensor, bos: int | None = None) -> Tensor:

@@ -47,6 +47,7 @@ class Passes:
 
     def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
         self.model, self.batches = model, batches
+        self.numbers: Sequence[int] = range(len(batches))  # of those to run, where other processes run others
 
     def step(self, batch: int, *, to_the_end: bool = False) -> None:
         """Run the batch of a number, for the hooks in the model."""
@@ -103,7 +104,9 @@ class Walk(Passes):
 
     def again(self) -> Walk:
         """The same, from the beginning."""
-        return Walk(self.model, self.stack, self.batches, limit=self.states.limit)
+        other = Walk(self.model, self.stack, self.batches, limit=self.states.limit)
+        other.numbers = self.numbers
+        return other
 
     def branch(self) -> Walk:
         """The same batches at the same depth, to go on by themselves."""
@@ -163,7 +166,7 @@ class Walk(Passes):
         if not ran:
             raise JobError(f"block {self.depth} did not run, or gave no tensor")
         self._stepped.add(batch)
-        if len(self._stepped) == len(self.batches):
+        if len(self._stepped) == len(self.numbers):
             self.depth += 1
             self._stepped.clear()
 
@@ -171,8 +174,9 @@ class Walk(Passes):
         """Go on to a depth, through the model with some edits."""
         while self.depth < to:
             with swapped(self.model, edits):
-                for batch in range(len(self.batches)):
+                for batch in self.numbers:
                     self.step(batch)
+            self.depth += not self.numbers  # where all are on their way elsewhere
 
     def close(self) -> None:
         """Let go the weights of a block that are in memory for the walk, and the hidden states: the walk is over."""
@@ -203,13 +207,14 @@ def find_passes(
 
 
 @contextmanager
-def through_the_blocks(model: nn.Module, batches: Sequence[Batch]) -> Iterator[_Opens]:
-    """What opens a pass over a batch, by its number: after all blocks, where their weights are on disk, each read once.
+def through_the_blocks(model: nn.Module, batches: Sequence[Batch], numbers: Sequence[int]) -> Iterator[_Opens]:
+    """What opens a pass over a batch of some numbers: after all blocks, where weights are on disk, each read once.
 
     Of a model in memory, and where passes cannot be resumed, it is a whole one.
     """
     stack = find_blocks(model) if on_disk(model) else None
     passes = find_passes(model, stack, batches, stream=True)[0] if stack else Passes(model, batches)
+    passes.numbers = numbers
     with closing(passes):
         passes.advance(len(stack or ()))
         yield passes.resumed

@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from rectilinear.characters import visible
+from rectilinear.ranks import current
 from rectilinear.results import ResultFile
 from rectilinear.settings import in_flags
 from rectilinear.tables import Table
@@ -28,13 +29,17 @@ class Terminal(Console):
 
 
 def stdout() -> Terminal:
-    """Where results go; wide where it is not a terminal, so that tables in logs stay whole."""
-    return Terminal() if sys.stdout.isatty() else Terminal(width=140)
+    """Where results go; wide where it is not a terminal, so that tables in logs stay whole.
+
+    Of processes that share a job the first one alone prints.
+    """
+    return Terminal(width=None if sys.stdout.isatty() else 140, quiet=not current().is_first)
 
 
 def say(text: str, *, to_errors: bool = False) -> None:
     """Print a line that is no result, on standard output or that for errors."""
-    print(visible(text), file=sys.stderr if to_errors else sys.stdout, flush=True)
+    if current().is_first:
+        print(visible(text), file=sys.stderr if to_errors else sys.stdout, flush=True)
 
 
 def show(result: ResultFile, console: Console | None = None) -> None:

@@ -14,7 +14,6 @@ from transformers.utils import logging
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.block_means import mean_of
-from rectilinear.measurement.collect import count_rows
 from rectilinear.measurement.dynamics import (
     Dynamics,
     Point,
@@ -22,6 +21,7 @@ from rectilinear.measurement.dynamics import (
     merge_points,
 )
 from rectilinear.measurement.measure import Scored, score_model, token_inputs
+from rectilinear.measurement.pieces import count_rows
 from rectilinear.measurement.profile import Score
 from rectilinear.measurement.score_choice import ScoreChoice, are_few
 from rectilinear.measurement.settings import Measurement

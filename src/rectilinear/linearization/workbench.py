@@ -1,0 +1,74 @@
+"""A model on the bench: what stand-ins are fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from rectilinear.core.moments import holds_float64
+from rectilinear.linearization.kept_fits import KeptFits
+from rectilinear.measurement.partners import Schedule
+from rectilinear.measurement.pieces import count_rows
+from rectilinear.models.find_blocks import BlockStack
+from rectilinear.models.linear_block import PaddingMask, watch_padding
+from rectilinear.models.parts import Parts
+from rectilinear.models.running import device_of
+from rectilinear.models.walk import Passes, Walk
+from rectilinear.progress import Progress
+from rectilinear.ranks import current
+from rectilinear.text.batches import Batch, first_row
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A model that is being edited, and the rows that stand-ins are fitted on, in contiguous folds for the ridge."""
+
+    model: nn.Module  # the original, whose modules are only ever swapped out for a time
+    stack: BlockStack
+    parts: Parts
+    padding: PaddingMask  # where the stand-ins find the attention mask
+    batches: Sequence[Batch]
+    folds: int = 4
+    progress: Progress | None = None
+    lead: int | None = None  # id of the token that each row begins with, which no loss is of
+    resumes: bool = True  # whether a pass can begin at a block
+    kept: KeptFits = field(default_factory=KeptFits)  # maps that a run which was killed has fitted
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of differences and products: float64 where the device has it."""
+        return torch.float64 if holds_float64(device_of(self.model)) else torch.float32
+
+    def exact(self, tensor: Tensor) -> Tensor:
+        """A tensor in that precision."""
+        return tensor.to(self.precision)
+
+    def passes(self) -> Passes:
+        """The rows before the first block of the original, on a walk through it where that can be."""
+        found = Walk(self.model, self.stack, self.batches) if self.resumes else Passes(self.model, self.batches)
+        found.numbers = self.schedule.order
+        return found
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which batches run here, where other processes run others."""
+        return Schedule.of([*map(count_rows, self.batches)], ranks=current())
+
+    @property
+    def one_row(self) -> Batch:
+        """The first row that runs here, to try things out on."""
+        return first_row(self.batches[self.schedule.order[0]])
+
+
+@contextmanager
+def noting_padding(bench: Workbench) -> Iterator[None]:
+    """While open, the stand-ins are told of padding."""
+    with watch_padding(bench.model, bench.stack.path, bench.padding):
+        try:
+            yield
+        finally:
+            bench.padding.mask = None

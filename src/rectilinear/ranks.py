@@ -1,0 +1,184 @@
+"""The processes that share a job, where torchrun or ``accelerate launch`` started several.
+
+Each runs some of the rows, and what they gather is put together. Objects and moments, which lie in host memory, go over
+gloo, whatever the models run on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rectilinear.errors import JobError, RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """The processes of a job, and which of them this is.
+
+    Attributes:
+        rank: number of this one; the first, 0, writes and prints.
+        count: how many there are.
+        group: over which they exchange what is in host memory; None for a single one.
+    """
+
+    rank: int = 0
+    count: int = 1
+    group: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """This one's of so many things: consecutive ones, as many as others have, or one more or less."""
+        return range(self.rank * count // self.count, (self.rank + 1) * count // self.count)
+
+    def gather(self, value: _Result) -> list[_Result]:
+        """What each of them has, by rank, at all of them.
+
+        Raises:
+            JobError: one of them is gone.
+        """
+        if self.count == 1:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.count
+        with _noticing_the_end():
+            dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    def together(self, act: Callable[[], _Result]) -> _Result:
+        """What this one makes, once all of them have made theirs; where one fails all do, so that none waits for it."""
+        if self.count == 1:
+            return act()
+        failure: Exception | None = None
+        try:
+            made = act()
+        except Exception as error:
+            failure = error
+        failures = self.gather(failure and _elsewhere(failure, self.rank))
+        if failure:
+            raise failure
+        for other in filter(None, failures):
+            raise other
+        return made
+
+    def from_first(self, make: Callable[[], _Result]) -> _Result:
+        """What the first makes, by itself, at all of them."""
+
+        def act() -> _Result | None:
+            with _as(ALONE):
+                return make() if self.is_first else None
+
+        if self.count == 1:
+            return make()
+        import torch.distributed as dist
+
+        found = [self.together(act)]
+        with _noticing_the_end():
+            dist.broadcast_object_list(found, src=0, group=self.group)
+        return found[0]  # type: ignore[return-value]
+
+    def collect(self, tensors: Mapping[str, Tensor], at: int) -> Iterator[dict[str, Tensor]]:
+        """At one of them, the tensors of the others, which are in host memory, by rank; nothing at the others.
+
+        To be gone through by all of them. No more than those of one other are in memory at a time.
+        """
+        import torch
+        import torch.distributed as dist
+
+        with _noticing_the_end():
+            if self.rank != at:
+                shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+                dist.send_object_list([shapes], at, group=self.group)
+                for tensor in tensors.values():
+                    if tensor.numel():
+                        dist.send(tensor.contiguous(), at, group=self.group)
+                return
+            for other in range(self.count):
+                if other != at:
+                    received: list[Any] = [None]
+                    dist.recv_object_list(received, other, group=self.group)
+                    theirs = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in received[0].items()}
+                    for tensor in theirs.values():
+                        if tensor.numel():
+                            dist.recv(tensor, other, group=self.group)
+                    yield theirs
+
+
+#: A single process.
+ALONE = Ranks()
+
+_CURRENT: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
+
+
+def current() -> Ranks:
+    """The processes that share what is done now."""
+    return _CURRENT.get()
+
+
+def processes_started() -> int:
+    """How many processes torchrun, or ``accelerate launch``, started for the job."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def sharing() -> Iterator[Ranks]:
+    """While open, `measure`, `dynamics`, `linearize` and `evaluate` share their rows among the processes of a job.
+
+    All of them are to make the same calls, and get the same results; the first one alone writes. Where torchrun or
+    ``accelerate launch`` did not start several, nothing is shared.
+    """
+    if processes_started() < 2:
+        yield ALONE
+        return
+    import torch
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # one may have much to do where others wait
+    with _as(Ranks(state.process_index, state.num_processes, group)):
+        yield current()
+    state.destroy_process_group()
+
+
+@contextmanager
+def _as(ranks: Ranks) -> Iterator[None]:
+    token = _CURRENT.set(ranks)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextmanager
+def _noticing_the_end() -> Iterator[None]:
+    """Say in a line that another process is gone, where a library says that a connection is."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise JobError(f"another process of the job ended ({str(error).splitlines()[0]}); see what it said") from error
+
+
+def _elsewhere(error: Exception, rank: int) -> Exception:
+    """What others raise for an error of one, so that all go on alike: with fewer rows, or not at all."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    if should_reduce_batch_size(error):
+        return RuntimeError(f"process {rank} ran out of memory.")  # which is known by its end
+    kind = next((kind for kind in (MemoryError, RequestError) if isinstance(error, kind)), JobError)
+    return kind(f"stopped, as process {rank} failed: {error}")
