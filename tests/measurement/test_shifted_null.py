@@ -12,7 +12,7 @@ from rectilinear import Measurement, measure
 from rectilinear.core.block_moments import BlockAccumulator, BlockMoments
 from rectilinear.core.scores import score_block
 from rectilinear.core.shifted import ShiftedAccumulator
-from rectilinear.measurement.partners import Pairing, Partners
+from rectilinear.measurement.partners import Pairing, Partners, Schedule
 from tests.conftest import VOCABULARY, build_llama
 
 ROWS, LENGTH, WIDTH = 12, 8, 4
@@ -42,8 +42,9 @@ def gathered(x, d, partners, sizes, folds=3, bos=None):
     """Moments of rows that come in batches of some sizes, in the order that their pairing asks for."""
     accumulator = BlockAccumulator(folds, bos=bos)
     starts = np.cumsum([0, *sizes])
-    pairing = Pairing(partners, sizes)
-    for batch in pairing.order:
+    schedule = Schedule.of(sizes, partners)
+    pairing = Pairing(schedule.pairs)
+    for batch in schedule.order:
         rows = range(starts[batch], starts[batch + 1])
         pairs = pairing.take(rows)
         places = torch.tensor([[place, 5 if place == 2 else 9] for _ in rows for place in range(LENGTH)])
@@ -71,9 +72,10 @@ def test_pairs_are_complete_whatever_the_batches(sizes, by_document, seed):
     rows = sum(sizes)
     documents = np.sort(np.random.default_rng(seed).integers(0, rows, (rows, 2)).flatten()).reshape(rows, 2)
     partners = Partners.of(torch.from_numpy(documents)) if by_document else Partners.by_half(rows)
-    pairing, starts, given_, kept = Pairing(partners, sizes), np.cumsum([0, *sizes]), [], set()
-    assert sorted(pairing.order) == [*range(len(sizes))]
-    for batch in pairing.order:
+    schedule, starts, given_, kept = Schedule.of(sizes, partners), np.cumsum([0, *sizes]), [], set()
+    pairing = Pairing(schedule.pairs)
+    assert sorted(schedule.order) == [*range(len(sizes))]
+    for batch in schedule.order:
         own = range(starts[batch], starts[batch + 1])
         if pairs := pairing.take(own):
             assert {row for pair in pairs.pairs for row in pair} <= {*kept, *own}
@@ -201,7 +203,7 @@ def test_what_waits_is_kept_as_it_was_given_and_no_more_of_it_than_is_needed():
     accumulator = ShiftedAccumulator()
     x, d = torch.randn(2, 6 * LENGTH, WIDTH)
     none = torch.zeros(len(x), dtype=torch.bool)
-    pairs = replace(Pairing(Partners.of(DOCUMENTS), [6, 6]).take(range(6)), lengths=(LENGTH,) * 6)
+    pairs = replace(Pairing(Schedule.of([6, 6], Partners.of(DOCUMENTS)).pairs).take(range(6)), lengths=(LENGTH,) * 6)
     accumulator.update(x.bfloat16().float(), d, none, pairs, torch.float32, torch.bfloat16)
     assert [*accumulator._inputs] == [3]  # the last row before document 3, which goes on
     assert accumulator._inputs[3].dtype is torch.bfloat16
