@@ -49,6 +49,22 @@ Models and modules that are in memory, models with code of their own, and batche
 
 `measure` says on a terminal, before it starts, what it needs, and refuses what cannot fit.
 
+## Several processes
+
+    torchrun --nproc-per-node 4 -m rectilinear measure MODEL --text TEXT --out measured
+    accelerate launch -m rectilinear linearize MODEL --text TEXT --blocks 2-4 --out smaller
+
+`measure`, `dynamics`, `linearize`, `evaluate` and `finetune` share their work among the processes of a job, one a GPU where there are GPUs; so does `pretrain`
+([training.md](training.md)). Each process loads the model and runs some of the rows, and beside its own those that rows of its own are paired with; moments are
+added up over gloo, block by block at another process, which scores it. What the rows are is decided as by a single process, so that the scores are the same
+but for the order of sums: in float64 to 1e-9. The first process alone writes and prints; where one fails or is killed, all end.
+
+- `--pairs` and the timing of `evaluate` are left to the first process; `--heal-steps` takes a single one.
+- `finetune` splits `--batch-size` among processes (DDP).
+- In Python: `with rectilinear.sharing(): profile = rectilinear.measure(...)` in each process, which all get the result. Without it every process does all of the
+  work by itself.
+- Tested on the CPUs of one machine with two and three processes, started by torchrun and by accelerate; nothing on GPUs yet.
+
 ## Memory and time by formula
 
 For `L` blocks of width `p` with `N` parameters, `n` tokens and `K` folds:
@@ -110,7 +126,7 @@ def about_walk(result: dict[str, Any]) -> str:
         "## Every attention of SmolLM2-135M\n\n"
         f"`{result['command']}`, {result['date']}, {result['machine']['processor']}, one thread: all 30 attentions by affine maps on "
         f"{result['tokens']:,} tokens took {result['linearize_seconds']:,.0f} s, {result['ratio']:.2f} forward passes of the base model over "
-        f"the same rows ({result['forward_seconds']:,.0f} s; n = 1, other jobs on the machine). The target is {result['target_ratio']:g}. "
+        f"the same rows ({result['forward_seconds']:,.0f} s; n = 1, other work on the second core). The target is {result['target_ratio']:g}. "
         f"{result['floor']} (It is no model to use: the loss on {loss['tokens']:,} held-out tokens rose from {loss['before']:.3f} to "
         f"{loss['after']:.3f} nats.)\n"
     )

@@ -157,3 +157,32 @@ def test_a_process_that_is_killed_ends_the_job(place, tmp_path):
 def _threads_wait(pid):
     """Whether a process has joined the others: it has a connection of gloo's."""
     return any("socket" in os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does(place, tmp_path):
+    tune = [
+        "finetune",
+        place / "model",
+        "--task",
+        "cb",
+        "--data",
+        place / "tasks",
+        "--seq-len",
+        64,
+        "--dtype",
+        "float32",
+    ]
+    tune += ["--text", place / "text.txt", "--max-tokens", 1500, "--seeds", 1, "--epochs", 2, "--batch-size", 8]
+    run([sys.executable, "-m", "rectilinear", *map(str, tune), "--out", str(tmp_path / "1")])
+    done = run(torchrun(2, "rectilinear", *tune, "--save-models", "--out", tmp_path / "2"))
+    assert done.stdout.count("wrote finetuning.json") == 1
+    alone, shared = (json.loads((tmp_path / name / "finetuning.json").read_text())["runs"][0] for name in "12")
+    losses = [[entry["loss"] for entry in run["log"] if "loss" in entry] for run in (alone, shared)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert alone["metrics"] == shared["metrics"]
+    assert (tmp_path / "2" / "seed-0" / "model.safetensors").is_file()
+    odd = subprocess.run(
+        torchrun(2, "rectilinear", *tune, "--batch-size", 7), capture_output=True, text=True, timeout=120
+    )
+    assert "expected a --batch-size that 2 processes can share, got 7" in odd.stderr

@@ -45,6 +45,7 @@ from rectilinear.measurement.settings import Explaining as Explaining
 from rectilinear.measurement.settings import Measurement as Measurement
 from rectilinear.models.find_blocks import find_blocks as find_blocks
 from rectilinear.models.settings import Loading as Loading
+from rectilinear.ranks import sharing as sharing
 from rectilinear.report.page import Report as Report
 from rectilinear.report.page import make_report as make_report
 from rectilinear.report.plots import plot_dynamics as plot_dynamics

@@ -136,20 +136,23 @@ def processes_started() -> int:
 
 
 @contextmanager
-def sharing() -> Iterator[Ranks]:
+def sharing(*, cpu: bool = False) -> Iterator[Ranks]:
     """While open, `measure`, `dynamics`, `linearize` and `evaluate` share their rows among the processes of a job.
 
     All of them are to make the same calls, and get the same results; the first one alone writes. Where torchrun or
     ``accelerate launch`` did not start several, nothing is shared.
+
+    Args:
+        cpu: whether what is trained is on the CPU even where there are accelerators.
     """
-    if processes_started() < 2:
-        yield ALONE
+    if processes_started() < 2 or current().count > 1:
+        yield current()
         return
     import torch
     import torch.distributed as dist
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=cpu or not torch.accelerator.is_available())
     group = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # one may have much to do where others wait
     with _as(Ranks(state.process_index, state.num_processes, group)):
         yield current()

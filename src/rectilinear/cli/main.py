@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable
 from importlib import import_module
 from io import TextIOWrapper
+from itertools import pairwise
 from typing import Any
 
 import cyclopts
@@ -43,8 +44,8 @@ COMMANDS = (
     "demo",
 )
 
-#: Those whose rows several processes share, and those that see to their processes themselves.
-SHARING, TRAINING = ("measure", "dynamics", "linearize", "evaluate"), ("pretrain", "finetune")
+#: Those that several processes share; pretrain sees to its processes itself.
+SHARED = ("measure", "dynamics", "linearize", "evaluate", "finetune")
 
 
 def main() -> None:
@@ -114,13 +115,13 @@ def build(names: Iterable[str] = COMMANDS) -> Program:
 def _run(arguments: list[str]) -> int:
     asked = [name for name in arguments[:1] if name in COMMANDS]
     program = build(asked or COMMANDS)
-    if processes_started() > 1 and asked and asked[0] not in TRAINING:
-        if asked[0] not in SHARING:
+    if processes_started() > 1 and asked and asked[0] != "pretrain":
+        if asked[0] not in SHARED:
             raise RequestError(
                 f"expected one process for {asked[0]}, got {processes_started()}; try without torchrun, which is for "
-                + ", ".join((*SHARING, "pretrain"))
+                + ", ".join((*SHARED, "pretrain"))
             )
-        with sharing():
+        with sharing(cpu="--device=cpu" in arguments or ("--device", "cpu") in pairwise(arguments)):
             program(arguments)
         return 0
     program(arguments or ["--help"])

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.describe import check_rows
 from rectilinear.models.running import device_of, evaluating
+from rectilinear.ranks import current
 from rectilinear.text.fingerprint import fingerprint
 from rectilinear.text.tasks import Question, Task
 from rectilinear.training.metrics import MetricRecord, commonest, score_answers
@@ -153,20 +154,26 @@ def score_predictions(
 
 @torch.no_grad()
 def score_texts(model: nn.Module, texts: Sequence[Tensor], padding: int, batch_size: int) -> Tensor:
-    """``[texts, labels]`` float32: logits of a classifier in evaluation mode.
+    """``[texts, labels]`` float32: logits of a classifier in evaluation mode; processes of a job share the texts.
 
     Raises:
         JobError: they are not finite.
     """
-    device, pad = device_of(model), Collator(padding).pad
+    device, pad, ranks = device_of(model), Collator(padding).pad, current()
     # Of similar length together, which saves padding.
     order = torch.tensor([len(text) for text in texts]).argsort(stable=True)
-    scores = []
-    with evaluating(model):
-        for places in torch.split(order, batch_size):
-            batch = pad([texts[place] for place in places])
-            scores.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
-    stacked = torch.cat(scores)[order.argsort()]
+    own = ranks.share(len(order))
+
+    def run() -> list[Tensor]:
+        scores = []
+        with evaluating(model):
+            for places in torch.split(order[own.start : own.stop], batch_size) if own else ():
+                batch = pad([texts[place] for place in places])
+                scores.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
+        return scores
+
+    parts = ranks.gather(ranks.together(run))
+    stacked = torch.cat([scores for part in parts for scores in part])[order.argsort()]
     if not stacked.isfinite().all():
         raise JobError("expected finite logits of the trained model, got others; try a smaller `learning_rate`")
     return stacked

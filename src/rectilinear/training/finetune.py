@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rectilinear.errors import JobError, RequestError
@@ -19,22 +16,19 @@ from rectilinear.measurement.measure import Inputs, profile_model, read_inputs, 
 from rectilinear.measurement.profile import Profile
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import reporting_exhausted_memory
-from rectilinear.models.card_metadata import write_card
 from rectilinear.models.describe import check_context
-from rectilinear.models.export import write_checkpoint, writing
 from rectilinear.models.find_blocks import find_blocks, text_config
 from rectilinear.models.load import check_classifier, load_classifier
 from rectilinear.models.origin import Origin
 from rectilinear.models.settings import Access, Loading
 from rectilinear.progress import Progress, reporting
 from rectilinear.publish import stage
-from rectilinear.results import settings_record
-from rectilinear.runs import check_same, claim
+from rectilinear.ranks import processes_started, sharing
+from rectilinear.runs import claim
 from rectilinear.settings import takes_settings
 from rectilinear.text.rows import read_rows
 from rectilinear.text.settings import Rows
 from rectilinear.text.tasks import Task, find_task, read_task
-from rectilinear.training.cards import classifier_card
 from rectilinear.training.classification import (
     Collator,
     Encoded,
@@ -50,12 +44,17 @@ from rectilinear.training.classification import (
 )
 from rectilinear.training.regularizer import Regularizer
 from rectilinear.training.results import Finetuning, SeedRun, change_of, linearities_of, summarize
+from rectilinear.training.seed_files import (
+    EVERYTHING,
+    RESULTS,
+    done_seeds,
+    find_seeds,
+    names_in,
+    save_seed,
+    settings_of,
+)
 from rectilinear.training.settings import Profiling, Tuning
 from rectilinear.training.trainer import GuardedTrainer, StepProgress, precision_of, training_arguments, trains_on_cpu
-
-# What fine-tunings leave in a folder: the results of all seeds and, while others run, of each; their models.
-_RESULTS = rf"seed-\d+\.json|{Finetuning.file_name}"
-_EVERYTHING = rf"{_RESULTS}|seed-\d+"
 
 
 @takes_settings
@@ -91,30 +90,39 @@ def finetune(
             context, no token to pad with, a folder of something else.
         JobError: a loss, logits or activations that are not finite, memory or disk that do not suffice.
     """
-    if PartialState(cpu=trains_on_cpu(tuning)).num_processes > 1:
-        raise RequestError("expected one process to fine-tune with, got several; try it without torchrun")
+    if tuning.batch_size % processes_started():
+        raise RequestError(
+            f"expected a `batch_size` that {processes_started()} processes can share, got {tuning.batch_size}"
+        )
     if out is None and (tuning.save_models or resume):
         raise RequestError(f"expected `out` with `{'save_models' if tuning.save_models else 'resume'}`, got none")
     with (
-        claim(out, overwrite=overwrite, resume=resume, kept=_find_seeds, reads=[model, tuning.data]) as folder,
+        sharing(cpu=trains_on_cpu(tuning)) as ranks,
+        claim(out, overwrite=overwrite, resume=resume, kept=find_seeds, reads=[model, tuning.data]) as folder,
         reporting(progress) as report,
     ):
         job = _read_job(model, task, tuning, profiling)
         profile = profile_model(job.origin, job.inputs, profiling.part(Measurement), "auto", report)
         result = _describe(job, profile)
-        done = _done_seeds(folder, result, tuning.save_models) if folder and resume else {}
-        stale = _names_in(folder, _EVERYTHING) if folder and not resume and _find_seeds(folder) else []
+        done = ranks.from_first(lambda: done_seeds(folder, result, tuning.save_models) if folder and resume else {})
+        stale = names_in(folder, EVERYTHING) if folder and not resume and find_seeds(folder) else []
         seeds = range(profiling.seed, profiling.seed + tuning.seeds)
         for seed in seeds:
             if seed not in done:
                 trained, done[seed] = _run_seed(job, result, seed, report)
                 if folder:
-                    _save_seed(folder, job, trained, result.with_runs([done[seed]]), stale)
+                    save_seed(
+                        folder,
+                        result.with_runs([done[seed]]),
+                        stale,
+                        trained if tuning.save_models else None,
+                        job.tokenizer,
+                    )
                     stale = []
                 del trained
         result = result.with_runs([done[seed] for seed in seeds])
         if folder:
-            with stage(folder, _names_in(folder, _RESULTS)) as scratch:
+            with stage(folder, names_in(folder, RESULTS)) as scratch:
                 result.save(scratch)
         return result
 
@@ -184,18 +192,13 @@ def _describe(job: _Job, profile: Profile) -> Finetuning:
         task=job.name,
         data=describe_questions(job.source, job.train, job.validation),
         text=profile.data,
-        settings=_settings_of(job.tuning, job.profiling) | settings,
+        settings=settings_of(job.tuning, job.profiling) | settings,
         environment=profile.environment,
         before=linearities_of(profile),
         runs=(),
         summary=summarize([]),
         warnings=tuple(warnings),
     )
-
-
-def _settings_of(tuning: Tuning, profiling: Profiling) -> dict[str, Any]:
-    """What is asked for, but for how much of it and what is kept."""
-    return {k: v for k, v in settings_record(tuning, profiling).items() if k not in ("seeds", "save_models")}
 
 
 def _run_seed(job: _Job, result: Finetuning, seed: int, progress: Progress) -> tuple[PreTrainedModel, SeedRun]:
@@ -234,8 +237,9 @@ def _train(job: _Job, seed: int, progress: Progress) -> tuple[PreTrainedModel, t
             scratch,
             steps,
             trains_on_cpu(tuning),
-            per_device_train_batch_size=tuning.batch_size,
+            per_device_train_batch_size=tuning.batch_size // processes_started(),
             learning_rate=tuning.learning_rate,
+            ddp_find_unused_parameters=False,
             lr_scheduler_type="linear",
             warmup_steps=steps // 20,
             weight_decay=0.0,
@@ -254,46 +258,3 @@ def _train(job: _Job, seed: int, progress: Progress) -> tuple[PreTrainedModel, t
     trained: PreTrainedModel = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     trained.config.use_cache = use_cache
     return trained, tuple(trainer.state.log_history)
-
-
-def _save_seed(folder: Path, job: _Job, trained: PreTrainedModel, result: Finetuning, stale: Sequence[str]) -> None:
-    name = f"seed-{result.runs[0].seed}"
-    with stage(folder, stale) as scratch, writing():
-        if job.tuning.save_models:
-            write_checkpoint(trained, job.tokenizer, scratch / name)
-            write_card(scratch / name, classifier_card(result, scratch / name))
-        (scratch / f"{name}.json").write_text(result.to_json(), encoding="utf-8")
-
-
-def _names_in(folder: Path, pattern: str) -> list[str]:
-    return sorted(path.name for path in folder.glob("*") if re.fullmatch(pattern, path.name))
-
-
-def _find_seeds(folder: Path) -> str | None:
-    """What to say of a folder to whoever stops a fine-tuning in it; None where no seed is done."""
-    done = _names_in(folder, _RESULTS)
-    return f"{folder} keeps the seeds that are done; to go on, add `resume`" if done else None
-
-
-def _done_seeds(folder: Path, wanted: Finetuning, save_models: bool) -> dict[int, SeedRun]:
-    """The seeds that are done in a folder; refused where they are of another request."""
-    done: dict[int, SeedRun] = {}
-    for name in _names_in(folder, _RESULTS):
-        found = Finetuning.load(folder / name)
-        check_same(folder, _identity(found), _identity(wanted))
-        done |= {run.seed: run for run in found.runs if not save_models or (folder / f"seed-{run.seed}").is_dir()}
-    return done
-
-
-def _identity(result: Finetuning) -> dict[str, Any]:
-    """All that a seed's run depends on, but for the machine; files of earlier versions have fewer settings."""
-    settings = _settings_of(Tuning(), Profiling()) | result.settings
-    for name in ("profile", "device", "revision", "trust_remote_code"):
-        settings.pop(name, None)
-    return settings | {
-        "penalize_embedding": settings["embedding"],
-        "model": result.model.sha256,
-        "task": result.task,
-        "data": result.data.fingerprint,
-        "rows": result.text.fingerprint,
-    }
