@@ -10,7 +10,7 @@ import rectilinear
 from rectilinear import Loading, Measurement, RequestError, find_blocks
 from rectilinear.core.block_moments import BlockAccumulator, bytes_of_moments
 from rectilinear.measurement.collect import RowFacts, collect_moments
-from rectilinear.measurement.measure import token_inputs
+from rectilinear.measurement.inputs import token_inputs
 from rectilinear.measurement.needs import find_needs
 from rectilinear.measurement.partners import Partners
 from rectilinear.models.walk import Passes, Walk

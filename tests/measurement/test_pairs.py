@@ -7,13 +7,17 @@ from transformers import AutoModelForCausalLM
 
 import rectilinear
 from rectilinear import JobError, Loading, Measurement, RequestError, Rows
+from rectilinear.core.depth_sketches import projection, relative_error
 from rectilinear.measurement.pairs import measure_pairs
+from rectilinear.measurement.pairs_needs import PairsNeeds
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.report.plots import plot_pairs
 from tests import oracle
 from tests.families import build, token_rows
 
 PAIRS = Measurement(pairs=True)
+WIDTH = build("llama").config.hidden_size
+EXACT = PairsNeeds(depths=4, moments=0, columns=None, on_disk=False)
 
 
 def states_of(model, rows):
@@ -78,7 +82,8 @@ def test_a_batch_of_padding_alone_changes_nothing():
         rows[2::5, 4] = 3
     masks = [torch.zeros_like(rows[:2]), torch.ones_like(rows)]
     batches = [{"input_ids": ids, "attention_mask": mask} for ids, mask in zip((rows[:2], rows), masks, strict=True)]
-    plain, padded = (measure_pairs(model, find_blocks(model), part, Measurement()) for part in (batches[1:], batches))
+    arguments = [(model, find_blocks(model), part, Measurement(), EXACT) for part in (batches[1:], batches)]
+    plain, padded = (measure_pairs(*each) for each in arguments)
     assert padded.sinks == plain.sinks > 0
     assert padded == plain
 
@@ -88,7 +93,7 @@ def test_blocks_that_run_again_have_no_pairs():
     blocks = model.model.layers
     blocks[2].forward = lambda *args, **options: blocks[0](*args, **options)
     with pytest.raises(JobError, match="blocks that run once in a pass, got block 0, which runs again"):
-        measure_pairs(model, find_blocks(model), [rows], Measurement())
+        measure_pairs(model, find_blocks(model), [rows], Measurement(), EXACT)
 
 
 @pytest.mark.slow
@@ -136,7 +141,7 @@ def test_what_cannot_have_pairs(monkeypatch):
         Measurement(pairs=True, convention="paper")
     with pytest.raises(RequestError, match="expected no `pairs` for dynamics"):
         rectilinear.dynamics(["storyteller"], "stories", PAIRS)
-    monkeypatch.setattr("rectilinear.measurement.pairs.available_memory", lambda: 1000)
+    monkeypatch.setattr("rectilinear.measurement.pairs_needs.available_memory", lambda: 1000)
     with pytest.raises(RequestError, match=r"expected memory for 6 pairs of depths, 0.0 GB .* try without `pairs`"):
         rectilinear.measure(model, [token_rows()], PAIRS, progress=False)
 
@@ -147,7 +152,7 @@ def test_states_that_are_not_finite():
     with torch.no_grad():
         stack.blocks[1].mlp.down_proj.weight.fill_(float("inf"))
     with pytest.raises(JobError, match="pairs of depths: activations are NaN, infinite"):
-        measure_pairs(model, stack, [rows], Measurement())
+        measure_pairs(model, stack, [rows], Measurement(), EXACT)
 
 
 def test_the_table_has_medians_over_ways_of_one_length(tmp_path):
@@ -160,3 +165,79 @@ def test_the_table_has_medians_over_ways_of_one_length(tmp_path):
     assert table.rows[1][2] == pytest.approx((pairs[0, 2].linearity.adjusted + pairs[1, 3].linearity.adjusted) / 2)
     assert table.rows[2][4] == pairs[0, 3].update_linearity.adjusted
     assert table.rows[0][3] == sorted(pairs[first, first + 1].identity for first in range(3))[1]
+
+
+def sketched(columns, on_disk=False):
+    return PairsNeeds(depths=4, moments=0, columns=columns, on_disk=on_disk)
+
+
+def with_outliers():
+    model, rows = build("llama", torch.float64), token_rows()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3] *= 200
+        rows[2::5, 4] = 3
+    return model, rows
+
+
+def values(pairs):
+    """All scores, exact and of any tokens."""
+    parts = [(pair.first, pair.last, part) for pair in pairs.scores for part in (pair, pair.without_sinks)]
+    names = ("linearity", "update_linearity")
+    scores = [(*where, getattr(part, name)) for *where, part in parts for name in names]
+    flat = [value for *_, score in scores for value in (score.in_sample, score.adjusted)]
+    return np.array([*flat, *(part.identity for *_, part in parts)])
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_projection_onto_everything_gives_exact_pairs(monkeypatch, on_disk):
+    """Through the identity in place of random columns all that is estimated is what it is."""
+    model, rows = with_outliers()
+    for module in ("core.depth_sketches", "measurement.depths", "measurement.pairs"):
+        monkeypatch.setattr(f"rectilinear.{module}.projection", lambda width, columns: torch.eye(width).double())
+    arguments = (model, find_blocks(model), rows.split(5), Measurement())
+    exact, through = measure_pairs(*arguments, EXACT), measure_pairs(*arguments, sketched(WIDTH, on_disk))
+    assert (through.sinks, through.tokens, through.depths) == (exact.sinks, exact.tokens, exact.depths)
+    assert through.sinks > 0
+    # Along a walk projections are kept in float32.
+    np.testing.assert_allclose(values(through), values(exact), atol=1e-6 if on_disk else 1e-9)
+
+
+def test_a_walk_gives_what_a_pass_gives():
+    model, rows = with_outliers()
+    arguments = (model, find_blocks(model), rows.split(5), Measurement(), sketched(8))
+    along = measure_pairs(*arguments[:4], sketched(8, on_disk=True))
+    np.testing.assert_allclose(values(along), values(measure_pairs(*arguments)), atol=1e-6)
+
+
+@pytest.mark.parametrize("columns", [16, 64])
+def test_energies_through_a_projection_are_off_by_no_more_than_is_said(columns):
+    """Matrices of few directions are the worst; of many the error is smaller."""
+    draws = 600
+    generator = torch.Generator().manual_seed(1)
+    for rank in (1, 30):
+        matrix = (torch.randn(50, rank, generator=generator) @ torch.randn(rank, 40, generator=generator)).double()
+        found = []
+        for seed in range(draws):
+            found.append(float((matrix @ projection(40, columns, seed)).square().sum() / matrix.square().sum()))
+        error, stated = np.std(found), relative_error(columns)
+        assert abs(np.mean(found) - 1) < 4 * stated / draws**0.5
+        assert error < stated * (1 + 4 / (2 * draws) ** 0.5)
+        if rank == 1:
+            assert error == pytest.approx(stated, rel=4 / (2 * draws) ** 0.5)
+
+
+def test_pairs_that_do_not_fit_are_seen_through_as_many_columns_as_do(monkeypatch):
+    model, rows = build("llama"), token_rows()
+    exact = rectilinear.measure(model, [rows], PAIRS, progress=False)
+    assert (exact.pairs.columns, exact.pairs.relative_error) == (None, None)
+    asked = rectilinear.measure(model, [rows], Measurement(pairs=True, pairs_columns=4), progress=False)
+    assert (asked.pairs.columns, asked.pairs.relative_error) == (4, pytest.approx(0.5**0.5))
+    assert asked.settings["pairs_columns"] == 4
+    assert "4 random columns" in str(asked.tables()[-1].caption)
+    monkeypatch.setattr("rectilinear.measurement.pairs_needs.bytes_of_pairs", lambda depths, width: 10**18)
+    found = rectilinear.measure(model, [rows], PAIRS, progress=False)
+    assert found.pairs.columns == 16
+    with pytest.raises(RequestError, match=f"expected at most {WIDTH} `pairs_columns`"):
+        rectilinear.measure(model, [rows], Measurement(pairs=True, pairs_columns=WIDTH + 1), progress=False)
+    with pytest.raises(RequestError, match="expected no `pairs_columns` without `pairs`"):
+        Measurement(pairs_columns=4)

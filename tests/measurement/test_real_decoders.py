@@ -80,3 +80,23 @@ def test_scores_are_those_of_float64_arithmetic_on_the_same_states(name, bos, sh
                 assert scores.in_sample == pytest.approx(expected[place], abs=tolerance)
                 assert scores.adjusted == pytest.approx(oracle.adjusted(expected[place], n, p), abs=tolerance)
                 assert held_out is None or scores.held_out == pytest.approx(held_out[place], abs=tolerance)
+
+
+def test_pairs_through_random_columns_are_as_near_as_is_said(smollm2, shared):
+    """Of all 465 pairs of depths, outliers in: what is explained of a state, or what is left of it, the smaller."""
+    rows, text = Rows(max_tokens=16_384, seq_len=512), shared / "data/wikitext2/score.txt"
+    options = {"rows": rows, "loading": Loading(device="cpu"), "progress": False}
+    exact, through = (
+        rectilinear.measure(smollm2, text, rectilinear.Measurement(pairs=True, pairs_columns=columns), **options).pairs
+        for columns in (None, 64)
+    )
+    assert through.columns == 64
+    for name in ("linearity", "update_linearity"):
+        for sinks in (True, False):
+            errors = []
+            for one, other in zip(exact.scores, through.scores, strict=True):
+                own, estimate = (getattr(pair if sinks else pair.without_sinks, name) for pair in (one, other))
+                smaller = min(own.in_sample, 1 - own.in_sample)
+                errors.append((estimate.in_sample - own.in_sample) / smaller)
+            print(name, sinks, np.sqrt(np.mean(np.square(errors))), np.abs(errors).max())
+            assert np.sqrt(np.mean(np.square(errors))) <= through.relative_error

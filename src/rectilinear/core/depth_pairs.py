@@ -10,8 +10,9 @@ Differences of large numbers are among them, so products are float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,54 +65,60 @@ class DepthMoments:
         )
 
 
-class DepthAccumulator:
-    """Gathers `DepthMoments` batch by batch, those of attention sinks apart.
+#: States ``[tokens, p]`` of some tokens at each depth, and which of the tokens are sinks, ``[tokens]`` bool.
+DepthTokens = tuple[list[Tensor], Tensor]
 
-    A token is a sink here if it is one at any depth. Sums are in host memory.
+
+def tell_sinks(found: Iterable[tuple[Sequence[Tensor], Tensor | None]], sink_ratio: float) -> Iterator[DepthTokens]:
+    """Tokens and which of them are attention sinks: those that are one at any depth.
 
     Args:
+        found: states ``[tokens, p]`` at each depth, on one device, and ``[tokens]`` bool, those that are to count as
+            sinks whatever their norms are, or None.
         sink_ratio: a norm beyond this many times the median there, over the first 256 tokens, makes one.
-    """
 
-    def __init__(self, sink_ratio: float = 10.0) -> None:
-        self._sink_ratio = sink_ratio
-        self._limits: Tensor | None = None
-        self._waiting: list[tuple[list[Tensor], Tensor | None]] = []  # until there are as many tokens
+    Raises:
+        NonFiniteError: a state is NaN or infinite.
+    """
+    limits: Tensor | None = None
+    waiting: list[tuple[list[Tensor], Tensor | None]] = []  # until there are as many tokens
+
+    def told() -> Iterator[DepthTokens]:
+        for states, apart in waiting:
+            norms = norms_of(*map(Tensor.float, states))
+            if not norms.isfinite().all():
+                raise NonFiniteError("activations are NaN, infinite, or too large to square")
+            sinks = (norms > limits).any(0)  # type: ignore[operator]  # which are there by then
+            yield states, sinks if apart is None else sinks | apart
+        waiting.clear()
+
+    for states, apart in found:
+        if not len(states[0]):
+            continue
+        kept = list(states) if limits is not None else [each.clone() for each in states]
+        waiting.append((kept, apart))
+        if limits is None and sum(len(first) for (first, *_), _ in waiting) >= REFERENCE_TOKENS:
+            limits = _limits(waiting, sink_ratio)
+        if limits is not None:
+            yield from told()
+    if waiting:
+        limits = _limits(waiting, sink_ratio)
+        yield from told()
+
+
+def _limits(waiting: Sequence[tuple[list[Tensor], Any]], sink_ratio: float) -> Tensor:
+    norms = torch.cat([norms_of(*map(Tensor.float, states)) for states, _ in waiting], 1)
+    return sink_limits(norms[:, :REFERENCE_TOKENS], sink_ratio)
+
+
+class DepthAccumulator:
+    """Gathers `DepthMoments` batch by batch, those of attention sinks apart; sums are in host memory."""
+
+    def __init__(self) -> None:
         self._kinds: dict[str, _Sums] = {}
 
-    def update(self, states: Sequence[Tensor], apart: Tensor | None = None) -> None:
-        """Add tokens.
-
-        Args:
-            states: ``[tokens, p]`` at each depth, on one device.
-            apart: ``[tokens]`` bool, those that are to count as sinks whatever their norms are.
-
-        Raises:
-            NonFiniteError: a state is NaN or infinite.
-        """
-        if not len(states[0]):
-            return
-        if self._limits is not None:
-            self._gather(states, apart)
-            return
-        self._waiting.append(([each.clone() for each in states], apart))
-        if sum(len(first) for (first, *_), _ in self._waiting) >= REFERENCE_TOKENS:
-            self._stop_waiting()
-
-    def _stop_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        norms = torch.cat([norms_of(*map(Tensor.float, states)) for states, _ in waiting], 1)
-        self._limits = sink_limits(norms[:, :REFERENCE_TOKENS], self._sink_ratio)
-        for part in waiting:
-            self._gather(*part)
-
-    def _gather(self, states: Sequence[Tensor], apart: Tensor | None) -> None:
-        norms = norms_of(*map(Tensor.float, states))
-        if not norms.isfinite().all():
-            raise NonFiniteError("activations are NaN, infinite, or too large to square")
-        sinks = (norms > self._limits).any(0)  # type: ignore[operator]  # which `update` has seen to
-        if apart is not None:
-            sinks |= apart
+    def add(self, states: Sequence[Tensor], sinks: Tensor) -> None:
+        """Add tokens: states ``[tokens, p]`` at each depth, and which are sinks, ``[tokens]`` bool."""
         for kind, chosen in (("regular", ~sinks), ("sinks", sinks)):
             if chosen.any():
                 sums = self._kinds.setdefault(kind, _Sums())
@@ -120,8 +127,6 @@ class DepthAccumulator:
 
     def freeze(self) -> tuple[DepthMoments | None, DepthMoments | None]:
         """Moments of all tokens, and of those that are no sinks; the accumulator is empty then."""
-        if self._waiting:
-            self._stop_waiting()
         found = {kind: self._kinds.pop(kind).freeze() for kind in [*self._kinds]}
         regular, sinks = found.get("regular"), found.get("sinks")
         return regular.taken_into(sinks) if regular and sinks else regular or sinks, regular

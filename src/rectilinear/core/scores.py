@@ -171,7 +171,7 @@ def score_folds(
         in_sample = share_of(solution.residual, energy)
         if in_sample is None:
             return Linearity()
-        adjusted = 1 - (1 - in_sample) * (n - 1) / (n - p - 1) if n > p + 1 else None
+        adjusted = adjusted_share(in_sample, n, p)
         mean, stderr = mean_and_stderr([shares[which] for shares in held_out])
         return Linearity(in_sample, adjusted, mean, stderr, 0 if mean is None else len(held_out))
 
@@ -234,6 +234,25 @@ def _held_out_shares(
 def share_of(residual: float, energy: float) -> float | None:
     """What is explained of an energy, where a residual is left; None of none."""
     return 1 - residual / energy if energy > 0 else None
+
+
+def adjusted_share(in_sample: float, n: int, p: int) -> float | None:
+    """A share that is corrected for the number of tokens; None where there are too few."""
+    return 1 - (1 - in_sample) * (n - 1) / (n - p - 1) if n > p + 1 else None
+
+
+def above_rounding(output: float, update: float, size: float, eps: float) -> tuple[float, float]:
+    """Energies of y and d, or zero where rounding of states to some eps may have made them.
+
+    Args:
+        output, update: these energies.
+        size: of the states, not centred.
+        eps: of their dtype.
+    """
+    gathered = (_OUTPUT_LEVEL * eps) ** 2 * size
+    if output <= gathered:
+        return 0.0, update if update > gathered else 0.0
+    return output, update if update > (_UPDATE_LEVEL * eps) ** 2 * size else 0.0
 
 
 def mean_and_stderr(values: list[float | None]) -> tuple[float | None, float | None]:

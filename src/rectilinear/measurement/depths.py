@@ -1,17 +1,25 @@
-"""One pass over the data: the hidden states of a batch at every depth."""
+"""The hidden states of a batch at every depth: from one pass, or along a walk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
+import torch
 from torch import Tensor, nn
 
+from rectilinear.core.block_moments import NonFiniteError
+from rectilinear.core.depth_sketches import DepthSketches, SketchAccumulator, projection
+from rectilinear.core.sinks import REFERENCE_TOKENS, norms_of, sink_limits
 from rectilinear.errors import JobError
+from rectilinear.measurement.collect import RowFacts
 from rectilinear.measurement.pieces import Piece, count_rows, count_tokens, in_folds
 from rectilinear.models.capture import capture_blocks
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.layout import find_layout
 from rectilinear.models.running import evaluating, run
+from rectilinear.models.state_store import StateStore
+from rectilinear.models.walk import Walk
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch
 
@@ -53,3 +61,56 @@ def states_by_depth(
                 raise JobError(f"expected all {len(blocks)} blocks to run on each batch, got {max(len(states) - 1, 0)}")
             shape = count_rows(batch), count_tokens(batch, layout.decoder)
             yield pieces, [layout.by_rows(states[depth], *shape).to(states[0].device) for depth in range(len(states))]
+
+
+def sketch_along(
+    walk: Walk, columns: int, sink_ratio: float, progress: Progress | None, rows: RowFacts
+) -> tuple[DepthSketches | None, DepthSketches | None]:
+    """Moments of states and projections at all depths, of all tokens and without sinks, along two walks.
+
+    The first one keeps the projections, of which the second one takes the products with the states that it comes by.
+    """
+    depths, kept, marks = len(walk.stack) + 1, StateStore(), dict[int, Tensor]()
+    norms: dict[int, list[Tensor]] = {depth: [] for depth in range(depths)}
+    with closing(walk):
+        for depth, number, states, begin in _states_along(walk, rows, progress):
+            seen = projection(states.shape[1], columns).to(states.device)
+            kept[number * depths + depth] = (states.double() @ seen).float()
+            norms[depth].append(norms_of(states.float())[0].cpu())
+            if depth == 0:
+                marks[number] = torch.zeros(len(states), dtype=torch.bool) if begin is None else begin
+    for of_depth in norms.values():
+        together = torch.cat(of_depth)
+        if not together.isfinite().all():
+            raise NonFiniteError("activations are NaN, infinite, or too large to square")
+        limit = float(sink_limits(together[None, :REFERENCE_TOKENS], sink_ratio))
+        for number, own in enumerate(of_depth):
+            marks[number] |= own > limit
+    accumulator = SketchAccumulator(depths, columns)
+    with closing(walk.again()) as again:
+        for depth, number, states, _ in _states_along(again, rows, progress):
+            later = [kept[number * depths + other] for other in range(depth, depths)]
+            accumulator.add(depth, states, torch.stack(later, 1), marks[number])
+    return accumulator.freeze()
+
+
+def _states_along(
+    walk: Walk, rows: RowFacts, progress: Progress | None
+) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
+    """Depths, numbers of batches, real tokens' states there, and which of these begin their rows."""
+    layout, passed = find_layout(walk.model, walk.stack, walk.batches[0]), list[Tensor]()
+
+    def consume(index: int, x: Tensor, y: Tensor) -> None:
+        passed[:] = [x.clone(), y.clone()]
+
+    with evaluating(walk.model):
+        for depth, block in enumerate(walk.stack.blocks):
+            ordered = in_folds(walk.batches, 1, walk.stage, progress, decoder=layout.decoder)
+            for number, (batch, [piece]) in enumerate(ordered):
+                with capture_blocks([block], consume):
+                    walk.step(number)
+                shape = count_rows(batch), count_tokens(batch, layout.decoder)
+                for there, found in zip((depth, depth + 1), passed, strict=True):
+                    if there == depth or there == len(walk.stack):
+                        states = layout.by_rows(found, *shape)
+                        yield there, number, piece.of(states), piece.begins(states.shape[1], rows.lead)

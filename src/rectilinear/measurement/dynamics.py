@@ -14,7 +14,8 @@ from rectilinear.charts import Chart
 from rectilinear.command_lines import command_line, text_word
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.block_means import Mean, mean_of
-from rectilinear.measurement.measure import Inputs, profile_model, read_inputs
+from rectilinear.measurement.inputs import Inputs, read_inputs
+from rectilinear.measurement.measure import profile_model
 from rectilinear.measurement.profile import BlockRecord, Profile, Score
 from rectilinear.measurement.score_choice import ScoreChoice, in_percent
 from rectilinear.measurement.settings import Measurement

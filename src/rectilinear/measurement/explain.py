@@ -27,8 +27,8 @@ from rectilinear.measurement.explanation import (
     Explanation,
     FormRecord,
 )
+from rectilinear.measurement.inputs import Inputs, read_inputs
 from rectilinear.measurement.lenses import measure_depths
-from rectilinear.measurement.measure import Inputs, read_inputs
 from rectilinear.measurement.profile import LinearityRecord
 from rectilinear.measurement.profile_warnings import about_tokens
 from rectilinear.measurement.residuals import FittedMap, LinearMap, Look, Looking, describe_tokens, look_at_tokens

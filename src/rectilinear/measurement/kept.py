@@ -94,7 +94,7 @@ class Kept:
         conditions = conditions_of(module, origin)
         if conditions is None or weights is None or not measurement.reuse:
             return cls()
-        settings = measurement.model_dump(mode="json", exclude={"pairs", "target"})
+        settings = measurement.model_dump(mode="json", exclude={"pairs", "pairs_columns", "target"})
         return cls({**settings, **others, **conditions, "weights": weights})
 
     @property

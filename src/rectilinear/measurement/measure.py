@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rectilinear.core.block_moments import BlockMoments
 from rectilinear.core.moments import holds_float64
 from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.beginnings import bos_warnings
-from rectilinear.measurement.collect import RowFacts, collect_moments, find_schedule, hand_over
+from rectilinear.measurement.collect import collect_moments, find_schedule, hand_over
+from rectilinear.measurement.inputs import Inputs, read_inputs
 from rectilinear.measurement.kept import Kept, KeptScores
 from rectilinear.measurement.needs import find_needs
-from rectilinear.measurement.pairs import check_memory, measure_pairs
-from rectilinear.measurement.partners import Partners
+from rectilinear.measurement.pairs import measure_pairs
+from rectilinear.measurement.pairs_needs import find_pairs_needs
+from rectilinear.measurement.partners import Schedule
 from rectilinear.measurement.pieces import count_rows
 from rectilinear.measurement.profile import ACCURACY, BlockRecord, Profile
 from rectilinear.measurement.profile_warnings import find_warnings
 from rectilinear.measurement.settings import Measurement
 from rectilinear.measurement.targets import find_measured
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
-from rectilinear.models.describe import check_positions, check_rows, record_environment, record_model
+from rectilinear.models.capture import Span
+from rectilinear.models.describe import check_positions, record_environment, record_model
 from rectilinear.models.find_blocks import BlockStack, find_blocks, width_of
 from rectilinear.models.layout import find_layout
 from rectilinear.models.loading_info import loading_warnings
@@ -38,14 +42,14 @@ from rectilinear.progress import Progress, reporting
 from rectilinear.ranks import current
 from rectilinear.results import DataRecord, settings_record
 from rectilinear.settings import BatchSize, Target, takes_settings
-from rectilinear.text.batches import Batch, as_batches, tensors_of
-from rectilinear.text.fingerprint import fingerprint
-from rectilinear.text.rows import TokenRows
+from rectilinear.text.batches import Batch
 from rectilinear.text.settings import Rows
-from rectilinear.text.sources import name_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+#: What is measured: which part, of which block.
+_Key = tuple[Target, int]
 
 
 @takes_settings
@@ -91,82 +95,6 @@ def measure(
         return profile_model(origin, inputs, measurement, batch_size, report)
 
 
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What a model is run on, and how a result file describes it.
-
-    Attributes:
-        data: batches, or rows ``[rows, seq_len]`` that are cut into batches as memory allows.
-        source, fingerprint: where they come from, and their SHA-256.
-        seq_len: tokens in a row; None where batches are of any shape.
-        reading: how text was read, for the settings.
-        rows: what is known of its rows.
-    """
-
-    data: Tensor | Sequence[Batch]
-    source: str
-    fingerprint: str
-    seq_len: int | None
-    reading: Mapping[str, Any]
-    rows: RowFacts = RowFacts()
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens they are, padding included."""
-        batches = [self.data] if isinstance(self.data, Tensor) else self.data
-        return sum(first.shape[:2].numel() for first, *_ in map(tensors_of, batches))
-
-    def record(self, tokens: int, rows: int) -> DataRecord:
-        """Describe them, of which some were measured."""
-        return DataRecord(
-            source=self.source,
-            fingerprint=self.fingerprint,
-            tokens=tokens,
-            rows=rows,
-            seq_len=self.seq_len,
-            documents=self.rows.documents,
-        )
-
-
-def read_inputs(
-    origin: Origin, text: Any, rows: Rows = Rows(), tokenizer: PreTrainedTokenizerBase | None = None
-) -> Inputs:
-    """What a model is run on: rows of a text, or tokens as they are; needs no weights.
-
-    Raises:
-        RequestError: no such text, or nothing that the model can take.
-    """
-    tokens = as_batches(text)
-    if tokens is not None:
-        return token_inputs(tokens, origin.config)
-    packed = origin.rows(text, rows, tokenizer)
-    return text_inputs(packed, name_source(text), rows.model_dump(exclude={"seq_len"}))
-
-
-def text_inputs(packed: TokenRows, source: str, reading: Mapping[str, Any]) -> Inputs:
-    """Rows of a text, read in some way."""
-    facts = RowFacts(Partners.of(packed.documents), packed.bos, packed.lead, packed.count)
-    return Inputs(packed.ids, source, packed.fingerprint, packed.ids.shape[1], reading, facts)
-
-
-def token_inputs(tokens: Tensor | Sequence[Batch], config: Any, source: str | None = None) -> Inputs:
-    """Rows ``[rows, seq_len]`` or batches that a model of some configuration can take.
-
-    Raises:
-        RequestError: ids that it cannot take.
-    """
-    if isinstance(tokens, Tensor):
-        ids = tokens.detach().cpu()
-        check_rows(config, ids)
-        return Inputs(ids, source or "rows", fingerprint([ids]), ids.shape[1], {}, RowFacts(Partners.by_half(len(ids))))
-    tensors = [tensors_of(batch) for batch in tokens]
-    for first, *_ in filter(None, tensors):
-        check_rows(config, first)
-    parts = [part for some in tensors for tensor in some for part in (f"{[*tensor.shape]}", tensor)]
-    facts = RowFacts(Partners.by_half(sum(map(count_rows, tokens))))
-    return Inputs(tokens, "batches", fingerprint(parts), None, {}, facts)
-
-
 def profile_model(
     origin: Origin, inputs: Inputs, measurement: Measurement, batch_size: BatchSize, progress: Progress
 ) -> Profile:
@@ -181,9 +109,9 @@ def profile_model(
         beginnings = bos_warnings(module, rows, facts.bos, facts.lead)
     width, must, ranks = width_of(origin.config), bool(origin.loading.stream) or on_disk(module), current()
     needs = ranks.from_first(lambda: find_needs(module, stack, inputs, measurement, origin.loading.stream))
+    of_pairs = ranks.from_first(lambda: find_pairs_needs(module, stack, measurement)) if measurement.pairs else None
     if needs:
-        more = f", {check_memory(len(stack) + 1, needs.width)}" if measurement.pairs else ""
-        progress(f"measuring: {needs}{more}", 0, 0)
+        progress(f"measuring: {needs}{f', {of_pairs}' if of_pairs else ''}", 0, 0)
     progress("hashing the weights", 0, 0)
     described = record_model(module, origin, stack, width)
     tokens_are = {"text": inputs.fingerprint, "partners": facts.partners, "lead": facts.lead}
@@ -197,9 +125,9 @@ def profile_model(
             ranks.from_first(lambda: find_needs(module, stack, inputs, measurement, False))
         own = kept.changed(batch_size=max(map(count_rows, batches), default=0))
         scored = score_model(passes, stack, inputs, measurement, progress, kept=own)
-        pairs = None
-        if measurement.pairs:
-            pairs = ranks.from_first(lambda: measure_pairs(module, stack, batches, measurement, progress, facts))
+        pairs = of_pairs and ranks.from_first(
+            lambda: measure_pairs(module, stack, batches, measurement, of_pairs, progress, facts)
+        )
         partners, target = facts.partners, measurement.target[0]
         found = {"blocks": stack.path, "partners": partners and partners.how}
         said = [f"all blocks were measured in one pass, as without `stream`: {reason}"] if reason and must else []
@@ -257,27 +185,15 @@ def score_model(
         RequestError: no rows.
         JobError: activations that are not finite, a block without a tensor in or out, no block that ran.
     """
-    lengths, module, ranks = [count_rows(batch) for batch in passes.batches], passes.model, current()
+    lengths, module = [count_rows(batch) for batch in passes.batches], passes.model
     if not sum(lengths):
         raise RequestError("expected at least one row to measure, got none")
     measured, warnings = find_measured(module, stack, measurement.target, passes.batches[0])
     spans = {(each.target, each.block): (each.block, each.span) for each in measured}
-    scored = ranks.from_first(lambda: {key: kept.load(*key) for key in spans})
-    missing = {key: span for key, span in spans.items() if scored[key] is None}
     layout = find_layout(module, stack, passes.batches[0])
-    schedule = find_schedule(passes.batches, measurement, layout, inputs.rows)
     collect = partial(collect_moments, settings=measurement, progress=progress, layout=layout, rows=inputs.rows)
-    device = device_of(module)
-    solver = device if holds_float64(device) else torch.device("cpu")
-    for key, moments in hand_over(collect, passes, missing, schedule):
-        if moments is not None:
-            found = scored[key] = KeptScores.of(moments.to(solver), *key)
-            del moments  # before those of the next block are there
-            kept.save(*key, found)
-            if progress:
-                progress("blocks", sum(each is not None for each in scored.values()), len(measured))
-    for theirs in ranks.gather(scored):
-        scored |= {key: each for key, each in theirs.items() if each is not None}
+    schedule = find_schedule(passes.batches, measurement, layout, inputs.rows)
+    scored = _score(passes, spans, collect, schedule, kept, progress)
     records = {
         target: tuple(each.block for (own, _), each in scored.items() if own == target and each and each.block)
         for target in measurement.target
@@ -298,3 +214,28 @@ def score_model(
     if idle := sorted({each.block for each in measured} - ran):
         warnings.append(f"blocks {idle} never ran on these inputs and are left out")
     return Scored(records, width, data, max(lengths), tuple(warnings))
+
+
+def _score(
+    passes: Passes,
+    spans: Mapping[_Key, tuple[int, Span]],
+    collect: Callable[..., list[BlockMoments]],
+    schedule: Schedule,
+    kept: Kept,
+    progress: Progress | None,
+) -> dict[_Key, KeptScores | None]:
+    """The scores of blocks, or parts of them: those that are kept, and others from their moments."""
+    ranks, device = current(), device_of(passes.model)
+    solver = device if holds_float64(device) else torch.device("cpu")
+    scored = ranks.from_first(lambda: {key: kept.load(*key) for key in spans})
+    missing = {key: span for key, span in spans.items() if scored[key] is None}
+    for key, moments in hand_over(collect, passes, missing, schedule):
+        if moments is not None:
+            found = scored[key] = KeptScores.of(moments.to(solver), *key)
+            del moments  # before those of the next block are there
+            kept.save(*key, found)
+            if progress:
+                progress("blocks", sum(each is not None for each in scored.values()), len(spans))
+    for theirs in ranks.gather(scored):
+        scored |= {key: each for key, each in theirs.items() if each is not None}
+    return scored

@@ -16,7 +16,7 @@ from rectilinear.models.offload import on_disk
 from rectilinear.models.state_store import has_room
 
 if TYPE_CHECKING:
-    from rectilinear.measurement.measure import Inputs
+    from rectilinear.measurement.inputs import Inputs
 
 # The share of the free memory that the moments of all blocks may take; else blocks are gone through one by one.
 _SHARE = 0.5

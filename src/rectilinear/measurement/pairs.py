@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rectilinear.core.block_moments import NonFiniteError
-from rectilinear.core.depth_pairs import DepthAccumulator, DepthMoments, bytes_of_pairs, depth_pairs
-from rectilinear.core.scores import score_folds
-from rectilinear.errors import JobError, RequestError
+from rectilinear.core.depth_pairs import (
+    DepthAccumulator,
+    DepthMoments,
+    DepthTokens,
+    depth_pairs,
+    tell_sinks,
+)
+from rectilinear.core.depth_sketches import (
+    DepthSketches,
+    SketchAccumulator,
+    SketchedScores,
+    projection,
+    relative_error,
+)
+from rectilinear.core.scores import Scores, score_folds
+from rectilinear.errors import JobError
 from rectilinear.measurement.collect import RowFacts
-from rectilinear.measurement.depths import states_by_depth
+from rectilinear.measurement.depths import sketch_along, states_by_depth
+from rectilinear.measurement.pairs_needs import PairsNeeds
 from rectilinear.measurement.pairs_record import PairRecord, PairScore, PairScores, PairsRecord
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.find_blocks import BlockStack
-from rectilinear.models.memory import available_memory
+from rectilinear.models.walk import Walk, find_passes
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch
-
-
-def check_memory(depths: int, width: int) -> str:
-    """What all pairs take, in words; RequestError where there is not as much memory."""
-    needed, there = bytes_of_pairs(depths, width), available_memory()
-    cost = f"{depths * (depths - 1) // 2:,} pairs of depths, {needed / 1e9:.1f} GB of moments"
-    if needed > there:
-        raise RequestError(f"expected memory for {cost}, got {there / 1e9:.1f} GB; try without `pairs`")
-    return cost
 
 
 def measure_pairs(
@@ -35,45 +40,96 @@ def measure_pairs(
     stack: BlockStack,
     batches: Sequence[Batch],
     settings: Measurement,
+    needs: PairsNeeds,
     progress: Progress | None = None,
     rows: RowFacts = RowFacts(),
 ) -> PairsRecord:
-    """Score every pair of depths, from one pass over the batches of its own.
+    """Score every pair of depths, from a pass over the batches of its own, or along two walks.
+
+    Args:
+        model, stack, batches, settings, progress, rows: what is measured, on what, and how.
+        needs: see `find_pairs_needs`.
 
     Raises:
         JobError: activations that are not finite, or a block that did not run.
     """
-    accumulator = DepthAccumulator(settings.sink_ratio)
+    found: tuple[DepthMoments | DepthSketches | None, DepthMoments | DepthSketches | None]
+    walk = find_passes(model, stack, batches, stream=True)[0] if needs.on_disk else None
+    columns = needs.columns
     try:
-        for pieces, states in states_by_depth(model, stack, batches, 1, "rows for pairs", progress):
-            for piece in pieces:
-                ids = piece.places(states[0].shape[1])[:, 1].to(states[0].device)
-                begin = None if rows.lead is None else torch.eq(ids, rows.lead)
-                accumulator.update([piece.of(each) for each in states], begin)
+        if columns and isinstance(walk, Walk):
+            found = sketch_along(walk, columns, settings.sink_ratio, progress, rows)
+        else:
+            tokens = tell_sinks(_tokens(model, stack, batches, progress, rows), settings.sink_ratio)
+            found = _sketch(tokens, columns) if columns else _gather(tokens)
     except (NonFiniteError, ValueError) as error:
         raise JobError(f"pairs of depths: {error}") from None
-    everything, regular = accumulator.freeze()
+    everything, regular = found
     if everything is None:
         raise JobError("expected tokens to score pairs of depths on, got none; is every token masked?")
-    return _record(everything, regular)
+    return _record(everything, regular, columns)
 
 
-def _record(everything: DepthMoments, regular: DepthMoments | None) -> PairsRecord:
-    depths = len(everything.means)
+def _tokens(
+    model: nn.Module, stack: BlockStack, batches: Sequence[Batch], progress: Progress | None, rows: RowFacts
+) -> Iterator[tuple[list[Tensor], Tensor | None]]:
+    """Real tokens' states at all depths, and which of them begin their rows."""
+    for pieces, states in states_by_depth(model, stack, batches, 1, "rows for pairs", progress):
+        for piece in pieces:
+            begin = piece.begins(states[0].shape[1], rows.lead)
+            yield [piece.of(each) for each in states], begin if begin is None else begin.to(states[0].device)
+
+
+def _gather(tokens: Iterator[DepthTokens]) -> tuple[DepthMoments | None, DepthMoments | None]:
+    accumulator = DepthAccumulator()
+    for states, sinks in tokens:
+        accumulator.add(states, sinks)
+    return accumulator.freeze()
+
+
+def _sketch(tokens: Iterator[DepthTokens], columns: int) -> tuple[DepthSketches | None, DepthSketches | None]:
+    accumulator: SketchAccumulator | None = None
+    for states, sinks in tokens:
+        if accumulator is None:
+            accumulator = SketchAccumulator(len(states), columns)
+            seen = projection(states[0].shape[1], columns)
+        exact = [each.to("cpu", torch.float64) for each in states]
+        projected = torch.stack([each @ seen for each in exact], 1)
+        for depth, each in enumerate(states):
+            accumulator.add(depth, each, projected[:, depth:], sinks)
+    return accumulator.freeze() if accumulator else (None, None)
+
+
+def _record(
+    everything: DepthMoments | DepthSketches, regular: DepthMoments | DepthSketches | None, columns: int | None
+) -> PairsRecord:
+    of_all, without = _all_scores(everything), _all_scores(regular) if regular else {}
     scores = [
-        PairRecord(
-            first=first,
-            last=last,
-            without_sinks=regular and PairScores(**_scores(regular, first, last)),
-            **_scores(everything, first, last),
-        )
-        for first, last in depth_pairs(depths)
+        PairRecord(first=first, last=last, without_sinks=without.get((first, last)), **dict(found))
+        for (first, last), found in of_all.items()
     ]
-    sinks = everything.count - (regular.count if regular else 0)
-    return PairsRecord(depths=depths, tokens=everything.count, sinks=sinks, scores=tuple(scores))
+    depths = max(last for _, last in of_all) + 1
+    return PairsRecord(
+        depths=depths,
+        tokens=everything.count,
+        sinks=everything.count - (regular.count if regular else 0),
+        columns=columns,
+        relative_error=relative_error(columns) if columns else None,
+        scores=tuple(scores),
+    )
 
 
-def _scores(moments: DepthMoments, first: int, last: int) -> dict[str, PairScore | float | None]:
-    found = score_folds((moments.pair(first, last),), moments.eps)
+def _all_scores(moments: DepthMoments | DepthSketches) -> dict[tuple[int, int], PairScores]:
+    if isinstance(moments, DepthMoments):
+        pairs = depth_pairs(len(moments.means))
+        return {pair: _scores(score_folds((moments.pair(*pair),), moments.eps)) for pair in pairs}
+    return {
+        (first, last): _scores(found)
+        for first in range(len(moments.moments) - 1)
+        for last, found in enumerate(moments.scores_from(first), first + 1)
+    }
+
+
+def _scores(found: Scores | SketchedScores) -> PairScores:
     output, update = (PairScore.of(each) for each in (found.linearity, found.update_linearity))
-    return {"linearity": output, "update_linearity": update, "identity": found.identity}
+    return PairScores(linearity=output, update_linearity=update, identity=found.identity)

@@ -42,7 +42,22 @@ class PairsRecord(Record):
     depths: int
     tokens: int
     sinks: int = Field(description="tokens that stand out at any depth")
+    columns: int | None = Field(
+        default=None, description="of the random projection that later states are seen through; null: exact scores"
+    )
+    relative_error: float | None = Field(
+        default=None,
+        description="about how far an estimated energy is from the true one, as a share of it (one standard deviation, "
+        "at most): what is explained, what is left, what changes; null of exact scores",
+    )
     scores: tuple[PairRecord, ...]
+
+    @property
+    def seen(self) -> str:
+        """What scores through a projection are worth, after a comma; nothing of exact ones."""
+        if self.columns is None or self.relative_error is None:
+            return ""
+        return f", seen through {self.columns} random columns: energies are known to about {self.relative_error:.0%}"
 
     def by_length(self) -> dict[int, list[PairScores]]:
         """The ways over 1, 2, 4, 8 and so on blocks, and over all of them; without sinks where there are others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,46 +131,47 @@ def measure_perplexity(
     which = predicted(ids, bos)
     if not which.any():
         raise RequestError("expected tokens to predict, got nothing but BOS; try more text")
-    of = None if documents is None else documents[:, 1:].long() - documents.min()
-    count = 0 if of is None else int(of.max()) + 1
-    batches, ranks = torch.split(ids, batch_size), current()
+    batches = torch.split(ids, batch_size)
+    losses = _losses_of(model, batches, progress).where(which, 0.0)
+    groups = None if documents is None else _by_document(losses, which, documents[:, 1:].long() - documents.min())
+    return Perplexity(Losses(losses.sum(1), which.sum(1)), groups)
 
-    def run() -> tuple[Tensor, Tensor, Tensor]:
-        """Losses of this process's rows, and by document what they and their predicted tokens add up to."""
-        own = ranks.share(len(batches))
-        done, total = own.start * batch_size, sum(len(batches[number]) for number in own)
-        sums = [torch.zeros(0, dtype=torch.float64)]
-        by_document, tokens = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.int64)
+
+def _losses_of(model: nn.Module, batches: Sequence[Tensor], progress: Progress | None) -> Tensor:
+    """``[rows, seq_len - 1]`` float64 on the CPU: losses of all tokens but the first ones.
+
+    Processes that share a job run some of the batches each.
+    """
+    ranks = current()
+    own = ranks.share(len(batches))
+    first, total = (sum(map(len, batches[:end])) for end in (own.start, own.stop))
+
+    def run() -> list[Tensor]:
+        losses: list[Tensor] = []
+        done = first
         with evaluating(model), torch.no_grad(), through_the_blocks(model, batches, own) as resumed:
             for number in own:
-                batch, mine = batches[number], which[done : done + len(batches[number])]
                 with resumed(number):
-                    logits = row_logits(model, batch)
-                losses = token_losses(logits, batch).cpu().double().where(mine, 0.0)
-                sums.append(losses.sum(1))
-                if of is not None:
-                    places = of[done : done + len(batch)].flatten()
-                    by_document.index_add_(0, places, losses.flatten())
-                    tokens.index_add_(0, places, mine.flatten().long())
-                _check_finite(sums[-1], done, logits.dtype)
-                done += len(batch)
+                    logits = row_logits(model, batches[number])
+                losses.append(token_losses(logits, batches[number]).cpu().double())
+                for row, loss in enumerate(losses[-1].sum(1).tolist(), done):
+                    if not math.isfinite(loss):
+                        hint = "; try `dtype=float32`" if logits.dtype.itemsize < 4 else ""
+                        raise JobError(f"expected a finite loss, got {loss} at row {row} of the text{hint}")
+                done += len(batches[number])
                 if progress:
-                    progress("rows", done - own.start * batch_size, total)
-        return torch.cat(sums), by_document, tokens
+                    progress("rows", done - first, total - first)
+        return losses
 
-    rows, *of_documents = zip(*ranks.gather(ranks.together(run)), strict=True)
-    by_document, tokens = (torch.stack(parts).sum(0) for parts in of_documents)
-    known = tokens > 0
-    groups = None if of is None else Losses(by_document[known], tokens[known])
-    return Perplexity(Losses(torch.cat(rows), which.sum(1)), groups)
+    return torch.cat([losses for part in ranks.gather(ranks.together(run)) for losses in part])
 
 
-def _check_finite(sums: Tensor, first: int, dtype: torch.dtype) -> None:
-    """Raise a `JobError` for a loss that is not finite, of rows from the number ``first`` on."""
-    for row, loss in enumerate(sums.tolist(), first):
-        if not math.isfinite(loss):
-            hint = "; try `dtype=float32`" if dtype.itemsize < 4 else ""
-            raise JobError(f"expected a finite loss, got {loss} at row {row} of the text{hint}")
+def _by_document(losses: Tensor, which: Tensor, documents: Tensor) -> Losses:
+    """Losses of tokens, those that count, added up by document."""
+    sums, sizes = (torch.zeros(int(documents.max()) + 1, dtype=dtype) for dtype in (torch.float64, torch.int64))
+    sums.index_add_(0, documents.flatten(), losses.flatten())
+    sizes.index_add_(0, documents.flatten(), which.flatten().long())
+    return Losses(sums[sizes > 0], sizes[sizes > 0])
 
 
 def predicted(ids: Tensor, bos: int | None = None) -> Tensor:

@@ -51,6 +51,10 @@ class Piece:
         lengths = (seq_len,) * rows if self.mask is None else tuple(self.mask.sum(1).tolist())
         return self.pairs and replace(self.pairs, lengths=lengths)
 
+    def begins(self, seq_len: int, lead: int | None) -> Tensor | None:
+        """``[tokens]`` bool on the CPU, which are the token that every row begins with; None where rows have none."""
+        return None if lead is None else self.places(seq_len)[:, 1] == lead
+
     def places(self, seq_len: int) -> Tensor:
         """``[tokens, 2]`` int64 on the CPU: position in its row, and token id, of each token that `of` gives.
 

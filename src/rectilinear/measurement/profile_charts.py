@@ -106,7 +106,7 @@ def pairs_chart(profile: Profile, pairs: PairsRecord) -> Chart:
         axes = Axis("from depth", whole=True), Axis("to depth", whole=True)
         panels.append(HeatMap(title, *axes, tuple(map(tuple, cells)), "share of variance", min(low, 0.95), 1.0))
     sinks = ", without attention sinks" * bool(pairs.sinks)
-    caption = f"Depth 0 is before the first block. Adjusted for the number of tokens{sinks}."
+    caption = f"Depth 0 is before the first block. Adjusted for the number of tokens{sinks}{pairs.seen}."
     return Chart("pairs", about(profile), tuple(panels), caption, alike=False)
 
 

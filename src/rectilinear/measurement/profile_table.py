@@ -56,7 +56,8 @@ def pairs_table(pairs: PairsRecord) -> Table:
         ["blocks", "ways", *(Column(name, ".4f") for name in ("linearity", "identity", "update\nlinearity"))],
         rows,
         title="One linear map over several blocks",
-        caption="medians over all ways of so many blocks, adjusted for the number of tokens, without sinks\n"
+        caption="medians over all ways of so many blocks, adjusted for the number of tokens, without sinks"
+        f"{pairs.seen}\n"
         "linearity: of the later hidden state; identity: what the earlier one explains of it; update linearity: of the "
         "change up to there",
     )

@@ -38,6 +38,10 @@ class Measurement(Stack, Sinks):
     pairs: Annotated[bool, Parameter(negative=())] = False
     """Also score the way from every depth to every later one, in a pass of its own; memory grows with depth squared."""
 
+    pairs_columns: PositiveInt | None = None
+    """Columns of a random projection through which pairs see later states; when not given, pairs are exact where that
+    fits in memory, else through as many columns as fit."""
+
     reuse: Annotated[bool, Field(exclude=True), Parameter(negative="--no-reuse")] = True
     """Take scores of earlier runs on the same model, text and settings where there are any, and keep new ones."""
 
@@ -47,6 +51,8 @@ class Measurement(Stack, Sinks):
             raise ValueError("expected `target=block` with `convention=paper`, which is about whole blocks")
         if self.convention == "paper" and self.pairs:
             raise ValueError("expected no `pairs` with `convention=paper`, which is about one block after the other")
+        if not self.pairs:
+            self.refuse_unused("without `pairs`", "pairs_columns")
         if not self.target:
             raise ValueError("expected a `target`, got none; try `target=block`")
         if len({*self.target}) < len(self.target):

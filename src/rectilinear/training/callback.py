@@ -20,7 +20,8 @@ from rectilinear.measurement.dynamics import (
     TrainedModelRecord,
     merge_points,
 )
-from rectilinear.measurement.measure import Scored, score_model, token_inputs
+from rectilinear.measurement.inputs import token_inputs
+from rectilinear.measurement.measure import Scored, score_model
 from rectilinear.measurement.pieces import count_rows
 from rectilinear.measurement.profile import Score
 from rectilinear.measurement.score_choice import ScoreChoice, are_few

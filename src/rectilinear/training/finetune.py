@@ -12,7 +12,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.measurement.measure import Inputs, profile_model, read_inputs, text_inputs
+from rectilinear.measurement.inputs import Inputs, read_inputs, text_inputs
+from rectilinear.measurement.measure import profile_model
 from rectilinear.measurement.profile import Profile
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.batches import reporting_exhausted_memory
@@ -90,12 +91,7 @@ def finetune(
             context, no token to pad with, a folder of something else.
         JobError: a loss, logits or activations that are not finite, memory or disk that do not suffice.
     """
-    if tuning.batch_size % processes_started():
-        raise RequestError(
-            f"expected a `batch_size` that {processes_started()} processes can share, got {tuning.batch_size}"
-        )
-    if out is None and (tuning.save_models or resume):
-        raise RequestError(f"expected `out` with `{'save_models' if tuning.save_models else 'resume'}`, got none")
+    _check_request(tuning, out, resume)
     with (
         sharing(cpu=trains_on_cpu(tuning)) as ranks,
         claim(out, overwrite=overwrite, resume=resume, kept=find_seeds, reads=[model, tuning.data]) as folder,
@@ -111,13 +107,8 @@ def finetune(
             if seed not in done:
                 trained, done[seed] = _run_seed(job, result, seed, report)
                 if folder:
-                    save_seed(
-                        folder,
-                        result.with_runs([done[seed]]),
-                        stale,
-                        trained if tuning.save_models else None,
-                        job.tokenizer,
-                    )
+                    kept = trained if tuning.save_models else None
+                    save_seed(folder, result.with_runs([done[seed]]), stale, kept, job.tokenizer)
                     stale = []
                 del trained
         result = result.with_runs([done[seed] for seed in seeds])
@@ -125,6 +116,14 @@ def finetune(
             with stage(folder, names_in(folder, RESULTS)) as scratch:
                 result.save(scratch)
         return result
+
+
+def _check_request(tuning: Tuning, out: str | Path | None, resume: bool) -> None:
+    processes = processes_started()
+    if tuning.batch_size % processes:
+        raise RequestError(f"expected a `batch_size` that {processes} processes can share, got {tuning.batch_size}")
+    if out is None and (tuning.save_models or resume):
+        raise RequestError(f"expected `out` with `{'save_models' if tuning.save_models else 'resume'}`, got none")
 
 
 @dataclass(frozen=True, eq=False)

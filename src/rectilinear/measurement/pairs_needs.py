@@ -1,0 +1,61 @@
+"""What it takes to score all pairs of depths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from rectilinear.core.depth_pairs import bytes_of_pairs
+from rectilinear.core.depth_sketches import FEWEST, MOST, bytes_of_sketches
+from rectilinear.errors import RequestError
+from rectilinear.measurement.settings import Measurement
+from rectilinear.models.find_blocks import BlockStack, width_of
+from rectilinear.models.memory import available_memory
+from rectilinear.models.offload import on_disk
+
+
+@dataclass(frozen=True)
+class PairsNeeds:
+    """What all pairs of depths take.
+
+    Attributes:
+        depths, moments: how many depths there are, and bytes of moments.
+        columns: of the random projection that later states are seen through; None for none, and exact scores.
+        on_disk: whether the weights are, so that pairs are scored along a walk where that can be.
+    """
+
+    depths: int
+    moments: int
+    columns: int | None
+    on_disk: bool
+
+    def __str__(self) -> str:
+        seen = "" if self.columns is None else f", through {self.columns} random columns"
+        return f"{self.depths * (self.depths - 1) // 2:,} pairs of depths, {self.moments / 1e9:.1f} GB of moments{seen}"
+
+
+def find_pairs_needs(module: nn.Module, stack: BlockStack, measurement: Measurement) -> PairsNeeds:
+    """What it takes to score all pairs, through so many columns as are asked for, else exactly.
+
+    Where that does not fit in memory, and for weights on disk, which would be read for each batch, it is through as
+    many columns as fit. Of a module that does not say how wide its hidden states are nothing is known beforehand.
+
+    Raises:
+        RequestError: not enough memory even so, or more columns than the states have.
+    """
+    width, columns, depths = width_of(getattr(module, "config", None)), measurement.pairs_columns, len(stack) + 1
+    there, disk = available_memory(), on_disk(module)
+    if width is None:
+        return PairsNeeds(depths, 0, columns, disk)
+    if columns is not None and columns > width:
+        raise RequestError(f"expected at most {width} `pairs_columns`, as wide as hidden states are, got {columns}")
+    exact = PairsNeeds(depths, bytes_of_pairs(depths, width), None, disk)
+    powers = [2**power for power in range(MOST.bit_length()) if FEWEST <= 2**power <= min(MOST, width)]
+    choices = [columns] if columns else [*reversed(powers)]
+    seen = [PairsNeeds(depths, bytes_of_sketches(depths, width, each), each, disk) for each in choices]
+    ways = seen if columns or (disk and seen) else [exact, *seen]
+    for needs in ways:
+        if needs.moments <= there:
+            return needs
+    raise RequestError(f"expected memory for {ways[-1]}, got {there / 1e9:.1f} GB; try without `pairs`")
