@@ -12,6 +12,7 @@ from typing import Any
 
 RESULT = Path(__file__).with_suffix(".jsonl")
 PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+_COLUMNS = ("steps", "kills", "moments", "full")
 HEADING = "## Figures\n"
 
 
@@ -21,12 +22,12 @@ def read() -> list[dict[str, Any]]:
 
 
 def by_command(lines: Iterable[Mapping[str, Any]]) -> dict[tuple[str, bool], dict[str, int]]:
-    """Of each command, in a new folder and over an earlier result: steps, kills and full disks."""
+    """Of each command, in a new folder and over an earlier result: steps, kills there and at random, and full disks."""
     commands: dict[tuple[str, bool], dict[str, int]] = {}
     for line in lines:
         if "command" in line:
             counts = commands.setdefault((line["command"], line["over"]), {})
-            counts.update({name: line[name] for name in ("steps", "kills", "full") if name in line})
+            counts.update({name: line[name] for name in ("steps", "kills", "moments", "full") if name in line})
     return dict(sorted(commands.items()))
 
 
@@ -45,17 +46,19 @@ def figures(lines: list[dict[str, Any]]) -> str:
     commands, inputs = by_command(lines), by_property(lines)
     ends = [line for line in lines if "failed" in line]  # of one run, or of several with a part of the tests each
     end = ends[-1] | {name: sum(each[name] for each in ends) for name in ("tests", "failed")}
-    kills, full = (sum(counts.get(name, 0) for counts in commands.values()) for name in ("kills", "full"))
+    kills, moments, full = (
+        sum(counts.get(name, 0) for counts in commands.values()) for name in ("kills", "moments", "full")
+    )
     table = [
         f"{HEADING}",
         f"`make faults`, {end['date']}, Python {end['python']}, torch {end['torch']}, transformers {end['transformers']}: "
-        f"{kills:,} kills, {full:,} full disks, {sum(inputs.values()):,} generated inputs; {end['failed']} of the {end['tests']} "
+        f"{kills:,} kills at a step, {moments:,} at a random moment, {full:,} full disks, {sum(inputs.values()):,} generated inputs; {end['failed']} of the {end['tests']} "
         "tests that tried them failed. Every step of the commands below was tried; of others `make slow` tries one. From `benchmarks/faults.jsonl`.",
         "",
-        "| command | over an earlier result | steps | kills | full disks |",
-        "|---|---|---:|---:|---:|",
+        "| command | over an earlier result | steps | kills | kills at a random moment | full disks |",
+        "|---|---|---:|---:|---:|---:|",
         *(
-            f"| {name} | {'yes' if over else ''} | {counts['steps']} | {counts.get('kills', '')} | {counts.get('full', '')} |"
+            f"| {name} | {'yes' if over else ''} | {' | '.join(str(counts.get(what, '')) for what in _COLUMNS)} |"
             for (name, over), counts in commands.items()
         ),
         *(["", "| generated | inputs |", "|---|---:|"] if inputs else []),

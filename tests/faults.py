@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -66,7 +67,7 @@ def report(**found):
             lines.write(json.dumps(found) + "\n")
 
 
-def run(program, root, log, at=None, act=kill):
+def run(program, root, log, at=None, act=kill, after=None):
     """Run a program in a fork; its exit code (negative: the signal) and the names of its steps, as far as it came.
 
     Args:
@@ -75,6 +76,7 @@ def run(program, root, log, at=None, act=kill):
         log: file for what it prints, outside of the root.
         at: number of the step at which to act; None for none.
         act: what is done there, instead of the step or before it.
+        after: seconds after which it is killed, wherever it is by then; None for never.
     """
     counted = Path(f"{log}.steps")
     child = os.fork()
@@ -97,5 +99,8 @@ def run(program, root, log, at=None, act=kill):
                     stream.flush()
             counted.write_text("\n".join(steps.names))
             os._exit(code or 0)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)  # which a child that is done does not mind
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status), counted.read_text().split("\n") if counted.exists() else []

@@ -6,9 +6,11 @@
 import gc
 import json
 import os
+import random
 import re
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import import_module
@@ -176,9 +178,9 @@ class Trial:
     def out(self):
         return self.place / "work" / "out"
 
-    def run(self, *more, at=None, act=faults.kill, arguments=None):
+    def run(self, *more, at=None, act=faults.kill, arguments=None, after=None):
         program = started([*(arguments or self.arguments), "--out", self.out, *more])
-        return faults.run(program, self.place / "work", self.place / "log", at, act)
+        return faults.run(program, self.place / "work", self.place / "log", at, act, after)
 
     def again(self, *more):
         overwrite = ["--overwrite"] if self.over and not more else []
@@ -251,6 +253,33 @@ def test_a_kill_at_a_step_of_a_command(trial):
             assert described(trial.out) == whole, (*said, more)
             assert os.listdir(trial.place / "work") == ["out"], (*said, more)
     faults.report(command=trial.name, over=trial.over, steps=len(steps), kills=len(sample(steps)))
+
+
+@each([(name, over) for name, over in CASES if not SAMPLE or name in ("measure", "linearize affine", "judge")])
+def test_a_kill_at_a_random_moment_of_a_command(trial, monkeypatch):
+    """Between two steps on disk as well, and with what earlier runs kept in the folder for caches."""
+    cache = trial.place / "cache"
+    monkeypatch.setenv("RECTILINEAR_CACHE", str(cache))
+    shutil.rmtree(cache, ignore_errors=True)
+    began = time.monotonic()
+    earlier, _, whole = undisturbed(trial)
+    took, draw, killed = time.monotonic() - began, random.Random(trial.name), 0
+    for _ in range(SAMPLE or 5):
+        trial.restore()
+        shutil.rmtree(cache, ignore_errors=True)
+        after = draw.random() * took
+        code, _ = trial.run(*["--overwrite"] * trial.over, after=after)
+        assert code in (-9, 0), (after, code, trial.log())
+        killed += code == -9
+        found = state(trial.out, whole)
+        if found is not None and trial.name not in BY_PARTS:
+            assert found in (earlier, whole), after
+        more = () if trial.over or trial.name not in RESUMED or not trial.out.exists() else ("--resume",)
+        if code:
+            assert trial.again(*more)[0] == 0, (after, trial.log())
+        assert described(trial.out) == whole, after
+        assert os.listdir(trial.place / "work") == ["out"], after
+    faults.report(command=trial.name, over=trial.over, moments=killed)
 
 
 @over_some
