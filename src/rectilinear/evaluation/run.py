@@ -21,6 +21,7 @@ from rectilinear.evaluation.speed import REPEATS, measure_speed
 from rectilinear.evaluation.task_set import SUPERGLUE_GROUP, TaskSet
 from rectilinear.linearization.plan import Plan
 from rectilinear.measurement.beginnings import bos_warnings
+from rectilinear.measurement.needs import find_passes_needs
 from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.batches import reporting_exhausted_memory, with_batch_size
 from rectilinear.models.describe import check_positions, record_environment, record_model, record_rows, weights_sha256
@@ -205,6 +206,7 @@ class Job:
             check_positions(module, ids)
             check_decoder(module, ids, origin.name)
             found["warnings"] += bos_warnings(module, ids, packed.bos, packed.lead)
+            progress(f"predicting: {find_passes_needs(module, ids.numel())}", 0, 0)
 
             def predict(size: int) -> tuple[Perplexity, int]:
                 found = measure_perplexity(module, ids, size, progress, documents=packed.documents, bos=packed.lead)

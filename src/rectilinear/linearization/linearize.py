@@ -18,6 +18,7 @@ from rectilinear.linearization.fit import Fitted, merge_edits
 from rectilinear.linearization.heal import heal, healing_folder
 from rectilinear.linearization.kept_fits import KeptFits, fits_folder
 from rectilinear.linearization.kinds.base import Kind
+from rectilinear.linearization.needs import find_needs
 from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionRecord, find_warnings
 from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
@@ -248,6 +249,9 @@ class _Job:
         fitted_rows = len(ids) - max(1, round(_HELD_OUT * len(ids))) if len(ids) > 1 else len(ids)
         held_out = ids[fitted_rows:]
         whole = check_resumes(model, stack, ids[:1, :64])
+        tokens = ids[:fitted_rows].numel()
+        needs = current().from_first(lambda: find_needs(model, scope, tokens, fitting.folds, walks=whole is None))
+        progress(f"linearizing: {needs}", 0, 0)
 
         def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
             batches = torch.split(ids[:fitted_rows], size)

@@ -10,10 +10,11 @@ from torch import nn
 from rectilinear.core.block_moments import bytes_of_moments
 from rectilinear.errors import RequestError
 from rectilinear.measurement.settings import Measurement
+from rectilinear.models.describe import count_parameters
 from rectilinear.models.find_blocks import BlockStack, takes_own_inputs, width_of
 from rectilinear.models.memory import available_memory
 from rectilinear.models.offload import on_disk
-from rectilinear.models.state_store import has_room
+from rectilinear.models.state_store import check_room, has_room
 
 if TYPE_CHECKING:
     from rectilinear.measurement.inputs import Inputs
@@ -27,15 +28,14 @@ _LONG = 1e13
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes and operations that a measurement takes.
+    """Bytes and operations that a job takes.
 
     Attributes:
         width: of the hidden states.
         weights: bytes of the model's parameters.
-        moments: bytes of the moments of everything that is measured, at most.
+        moments: bytes of the moments that are in memory together, at most.
         states: bytes of the hidden states of all rows at one depth, where blocks are gone through one by one; else 0.
-        operations: floating-point operations of the forward pass (two for each weight of the blocks and token) and of
-            the moments (three products of ``width`` by ``width`` a token: Gram, cross, shifted).
+        operations: floating-point operations of forward passes (two for each weight and token) and of moments.
     """
 
     width: int
@@ -45,7 +45,8 @@ class Needs:
     operations: float
 
     def __str__(self) -> str:
-        parts = [f"{self.weights / 1e9:.2f} GB of weights", f"{self.moments / 1e9:.2f} GB of moments"]
+        parts = [f"{self.weights / 1e9:.2f} GB of weights"]
+        parts += [f"{self.moments / 1e9:.2f} GB of moments"] * bool(self.moments)
         parts += [f"{self.states / 1e9:.2f} GB of hidden states"] * bool(self.states)
         return ", ".join(parts) + f", {self.operations / 1e12:.1f} TFLOP"
 
@@ -61,17 +62,19 @@ def find_needs(
     on disk or the moments of all blocks would take more than half of the memory that is free; and where it would take
     long, as a run that is stopped then goes on at its block, unless something else would run before them each time.
 
+    Operations are those of a forward pass, and of three products of ``width`` by ``width`` a token and block: Gram,
+    cross, shifted.
+
     Raises:
-        RequestError: the moments do not fit in memory.
+        RequestError: the moments do not fit in memory, or hidden states that have to be kept do not on disk.
     """
     width = width_of(getattr(module, "config", None))
     if width is None:
         return None
     free, targets, tokens = available_memory(), len(measurement.target), inputs.tokens
     of_block, blocks = bytes_of_moments(width, measurement.folds) * targets, len(stack)
-    parameters = [parameter for block in dict.fromkeys(stack.blocks) for parameter in block.parameters()]
-    states = tokens * width * parameters[0].itemsize if parameters else 0
-    operations = tokens * (2 * sum(p.numel() for p in parameters) + 6 * width**2 * targets * blocks)
+    states = tokens * width * itemsize_of(stack)
+    operations = tokens * (2 * count_parameters(stack.blocks) + 6 * width**2 * targets * blocks)
     if stream is None:
         long = operations > _LONG and has_room(states) and not takes_own_inputs(module, stack)
         stream = long or on_disk(module) or of_block * blocks > _SHARE * free
@@ -80,5 +83,24 @@ def find_needs(
         what = f"{moments / 1e9:.1f} GB for moments of {'one block' if stream else f'{blocks} blocks'}"
         hint = "fewer `folds`" if stream else "`stream=True`"
         raise RequestError(f"expected memory for {what} of width {width}, got {free / 1e9:.1f} GB; try {hint}")
-    weights = sum(parameter.numel() * parameter.itemsize for parameter in module.parameters())
-    return Needs(width, weights, moments, states if stream else 0, operations)
+    if stream:
+        check_room(states)
+    return Needs(width, bytes_of_weights(module), moments, states if stream else 0, operations)
+
+
+def itemsize_of(stack: BlockStack) -> int:
+    """Bytes of a number of the hidden states."""
+    return next((parameter.itemsize for block in stack for parameter in block.parameters()), 0)
+
+
+def bytes_of_weights(module: nn.Module) -> int:
+    """Bytes of a module's parameters, wherever they are."""
+    return sum(parameter.numel() * parameter.itemsize for parameter in module.parameters())
+
+
+def find_passes_needs(module: nn.Module, tokens: int) -> Needs:
+    """What it takes to predict so many tokens."""
+    width = width_of(getattr(module, "config", None)) or 0
+    states = tokens * width * next((p.itemsize for p in module.parameters()), 0) if on_disk(module) else 0
+    check_room(states)
+    return Needs(width, bytes_of_weights(module), 0, states, 2.0 * tokens * count_parameters([module]))

@@ -11,7 +11,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from rectilinear.errors import JobError
+from rectilinear.errors import JobError, RequestError
 
 #: Bytes of hidden states that are kept in memory.
 IN_MEMORY = 2**26
@@ -23,6 +23,17 @@ _PART, _ALIGNED = 2**26, 64
 def has_room(size: int) -> bool:
     """Whether there is room for hidden states of some bytes, in memory or in a file."""
     return size <= IN_MEMORY or size < shutil.disk_usage(tempfile.gettempdir()).free
+
+
+def check_room(size: int) -> None:
+    """Raise a `RequestError` where there is no room for hidden states of some bytes."""
+    if not has_room(size):
+        folder = tempfile.gettempdir()
+        there = shutil.disk_usage(folder).free
+        raise RequestError(
+            f"expected room for {size / 1e9:.1f} GB of hidden states in {folder}, got {there / 1e9:.1f} GB; try fewer "
+            "`max_tokens`, or another folder in TMPDIR"
+        )
 
 
 class StateStore:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from rectilinear.linearization.fit import Fit, Site
     from rectilinear.models.find_blocks import BlockStack
+    from rectilinear.models.linear_block import LinearBlock
 
 
 class Kind(Settings):
@@ -52,6 +53,10 @@ class Kind(Settings):
         """How many parameters take the place of those that are replaced."""
         return 0
 
+    def features(self, width: int, target: Target) -> int:
+        """How many numbers a token the map takes that is fitted; 0 where none is."""
+        return 0
+
     def fit(self, site: Site) -> Fit:
         """Fit it, and make the modules that carry it out.
 
@@ -82,13 +87,22 @@ class LinearMap(Kind):
 
     def parameters(self, width: int, target: Target) -> int:
         """Those of the map and its bias."""
+        from rectilinear.models.describe import count_parameters
+
+        return count_parameters([self._module(width, target)])
+
+    def features(self, width: int, target: Target) -> int:
+        """Those of its filter."""
+        return int(cast(Any, self._module(width, target).map)[0].in_features)
+
+    def _module(self, width: int, target: Target) -> LinearBlock:
+        """What carries it out, without weights."""
         import torch
 
-        from rectilinear.models.describe import count_parameters
         from rectilinear.models.linear_block import LinearBlock
 
         with torch.device("meta"):
-            return count_parameters([LinearBlock(width, residual=False, **self.module_options(target))])
+            return LinearBlock(width, residual=False, **self.module_options(target))
 
     def fit(self, site: Site) -> Fit:
         """Least squares, with a ridge chosen by held-out folds."""

@@ -34,6 +34,10 @@ class Folded(Kind):
 
         find_projection(model, stack, index - 1, torch.zeros(1, 4, dtype=torch.long))
 
+    def features(self, width: int, target: Target) -> int:
+        """What the projection gives."""
+        return width
+
     def fit(self, site: Site) -> Fit:
         """Least squares of the stream after the removed blocks on the projection's output."""
         from rectilinear.linearization.fit import Fit

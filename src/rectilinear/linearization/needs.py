@@ -1,0 +1,51 @@
+"""What replacing parts of a model will need, before it starts."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from rectilinear.core.block_moments import bytes_of_moments
+from rectilinear.errors import RequestError
+from rectilinear.linearization.request import Scope
+from rectilinear.measurement.needs import Needs, bytes_of_weights, itemsize_of
+from rectilinear.models.describe import count_parameters
+from rectilinear.models.memory import available_memory
+from rectilinear.models.state_store import check_room
+
+# Matrices of a fold's size beside those of the folds: their sum, and what is made of it.
+_BESIDE = 2
+
+
+def find_needs(model: nn.Module, scope: Scope, tokens: int, folds: int, *, walks: bool) -> Needs:
+    """What it takes to fit the replacements of a request on some tokens, once each.
+
+    Hidden states are kept of the original and of the edited model. Operations are those of a forward pass of both and,
+    for f features, of two products of f by f and f by the width a token and replacement; another pass and three
+    products of the width where blocks are chosen by their scores. Losses, and trials, come on top.
+
+    Raises:
+        RequestError: moments that do not fit in memory, hidden states that do not on disk.
+    """
+    request, width, stack = scope.request, scope.width, scope.stack
+    named = request.named
+    kinds = [one.by for one in named] if named is not None else [request.template.by]
+    targets = [one.target for one in named] if named is not None else [request.template.target]
+    features = [by.features(width, target) for by, target in zip(kinds, targets, strict=True)]
+    moments = (folds + _BESIDE) * 8 * max((f * (f + width) for f in features), default=0)
+    count = len(features) if named is not None else len(scope.candidates)
+    operations = tokens * (
+        4.0 * count_parameters(stack.blocks) + 2 * count * max((f * (f + width) for f in features), default=0)
+    )
+    if named is None and request.selection.select != "loss":
+        of_block = bytes_of_moments(width, 4)
+        moments = max(moments, of_block if walks else of_block * len(stack))
+        operations += tokens * (2 * count_parameters(stack.blocks) + 6 * width**2 * len(stack))
+    states = 2 * tokens * width * itemsize_of(stack) if walks else 0
+    check_room(states)
+    free = available_memory()
+    if moments > free:
+        raise RequestError(
+            f"expected memory for {moments / 1e9:.1f} GB of moments of {max(features, default=0):,} features, got "
+            f"{free / 1e9:.1f} GB; try fewer `folds`, or a filter of fewer `taps` and `rates`"
+        )
+    return Needs(width, bytes_of_weights(model), moments, states, operations)
