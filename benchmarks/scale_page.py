@@ -6,6 +6,7 @@ python benchmarks/scale_page.py
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +91,13 @@ def page() -> str:
     rows = [shape(name, *facts) for name, facts in SHAPES.items()]
     heads = ["", "tokens", "moments, one pass", "moments, by block", "hidden states", "forward", "moments", "a block"]
     parts = [BEGIN, "By these, in bfloat16, 4 folds and sinks everywhere:\n", table(heads, rows), END]
-    walk, larger = (load(name) for name in ("walk", "larger_than_memory"))
-    if walk:
-        parts.append(about_walk(walk))
-    if larger:
-        parts.append(about_larger(larger))
+    sections = {
+        "walk": about_walk,
+        "larger_than_memory": about_larger,
+        "long_texts": about_long,
+        "processes": about_processes,
+    }
+    parts += [about(result) for name, about in sections.items() if (result := load(name))]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -156,6 +159,37 @@ def about_larger(result: dict[str, Any]) -> str:
             "that products of two matrices had there; `measure` then takes eigenvalues of a rank-deficient matrix of that width for each block. Beside the walk, "
             "weights are read for their hash, and for short passes that try out how the model is built, whether it decodes, and whether passes can be resumed.\n",
         ]
+    )
+
+
+def about_long(result: dict[str, Any]) -> str:
+    """What longer texts take."""
+    runs = result["runs"]
+    rates = [
+        (later["seconds"] - earlier["seconds"]) / (later["tokens"] - earlier["tokens"]) * 1e6
+        for earlier, later in pairwise(runs)
+    ]
+    rows = [[f"{run['tokens']:,}", f"{run['seconds']:.1f} s", f"{run['peak_bytes'] / 2**20:,.0f} MiB"] for run in runs]
+    return "\n".join(
+        [
+            "## Long texts\n",
+            f"`{result['command']}`, {result['date']}, {result['machine']['processor']}, one thread, other jobs on the machine, n = 1: `measure` of "
+            f"{result['model']}, libraries and tokenisation included.\n",
+            table(["tokens", "time", "resident memory, at most"], rows),
+            f"\nTime grows by {' and '.join(f'{rate:.0f} µs' for rate in rates)} a token from one row to the next; what memory grows by is the token ids.\n",
+        ]
+    )
+
+
+def about_processes(result: dict[str, Any]) -> str:
+    """What a second process is worth."""
+    one, two = (result["seconds"][count] for count in ("1", "2"))
+    return (
+        "## Two processes\n\n"
+        f"`{result['command']}`, {result['date']}, {result['machine']['processor']}, two cores: `measure` of {result['model']} on {result['tokens']:,} "
+        f"tokens took {one['median']:.0f} s ({one['min']:.0f} to {one['max']:.0f}) in one process and {two['median']:.0f} s ({two['min']:.0f} to "
+        f"{two['max']:.0f}) in two, of one thread each: {result['speedup']:.2f} times as fast (median of n = {one['n']} pairs). Scores of updates differed by "
+        f"{result['largest_difference']:.1g} at most.\n"
     )
 
 
