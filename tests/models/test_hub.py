@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import ModelCard
 
+from tests.superglue import write_superglue
+
 SIZE = ("--max-tokens", "600", "--seq-len", "16", "--device", "cpu", "--count", "1", "--kind", "drop")
 
 
@@ -21,7 +23,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.asked, self.created, self.refuses = {}, [], [], False
+        self.files, self.asked, self.created, self.commits, self.refuses = {}, [], [], [], False
 
     @property
     def url(self):
@@ -41,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         hub.asked.append(path)
         if path == "/api/repos/create":
             hub.created.append(json.loads(body))
-            self.answer(200, {"url": f"{hub.url}/me/smaller"})
+            self.answer(200, {"url": f"{hub.url}/me/{hub.created[-1]['name']}"})
         elif "/preupload/" in path:
             files = [
                 {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
@@ -54,6 +56,7 @@ class Handler(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            hub.commits.append(path)
             self.answer(200, {"commitUrl": f"{hub.url}/me/smaller/commit/1", "commitOid": "1"})
         else:
             self.answer(200, {"errors": [], "warnings": []})  # of the card's metadata
@@ -80,20 +83,21 @@ def hub():
 
 
 @pytest.fixture
-def linearize(hub, tiny_checkpoint, text_file, tmp_path):
-    def run(*more, token="hf_secret", name="me/smaller"):
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": hub.url,
-            "HF_HUB_OFFLINE": "0",
-            "HF_TOKEN": token,
-            "HF_HOME": str(tmp_path),
-        }
-        line = ["linearize", str(tiny_checkpoint), "--text", str(text_file), *SIZE, "--out", str(tmp_path / "out")]
-        line += ["--push-to-hub", name, *more]
+def command(hub, tmp_path):
+    def run(*line, token="hf_secret"):
+        own = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token, "HF_HOME": str(tmp_path)}
         return subprocess.run(
-            [sys.executable, "-m", "rectilinear", *line], env=environment, capture_output=True, text=True
+            [sys.executable, "-m", "rectilinear", *map(str, line)], env=os.environ | own, capture_output=True, text=True
         )
+
+    return run
+
+
+@pytest.fixture
+def linearize(command, tiny_checkpoint, text_file, tmp_path):
+    def run(*more, token="hf_secret", name="me/smaller"):
+        line = ["linearize", tiny_checkpoint, "--text", text_file, *SIZE, "--out", tmp_path / "out"]
+        return command(*line, "--push-to-hub", name, *more, token=token)
 
     return run
 
@@ -135,3 +139,32 @@ def test_a_failed_upload_leaves_the_checkpoint(linearize, hub, tmp_path):
     assert f"the checkpoint is in {tmp_path / 'out'}" in ran.stderr
     assert "hf_secret" not in ran.stderr + ran.stdout
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_model_of_each_seed_is_uploaded(command, hub, tiny_checkpoint, text_file, tmp_path):
+    write_superglue(tmp_path / "tasks", train=16, validation=8)
+    tune = [
+        "finetune",
+        tiny_checkpoint,
+        "--task",
+        "cb",
+        "--data",
+        tmp_path / "tasks",
+        "--seq-len",
+        32,
+        "--max-steps",
+        1,
+    ]
+    tune += ["--text", text_file, "--max-tokens", 600, "--seeds", 2, "--out", tmp_path / "out", "--device", "cpu"]
+    refused = command(*tune, "--push-to-hub", "me/tuned")
+    assert refused.returncode == 2
+    assert "expected --save-models with --push-to-hub" in refused.stderr
+    ran = command(*tune, "--save-models", "--push-to-hub", "me/tuned")
+    assert ran.returncode == 0, ran.stderr
+    assert [made["name"] for made in hub.created] == ["tuned-seed-0", "tuned-seed-1"]
+    assert [path.split("/")[4] for path in hub.commits] == ["tuned-seed-0", "tuned-seed-1"]
+    assert hub.files["model.safetensors"] == (tmp_path / "out" / "seed-1" / "model.safetensors").read_bytes()
+    for name, content in hub.files.items():
+        for place in (tiny_checkpoint, text_file, tmp_path):
+            assert str(place).encode() not in content, name

@@ -42,6 +42,12 @@ def check_upload(upload: Upload) -> None:
         ) from None
 
 
+def of_seed(upload: Upload, seed: int) -> Upload:
+    """Where the model of one of several seeds goes."""
+    place = upload.push_to_hub
+    return upload if place is None else upload.model_copy(update={"push_to_hub": f"{place}-seed-{seed}"})
+
+
 def push(folder: Path, upload: Upload) -> str | None:
     """Upload the files of a checkpoint in one commit; names of models and texts in its records lose their folders.
 
