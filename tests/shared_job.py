@@ -67,6 +67,8 @@ def main():
             Path(out).write_text(json.dumps(written))
         if ranks.count > 1:
             failing(ranks)
+    with sharing() as again:  # as often as one likes
+        assert again.gather(again.rank) == [*range(again.count)]
     print("done")
 
 

@@ -186,3 +186,19 @@ def test_two_processes_fine_tune_as_one_does(place, tmp_path):
         torchrun(2, "rectilinear", *tune, "--batch-size", 7), capture_output=True, text=True, timeout=120
     )
     assert "expected a --batch-size that 2 processes can share, got 7" in odd.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_have_met_already_are_left_together(tmp_path):
+    script = tmp_path / "own_group.py"
+    script.write_text(
+        "import torch.distributed as dist\n"
+        "from rectilinear import sharing\n"
+        "dist.init_process_group('gloo')\n"
+        "for _ in range(2):\n"
+        "    with sharing() as ranks:\n"
+        "        assert ranks.gather(ranks.rank) == [0, 1]\n"
+        "    dist.barrier()\n"
+        "dist.destroy_process_group()\n"
+    )
+    run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(script)])

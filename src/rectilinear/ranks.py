@@ -6,6 +6,7 @@ gloo, whatever the models run on.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -122,6 +123,9 @@ class Ranks:
 #: A single process.
 ALONE = Ranks()
 
+# The processes of the job that this one is of, once they have met: what is shared may be several things, in turn.
+_JOB: list[Ranks] = []
+
 _CURRENT: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)
 
 
@@ -152,11 +156,26 @@ def sharing(*, cpu: bool = False) -> Iterator[Ranks]:
     import torch.distributed as dist
     from accelerate import PartialState
 
-    state = PartialState(cpu=cpu or not torch.accelerator.is_available())
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # one may have much to do where others wait
-    with _as(Ranks(state.process_index, state.num_processes, group)):
-        yield current()
-    state.destroy_process_group()
+    if not _JOB:
+        if not dist.is_initialized():
+            atexit.register(leave)
+        state = PartialState(cpu=cpu or not torch.accelerator.is_available())
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # one may have much to do where others wait
+        _JOB.append(Ranks(state.process_index, state.num_processes, group))
+    with _as(_JOB[0]):
+        yield _JOB[0]
+
+
+def leave() -> None:
+    """Take leave of the other processes, at the end of a program that met them by `sharing`.
+
+    Without it, threads of gloo abort a process that ends now and then. NCCL may wait for a process that failed.
+    """
+    import torch.distributed as dist
+
+    if _JOB and dist.is_initialized() and dist.get_backend() == "gloo":
+        _JOB.clear()
+        dist.destroy_process_group()
 
 
 @contextmanager

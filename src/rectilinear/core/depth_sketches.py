@@ -38,7 +38,9 @@ def relative_error(columns: int) -> float:
 
 
 def projection(width: int, columns: int, seed: int = 0) -> Tensor:
-    """``W``: ``[width, columns]`` float64, the same one every time."""
+    """``W``: ``[width, columns]`` float64, the same one every time; of as many columns the identity, which is exact."""
+    if columns == width:
+        return torch.eye(width, dtype=torch.float64)
     normal = torch.randn(width, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return normal / math.sqrt(columns)
 
@@ -81,10 +83,12 @@ class DepthSketches:
         begin, found = float((seen * own).sum()), []
         for last, (product, explains) in enumerate(zip(later, whites, strict=True), first + 1):
             there = self.moments[last]
-            update = float((seen * there.cross[:, :columns]).sum() - 2 * (seen * product).sum()) + begin
+            # Seen through the same columns as what is left of it, so that their errors drop out of the share.
+            output = float((seen * there.cross[:, :columns]).sum())
+            update = output - 2 * float((seen * product).sum()) + begin
             residual = max(update - float((explains - white).square().sum()), 0.0)
-            size = float(there.gram.trace())
-            output, update = above_rounding(size, update, size + n * float(there.mean_x @ there.mean_x), self.eps)
+            size = float(there.gram.trace()) + n * float(there.mean_x @ there.mean_x)
+            output, update = above_rounding(output, update, size, self.eps)
 
             def linearity(energy: float, left: float = residual) -> Linearity:
                 share = share_of(left, energy)

@@ -75,7 +75,7 @@ def sketch_along(
     with closing(walk):
         for depth, number, states, begin in _states_along(walk, rows, progress):
             seen = projection(states.shape[1], columns).to(states.device)
-            kept[number * depths + depth] = (states.double() @ seen).float()
+            kept[number * depths + depth] = states.double() @ seen  # in float64, as energies are differences of them
             norms[depth].append(norms_of(states.float())[0].cpu())
             if depth == 0:
                 marks[number] = torch.zeros(len(states), dtype=torch.bool) if begin is None else begin

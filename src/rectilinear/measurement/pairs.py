@@ -67,7 +67,7 @@ def measure_pairs(
     everything, regular = found
     if everything is None:
         raise JobError("expected tokens to score pairs of depths on, got none; is every token masked?")
-    return _record(everything, regular, columns)
+    return _record(everything, regular, None if columns == needs.width else columns)
 
 
 def _tokens(

@@ -21,7 +21,9 @@ class PairsNeeds:
 
     Attributes:
         depths, moments: how many depths there are, and bytes of moments.
-        columns: of the random projection that later states are seen through; None for none, and exact scores.
+        columns: of the random projection that later states are seen through; None for none. As many as the states are
+            wide are all of them, and scores exact.
+        width: of hidden states; None where it is not known.
         on_disk: whether the weights are, so that pairs are scored along a walk where that can be.
     """
 
@@ -29,9 +31,10 @@ class PairsNeeds:
     moments: int
     columns: int | None
     on_disk: bool
+    width: int | None = None
 
     def __str__(self) -> str:
-        seen = "" if self.columns is None else f", through {self.columns} random columns"
+        seen = "" if self.columns in (None, self.width) else f", through {self.columns} random columns"
         return f"{self.depths * (self.depths - 1) // 2:,} pairs of depths, {self.moments / 1e9:.1f} GB of moments{seen}"
 
 
@@ -50,10 +53,10 @@ def find_pairs_needs(module: nn.Module, stack: BlockStack, measurement: Measurem
         return PairsNeeds(depths, 0, columns, disk)
     if columns is not None and columns > width:
         raise RequestError(f"expected at most {width} `pairs_columns`, as wide as hidden states are, got {columns}")
-    exact = PairsNeeds(depths, bytes_of_pairs(depths, width), None, disk)
+    exact = PairsNeeds(depths, bytes_of_pairs(depths, width), None, disk, width)
     powers = [2**power for power in range(MOST.bit_length()) if FEWEST <= 2**power <= min(MOST, width)]
-    choices = [columns] if columns else [*reversed(powers)]
-    seen = [PairsNeeds(depths, bytes_of_sketches(depths, width, each), each, disk) for each in choices]
+    choices = [columns] if columns else sorted({*powers, min(MOST, width)}, reverse=True)
+    seen = [PairsNeeds(depths, bytes_of_sketches(depths, width, each), each, disk, width) for each in choices]
     ways = seen if columns or (disk and seen) else [exact, *seen]
     for needs in ways:
         if needs.moments <= there:

@@ -47,8 +47,8 @@ class PairsRecord(Record):
     )
     relative_error: float | None = Field(
         default=None,
-        description="about how far an estimated energy is from the true one, as a share of it (one standard deviation, "
-        "at most): what is explained, what is left, what changes; null of exact scores",
+        description="how far an estimated energy is from the true one, as a share of it (one standard deviation, at "
+        "most): what is explained, what is left, what there is; scores are ratios of two of them; null of exact scores",
     )
     scores: tuple[PairRecord, ...]
 
