@@ -52,7 +52,7 @@ def figures(lines: list[dict[str, Any]]) -> str:
     table = [
         f"{HEADING}",
         f"`make faults`, {end['date']}, Python {end['python']}, torch {end['torch']}, transformers {end['transformers']}: "
-        f"{kills:,} kills at a step, {moments:,} at a random moment, {full:,} full disks, {sum(inputs.values()):,} generated inputs; {end['failed']} of the {end['tests']} "
+        f"{kills:,} kills at a step, {moments:,} at random moments, {full:,} full disks, {sum(inputs.values()):,} generated inputs; {end['failed']} of the {end['tests']} "
         "tests that tried them failed. Every step of the commands below was tried; of others `make slow` tries one. From `benchmarks/faults.jsonl`.",
         "",
         "| command | over an earlier result | steps | kills | kills at a random moment | full disks |",

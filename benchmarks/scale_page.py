@@ -48,7 +48,8 @@ block, at most 1,000 measurements, those that were not used for longest going fi
 batch size, device, precision, threads, versions and the code of this package. `--no-reuse` measures anew and keeps nothing; to clear it, remove the folder.
 Models and modules that are in memory, models with code of their own, and batches that are no rows of text are always measured.
 
-`measure` says on a terminal, before it starts, what it needs, and refuses what cannot fit.
+`measure`, `linearize` and `evaluate` say on a terminal, before they start, what they need (weights, moments, hidden states, operations), and refuse what cannot fit,
+with the option that would; an estimate of the time that is left stands beside the bar from the first batch on.
 
 ## Several processes
 
@@ -60,6 +61,7 @@ Models and modules that are in memory, models with code of their own, and batche
 added up over gloo, block by block at another process, which scores it. What the rows are is decided as by a single process, so that the scores are the same
 but for the order of sums: in float64 to 1e-9. The first process alone writes and prints; where one fails or is killed, all end.
 
+- Each process takes its part of the memory that a machine has free, and needs as much for moments as a single one.
 - `--pairs` and the timing of `evaluate` are left to the first process; `--heal-steps` takes a single one.
 - `finetune` splits `--batch-size` among processes (DDP).
 - In Python: `with rectilinear.sharing(): profile = rectilinear.measure(...)` in each process, which all get the result. Without it every process does all of the

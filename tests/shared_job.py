@@ -4,7 +4,9 @@ python -m tests.shared_job MODEL TEXT TASKS OUT
 """
 
 import json
+import pkgutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 import rectilinear
 from rectilinear import Loading, Measurement, Rows
 from rectilinear.errors import JobError
-from rectilinear.ranks import sharing
+from rectilinear.ranks import in_step, sharing
 from tests.conftest import linearize
 
 torch.set_num_threads(1)
@@ -38,6 +40,8 @@ def results(model, text, tasks):
         edited = linearize(model, text, **options, **common)
         yield f"linearize, {name}", edited.plan
         yield f"weights, {name}", {key: value.double().sum().item() for key, value in edited.model.state_dict().items()}
+    few = linearize(model, text, kind="affine", blocks=[1], max_tokens=200, seq_len=32, progress=False)
+    yield "fewer batches than processes", few.plan
     evaluating = rectilinear.Evaluating(tasks="cb,copa", data=str(tasks), speed=False, batch_size=2)
     yield "evaluate", rectilinear.evaluate(model, text, evaluating, **rows)
 
@@ -67,6 +71,8 @@ def main():
             Path(out).write_text(json.dumps(written))
         if ranks.count > 1:
             failing(ranks)
+        if ranks.count == 2:
+            unlike(ranks, model, text)
     with sharing() as again:  # as often as one likes
         assert again.gather(again.rank) == [*range(again.count)]
     print("done")
@@ -80,8 +86,88 @@ def failing(ranks):
             raise JobError("it is wet")
 
     said = "it is wet" if ranks.rank == 1 else "stopped, as process 1 failed: it is wet"
-    with pytest.raises(JobError, match=f"^{said}$"):
-        ranks.together(fail)
+    with pytest.raises(JobError, match=f"^{said}"):
+        in_step(fail)()
+
+
+def unlike(ranks, model, text):
+    """What differs between processes, or fails in one of them, leaves all in step: same numbers, or the same error."""
+
+    def measure(**options):
+        return rectilinear.measure(model, ids(), progress=False, **options)
+
+    def edited():
+        common = {"max_tokens": 1500, "seq_len": 32, "progress": False}
+        return linearize(model, text, kind="affine", blocks=[1], target="attention", **common).plan
+
+    usual, plan = measure(), edited()
+    with only(ranks.rank == 1, "rectilinear.models.offload.available_memory", lambda: 1000):
+        same(measure(), usual)
+        same(edited(), plan)
+    with only(ranks.rank == 1, "rectilinear.models.walk._why_not", lambda *args: "a reason"):
+        streamed = measure(loading=Loading(stream=True))
+        assert "a reason" in streamed.warnings[-1]
+        same(streamed, usual)
+        same(edited(), plan)
+    for rank in range(ranks.count):
+        for name in ("measurement.kept.score_block", "core.block_moments.BlockMoments.from_tensors"):
+            with only(ranks.rank == rank, f"rectilinear.{name}", exhausted_once(f"rectilinear.{name}")):
+                same(measure(), usual)
+        for name in (
+            "linearization.fit.adds_straight",
+            "linearization.fit.fit_map",
+            "core.moments.Moments.__add__",
+        ):
+            with only(ranks.rank == rank, f"rectilinear.{name}", exhausted_once(f"rectilinear.{name}")):
+                same(edited(), plan)
+        for name in ("measurement.measure.find_measured", "measurement.kept.score_block", "models.walk.run"):
+            with (
+                only(ranks.rank == rank, f"rectilinear.{name}", wet),
+                pytest.raises((JobError, ValueError), match="wet"),
+            ):
+                measure()
+            assert ranks.gather(rank) == [rank] * ranks.count
+
+
+def wet(*args, **options):
+    raise ValueError("it is wet")
+
+
+def exhausted_once(name):
+    """What runs out of memory the first time, and then does what it should."""
+    path, _, attribute = name.rpartition(".")
+    own, calls = getattr(pkgutil.resolve_name(path), attribute), []
+
+    def call(*args, **options):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return own(*args, **options)
+
+    return call
+
+
+@contextmanager
+def only(here, name, other):
+    """While open, something is replaced in one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if here:
+            patch.setattr(name, other)
+        yield
+
+
+def same(found, wanted):
+    """Numbers that differ by no more than the order of sums does."""
+    found, wanted = (flat(json.loads(each.model_copy(update={"warnings": ()}).to_json())) for each in (found, wanted))
+    assert found.keys() == wanted.keys()
+    assert all(found[key] == pytest.approx(wanted[key], abs=1e-9) for key in found if isinstance(found[key], float))
+
+
+def flat(value, path=""):
+    if isinstance(value, (dict, list)):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: each for name, part in parts for key, each in flat(part, f"{path}/{name}").items()}
+    return {path: value}
 
 
 if __name__ == "__main__":

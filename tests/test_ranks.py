@@ -109,6 +109,24 @@ def test_the_first_process_alone_writes_and_prints(place, tmp_path, launcher):
 
 
 @pytest.mark.slow
+def test_a_checkpoint_and_kept_scores_of_several_processes(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("RECTILINEAR_CACHE", str(tmp_path / "cache"))
+    text = ["--text", place / "text.txt", "--seq-len", 32, "--max-tokens", 1500]
+    linearize = ["linearize", place / "model", *text, "--kind", "affine", "--target", "attention", "--count", 1]
+    done = run(torchrun(2, "rectilinear", *linearize, "--out", tmp_path / "smaller"))
+    assert done.stdout.count("loaded again in a fresh process, it agrees") == 1
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    profiles = []
+    for name in ("first", "again", "some"):
+        run(torchrun(2, "rectilinear", "measure", tmp_path / "smaller", *text, "--out", tmp_path / name))
+        profiles.append((tmp_path / name / "profile.json").read_bytes())
+        kept = sorted((tmp_path / "cache" / "measured").glob("*/block-*.json"))
+        assert len(kept) == 3
+        kept[1].unlink() if name == "again" else None
+    assert profiles[0] == profiles[1] == profiles[2]
+
+
+@pytest.mark.slow
 def test_what_is_wrong_is_one_line_of_a_process_and_ends_all(place, tmp_path):
     missing = torchrun(2, "rectilinear", "measure", "nowhere", "--text", place / "text.txt")
     done = subprocess.run(missing, capture_output=True, text=True, timeout=120)

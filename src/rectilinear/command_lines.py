@@ -68,7 +68,7 @@ def text_word(data: DataRecord) -> str | None:
 
 def loaded_as(model: ModelRecord, environment: EnvironmentRecord) -> dict[str, Any]:
     """The options of loading that a result records."""
-    return {"revision": model.revision, "dtype": environment.dtype}
+    return {"revision": model.revision, "dtype": environment.dtype, "trust_remote_code": model.own_code}
 
 
 def _option(name: str, about: FieldInfo, value: Any) -> list[str]:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from rectilinear.errors import JobError, RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 
@@ -30,11 +32,13 @@ class Ranks:
     Attributes:
         rank: number of this one; the first, 0, writes and prints.
         count: how many there are.
+        here: how many of them are on this machine.
         group: over which they exchange what is in host memory; None for a single one.
     """
 
     rank: int = 0
     count: int = 1
+    here: int = 1
     group: Any = None
 
     @property
@@ -49,49 +53,39 @@ class Ranks:
     def gather(self, value: _Result) -> list[_Result]:
         """What each of them has, by rank, at all of them.
 
+        All else that they exchange begins with this, so that a failure of one is known to all.
+
         Raises:
             JobError: one of them is gone.
+            Exception: one of them failed, where it told so by `in_step`; of the same kind.
         """
-        if self.count == 1:
-            return [value]
-        import torch.distributed as dist
+        return [value] if self.count == 1 else self._exchange(None, value)
 
-        found: list[Any] = [None] * self.count
-        with _noticing_the_end():
-            dist.all_gather_object(found, value, group=self.group)
-        return found
-
-    def together(self, act: Callable[[], _Result]) -> _Result:
-        """What this one makes, once all of them have made theirs; where one fails all do, so that none waits for it."""
-        if self.count == 1:
-            return act()
-        failure: Exception | None = None
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """While open, a failure of one of them is one of all, at what the others exchange next: none waits for it."""
         try:
-            made = act()
+            yield
         except Exception as error:
-            failure = error
-        failures = self.gather(failure and _elsewhere(failure, self.rank))
-        if failure:
-            raise failure
-        for other in filter(None, failures):
-            raise other
-        return made
+            if self.count > 1 and not _is_told(error):
+                with suppress(Exception):  # that another is gone, or failed as well
+                    self._exchange(_elsewhere(error, self.rank), None)
+                error.add_note(_TOLD)
+            raise
+        self.gather(None)
 
     def from_first(self, make: Callable[[], _Result]) -> _Result:
         """What the first makes, by itself, at all of them."""
-
-        def act() -> _Result | None:
-            with _as(ALONE):
-                return make() if self.is_first else None
-
         if self.count == 1:
             return make()
         import torch.distributed as dist
 
-        found = [self.together(act)]
+        with _as(ALONE):
+            found: list[Any] = [make() if self.is_first else None]
+        self.gather(None)
         with _noticing_the_end():
             dist.broadcast_object_list(found, src=0, group=self.group)
-        return found[0]  # type: ignore[return-value]
+        return found[0]  # type: ignore[no-any-return]
 
     def collect(self, tensors: Mapping[str, Tensor], at: int) -> Iterator[dict[str, Tensor]]:
         """At one of them, the tensors of the others, which are in host memory, by rank; nothing at the others.
@@ -101,23 +95,35 @@ class Ranks:
         import torch
         import torch.distributed as dist
 
-        with _noticing_the_end():
-            if self.rank != at:
-                shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-                dist.send_object_list([shapes], at, group=self.group)
-                for tensor in tensors.values():
-                    if tensor.numel():
+        shapes = self.gather({name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()})
+        for other in range(self.count):
+            if other == at:
+                continue
+            here = self.rank == at
+            passed = {name: torch.empty(*about[:1], dtype=about[1]) for name, about in shapes[other].items() if here}
+            passed = passed if here else dict(tensors)
+            self.gather(None)  # there is room for them
+            with _noticing_the_end():
+                for tensor in passed.values() if self.rank in (at, other) else ():
+                    if tensor.numel() and here:
+                        dist.recv(tensor, other, group=self.group)
+                    elif tensor.numel():
                         dist.send(tensor.contiguous(), at, group=self.group)
-                return
-            for other in range(self.count):
-                if other != at:
-                    received: list[Any] = [None]
-                    dist.recv_object_list(received, other, group=self.group)
-                    theirs = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in received[0].items()}
-                    for tensor in theirs.values():
-                        if tensor.numel():
-                            dist.recv(tensor, other, group=self.group)
-                    yield theirs
+            if here:
+                yield passed
+
+    def _exchange(self, failure: Exception | None, value: Any) -> list[Any]:
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.count
+        with _noticing_the_end():
+            dist.all_gather_object(found, (failure, value), group=self.group)
+        if failure is None:
+            for error, _ in found:
+                if error is not None:
+                    error.add_note(_TOLD)
+                    raise error
+        return [value for _, value in found]
 
 
 #: A single process.
@@ -161,8 +167,9 @@ def sharing(*, cpu: bool = False) -> Iterator[Ranks]:
             atexit.register(leave)
         state = PartialState(cpu=cpu or not torch.accelerator.is_available())
         group = dist.new_group(backend="gloo", timeout=timedelta(days=1))  # one may have much to do where others wait
-        _JOB.append(Ranks(state.process_index, state.num_processes, group))
-    with _as(_JOB[0]):
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+        _JOB.append(Ranks(state.process_index, state.num_processes, here, group))
+    with _as(_JOB[0]), _JOB[0].in_step():
         yield _JOB[0]
 
 
@@ -193,7 +200,20 @@ def _noticing_the_end() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise JobError(f"another process of the job ended ({str(error).splitlines()[0]}); see what it said") from error
+        raise JobError("another process of the job ended; see what it said") from error
+
+
+# What an error is marked with that all processes know of.
+_TOLD = "All processes of the job know of it."
+
+
+def _is_told(error: BaseException | None) -> bool:
+    """Whether all processes know of an error, or of one that it came of."""
+    while error is not None:
+        if _TOLD in getattr(error, "__notes__", ()):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _elsewhere(error: Exception, rank: int) -> Exception:
@@ -204,3 +224,14 @@ def _elsewhere(error: Exception, rank: int) -> Exception:
         return RuntimeError(f"process {rank} ran out of memory.")  # which is known by its end
     kind = next((kind for kind in (MemoryError, RequestError) if isinstance(error, kind)), JobError)
     return kind(f"stopped, as process {rank} failed: {error}")
+
+
+def in_step(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Have a function that processes share fail in all of them where it fails in one; see `Ranks.in_step`."""
+
+    @wraps(function)
+    def shared(*args: _Parameters.args, **options: _Parameters.kwargs) -> _Result:
+        with current().in_step():
+            return function(*args, **options)
+
+    return shared

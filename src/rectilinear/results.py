@@ -183,6 +183,7 @@ class ModelRecord(Record):
     sha256: str | None = Field(
         description="of the weights as loaded: names, dtypes, shapes and bytes; null where they cannot be hashed"
     )
+    own_code: bool = Field(default=False, description="whether code that came with it was run")
 
 
 class IntervalRecord(Record):

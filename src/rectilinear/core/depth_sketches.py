@@ -126,12 +126,15 @@ class SketchAccumulator:
                 self._kinds[kind][depth].update(states[chosen], projected[chosen])
 
     def freeze(self) -> tuple[DepthSketches | None, DepthSketches | None]:
-        """Moments of all tokens, and of those that are no sinks."""
-        parts = {
-            kind: [each.freeze() if each.count else None for each in depths] for kind, depths in self._kinds.items()
-        }
-        everything = [total(pair) for pair in zip(parts["regular"], parts["sinks"], strict=True)]
-        return self._sketches(everything), self._sketches(parts["regular"])
+        """Moments of all tokens, and of those that are no sinks; the accumulator is empty then."""
+        everything, regular = list[Moments | None](), list[Moments | None]()
+        for kinds in zip(*(self._kinds.pop(kind) for kind in ("regular", "sinks")), strict=True):
+            one, other = (each.freeze() if each.count else None for each in kinds)
+            for each in kinds:
+                each.clear()  # before the next depth's are frozen
+            everything.append(total([one, other]))
+            regular.append(one)
+        return self._sketches(everything), self._sketches(regular)
 
     def _sketches(self, moments: Sequence[Moments | None]) -> DepthSketches | None:
         known = [each for each in moments if each is not None]

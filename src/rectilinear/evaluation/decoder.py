@@ -91,7 +91,7 @@ class HarnessDecoder(HFLM):  # type: ignore[misc]
     def _count(self, total: int) -> None:
         """Report each answer through the hook that the harness calls with it."""
         if progress := self._progress:
-            done = count(1)
+            done, total = count(1), len(current().share(total))
             self.set_cache_hook(SimpleNamespace(add_partial=lambda *answer: progress("tasks", next(done), total)))
 
 
@@ -99,5 +99,5 @@ def _shared(requests: list[Any], answer: Callable[[list[Any]], list[_Answer]]) -
     """Answers to all requests, of which each process of a job gives some."""
     ranks = current()
     own = ranks.share(len(requests))
-    found = ranks.together(lambda: answer(requests[own.start : own.stop]) if own else [])
+    found = answer(requests[own.start : own.stop]) if own else []
     return [one for part in ranks.gather(found) for one in part]

@@ -31,7 +31,7 @@ from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.logits import check_decoder
 from rectilinear.models.origin import Origin
 from rectilinear.progress import Progress, reporting
-from rectilinear.ranks import current
+from rectilinear.ranks import current, in_step
 from rectilinear.results import DataRecord, IntervalRecord
 from rectilinear.runs import check_same
 from rectilinear.text.rows import TokenRows
@@ -194,6 +194,7 @@ class Job:
             )
         return found
 
+    @in_step
     @reporting_exhausted_memory()
     def run_model(self, origin: Origin, progress: Progress) -> Evaluation:
         """Load a model and do all the work with it; the warnings are those of loading it and of its tasks."""

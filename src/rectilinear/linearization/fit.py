@@ -227,21 +227,16 @@ class Site:
     ) -> list[Moments]:
         bench, name = self.bench, f"block {self.blocks[0]}"
         folds, schedule = min(bench.folds, sum(map(count_rows, bench.batches))), bench.schedule
-
-        def gather() -> list[MomentsAccumulator]:
-            self.streams.advance(self.replacement.begins)
-            accumulators = [MomentsAccumulator(bench.precision) for _ in range(folds)]
-            ordered = in_folds(bench.batches, folds, name, bench.progress, schedule=schedule)
-            for number, (batch, pieces) in zip(schedule.order, ordered, strict=True):
-                ours, theirs = self.streams.passages(number, edited, original)
-                features, targets = pairs(_by_rows(ours, batch), _by_rows(theirs, batch), batch)
-                if not (features.isfinite().all() and targets.isfinite().all()):
-                    raise JobError(f"{name}: activations are NaN or infinite; try `dtype=float32`")
-                for piece in pieces:
-                    accumulators[piece.fold].update(piece.of(features), piece.of(targets))
-            return accumulators
-
-        accumulators, moments = current().together(gather), list[Moments]()
+        self.streams.advance(self.replacement.begins)
+        accumulators, moments = [MomentsAccumulator(bench.precision) for _ in range(folds)], list[Moments]()
+        ordered = in_folds(bench.batches, folds, name, bench.progress, schedule=schedule)
+        for number, (batch, pieces) in zip(schedule.order, ordered, strict=True):
+            ours, theirs = self.streams.passages(number, edited, original)
+            features, targets = pairs(_by_rows(ours, batch), _by_rows(theirs, batch), batch)
+            if not (features.isfinite().all() and targets.isfinite().all()):
+                raise JobError(f"{name}: activations are NaN or infinite; try `dtype=float32`")
+            for piece in pieces:
+                accumulators[piece.fold].update(piece.of(features), piece.of(targets))
         while accumulators:  # one by one, so that each is in memory once
             accumulator = accumulators.pop(0)
             found = merge(accumulator.freeze() if accumulator.count else None, Moments)

@@ -22,7 +22,7 @@ from rectilinear.linearization.needs import find_needs
 from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionRecord, find_warnings
 from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
-from rectilinear.linearization.workbench import Workbench, noting_padding
+from rectilinear.linearization.workbench import Workbench, check_shared, count_fitted, noting_padding
 from rectilinear.measurement.beginnings import bos_warnings
 from rectilinear.measurement.kept import conditions_of
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
@@ -50,7 +50,7 @@ from rectilinear.models.surgery import commit, swapped
 from rectilinear.models.walk import check_resumes
 from rectilinear.progress import Progress, reporting
 from rectilinear.publish import hold, stage
-from rectilinear.ranks import current
+from rectilinear.ranks import current, in_step
 from rectilinear.results import DataRecord, ModelRecord, settings_record
 from rectilinear.runs import claim
 from rectilinear.settings import BatchSize, takes_settings
@@ -61,9 +61,6 @@ if TYPE_CHECKING:
 
     from pandas import DataFrame
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-# This share of the rows, the last ones, is never fitted on: losses are measured on it.
-_HELD_OUT = 0.1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,6 +127,7 @@ class Run(TypedDict, total=False):
 
 
 @takes_settings
+@in_step
 @reporting_exhausted_memory()
 def linearize(
     model: str | Path | PreTrainedModel,
@@ -222,6 +220,7 @@ class _Job:
         Scope(request, skeleton, find_blocks(skeleton, path), width).check()
         tokenizer = tokenizer or origin.tokenizer
         rows = origin.rows(text, reading, tokenizer)
+        check_shared(rows.ids)
         if len(rows.ids) < 2 and request.named is None and selection.by_loss:
             raise RequestError(
                 "expected at least two rows to choose by loss, one of them to measure it on; try more text"
@@ -246,7 +245,7 @@ class _Job:
         packed, scope, model, stack = self.packed, self.scope, self.scope.model, self.scope.stack
         ids = packed.ids
         parts = scope.parts or probe_parts(model, stack, ids)
-        fitted_rows = len(ids) - max(1, round(_HELD_OUT * len(ids))) if len(ids) > 1 else len(ids)
+        fitted_rows = count_fitted(ids)
         held_out = ids[fitted_rows:]
         whole = check_resumes(model, stack, ids[:1, :64])
         tokens = ids[:fitted_rows].numel()
@@ -254,6 +253,7 @@ class _Job:
         progress(f"linearizing: {needs}", 0, 0)
 
         def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
+            size = min(size, fitted_rows // current().count)  # for each process that shares them a batch at least
             batches = torch.split(ids[:fitted_rows], size)
             given = (fitting.folds, progress, packed.lead, whole is None, KeptFits(fits, f"{size}-"))
             bench = Workbench(model, stack, parts, PaddingMask(), batches, *given)

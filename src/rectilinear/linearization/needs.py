@@ -31,21 +31,24 @@ def find_needs(model: nn.Module, scope: Scope, tokens: int, folds: int, *, walks
     kinds = [one.by for one in named] if named is not None else [request.template.by]
     targets = [one.target for one in named] if named is not None else [request.template.target]
     features = [by.features(width, target) for by, target in zip(kinds, targets, strict=True)]
+    any_filter = any(by.remembers for by in kinds)
     moments = (folds + _BESIDE) * 8 * max((f * (f + width) for f in features), default=0)
     count = len(features) if named is not None else len(scope.candidates)
     operations = tokens * (
         4.0 * count_parameters(stack.blocks) + 2 * count * max((f * (f + width) for f in features), default=0)
     )
+    of_scores = 0
     if named is None and request.selection.select != "loss":
-        of_block = bytes_of_moments(width, 4)
-        moments = max(moments, of_block if walks else of_block * len(stack))
+        of_scores = bytes_of_moments(width, 4) * (1 if walks else len(stack))
         operations += tokens * (2 * count_parameters(stack.blocks) + 6 * width**2 * len(stack))
     states = 2 * tokens * width * itemsize_of(stack) if walks else 0
     check_room(states)
     free = available_memory()
-    if moments > free:
-        raise RequestError(
-            f"expected memory for {moments / 1e9:.1f} GB of moments of {max(features, default=0):,} features, got "
-            f"{free / 1e9:.1f} GB; try fewer `folds`, or a filter of fewer `taps` and `rates`"
-        )
-    return Needs(width, bytes_of_weights(model), moments, states, operations)
+    for needed, what, hint in (
+        (of_scores, f"{len(stack)} blocks, which are chosen by their scores", "`blocks`, which names them"),
+        (moments, f"{max(features, default=0):,} features", "fewer `folds`" + ", `taps` or `rates`" * any_filter),
+    ):
+        if needed > free:
+            got = f"{free / 1e9:.1f} GB"
+            raise RequestError(f"expected memory for {needed / 1e9:.1f} GB of moments of {what}, got {got}; try {hint}")
+    return Needs(width, bytes_of_weights(model), max(moments, of_scores), states, operations)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.core.moments import holds_float64
+from rectilinear.errors import RequestError
 from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.measurement.partners import Schedule
 from rectilinear.measurement.pieces import count_rows
@@ -21,6 +22,24 @@ from rectilinear.models.walk import Passes, Walk
 from rectilinear.progress import Progress
 from rectilinear.ranks import current
 from rectilinear.text.batches import Batch, first_row
+
+# This share of the rows, the last ones, is never fitted on: losses are measured on it.
+_HELD_OUT = 0.1
+
+
+def count_fitted(ids: Tensor) -> int:
+    """How many of some rows are fitted on."""
+    return len(ids) - max(1, round(_HELD_OUT * len(ids))) if len(ids) > 1 else len(ids)
+
+
+def check_shared(ids: Tensor) -> None:
+    """Raise a `RequestError` for fewer rows to fit on than processes that share them."""
+    rows, processes = count_fitted(ids), current().count
+    if rows < processes:
+        raise RequestError(
+            f"expected a row to fit on for each of {processes} processes, got {rows}; try more `max_tokens`, or fewer "
+            "processes"
+        )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from rectilinear.models.layout import Layout
 from rectilinear.models.running import base_of, evaluating
 from rectilinear.models.walk import Passes, Walk
 from rectilinear.progress import Progress
-from rectilinear.ranks import current
+from rectilinear.ranks import ALONE, Ranks, current
 from rectilinear.text.batches import Batch
 
 _Key = TypeVar("_Key")
@@ -164,12 +164,9 @@ def hand_over(
         for depth in depths if spans else []:
             keys = [key for key, (block, _) in spans.items() if depth in (None, block)]
 
-            def gather(depth: int | None = depth, keys: Sequence[_Key] = keys) -> list[BlockMoments]:
-                passes.advance(depth or 0)
-                indices, modules = zip(*(spans[key] for key in keys), strict=True)
-                return collect(passes, modules, numbers=indices, schedule=schedule)
-
-            moments = ranks.together(gather)
+            passes.advance(depth or 0)
+            indices, modules = zip(*(spans[key] for key in keys), strict=True)
+            moments = collect(passes, modules, numbers=indices, schedule=schedule)
             for key in keys:
                 yield key, merge(moments.pop(0), BlockMoments, next(done) % ranks.count)
 
@@ -190,10 +187,11 @@ def find_schedule(
     settings: Measurement = Measurement(),
     layout: Layout = Layout(),
     rows: RowFacts = RowFacts(),
+    ranks: Ranks = ALONE,
 ) -> Schedule:
-    """Which batches this process runs to measure, in which order, and what their rows are paired with."""
+    """Which batches one of some processes runs to measure, in which order, and what their rows are paired with."""
     first = _first(batches, layout, settings.convention == "paper")
-    return Schedule.of([*map(count_rows, batches)], rows.partners, first, current())
+    return Schedule.of([*map(count_rows, batches)], rows.partners, first, ranks)
 
 
 def _first(batches: Sequence[Batch], layout: Layout, padding_counts: bool) -> int:

@@ -24,6 +24,7 @@ from rectilinear.models.series import Checkpoint, check_alike, find_checkpoints
 from rectilinear.models.settings import Loading, Placement
 from rectilinear.names import short_name
 from rectilinear.progress import Progress, reporting
+from rectilinear.ranks import in_step
 from rectilinear.results import DataRecord, EnvironmentRecord, Record, ResultFile, Section
 from rectilinear.settings import BatchSize, takes_settings
 from rectilinear.tables import Column, Table
@@ -163,6 +164,7 @@ def merge_points(older: Iterable[Point], newer: Iterable[Point]) -> tuple[Point,
 
 
 @takes_settings
+@in_step
 @reporting_exhausted_memory()
 def dynamics(
     checkpoints: str | Path | Sequence[str | Path],

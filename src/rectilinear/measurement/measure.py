@@ -39,7 +39,7 @@ from rectilinear.models.running import device_of
 from rectilinear.models.settings import Loading
 from rectilinear.models.walk import Passes, find_passes
 from rectilinear.progress import Progress, reporting
-from rectilinear.ranks import current
+from rectilinear.ranks import current, in_step
 from rectilinear.results import DataRecord, settings_record
 from rectilinear.settings import BatchSize, Target, takes_settings
 from rectilinear.text.batches import Batch
@@ -53,6 +53,7 @@ _Key = tuple[Target, int]
 
 
 @takes_settings
+@in_step
 @reporting_exhausted_memory()
 def measure(
     model: str | Path | nn.Module,
@@ -109,7 +110,9 @@ def profile_model(
         beginnings = bos_warnings(module, rows, facts.bos, facts.lead)
     width, must, ranks = width_of(origin.config), bool(origin.loading.stream) or on_disk(module), current()
     needs = ranks.from_first(lambda: find_needs(module, stack, inputs, measurement, origin.loading.stream))
-    of_pairs = ranks.from_first(lambda: find_pairs_needs(module, stack, measurement)) if measurement.pairs else None
+    of_pairs = None
+    if measurement.pairs:
+        of_pairs = ranks.from_first(lambda: find_pairs_needs(module, stack, measurement, inputs.tokens))
     if needs:
         progress(f"measuring: {needs}{f', {of_pairs}' if of_pairs else ''}", 0, 0)
     progress("hashing the weights", 0, 0)
@@ -129,7 +132,7 @@ def profile_model(
             lambda: measure_pairs(module, stack, batches, measurement, of_pairs, progress, facts)
         )
         partners, target = facts.partners, measurement.target[0]
-        found = {"blocks": stack.path, "partners": partners and partners.how}
+        found = {"blocks": stack.path, "partners": partners and partners.how, "pairs_columns": pairs and pairs.columns}
         said = [f"all blocks were measured in one pass, as without `stream`: {reason}"] if reason and must else []
         return Profile(
             model=described.model_copy(update={"width": scored.width}),
@@ -192,7 +195,7 @@ def score_model(
     spans = {(each.target, each.block): (each.block, each.span) for each in measured}
     layout = find_layout(module, stack, passes.batches[0])
     collect = partial(collect_moments, settings=measurement, progress=progress, layout=layout, rows=inputs.rows)
-    schedule = find_schedule(passes.batches, measurement, layout, inputs.rows)
+    schedule = find_schedule(passes.batches, measurement, layout, inputs.rows, current())
     scored = _score(passes, spans, collect, schedule, kept, progress)
     records = {
         target: tuple(each.block for (own, _), each in scored.items() if own == target and each and each.block)
@@ -234,8 +237,9 @@ def _score(
             found = scored[key] = KeptScores.of(moments.to(solver), *key)
             del moments  # before those of the next block are there
             kept.save(*key, found)
-            if progress:
-                progress("blocks", sum(each is not None for each in scored.values()), len(spans))
+            if progress:  # of processes that share them, this one's share
+                found_here = sum(each is not None for each in scored.values())
+                progress("blocks", found_here, -(-len(spans) // ranks.count))
     for theirs in ranks.gather(scored):
         scored |= {key: each for key, each in theirs.items() if each is not None}
     return scored

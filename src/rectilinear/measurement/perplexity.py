@@ -163,7 +163,7 @@ def _losses_of(model: nn.Module, batches: Sequence[Tensor], progress: Progress |
                     progress("rows", done - first, total - first)
         return losses
 
-    return torch.cat([losses for part in ranks.gather(ranks.together(run)) for losses in part])
+    return torch.cat([losses for part in ranks.gather(run()) for losses in part])
 
 
 def _by_document(losses: Tensor, which: Tensor, documents: Tensor) -> Losses:

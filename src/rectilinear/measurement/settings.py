@@ -39,8 +39,8 @@ class Measurement(Stack, Sinks):
     """Also score the way from every depth to every later one, in a pass of its own; memory grows with depth squared."""
 
     pairs_columns: PositiveInt | None = None
-    """Columns of a random projection through which pairs see later states; when not given, pairs are exact where that
-    fits in memory, else through as many columns as fit."""
+    """Columns of a random projection through which pairs see later states, along a walk where weights are on disk;
+    when not given, pairs are exact where that fits in memory, else through as many columns as fit."""
 
     reuse: Annotated[bool, Field(exclude=True), Parameter(negative="--no-reuse")] = True
     """Take scores of earlier runs on the same model, text and settings where there are any, and keep new ones."""

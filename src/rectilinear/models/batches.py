@@ -10,6 +10,7 @@ from torch import nn
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.running import device_of
+from rectilinear.ranks import in_step
 from rectilinear.settings import BatchSize
 
 _Result = TypeVar("_Result")
@@ -27,7 +28,11 @@ def check_batch_size(batch_size: BatchSize) -> None:
 def with_batch_size(
     attempt: Callable[[int], _Result], batch_size: BatchSize, module: nn.Module, seq_len: int
 ) -> _Result:
-    """Call ``attempt`` with a number of rows; for ``"auto"`` again with half as many while memory runs out."""
+    """Call ``attempt`` with a number of rows; for ``"auto"`` again with half as many while memory runs out.
+
+    Of processes that share a job all call it again where one runs out of memory.
+    """
+    attempt = in_step(attempt)
     if batch_size != "auto":
         return attempt(batch_size)
     from accelerate.utils import find_executable_batch_size

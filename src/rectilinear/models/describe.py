@@ -79,6 +79,10 @@ def weights_sha256(model: nn.Module) -> str | None:
     )
 
 
+# Modules whose code is ours or the library's.
+_KNOWN = ("transformers.", "rectilinear.")
+
+
 def record_model(module: nn.Module, origin: Origin, stack: BlockStack | None, width: int | None) -> ModelRecord:
     """Describe a model that was loaded from ``origin``; reads all of its weights, for their hash."""
     commit = None if isinstance(origin.model, nn.Module) else commit_of(origin.model, origin.loading.revision)
@@ -90,6 +94,7 @@ def record_model(module: nn.Module, origin: Origin, stack: BlockStack | None, wi
         width=width,
         parameters=count_parameters([module]),
         sha256=weights_sha256(module),
+        own_code=origin.loading.trust_remote_code and not type(module).__module__.startswith(_KNOWN),
     )
 
 

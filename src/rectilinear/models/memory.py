@@ -7,11 +7,16 @@ from pathlib import Path
 
 import psutil
 
+from rectilinear.ranks import current
+
 _GROUPS = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process can still have: what the machine, its control group and its limits leave."""
+    """Bytes of memory that this process can still have: what the machine, its control group and its limits leave.
+
+    Of processes that share a job each has its part of that.
+    """
     process = psutil.Process().memory_info()
     left: list[int] = [psutil.virtual_memory().available]
     with suppress(ImportError, OSError):  # neither of which every system has
@@ -25,7 +30,7 @@ def available_memory() -> int:
             _, kind, own = line.split(":", 2)
             if kind in ("", "memory"):
                 left += _left_in(_GROUPS / kind, own.lstrip("/"))
-    return max(0, min(left))
+    return max(0, min(left)) // current().here
 
 
 def _left_in(root: Path, own: str) -> list[int]:

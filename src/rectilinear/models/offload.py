@@ -17,6 +17,7 @@ from rectilinear.errors import RequestError
 from rectilinear.models.find_blocks import BlockStack, find_blocks
 from rectilinear.models.memory import available_memory
 from rectilinear.models.settings import Loading
+from rectilinear.ranks import current
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +46,7 @@ def streaming(skeleton: PreTrainedModel | None, loading: Loading, place: torch.d
     if loading.stream is None:
         dtype = skeleton.config.dtype or torch.float32 if loading.dtype == "auto" else getattr(torch, loading.dtype)
         there = torch.cuda.mem_get_info(place)[0] if place.type == "cuda" else available_memory()
-        if skeleton.num_parameters() * dtype.itemsize < there:
+        if all(current().gather(skeleton.num_parameters() * dtype.itemsize < there)):
             return {}
     try:
         stack = find_blocks(skeleton)

@@ -26,6 +26,7 @@ from rectilinear.models.offload import in_memory, on_disk
 from rectilinear.models.running import Enough, arguments_for, evaluating, hooked, run, runnable
 from rectilinear.models.state_store import IN_MEMORY, StateStore
 from rectilinear.models.surgery import Edits, swapped
+from rectilinear.ranks import current
 from rectilinear.text.batches import Batch, first_row, tensors_of
 
 #: What a block returned, but for its tensors: the form in which a block that is passed over returns its own.
@@ -242,10 +243,16 @@ def _passing_over(form: _Form, states: Tensor | None) -> Callable[..., Any]:
 def check_resumes(model: nn.Module, stack: BlockStack, inputs: Tensor | Mapping[str, Any]) -> str | None:
     """Why passes through a model cannot be resumed at every depth; None where they give what whole ones do.
 
+    Processes that share a job all take the reason of one of them.
+
     Args:
         model, stack: the model.
         inputs: a few rows to try it on.
     """
+    return next(filter(None, current().gather(_why_not(model, stack, inputs))), None)
+
+
+def _why_not(model: nn.Module, stack: BlockStack, inputs: Tensor | Mapping[str, Any]) -> str | None:
     if len({*map(id, stack.blocks)}) < len(stack):
         return "blocks share one module"
     whole: list[Tensor] = []

@@ -172,7 +172,7 @@ def score_texts(model: nn.Module, texts: Sequence[Tensor], padding: int, batch_s
                 scores.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
         return scores
 
-    parts = ranks.gather(ranks.together(run))
+    parts = ranks.gather(run())
     stacked = torch.cat([scores for part in parts for scores in part])[order.argsort()]
     if not stacked.isfinite().all():
         raise JobError("expected finite logits of the trained model, got others; try a smaller `learning_rate`")
