@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -73,9 +74,15 @@ def healing_folder(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> Ite
             yield folder
         except BaseException:
             if last_checkpoint(folder) is None:
-                _discard(folder)
+                with suppress(OSError):
+                    _discard(folder)
             raise
-        _discard(folder)
+        try:
+            _discard(folder)
+        except OSError as error:  # the result is there
+            warnings.warn(
+                f"could not remove {folder}, which nothing needs now: {error.strerror or error}", stacklevel=3
+            )
 
 
 def _discard(folder: Path) -> None:

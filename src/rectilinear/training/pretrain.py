@@ -222,6 +222,8 @@ def _finish(out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, 
         model.name_or_path = str(out)
         training = _describe(model, plan, packed, trainer, new, seconds)
         training.save(folder)
+        for dynamics in filter(None, (each.dynamics for each in _probes(trainer))):
+            dynamics.save(folder)  # anew: what was written while it trained may have met a full disk
         write_card(folder, decoder_card(training, describe_code(folder, str(plan.corpus.tokenizer))))
     (out / ROWS).unlink(missing_ok=True)
 
@@ -236,7 +238,7 @@ def _describe(
     def record(source: str, rows: Tensor, digest: str, tokens: int) -> DataRecord:
         return DataRecord(source=source, fingerprint=digest, tokens=tokens, rows=len(rows), seq_len=preset.seq_len)
 
-    probes = [each for each in trainer.callback_handler.callbacks if isinstance(each, LinearityCallback)]
+    probes = _probes(trainer)
     settings = plan.request()
     known = {"vocab_size": len(packed.tokenizer), "vocabulary": len(packed.tokenizer)}  # not what was asked for
     earlier = {"embedding": settings["penalize_embedding"], "accumulation": settings["gradient_accumulation"]}
@@ -262,6 +264,10 @@ def _describe(
             *(probes[0].dynamics.all_warnings() if probes and probes[0].dynamics else ()),
         ),
     )
+
+
+def _probes(trainer: GuardedTrainer) -> list[LinearityCallback]:
+    return [each for each in trainer.callback_handler.callbacks if isinstance(each, LinearityCallback)]
 
 
 def _held_out_loss(model: Any, packed: PackedText, batch_size: int) -> Perplexity:
