@@ -55,41 +55,31 @@ def main() -> None:
                 pass
     read_once = time.perf_counter() - start
     speeds = {str(dtype).removeprefix("torch."): speed(dtype) for dtype in (torch.float32, torch.float64)}
-    found = {}
-    for command in ("measure", "linearize"):
-        with control_group(LIMIT) as group:
-            run = subprocess.run(
-                [
-                    "sh",
-                    "-c",
-                    f'echo $$ > {group}/cgroup.procs; exec "$@"',
-                    "sh",
-                    sys.executable,
-                    __file__,
-                    folder,
-                    command,
-                ],
-                stdout=subprocess.PIPE,
-                check=True,
-            )
-        found[command] = json.loads(run.stdout.splitlines()[-1])
     forward = 2 * config["parameters"] * TOKENS
     moments = 3 * 2 * width**2 * TOKENS * blocks
     floor = forward / speeds["float32"] + moments / speeds["float64"]
-    save(
-        __file__,
-        __doc__.splitlines()[0],
-        {
-            "tokens": TOKENS,
-            "rows": TOKENS // SEQ_LEN,
-            "limit_bytes": LIMIT,
-            "model": {**config, "bytes": size},
-            "seconds_to_read_once": read_once,
-            "flops": {"forward": forward, "moments": moments, "a_second": speeds},
-            "floor_seconds": {"read": read_once, "forward_and_moments": floor},
-            "runs": found,
-        },
-    )
+    result = {
+        "tokens": TOKENS,
+        "rows": TOKENS // SEQ_LEN,
+        "limit_bytes": LIMIT,
+        "model": {**config, "bytes": size},
+        "seconds_to_read_once": read_once,
+        "flops": {"forward": forward, "moments": moments, "a_second": speeds},
+        "floor_seconds": {"read": read_once, "forward_and_moments": floor},
+        "runs": {},
+    }
+    for command in ("measure", "linearize"):
+        result["runs"][command] = within(LIMIT, folder, command)
+        save(__file__, __doc__.splitlines()[0], result, show=False)
+
+
+def within(limit: int, folder: Path, command: str) -> dict[str, Any]:
+    """What a command took in a process of its own, in a control group."""
+    with control_group(limit) as group:
+        enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"]
+        line = [*enter, sys.executable, __file__, str(folder), command]
+        run = subprocess.run(line, stdout=subprocess.PIPE, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def available_memory() -> int:
             if kind in ("", "memory"):
                 left += _left_in(_GROUPS / kind, own.lstrip("/"))
     return max(0, min(left)) // current().here
+
+
+def return_memory() -> None:
+    """Have the C library give back to the system what is free: glibc keeps matrices of up to 32 MiB in pieces."""
+    with suppress(AttributeError, OSError, TypeError):  # of other C libraries
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _left_in(root: Path, own: str) -> list[int]:

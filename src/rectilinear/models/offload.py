@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
 from rectilinear.models.find_blocks import BlockStack, find_blocks
-from rectilinear.models.memory import available_memory
+from rectilinear.models.memory import available_memory, return_memory
 from rectilinear.models.settings import Loading
 from rectilinear.ranks import current
 
@@ -98,6 +98,8 @@ def in_memory(module: nn.Module) -> Iterator[None]:
             if not _hook_of(each):
                 hook.post_forward(each, None)
                 add_hook_to_module(each, hook)
+        if held:
+            return_memory()
 
 
 def read_weight(model: nn.Module, name: str) -> Tensor:
