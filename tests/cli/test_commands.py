@@ -201,7 +201,7 @@ def test_profile_has_exactly_the_keys_that_others_read(written):
     keys = {"schema", "model", "data", "settings", "environment", "target", "blocks", "parts", "pairs", "warnings"}
     assert written.keys() == keys
     assert written["schema"] == "rectilinear.profile/1"
-    model = {"id", "revision", "architecture", "num_blocks", "width", "parameters", "sha256"}
+    model = {"id", "revision", "architecture", "num_blocks", "width", "parameters", "sha256", "own_code"}
     assert written["model"].keys() == model
     assert written["data"].keys() == {"source", "fingerprint", "tokens", "rows", "seq_len", "documents"}
     assert written["environment"].keys() == {"rectilinear", "torch", "transformers", "device", "dtype"}

@@ -273,7 +273,7 @@ def test_progress_tells_the_models_apart(tiny_checkpoint, other_checkpoint, text
     rectilinear.evaluate(
         tiny_checkpoint, text_file, against=other_checkpoint, progress=lambda *report: said.append(report), **SIZE
     )
-    stages = list(dict.fromkeys(stage for stage, _, _ in said))
+    stages = list(dict.fromkeys(stage for stage, _, _ in said if not stage.startswith("predicting: ")))
     assert stages == ["rows (against)", "speed (against)", "rows", "speed"]
     for stage in stages:
         last = [report for report in said if report[0] == stage][-1]
@@ -294,7 +294,7 @@ def test_models_come_one_by_one_and_the_other_one_runs_once(tiny_checkpoint, oth
     said = []
     running = rectilinear.evaluate_all(
         [other_checkpoint, tiny_checkpoint], text_file, against=tiny_checkpoint, **QUICK,
-        progress=lambda stage, done, total: said.append(stage),
+        progress=lambda stage, done, total: stage.startswith("predicting: ") or said.append(stage),
     )  # fmt: skip
     next(running)
     assert list(dict.fromkeys(said)) == ["rows (against)", "rows (1 of 2)"]

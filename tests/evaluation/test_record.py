@@ -63,6 +63,7 @@ def test_keys_of_one_model(alone):
         "width",
         "parameters",
         "sha256",
+        "own_code",
     }
 
 

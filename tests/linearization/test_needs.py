@@ -55,8 +55,14 @@ def test_moments_and_states_are_no_more_than_is_said(tiny_llama, tiny_tokenizer,
 def test_what_does_not_fit_is_refused_before_it_starts(tiny_llama, tiny_tokenizer, text_file, monkeypatch):
     options = READING | {"tokenizer": tiny_tokenizer, "target": "attention", "blocks": [0]}
     monkeypatch.setattr("rectilinear.linearization.needs.available_memory", lambda: 1000)
-    with pytest.raises(RequestError, match=r"memory for 0\.0 GB of moments of 96 features, .*fewer `taps` and `rates`"):
+    with pytest.raises(
+        RequestError, match=r"memory for 0\.0 GB of moments of 96 features, .*try fewer `folds`, `taps` or `rates`"
+    ):
         linearize(tiny_llama, text_file, kind="filter", **options)
+    with pytest.raises(RequestError, match=r"of moments of 16 features, .*try fewer `folds`$"):
+        linearize(tiny_llama, text_file, kind="affine", **options)
+    with pytest.raises(RequestError, match=r"of 3 blocks, which are chosen by their scores, .*try `blocks`"):
+        linearize(tiny_llama, text_file, kind="drop", count=1, **READING | {"tokenizer": tiny_tokenizer})
     monkeypatch.undo()
     monkeypatch.setattr("rectilinear.models.state_store.IN_MEMORY", 1000)
     usage = shutil.disk_usage("/")._replace(free=1000)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import JobError, RequestError
 from rectilinear.measurement.dynamics import Dynamics
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.models.code_files import drop_absent_code
@@ -127,7 +127,7 @@ def resume_run(out: Path, plan: Plan) -> None:
             found[name] = wanted[name]
     check_same(out, *({**request, "device": None} for request in (found, wanted)))
     if is_over(out, plan):
-        (out / ROWS).unlink(missing_ok=True)  # killed before the run itself came to it
+        discard_rows(out)  # killed before the run itself came to it
         return
     contents, file = RowFile(**record["rows"]), out / ROWS
     with stage(out) as folder:
@@ -210,3 +210,12 @@ def _count_held_out(plan: Plan, rows: int) -> int:
 def _rows_for_width(plan: Plan) -> int:
     """Rows with enough tokens for scores at the decoder's width."""
     return -(-TOKENS_A_FEATURE * plan.preset.width // plan.preset.seq_len)
+
+
+def discard_rows(out: Path) -> None:
+    """Remove the rows of a run that is over; `JobError` where that cannot be."""
+    try:
+        (out / ROWS).unlink(missing_ok=True)
+    except OSError as error:
+        why = error.strerror or error
+        raise JobError(f"the run is over, but cannot remove {out / ROWS}: {why}; to do so, add `resume`") from error

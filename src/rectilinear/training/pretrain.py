@@ -35,10 +35,10 @@ from rectilinear.text.fingerprint import fingerprint
 from rectilinear.training.callback import LinearityCallback
 from rectilinear.training.cards import decoder_card
 from rectilinear.training.corpus import (
-    ROWS,
     PackedText,
     Plan,
     about_vocabulary,
+    discard_rows,
     find_run,
     is_over,
     open_run,
@@ -225,7 +225,7 @@ def _finish(out: Path, plan: Plan, packed: PackedText, trainer: GuardedTrainer, 
         for dynamics in filter(None, (each.dynamics for each in _probes(trainer))):
             dynamics.save(folder)  # anew: what was written while it trained may have met a full disk
         write_card(folder, decoder_card(training, describe_code(folder, str(plan.corpus.tokenizer))))
-    (out / ROWS).unlink(missing_ok=True)
+    discard_rows(out)
 
 
 def _describe(
