@@ -1,13 +1,17 @@
 """With its blocks on disk and gone through one by one, a model gives the numbers that it gives in memory."""
 
 import filecmp
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import rectilinear
-from rectilinear import Loading, Measurement, Rows
+from rectilinear import Loading, Measurement, Rows, find_blocks
 from rectilinear.models.load import load_model
 from rectilinear.models.logits import row_logits
 from tests import conftest
@@ -96,3 +100,33 @@ def test_it_is_evaluated_the_same(tiny_checkpoint, text_file):
         for stream in (False, True)
     ]
     assert found[0].perplexity == found[1].perplexity
+
+
+# Runs in a process of its own, whose memory nothing else has touched: megabytes of its own after each block.
+WALK = """
+import sys
+import torch
+from rectilinear import Loading, find_blocks
+from rectilinear.models.load import load_model
+from rectilinear.models.walk import Walk
+
+model = load_model(sys.argv[1], Loading(device="cpu", dtype="float32", stream=True), head=True)
+walk = Walk(model, find_blocks(model), [torch.randint(0, 500, (1, 64))])
+for depth in range(len(walk.stack)):
+    walk.advance(depth + 1)
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    print(int(status["RssAnon"].split()[0]) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+def test_memory_does_not_grow_with_depth(tmp_path):
+    """Of a C library that keeps what is freed, in pieces, it would be half of each block in float32."""
+    sizes = {"vocab_size": 500, "hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=8)).bfloat16()
+    block = sum(parameter.numel() for parameter in find_blocks(model).blocks[0].parameters()) * 4 / 2**20
+    model.save_pretrained(tmp_path)
+    done = subprocess.run([sys.executable, "-c", WALK, str(tmp_path)], capture_output=True, text=True, check=True)
+    first, *_, last = map(int, done.stdout.split())
+    assert last - first < block / 2
