@@ -91,6 +91,9 @@ def test_every_figure_draws_without_a_network(open_page, width, scheme):
         box = plots.nth(place).bounding_box()
         assert box["width"] > 250
         assert box["x"] + box["width"] <= width
+        for axis in ("xtick", "ytick"):
+            labels = plots.nth(place).locator(f".{axis} text").all_text_contents()
+            assert len({*labels}) == len(labels), labels
     assert page.evaluate("document.documentElement.scrollWidth") == width  # only tables scroll aside
     paper, ink = page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"

@@ -100,13 +100,24 @@
     return values.length ? Math.log10(Math.max(...values) / Math.min(...values)) : 0;
   }
 
-  function axis(about, width, decades) {
+  // From one label of a whole number to the next: 1, 2, 5, 10, ..., so that no two are alike.
+  function strideOf(panel, name, width) {
+    const places = panel.cells ? [0, (name === "x" ? panel.cells[0] : panel.cells).length - 1]
+      : (panel.lines || []).flatMap((line) => line[name]).filter((value) => value !== null);
+    const most = Math.max(2, Math.min(11, width / 45)), span = places.length ? Math.max(...places) - Math.min(...places) : 1;
+    let power = 1;
+    while (span / (5 * power) > most) power *= 10;
+    return [1, 2, 5].map((digit) => digit * power).find((stride) => span / stride <= most);
+  }
+
+  function axis(panel, name, width) {
+    const about = panel[name], decades = decadesOf(panel, name);
     const look = {
       title: { text: escaped(about.label), font: { size: 12 }, standoff: 8 }, gridcolor: paint("rule"), zeroline: false,
       linecolor: paint("soft"), automargin: true, tickfont: { size: 11 },
     };
     if (about.ticks.length) Object.assign(look, spaced(about.ticks, width), { range: [-0.5, about.ticks.length - 0.5] });
-    else if (about.whole) Object.assign(look, { tickformat: "d", nticks: Math.max(3, Math.min(12, width / 45)) });
+    else if (about.whole) Object.assign(look, { tickformat: ",d", tick0: 0, dtick: strideOf(panel, name, width) });
     if (about.scale === "log") Object.assign(look, { type: "log", dtick: decades > 1.5 ? 1 : "D2" });
     return look;
   }
@@ -129,8 +140,9 @@
     const layout = {
       margin: { l: 8, r: 8, t: 8, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: paint("ink"), family: "system-ui, sans-serif" }, hovermode: "closest",
-      hoverlabel: { bgcolor: paint("raised"), font: { color: paint("ink") } }, xaxis: axis(panel.x, width, decadesOf(panel, "x")),
-      yaxis: axis(panel.y, 400, decadesOf(panel, "y")),
+      hoverlabel: { bgcolor: paint("raised"), font: { color: paint("ink") } }, xaxis: axis(panel, "x", width),
+      // Else it is grey on grey, as the figure itself has no colour behind it.
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: paint("soft"), activecolor: paint("ink") }, yaxis: axis(panel, "y", 400),
     };
     if (panel.cells) {
       const across = (x) => (panel.x.ticks.length ? escaped(panel.x.ticks[x]) : x);
