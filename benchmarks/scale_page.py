@@ -140,6 +140,11 @@ def about_walk(result: dict[str, Any]) -> str:
 def about_larger(result: dict[str, Any]) -> str:
     """What a model that does not fit in memory takes."""
     model, floor = result["model"], result["floor_seconds"]
+    commands = {
+        "measure": "`measure` without folds",
+        "linearize": "`linearize` of the first four attentions by affine maps",
+    }
+    what = ", and ".join(commands[name] for name in result["runs"])
     rows = [
         [
             name,
@@ -154,8 +159,8 @@ def about_larger(result: dict[str, Any]) -> str:
             "## Larger than memory\n",
             f"`{result['command']}`, {result['date']}, {result['machine']['processor']}, one thread, other jobs on the machine, n = 1: a Llama of "
             f"{model['blocks']} blocks of width {model['width']:,} ({model['parameters'] / 1e9:.2f} billion random parameters, {model['bytes'] / 1e9:.1f} GB in bfloat16, "
-            f"computed with in float32) within a control group of {result['limit_bytes'] / 2**30:.0f} GiB, on {result['tokens']:,} tokens: `measure` without folds, and "
-            "`linearize` of the first four attentions by affine maps. There are no more tokens than features, so that the scores mean nothing.\n",
+            f"computed with in float32) within a control group of {result['limit_bytes'] / 2**30:.0f} GiB, on {result['tokens']:,} tokens: "
+            f"{what}. There are no more tokens than features, so that the scores mean nothing.\n",
             table(["", "time", "weights read", "memory of its own, at most"], rows),
             f"\nReading the file once took {floor['read']:,.0f} s; a forward pass and the moments of all blocks are {floor['forward_and_moments'] / 60:,.0f} min by arithmetic at the speed "
             "that products of two matrices had there; `measure` then takes eigenvalues of a rank-deficient matrix of that width for each block. Beside the walk, "
