@@ -15,7 +15,7 @@ import torch
 import rectilinear
 from rectilinear import Loading, Measurement, Rows
 from rectilinear.errors import JobError
-from rectilinear.ranks import in_step, sharing
+from rectilinear.ranks import current, in_step, sharing
 from tests.conftest import linearize
 
 torch.set_num_threads(1)
@@ -101,6 +101,8 @@ def unlike(ranks, model, text):
         return linearize(model, text, kind="affine", blocks=[1], target="attention", **common).plan
 
     usual, plan = measure(), edited()
+    # What the first decides for all, it decides by its part of the memory.
+    assert ranks.from_first(lambda: (current().count, current().here)) == (1, ranks.count)
     with only(ranks.rank == 1, "rectilinear.models.offload.available_memory", lambda: 1000):
         same(measure(), usual)
         same(edited(), plan)

@@ -42,17 +42,16 @@ def command_line(
     return "" if None in words else shlex.join(["rectilinear", command, *filter(None, words)])
 
 
-def text_command(command: str, result: Any, *options: type[BaseModel], **more: Any) -> str:
+def text_command(command: str, result: Any, *options: type[BaseModel]) -> str:
     """The command that makes a result of a model on a text.
 
     Args:
         command, options: as for `command_line`.
         result: with a model, data, settings and an environment.
-        more: values of options that its settings do not have.
     """
     arguments = [model_word(result.model), "--text", text_word(result.data)]
     values = {**result.settings, **loaded_as(result.model, result.environment), "seq_len": result.data.seq_len}
-    return command_line(command, arguments, values | more, *options)
+    return command_line(command, arguments, values, *options)
 
 
 def model_word(model: ModelRecord) -> str | None:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -80,7 +80,7 @@ class Ranks:
             return make()
         import torch.distributed as dist
 
-        with _as(ALONE):
+        with _as(replace(ALONE, here=self.here)):  # by itself, but in memory that others have a part of
             found: list[Any] = [make() if self.is_first else None]
         self.gather(None)
         with _noticing_the_end():
@@ -99,18 +99,17 @@ class Ranks:
         for other in range(self.count):
             if other == at:
                 continue
-            here = self.rank == at
-            passed = {name: torch.empty(*about[:1], dtype=about[1]) for name, about in shapes[other].items() if here}
-            passed = passed if here else dict(tensors)
+            theirs = {}
+            if self.rank == at:
+                theirs = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes[other].items()}
             self.gather(None)  # there is room for them
             with _noticing_the_end():
-                for tensor in passed.values() if self.rank in (at, other) else ():
-                    if tensor.numel() and here:
-                        dist.recv(tensor, other, group=self.group)
-                    elif tensor.numel():
-                        dist.send(tensor.contiguous(), at, group=self.group)
-            if here:
-                yield passed
+                for tensor in filter(torch.numel, theirs.values()):
+                    dist.recv(tensor, other, group=self.group)
+                for tensor in filter(torch.numel, tensors.values() if self.rank == other else ()):
+                    dist.send(tensor.contiguous(), at, group=self.group)
+            if self.rank == at:
+                yield theirs
 
     def _exchange(self, failure: Exception | None, value: Any) -> list[Any]:
         import torch.distributed as dist

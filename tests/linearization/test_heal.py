@@ -1,7 +1,9 @@
 """Healing trains the stand-ins and nothing else, by the loss that it says, and goes on where it was stopped."""
 
 import copy
+import errno
 import json
+import os
 import random
 import shutil
 from dataclasses import replace
@@ -424,3 +426,12 @@ class TestLinearize:
         assert healed.plan.heal.mse_before is None
         assert healed.plan.heal.loss_after is None
         assert str(healed.plan.heal) == "Healed in 1 step"
+
+
+def test_checkpoints_that_cannot_be_removed_do_not_spoil_the_result(tmp_path, monkeypatch):
+    def discard(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    said = r"could not remove .*out\.heal, which nothing needs now: Permission denied"
+    with pytest.warns(UserWarning, match=said), healing_folder(tmp_path / "out", {"seed": 0}, overwrite=False):
+        monkeypatch.setattr("rectilinear.linearization.heal._discard", discard)

@@ -11,6 +11,7 @@ from rectilinear.core.depth_sketches import projection, relative_error
 from rectilinear.measurement.pairs import measure_pairs
 from rectilinear.measurement.pairs_needs import PairsNeeds
 from rectilinear.models.find_blocks import find_blocks
+from rectilinear.models.walk import Passes, Walk
 from rectilinear.report.plots import plot_pairs
 from tests import oracle
 from tests.families import build, token_rows
@@ -82,7 +83,7 @@ def test_a_batch_of_padding_alone_changes_nothing():
         rows[2::5, 4] = 3
     masks = [torch.zeros_like(rows[:2]), torch.ones_like(rows)]
     batches = [{"input_ids": ids, "attention_mask": mask} for ids, mask in zip((rows[:2], rows), masks, strict=True)]
-    arguments = [(model, find_blocks(model), part, Measurement(), EXACT) for part in (batches[1:], batches)]
+    arguments = [(Passes(model, part), find_blocks(model), Measurement(), EXACT) for part in (batches[1:], batches)]
     plain, padded = (measure_pairs(*each) for each in arguments)
     assert padded.sinks == plain.sinks > 0
     assert padded == plain
@@ -93,7 +94,7 @@ def test_blocks_that_run_again_have_no_pairs():
     blocks = model.model.layers
     blocks[2].forward = lambda *args, **options: blocks[0](*args, **options)
     with pytest.raises(JobError, match="blocks that run once in a pass, got block 0, which runs again"):
-        measure_pairs(model, find_blocks(model), [rows], Measurement(), EXACT)
+        measure_pairs(Passes(model, [rows]), find_blocks(model), Measurement(), EXACT)
 
 
 @pytest.mark.slow
@@ -152,7 +153,7 @@ def test_states_that_are_not_finite():
     with torch.no_grad():
         stack.blocks[1].mlp.down_proj.weight.fill_(float("inf"))
     with pytest.raises(JobError, match="pairs of depths: activations are NaN, infinite"):
-        measure_pairs(model, stack, [rows], Measurement(), EXACT)
+        measure_pairs(Passes(model, [rows]), stack, Measurement(), EXACT)
 
 
 def test_the_table_has_medians_over_ways_of_one_length(tmp_path):
@@ -169,6 +170,13 @@ def test_the_table_has_medians_over_ways_of_one_length(tmp_path):
 
 def sketched(columns, on_disk=False):
     return PairsNeeds(depths=4, moments=0, columns=columns, on_disk=on_disk)
+
+
+def pairs_of(model, batches, needs):
+    """Pairs as a pass scores them, or along a walk where weights are on disk."""
+    stack = find_blocks(model)
+    passes = Walk(model, stack, batches) if needs.on_disk else Passes(model, batches)
+    return measure_pairs(passes, stack, Measurement(), needs)
 
 
 def with_outliers():
@@ -194,8 +202,7 @@ def test_a_projection_onto_everything_gives_exact_pairs(monkeypatch, on_disk):
     model, rows = with_outliers()
     for module in ("core.depth_sketches", "measurement.depths", "measurement.pairs"):
         monkeypatch.setattr(f"rectilinear.{module}.projection", lambda width, columns: torch.eye(width).double())
-    arguments = (model, find_blocks(model), rows.split(5), Measurement())
-    exact, through = measure_pairs(*arguments, EXACT), measure_pairs(*arguments, sketched(WIDTH, on_disk))
+    exact, through = pairs_of(model, rows.split(5), EXACT), pairs_of(model, rows.split(5), sketched(WIDTH, on_disk))
     assert (through.sinks, through.tokens, through.depths) == (exact.sinks, exact.tokens, exact.depths)
     assert through.sinks > 0
     np.testing.assert_allclose(values(through), values(exact), atol=1e-9)
@@ -203,9 +210,8 @@ def test_a_projection_onto_everything_gives_exact_pairs(monkeypatch, on_disk):
 
 def test_a_walk_gives_what_a_pass_gives():
     model, rows = with_outliers()
-    arguments = (model, find_blocks(model), rows.split(5), Measurement(), sketched(8))
-    along = measure_pairs(*arguments[:4], sketched(8, on_disk=True))
-    np.testing.assert_allclose(values(along), values(measure_pairs(*arguments)), atol=1e-9)
+    along, in_memory = (pairs_of(model, rows.split(5), sketched(8, on_disk=disk)) for disk in (True, False))
+    np.testing.assert_allclose(values(along), values(in_memory), atol=1e-9)
 
 
 @pytest.mark.parametrize("columns", [16, 64])
@@ -246,15 +252,14 @@ def test_pairs_that_do_not_fit_are_seen_through_as_many_columns_as_do(monkeypatc
 def test_low_linearity_is_as_near_as_high_linearity(monkeypatch):
     """What is left of a state through some columns is compared with the state through the same columns."""
     model, rows = build("llama", torch.float64), token_rows(100)
-    arguments = (model, find_blocks(model), [rows], Measurement())
-    exact = measure_pairs(*arguments, EXACT).scores
+    exact = pairs_of(model, [rows], EXACT).scores
     assert min(pair.linearity.in_sample for pair in exact) < 0.3
     errors = []
     for seed in range(20):
         for module in ("core.depth_sketches", "measurement.pairs"):
             own = lambda width, columns, seed=seed: projection(width, columns, seed)  # noqa: E731
             monkeypatch.setattr(f"rectilinear.{module}.projection", own)
-        for pair, other in zip(exact, measure_pairs(*arguments, sketched(8)).scores, strict=True):
+        for pair, other in zip(exact, pairs_of(model, [rows], sketched(8)).scores, strict=True):
             for name in ("linearity", "update_linearity"):
                 one, two = getattr(pair, name).in_sample, getattr(other, name).in_sample
                 assert 0 <= two <= 1
@@ -278,6 +283,5 @@ def test_small_updates_are_as_near_along_a_walk_as_in_a_pass(factor):
     with torch.no_grad():
         for name in ("self_attn.o_proj", "mlp.down_proj"):
             model.model.layers[1].get_submodule(name).weight *= factor
-    arguments = (model, find_blocks(model), rows.split(5), Measurement())
-    along, in_memory = (measure_pairs(*arguments, sketched(8, on_disk=disk)) for disk in (True, False))
+    along, in_memory = (pairs_of(model, rows.split(5), sketched(8, on_disk=disk)) for disk in (True, False))
     np.testing.assert_allclose(values(along), values(in_memory), atol=1e-9 / factor**0.5)

@@ -1,6 +1,7 @@
 """Pretraining: what is left in the folder, going on after a stop, and what cannot be."""
 
 import copy
+import errno
 import json
 import os
 import re
@@ -335,6 +336,28 @@ def test_rows_that_a_killed_run_left_beside_its_result_are_removed(finished, tex
     (out / "rows.bin").write_bytes(b"rows")
     run(text_file, out, resume=True, regularizer="cosine")
     assert not (out / "rows.bin").exists()
+
+
+def test_points_that_met_a_full_disk_are_there_in_the_end(finished, text_file, tmp_path, monkeypatch):
+    saved = Dynamics.save
+
+    def save(self, folder):
+        if folder == tmp_path / "out":  # while it trains
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return saved(self, folder)
+
+    monkeypatch.setattr(Dynamics, "save", save)
+    run(text_file, tmp_path / "out", OFTEN, regularizer="cosine")
+    assert Dynamics.load(tmp_path / "out").points == Dynamics.load(finished[0]).points
+
+
+def test_rows_that_cannot_be_removed_are_a_line(finished, tmp_path, monkeypatch):
+    def unlink(self, missing_ok=False):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(corpus.Path, "unlink", unlink)
+    with pytest.raises(JobError, match=r"the run is over, but cannot remove .*rows.bin: Permission denied; .*`resume`"):
+        corpus.discard_rows(tmp_path)
 
 
 def test_a_text_shorter_than_one_step(text_file, tmp_path):

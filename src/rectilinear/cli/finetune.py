@@ -32,8 +32,7 @@ def finetune(
     if upload.push_to_hub is not None and not tuning.save_models:
         raise RequestError("expected `save_models` with `push_to_hub`, which uploads the models, got none")
     uploads = {seed: of_seed(upload, seed) for seed in range(profiling.seed, profiling.seed + tuning.seeds)}
-    for each in uploads.values():
-        check_upload(each)
+    check_upload([*uploads.values()][-1])  # whose name is the longest
     import rectilinear
     from rectilinear.report.terminal import say, show
 

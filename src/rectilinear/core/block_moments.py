@@ -31,6 +31,9 @@ _Batch = tuple[Tensor, Tensor, int, Tensor | None, RowPairs | None, bool]
 class NonFiniteError(ArithmeticError):
     """An activation is NaN, infinite, or too large to square."""
 
+    def __init__(self) -> None:
+        super().__init__("activations are NaN, infinite, or too large to square")
+
 
 @dataclass(frozen=True, eq=False)
 class BlockMoments:
@@ -224,7 +227,7 @@ class BlockAccumulator:
         norms = norms_of(x, y, d)
         lengths = norms[0] * norms[1]
         if not lengths.isfinite().all():
-            raise NonFiniteError("activations are NaN, infinite, or too large to square")
+            raise NonFiniteError
         if fold != self._fold and x.device.type != "cpu":
             self._close({self._fold, fold})
         self._fold = fold

@@ -87,7 +87,7 @@ def tell_sinks(found: Iterable[tuple[Sequence[Tensor], Tensor | None]], sink_rat
         for states, apart in waiting:
             norms = norms_of(*map(Tensor.float, states))
             if not norms.isfinite().all():
-                raise NonFiniteError("activations are NaN, infinite, or too large to square")
+                raise NonFiniteError
             sinks = (norms > limits).any(0)  # type: ignore[operator]  # which are there by then
             yield states, sinks if apart is None else sinks | apart
         waiting.clear()

@@ -128,10 +128,9 @@ class SketchAccumulator:
     def freeze(self) -> tuple[DepthSketches | None, DepthSketches | None]:
         """Moments of all tokens, and of those that are no sinks; the accumulator is empty then."""
         everything, regular = list[Moments | None](), list[Moments | None]()
-        for kinds in zip(*(self._kinds.pop(kind) for kind in ("regular", "sinks")), strict=True):
-            one, other = (each.freeze() if each.count else None for each in kinds)
-            for each in kinds:
-                each.clear()  # before the next depth's are frozen
+        ours, theirs = (self._kinds.pop(kind) for kind in ("regular", "sinks"))
+        while ours:  # one by one, so that each is in memory once
+            one, other = (each.freeze() if each.count else None for each in (ours.pop(0), theirs.pop(0)))
             everything.append(total([one, other]))
             regular.append(one)
         return self._sketches(everything), self._sketches(regular)

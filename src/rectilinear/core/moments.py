@@ -221,11 +221,6 @@ class CrossAccumulator:
             energy=max(float(self._energy - self.count * mean_d @ mean_d), 0.0),
         )
 
-    def clear(self) -> None:
-        """Let go what was gathered."""
-        vars(self).clear()
-        self.__init__()  # type: ignore[misc]
-
     def _start(self, x: Tensor, d: Tensor) -> None:
         p, q = x.shape[1], d.shape[1]
         home = x.device if holds_float64(x.device) else torch.device("cpu")

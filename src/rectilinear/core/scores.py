@@ -207,11 +207,9 @@ def _energies(moments: Moments, about: Moments, eps: float) -> tuple[float, floa
     update = moments.energy + moments.count * float(shift_d @ shift_d)
     size = max(moments.output_energy, 0.0) + moments.count * float(mean_y @ mean_y)  # of the states, not centred
     summing = 8 * torch.finfo(torch.float64).eps
-    gathered = (_OUTPUT_LEVEL * eps) ** 2 * size
-    if output <= max(gathered, summing * (float(moments.gram.trace()) + update)):
-        return 0.0, update if update > gathered else 0.0
-    level = max((_UPDATE_LEVEL * eps) ** 2 * size, moments.count * summing**2 * float(moments.mean_d @ moments.mean_d))
-    return output, update if update > level else 0.0
+    sums = summing * (float(moments.gram.trace()) + update)
+    means = moments.count * summing**2 * float(moments.mean_d @ moments.mean_d)
+    return above_rounding(output, update, size, eps, (sums, means))
 
 
 def _energy_alone(moments: Moments, about: Moments, eps: float) -> tuple[float, float]:
@@ -241,18 +239,21 @@ def adjusted_share(in_sample: float, n: int, p: int) -> float | None:
     return 1 - (1 - in_sample) * (n - 1) / (n - p - 1) if n > p + 1 else None
 
 
-def above_rounding(output: float, update: float, size: float, eps: float) -> tuple[float, float]:
+def above_rounding(
+    output: float, update: float, size: float, eps: float, summing: tuple[float, float] = (0.0, 0.0)
+) -> tuple[float, float]:
     """Energies of y and d, or zero where rounding of states to some eps may have made them.
 
     Args:
         output, update: these energies.
         size: of the states, not centred.
         eps: of their dtype.
+        summing: what rounding in sums may have made of each.
     """
     gathered = (_OUTPUT_LEVEL * eps) ** 2 * size
-    if output <= gathered:
+    if output <= max(gathered, summing[0]):
         return 0.0, update if update > gathered else 0.0
-    return output, update if update > (_UPDATE_LEVEL * eps) ** 2 * size else 0.0
+    return output, update if update > max((_UPDATE_LEVEL * eps) ** 2 * size, summing[1]) else 0.0
 
 
 def mean_and_stderr(values: list[float | None]) -> tuple[float | None, float | None]:

@@ -152,10 +152,8 @@ class Choice:
         """How linear each part is that can be replaced, and how much it does: 1 less the cosine of input and output."""
         bench = self.bench
         spans = {index: self.scope.part(index).span(bench.model) for index in self.scope.replaceable}
-        collect, schedule = (
-            partial(collect_moments, progress=bench.progress),
-            find_schedule(bench.batches, ranks=current()),
-        )
+        collect = partial(collect_moments, progress=bench.progress)
+        schedule = find_schedule(bench.batches, ranks=current())
         found: dict[int, tuple[float, float]] = {}
         measured = {index: (index, span) for index, span in spans.items()}
         for index, moments in hand_over(collect, bench.passes(), measured, schedule):

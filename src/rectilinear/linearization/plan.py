@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
-from rectilinear.command_lines import text_command
+from rectilinear.command_lines import command_line, loaded_as, model_word, text_word
 from rectilinear.linearization.kinds import KINDS, make_kind
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
@@ -181,9 +181,10 @@ class Plan(ResultFile):
                 "heal_batch_size": healed.batch_size,
                 "heal_logits": healed.logits_weight,
             }
+        arguments = [model_word(self.model), "--text", text_word(self.data), "--kind", kind]
+        values = {**self.settings, **loaded_as(self.model, self.environment), "seq_len": self.data.seq_len, **healing}
         options = (KINDS[kind], Selection, Fitting, CalibrationRows, Loading)
-        line = text_command("linearize", self, *options, **healing)
-        return f"{line} --kind {kind} --out DIR" if line else ""
+        return command_line("linearize", arguments, values, *options, folder=True)
 
     def words(self) -> tuple[str, ...]:
         """What was replaced by what."""

@@ -163,7 +163,6 @@ def hand_over(
     with closing(passes), evaluating(passes.model):
         for depth in depths if spans else []:
             keys = [key for key, (block, _) in spans.items() if depth in (None, block)]
-
             passes.advance(depth or 0)
             indices, modules = zip(*(spans[key] for key in keys), strict=True)
             moments = collect(passes, modules, numbers=indices, schedule=schedule)

@@ -82,7 +82,7 @@ def sketch_along(
     for of_depth in norms.values():
         together = torch.cat(of_depth)
         if not together.isfinite().all():
-            raise NonFiniteError("activations are NaN, infinite, or too large to square")
+            raise NonFiniteError
         limit = float(sink_limits(together[None, :REFERENCE_TOKENS], sink_ratio))
         for number, own in enumerate(of_depth):
             marks[number] |= own > limit

@@ -28,7 +28,7 @@ from rectilinear.core.block_moments import BlockMoments
 from rectilinear.core.scores import score_block
 from rectilinear.measurement.profile import BlockRecord, block_record
 from rectilinear.measurement.settings import Measurement
-from rectilinear.models.describe import record_environment
+from rectilinear.models.describe import is_known, record_environment
 from rectilinear.models.origin import Origin
 from rectilinear.models.running import device_of
 from rectilinear.publish import write_whole
@@ -37,9 +37,6 @@ from rectilinear.settings import Target
 
 #: How many measurements are kept; those that were not used for longest go first.
 MOST = 1000
-
-# Modules whose code is told by the versions of packages, and by `code_hash`.
-_KNOWN = ("transformers.models.", "rectilinear.")
 
 
 def kept_folder() -> Path:
@@ -142,7 +139,7 @@ def conditions_of(module: Any, origin: Origin) -> dict[str, Any] | None:
 
     None of a model that is in memory, where anything may have been done to it, or that brought its own code.
     """
-    if isinstance(origin.model, nn.Module) or not type(module).__module__.startswith(_KNOWN):
+    if isinstance(origin.model, nn.Module) or not is_known(module):
         return None
     device = device_of(module)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()

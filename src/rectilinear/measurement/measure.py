@@ -129,7 +129,7 @@ def profile_model(
         own = kept.changed(batch_size=max(map(count_rows, batches), default=0))
         scored = score_model(passes, stack, inputs, measurement, progress, kept=own)
         pairs = of_pairs and ranks.from_first(
-            lambda: measure_pairs(module, stack, batches, measurement, of_pairs, progress, facts)
+            lambda: measure_pairs(passes, stack, measurement, of_pairs, progress, facts)
         )
         partners, target = facts.partners, measurement.target[0]
         found = {"blocks": stack.path, "partners": partners and partners.how, "pairs_columns": pairs and pairs.columns}

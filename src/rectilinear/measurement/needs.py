@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,9 +89,9 @@ def find_needs(
     return Needs(width, bytes_of_weights(module), moments, states if stream else 0, operations)
 
 
-def itemsize_of(stack: BlockStack) -> int:
-    """Bytes of a number of the hidden states."""
-    return next((parameter.itemsize for block in stack for parameter in block.parameters()), 0)
+def itemsize_of(modules: Iterable[nn.Module]) -> int:
+    """Bytes of a number of the hidden states that some modules give."""
+    return next((parameter.itemsize for module in modules for parameter in module.parameters()), 0)
 
 
 def bytes_of_weights(module: nn.Module) -> int:
@@ -101,6 +102,6 @@ def bytes_of_weights(module: nn.Module) -> int:
 def find_passes_needs(module: nn.Module, tokens: int) -> Needs:
     """What it takes to predict so many tokens."""
     width = width_of(getattr(module, "config", None)) or 0
-    states = tokens * width * next((p.itemsize for p in module.parameters()), 0) if on_disk(module) else 0
+    states = tokens * width * itemsize_of([module]) if on_disk(module) else 0
     check_room(states)
     return Needs(width, bytes_of_weights(module), 0, states, 2.0 * tokens * count_parameters([module]))

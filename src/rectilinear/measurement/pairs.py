@@ -30,15 +30,14 @@ from rectilinear.measurement.pairs_needs import PairsNeeds
 from rectilinear.measurement.pairs_record import PairRecord, PairScore, PairScores, PairsRecord
 from rectilinear.measurement.settings import Measurement
 from rectilinear.models.find_blocks import BlockStack
-from rectilinear.models.walk import Walk, find_passes
+from rectilinear.models.walk import Passes, Walk
 from rectilinear.progress import Progress
 from rectilinear.text.batches import Batch
 
 
 def measure_pairs(
-    model: nn.Module,
+    passes: Passes,
     stack: BlockStack,
-    batches: Sequence[Batch],
     settings: Measurement,
     needs: PairsNeeds,
     progress: Progress | None = None,
@@ -47,18 +46,18 @@ def measure_pairs(
     """Score every pair of depths, from a pass over the batches of its own, or along two walks.
 
     Args:
-        model, stack, batches, settings, progress, rows: what is measured, on what, and how.
+        passes: whole ones, or a walk; what is run begins anew.
+        stack, settings, progress, rows: what is measured, and how.
         needs: see `find_pairs_needs`.
 
     Raises:
         JobError: activations that are not finite, or a block that did not run.
     """
     found: tuple[DepthMoments | DepthSketches | None, DepthMoments | DepthSketches | None]
-    walk = find_passes(model, stack, batches, stream=True)[0] if needs.on_disk else None
-    columns = needs.columns
+    model, batches, columns = passes.model, passes.batches, needs.columns
     try:
-        if columns and isinstance(walk, Walk):
-            found = sketch_along(walk, columns, settings.sink_ratio, progress, rows)
+        if columns and needs.on_disk and isinstance(passes, Walk):
+            found = sketch_along(Walk(model, stack, batches), columns, settings.sink_ratio, progress, rows)
         else:
             tokens = tell_sinks(_tokens(model, stack, batches, progress, rows), settings.sink_ratio)
             found = _sketch(tokens, columns) if columns else _gather(tokens)

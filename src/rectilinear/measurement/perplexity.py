@@ -144,26 +144,21 @@ def _losses_of(model: nn.Module, batches: Sequence[Tensor], progress: Progress |
     """
     ranks = current()
     own = ranks.share(len(batches))
-    first, total = (sum(map(len, batches[:end])) for end in (own.start, own.stop))
-
-    def run() -> list[Tensor]:
-        losses: list[Tensor] = []
-        done = first
-        with evaluating(model), torch.no_grad(), through_the_blocks(model, batches, own) as resumed:
-            for number in own:
-                with resumed(number):
-                    logits = row_logits(model, batches[number])
-                losses.append(token_losses(logits, batches[number]).cpu().double())
-                for row, loss in enumerate(losses[-1].sum(1).tolist(), done):
-                    if not math.isfinite(loss):
-                        hint = "; try `dtype=float32`" if logits.dtype.itemsize < 4 else ""
-                        raise JobError(f"expected a finite loss, got {loss} at row {row} of the text{hint}")
-                done += len(batches[number])
-                if progress:
-                    progress("rows", done - first, total - first)
-        return losses
-
-    return torch.cat([losses for part in ranks.gather(run()) for losses in part])
+    first, end = (sum(map(len, batches[:number])) for number in (own.start, own.stop))
+    losses, done = list[Tensor](), first
+    with evaluating(model), torch.no_grad(), through_the_blocks(model, batches, own) as resumed:
+        for number in own:
+            with resumed(number):
+                logits = row_logits(model, batches[number])
+            losses.append(token_losses(logits, batches[number]).cpu().double())
+            for row, loss in enumerate(losses[-1].sum(1).tolist(), done):
+                if not math.isfinite(loss):
+                    hint = "; try `dtype=float32`" if logits.dtype.itemsize < 4 else ""
+                    raise JobError(f"expected a finite loss, got {loss} at row {row} of the text{hint}")
+            done += len(batches[number])
+            if progress:
+                progress("rows", done - first, end - first)
+    return torch.cat([each for part in ranks.gather(losses) for each in part])
 
 
 def _by_document(losses: Tensor, which: Tensor, documents: Tensor) -> Losses:

@@ -79,8 +79,9 @@ def weights_sha256(model: nn.Module) -> str | None:
     )
 
 
-# Modules whose code is ours or the library's.
-_KNOWN = ("transformers.", "rectilinear.")
+def is_known(module: Any) -> bool:
+    """Whether a module's code is of transformers or of this package, and did not come with a checkpoint."""
+    return type(module).__module__.startswith(("transformers.", "rectilinear."))
 
 
 def record_model(module: nn.Module, origin: Origin, stack: BlockStack | None, width: int | None) -> ModelRecord:
@@ -94,7 +95,7 @@ def record_model(module: nn.Module, origin: Origin, stack: BlockStack | None, wi
         width=width,
         parameters=count_parameters([module]),
         sha256=weights_sha256(module),
-        own_code=origin.loading.trust_remote_code and not type(module).__module__.startswith(_KNOWN),
+        own_code=origin.loading.trust_remote_code and not is_known(module),
     )
 
 

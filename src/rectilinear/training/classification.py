@@ -162,18 +162,12 @@ def score_texts(model: nn.Module, texts: Sequence[Tensor], padding: int, batch_s
     device, pad, ranks = device_of(model), Collator(padding).pad, current()
     # Of similar length together, which saves padding.
     order = torch.tensor([len(text) for text in texts]).argsort(stable=True)
-    own = ranks.share(len(order))
-
-    def run() -> list[Tensor]:
-        scores = []
-        with evaluating(model):
-            for places in torch.split(order[own.start : own.stop], batch_size) if own else ():
-                batch = pad([texts[place] for place in places])
-                scores.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
-        return scores
-
-    parts = ranks.gather(run())
-    stacked = torch.cat([scores for part in parts for scores in part])[order.argsort()]
+    own, scores = ranks.share(len(order)), []
+    with evaluating(model):
+        for places in torch.split(order[own.start : own.stop], batch_size) if own else ():
+            batch = pad([texts[place] for place in places])
+            scores.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
+    stacked = torch.cat([each for part in ranks.gather(scores) for each in part])[order.argsort()]
     if not stacked.isfinite().all():
         raise JobError("expected finite logits of the trained model, got others; try a smaller `learning_rate`")
     return stacked
