@@ -59,7 +59,8 @@ with the option that would; an estimate of the time that is left stands beside t
 `measure`, `dynamics`, `linearize`, `evaluate` and `finetune` share their work among the processes of a job, one a GPU where there are GPUs; so does `pretrain`
 ([training.md](training.md)). Each process loads the model and runs some of the rows, and beside its own those that rows of its own are paired with; moments are
 added up over gloo, block by block at another process, which scores it. What the rows are is decided as by a single process, so that the scores are the same
-but for the order of sums: in float64 to 1e-9. The first process alone writes and prints; where one fails or is killed, all end.
+but for the order of sums: in float64 to 1e-9. The first process alone writes and prints; where one fails or is killed, all end. torchrun exits with 1 then, whatever
+the processes did, and prints a report of its own below their lines.
 
 - Each process takes its part of the memory that a machine has free, and needs as much for moments as a single one.
 - `--pairs` and the timing of `evaluate` are left to the first process; `--heal-steps` takes a single one.
