@@ -1,14 +1,15 @@
 """What does it take to measure and to linearize a model that does not fit in memory?
 
 A Llama of a 7B model's shape, its weights random and in bfloat16, in one process each in a control group of 6 GiB, in
-which the system's cache of files counts as well: `measure` without folds, and `linearize` of four attentions by affine
-maps. Weights are read from disk a block at a time and computed with in float32.
+which the system's cache of files counts as well: `measure` without folds, and `linearize` of four attentions by the
+first four tokens and a window of 32 of their own. Weights are read from disk a block at a time and computed with in float32.
 
 There are no more tokens than features: the scores mean nothing, and only memory, bytes and time are of interest.
 
-    python benchmarks/larger_than_memory.py FOLDER [BLOCKS WIDTH]
+    python benchmarks/larger_than_memory.py FOLDER [measure|linearize]
 
-FOLDER: where the model and the checkpoint are written: 41 GB. Control groups take the rights of root.
+FOLDER: where the model and the checkpoint are written: 41 GB. With a command that one alone is run, and what the result
+has of the other stays. Control groups take the rights of root.
 """
 
 from __future__ import annotations
@@ -36,17 +37,19 @@ from rectilinear.linearization.kinds import make_kind
 from rectilinear.models.load import STORYTELLER, load_tokenizer
 
 LIMIT = 6 * 2**30
+BLOCKS, WIDTH = 32, 4096
+INSIDE = "inside"  # in the process of one command
 TOKENS, SEQ_LEN, BATCH = 4096, 512, 8
 TEXT = "stories"
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    if sys.argv[2:3] in (["measure"], ["linearize"]):
-        print(json.dumps(work(folder, sys.argv[2])))
+    if sys.argv[2:3] == [INSIDE]:
+        print(json.dumps(work(folder, sys.argv[3])))
         return
-    blocks, width = map(int, sys.argv[2:] or (32, 4096))
-    config = write_model(folder / "model", blocks, width)
+    commands, earlier = sys.argv[2:] or ["measure", "linearize"], Path(__file__).with_suffix(".json")
+    config = write_model(folder / "model", BLOCKS, WIDTH)
     size = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
     start = time.perf_counter()
     for file in sorted((folder / "model").glob("*.safetensors")):
@@ -56,7 +59,7 @@ def main() -> None:
     read_once = time.perf_counter() - start
     speeds = {str(dtype).removeprefix("torch."): speed(dtype) for dtype in (torch.float32, torch.float64)}
     forward = 2 * config["parameters"] * TOKENS
-    moments = 3 * 2 * width**2 * TOKENS * blocks
+    moments = 3 * 2 * WIDTH**2 * TOKENS * BLOCKS
     floor = forward / speeds["float32"] + moments / speeds["float64"]
     result = {
         "tokens": TOKENS,
@@ -66,9 +69,9 @@ def main() -> None:
         "seconds_to_read_once": read_once,
         "flops": {"forward": forward, "moments": moments, "a_second": speeds},
         "floor_seconds": {"read": read_once, "forward_and_moments": floor},
-        "runs": {},
+        "runs": json.loads(earlier.read_text())["runs"] if sys.argv[2:] else {},
     }
-    for command in ("measure", "linearize"):
+    for command in commands:
         result["runs"][command] = within(LIMIT, folder, command)
         save(__file__, __doc__.splitlines()[0], result, show=False)
 
@@ -77,7 +80,7 @@ def within(limit: int, folder: Path, command: str) -> dict[str, Any]:
     """What a command took in a process of its own, in a control group."""
     with control_group(limit) as group:
         enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"]
-        line = [*enter, sys.executable, __file__, str(folder), command]
+        line = [*enter, sys.executable, __file__, str(folder), INSIDE, command]
         run = subprocess.run(line, stdout=subprocess.PIPE, check=True)
     return json.loads(run.stdout.splitlines()[-1])
 
@@ -182,7 +185,7 @@ def work(folder: Path, command: str) -> dict[str, Any]:
         rectilinear.linearize(
             folder / "model",
             TEXT,
-            make_kind("affine", {}),
+            make_kind("bounded", {"window": 32, "sinks": 4}),
             Selection(target="attention", blocks="0-3"),
             rows=CalibrationRows(max_tokens=TOKENS, seq_len=SEQ_LEN),
             loading=loading,

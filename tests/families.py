@@ -54,7 +54,11 @@ def build(family, dtype=torch.float32, **changes):
             for parameter in model.parameters():
                 # Larger weights than an untrained model has, so that blocks do something.
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.to(dtype).eval()
+    if dtype.itemsize < 4:  # transformers loads parameters in a precision, not frequencies of rotary embeddings
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        model.config.dtype = dtype
+    return (model if dtype.itemsize < 4 else model.to(dtype)).eval()
 
 
 def token_rows(rows=24, seq_len=20, seed=0):

@@ -21,9 +21,9 @@ from rectilinear.linearization.plan import Replacement
 from rectilinear.linearization.settings import Fitting
 from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.models.find_blocks import find_blocks
-from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.part_probe import probe_parts
 from rectilinear.models.series import steps_of
+from rectilinear.models.stand_ins import PaddingMask
 from rectilinear.training.trainer import last_checkpoint
 from tests import conftest
 from tests.conftest import VOCABULARY, build_llama

@@ -103,7 +103,7 @@ def test_they_describe_themselves():
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("magic", {}, "expected `kind` to be one of affine, drop, .*, got 'magic'"),
+        ("magic", {}, "expected `kind` to be one of affine, bounded, drop, .*, got 'magic'"),
         (None, {}, "expected `kind` to be one of .*, got None"),
         ("drop", {"rank": 2}, "expected no `rank` with `kind=drop`"),
         ("affine", {"rates": "1"}, "expected no `rates` with `kind=affine`"),
@@ -124,7 +124,9 @@ def test_parameters_are_known_before_the_fit(kind, linearize):
     for target in {"block", "attention", "mlp"} - KINDS[kind].impossible.keys():
         made = linearize(build("llama"), kind=kind, target=target, blocks=[1])
         [replacement] = made.plan.replacements
-        assert replacement.by.parameters(made.plan.model.width, target) == replacement.fit.parameters_after
+        stays = replacement.fit.parameters_before if replacement.by.keeps_weights else 0
+        brought = replacement.by.parameters(made.plan.model.width, target)
+        assert stays + brought == replacement.fit.parameters_after
         before = made.plan.parameters.before
         assert (
             made.plan.parameters.after == before - replacement.fit.parameters_before + replacement.fit.parameters_after

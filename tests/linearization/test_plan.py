@@ -203,7 +203,10 @@ def test_a_plan_with_what_cannot_be_done_is_refused(linearize, tmp_path):
     for change, says in (
         ({"blocks": [7]}, "blocks from 0 to 2, got 7"),
         ({"blocks": []}, r"plan.json: .*replacements.0.blocks' .* at least 1 item .*, got \[\]"),
-        ({"kind": "magic"}, r"replacement of \[1\]: expected 'kind' to be one of affine, drop, .*, got 'magic'"),
+        (
+            {"kind": "magic"},
+            r"replacement of \[1\]: expected 'kind' to be one of affine, bounded, drop, .*, got 'magic'",
+        ),
         (
             {"kind": "filter", "taps": -1},
             r"of \[1\]: expected 'taps' .* greater than or equal to 0, got -1",

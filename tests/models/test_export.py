@@ -31,6 +31,7 @@ CLOSE = 1e-5
 FOLDABLE = sorted(set(TINY) - {"gemma3", "mixtral"})
 ATTENTIONS = sorted(set(TINY) - {"bloom"})
 MLPS = sorted(set(TINY) - {"bloom", "opt"})
+REGISTERED = sorted(set(TINY) - {"bloom", "falcon"})  # whose attentions call transformers' registry
 
 WAYS = {
     "filter": {"blocks": (0,)},
@@ -42,8 +43,16 @@ WAYS = {
     "no attention": {"blocks": (0, 2), "target": "attention", "kind": "drop"},
     "mlp": {"blocks": (1,), "target": "mlp", "kind": "affine"},
     "no mlp": {"blocks": (1,), "target": "mlp", "kind": "drop"},
+    "bounded": {"blocks": (0, 2), "target": "attention", "kind": "bounded", "window": 3, "sinks": 2},
 }
-ABLE = {"folded": FOLDABLE, "attention": ATTENTIONS, "no attention": ATTENTIONS, "mlp": MLPS, "no mlp": MLPS}
+ABLE = {
+    "folded": FOLDABLE,
+    "attention": ATTENTIONS,
+    "no attention": ATTENTIONS,
+    "mlp": MLPS,
+    "no mlp": MLPS,
+    "bounded": REGISTERED,
+}
 ALL = [(way, family) for way in WAYS for family in ABLE.get(way, sorted(TINY))]
 #: Every way, each with another family where it can be, for what takes a process each.
 SOME = [[pair for pair in ALL if pair[0] == way][place % 8] for place, way in enumerate(WAYS)]
@@ -60,7 +69,9 @@ def difference(model, other, ids):
     return float((logits - others).abs().max() / logits.abs().max())
 
 
-@pytest.mark.parametrize(("way", "family"), [pair for pair in ALL if pair[0] in ("filter", "drop", "attention")])
+@pytest.mark.parametrize(
+    ("way", "family"), [pair for pair in ALL if pair[0] in ("filter", "drop", "attention", "bounded")]
+)
 def test_a_checkpoint_loads_and_computes_what_the_model_in_memory_does(way, family, linearized, exported, load):
     made, folder = linearized(family, **WAYS[way]), exported(family, **WAYS[way])
     loaded = load(folder, trust=way not in STOCK)
@@ -69,7 +80,7 @@ def test_a_checkpoint_loads_and_computes_what_the_model_in_memory_does(way, fami
     assert type(loaded).__module__.startswith("transformers." if way in STOCK else "transformers_modules.")
 
 
-@pytest.mark.parametrize(("way", "family"), [pair for pair in ALL if pair[0] in ("filter", "attention")])
+@pytest.mark.parametrize(("way", "family"), [pair for pair in ALL if pair[0] in ("filter", "attention", "bounded")])
 def test_this_package_loads_a_checkpoint_without_trusting_it(way, family, linearized, exported, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.get_class_from_dynamic_module", None)
     folder = exported(family, **WAYS[way])
@@ -106,7 +117,7 @@ def test_saving_checks_in_a_fresh_process(family, way, linearized, tmp_path, mon
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("way", ["filter", "affine", "drop"])
+@pytest.mark.parametrize("way", ["filter", "affine", "drop", "bounded"])
 def test_other_precisions(way, dtype, linearized, tmp_path, reload_here):
     made = linearized("llama", dtype=dtype, **WAYS[way])
     assert made.save(tmp_path)
@@ -132,7 +143,9 @@ print([name for name in sys.modules if name.startswith("rectilinear.")], given[0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "way"), [(f, w) for f in ("llama", "gemma3") for w in ("filter", "attention")])
+@pytest.mark.parametrize(
+    ("family", "way"), [(f, w) for f in ("llama", "gemma3") for w in ("filter", "attention", "bounded")]
+)
 def test_without_this_package_it_loads_if_its_code_is_trusted(family, way, linearized, exported, tmp_path):
     folder = exported(family, **WAYS[way])
     done = subprocess.run(
@@ -158,7 +171,7 @@ def test_the_code_in_a_checkpoint_imports_nothing_of_this_package(exported):
     assert "from rectilinear" not in source
 
 
-@pytest.mark.parametrize("way", ["filter", "affine", "attention", "mlp"])
+@pytest.mark.parametrize("way", ["filter", "affine", "attention", "mlp", "bounded"])
 def test_code_that_is_not_trusted_fails_loudly(way, exported, load):
     with pytest.raises(ValueError, match="trust_remote_code"):
         load(exported("llama", **WAYS[way]), trust=False)
@@ -220,7 +233,7 @@ def test_generation_config_and_tokenizer_come_along(text_file, tiny_tokenizer, t
         assert tokenizer("The cat met a girl.")["input_ids"] == tiny_tokenizer("The cat met a girl.")["input_ids"]
 
 
-@pytest.mark.parametrize("way", ["filter", "attention"])
+@pytest.mark.parametrize("way", ["filter", "attention", "bounded"])
 def test_saved_by_transformers_itself_it_is_the_same_checkpoint(way, linearized, tmp_path, load):
     model = linearized("llama", **WAYS[way]).model
     model.save_pretrained(tmp_path)
@@ -258,7 +271,7 @@ def test_an_empty_plan_changes_nothing(family, text_file, tiny_tokenizer, tmp_pa
 # Copies by other means.
 
 
-@pytest.mark.parametrize("way", ["filter", "attention", "no mlp"])
+@pytest.mark.parametrize("way", ["filter", "attention", "no mlp", "bounded"])
 def test_a_model_with_stand_ins_is_pickled_and_copied(way, linearized, exported, load):
     ids, mask = token_rows(3), torch.ones(3, 20, dtype=torch.long)
     mask[1, :7] = 0

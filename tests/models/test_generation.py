@@ -7,11 +7,18 @@ import torch
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening
 
 from rectilinear.models.causal_filter import CausalFilter
-from rectilinear.models.linear_block import LinearBlock, PaddingMask
+from rectilinear.models.linear_block import LinearBlock
+from rectilinear.models.stand_ins import PaddingMask, StandIn
 from tests.families import build, cache_in, continued, token_rows
 from tests.models.test_linear_block import CLOSE, FULL, OPTIONS, assert_close, inputs, naive, stream
 
 LENGTHS = (7, 1, 5, 2, 3)
+
+#: Stand-ins for attentions that keep a state.
+KEEPING = {
+    "filter": {"target": "attention"},
+    "bounded": {"target": "attention", "kind": "bounded", "window": 3, "sinks": 2},
+}
 
 
 def documents(lengths=LENGTHS):
@@ -53,24 +60,24 @@ def test_a_document_begun_before_goes_on_until_the_next_begins():
     torch.testing.assert_close(torch.cat(parts, 1), whole[:, 9:], rtol=CLOSE, atol=CLOSE)
 
 
-PACKED = [(family, target) for family in ("llama", "gpt2", "gemma3", "qwen3") for target in ("block", "attention")]
+PACKED = [(family, way) for family in ("llama", "gpt2", "gemma3", "qwen3") for way in ("block", *KEEPING)]
 
 
-@pytest.mark.parametrize(("family", "target"), PACKED)
-def test_packed_documents_are_as_each_alone(family, target, linearized):
-    model = linearized(family, (0, 1, 2) if target == "attention" else (0, 2), target=target).model
+@pytest.mark.parametrize(("family", "way"), PACKED)
+def test_packed_documents_are_as_each_alone(family, way, linearized):
+    model = linearized(family, (0, 2) if way == "block" else (0, 1, 2), **KEEPING.get(way, {})).model
     rows = documents()
     packed, alone = DataCollatorWithFlattening()([dict(row) for row in rows]), separately(model, rows)
     # Stock attentions tell documents apart only without a cache; without any of them either will do.
-    for use_cache in (False, True) if target == "attention" else (False,):
+    for use_cache in (False,) if way == "block" else (False, True):
         with torch.no_grad():
             together = model(packed["input_ids"], position_ids=packed["position_ids"], use_cache=use_cache).logits[0]
         torch.testing.assert_close(together, alone, rtol=0, atol=CLOSE * float(alone.abs().max()))
 
 
-@pytest.mark.parametrize("target", ["block", "attention"])
-def test_the_loss_of_packed_documents_is_that_of_padded_ones(target, linearized, tiny_tokenizer):
-    model = linearized("llama", (1,), target=target).model
+@pytest.mark.parametrize("way", ["block", *KEEPING])
+def test_the_loss_of_packed_documents_is_that_of_padded_ones(way, linearized, tiny_tokenizer):
+    model = linearized("llama", (1,), **KEEPING.get(way, {})).model
     tokenizer = copy.deepcopy(tiny_tokenizer)  # which other tests share
     tokenizer.pad_token = "</s>"
     rows = documents((7, 4, 5))
@@ -87,9 +94,10 @@ def block_diagonal(lengths, dtype):
     return seen if dtype is torch.bool else torch.where(seen, 0.0, torch.finfo(dtype).min)
 
 
+@pytest.mark.parametrize("way", ["block", *KEEPING])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
-def test_a_mask_of_packed_documents(dtype, linearized):
-    model, rows = linearized("llama", (0, 2)).model, documents()
+def test_a_mask_of_packed_documents(dtype, way, linearized):
+    model, rows = linearized("llama", (0, 2), **KEEPING.get(way, {})).model, documents()
     ids = torch.tensor([[token for row in rows for token in row["input_ids"]]])
     positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
     with torch.no_grad():
@@ -127,9 +135,10 @@ def test_rows_of_one_document_begin_none():
 
 @pytest.mark.parametrize("calls", [(9,), (4, 1, 1, 3), (1, 7, 1)])
 @pytest.mark.parametrize("back", range(10))
+@pytest.mark.parametrize("way", KEEPING)
 @torch.no_grad()
-def test_tokens_are_taken_back_from_a_cache_that_records_its_past(back, calls, linearized):
-    model, ids = linearized("llama", (0, 1, 2), target="attention").model, token_rows(2, 14)
+def test_tokens_are_taken_back_from_a_cache_that_records_its_past(way, back, calls, linearized):
+    model, ids = linearized("llama", (0, 1, 2), **KEEPING[way]).model, token_rows(2, 14)
     whole = model(ids, use_cache=False).logits
     cache = cache_in(model(ids[:, :1], use_cache=True))
     cache.activate_past_recording()
@@ -142,9 +151,10 @@ def test_tokens_are_taken_back_from_a_cache_that_records_its_past(back, calls, l
     torch.testing.assert_close(rest, whole[:, 10 - back :], rtol=0, atol=CLOSE * float(whole.abs().max()))
 
 
+@pytest.mark.parametrize("way", KEEPING)
 @torch.no_grad()
-def test_a_past_that_was_not_recorded_is_not_made_up(linearized):
-    model, ids = linearized("llama", (0, 1, 2), target="attention").model, token_rows(1, 9)
+def test_a_past_that_was_not_recorded_is_not_made_up(way, linearized):
+    model, ids = linearized("llama", (0, 1, 2), **KEEPING[way]).model, token_rows(1, 9)
     cache = cache_in(model(ids, use_cache=True))
     assert not cache.is_croppable
     cache.crop(0)
@@ -160,9 +170,12 @@ def generate(model, ids, **options):
     return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, **options)
 
 
-@pytest.mark.parametrize(("blocks", "target"), [((1,), "block"), ((0, 2), "attention"), ((0, 1, 2), "attention")])
-def test_a_draft_model_drafts_what_it_would_write_by_itself(blocks, target, linearized, monkeypatch):
-    main, draft, ids = build("llama"), linearized("llama", blocks, target=target).model, token_rows(1, 9)
+DRAFTING = [((1,), "block"), ((0, 2), "filter"), ((0, 1, 2), "filter"), ((0, 2), "bounded"), ((0, 1, 2), "bounded")]
+
+
+@pytest.mark.parametrize(("blocks", "way"), DRAFTING)
+def test_a_draft_model_drafts_what_it_would_write_by_itself(blocks, way, linearized, monkeypatch):
+    main, draft, ids = build("llama"), linearized("llama", blocks, **KEEPING.get(way, {})).model, token_rows(1, 9)
     drafted, original = [], draft.generate
 
     def noting(input_ids, **options):
@@ -171,7 +184,7 @@ def test_a_draft_model_drafts_what_it_would_write_by_itself(blocks, target, line
         alone = {"max_new_tokens": drafted[-1].shape[1], "do_sample": False, "use_cache": False}
         assert torch.equal(original(input_ids, **alone)[:, input_ids.shape[1] :], drafted[-1])
         for block in draft.modules():
-            if isinstance(block, LinearBlock):
+            if isinstance(block, StandIn):
                 block.records_past = True  # the generation in between does not need its past
         return given
 
@@ -184,17 +197,18 @@ def test_only_a_draft_records_its_past(linearized):
     model, ids = linearized("llama", (1,)).model, token_rows(1, 9)
     generate(build("llama"), ids, assistant_model=model)
     cache = cache_in(generate(model, ids, return_dict_in_generate=True))
-    (kept,) = cache.layers[1].filters.values()
+    (kept,) = cache.layers[1].kept_states.values()
     assert (kept.recording, kept.past) == (False, [])
 
 
 # Continuous batching.
 
 
-@pytest.mark.parametrize("target", ["block", "attention"])
-def test_continuous_batching_of_filters_is_refused(target, linearized):
-    model = linearized("llama", (1,), target=target).model
-    with pytest.raises(RuntimeError, match="expected a model without filters for continuous batching"):
+@pytest.mark.parametrize("way", ["block", *KEEPING])
+def test_continuous_batching_of_a_state_is_refused(way, linearized):
+    model = linearized("llama", (1,), **KEEPING.get(way, {})).model
+    kind = "bounded" if way == "bounded" else "filter"
+    with pytest.raises(RuntimeError, match=f"stand-ins keep no state for continuous batching, got one with a {kind}"):
         model.generate_batch(inputs=token_rows(2, 5).tolist())
 
 

@@ -11,9 +11,10 @@ from transformers import DynamicCache, StaticCache
 
 import rectilinear
 from rectilinear.models.causal_filter import CausalFilter
-from rectilinear.models.filter_cache import FilterLayer
-from rectilinear.models.linear_block import LinearBlock, PaddingMask
+from rectilinear.models.linear_block import LinearBlock
 from rectilinear.models.logits import cache_bytes
+from rectilinear.models.stand_in_cache import StandInLayer
+from rectilinear.models.stand_ins import PaddingMask
 from tests.families import BLOCKS, TINY, WIDTH, build, cache_in, cached_difference, continued, prompts, token_rows
 
 FULL = {"present": True, "taps": 3, "rates": (1.0, 0.5, 0.95)}
@@ -285,7 +286,7 @@ def test_a_cache_is_of_constant_size_without_attention(linearized):
     sizes = []
     for tokens in (1, 7, 60):
         cache = cache_in(model(token_rows(2, tokens), use_cache=True))
-        assert all(isinstance(layer, FilterLayer) for layer in cache.layers)
+        assert all(isinstance(layer, StandInLayer) for layer in cache.layers)
         sizes.append(cache_bytes(cache))
     # Per block: three taps, and the sums and the weights of two rates, of two rows in float32.
     assert sizes == [BLOCKS * 4 * 2 * (3 * WIDTH + 2 * (WIDTH + 1))] * 3
@@ -326,7 +327,7 @@ def test_rows_of_a_cache_are_chosen_repeated_and_forgotten(linearized):
     layer = cache.layers[1]
     assert layer.get_seq_length() == 10
     layer.reset()
-    assert (layer.get_seq_length(), layer.filters) == (0, {})
+    assert (layer.get_seq_length(), layer.kept_states) == (0, {})
 
 
 @torch.no_grad()

@@ -9,8 +9,9 @@ from torch import nn
 from transformers.cache_utils import StaticCache
 
 from rectilinear import RequestError, find_blocks
-from rectilinear.models.linear_block import PaddingMask, stand_in
+from rectilinear.models.linear_block import stand_in
 from rectilinear.models.part_probe import probe_parts
+from rectilinear.models.stand_ins import PaddingMask
 from rectilinear.models.surgery import commit
 from tests import conftest
 from tests.families import build, cache_in, cached_difference, continued, prompts, token_rows

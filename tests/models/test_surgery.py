@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, Qwen2MoeConfig
 
 from rectilinear import RequestError, find_blocks
 from rectilinear.models.depth import reduced
-from rectilinear.models.linear_block import LinearBlock, PaddingMask, stand_in
+from rectilinear.models.linear_block import LinearBlock, stand_in
 from rectilinear.models.part_probe import probe_parts
+from rectilinear.models.stand_ins import PaddingMask
 from rectilinear.models.surgery import find_projection, folded_projection, swapped
 from tests import conftest
 from tests.families import BLOCKS, TINY, VOCABULARY, WIDTH, build, token_rows

@@ -29,7 +29,7 @@ from rectilinear.ranks import current
 def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> None:
     """Raise `RequestError` for what the model does not run without: others take more from it than hidden states."""
     streams = Streams(bench.passes())
-    sites = [Site(bench, replacement, streams) for replacement in replacements]
+    sites = [Site(bench, one, streams) for one in replacements if not one.by.keeps_weights]
 
     def error_without(*some: Site) -> JobError | None:
         edits = {path: module for site in some for path, module in site.left_out().items()}

@@ -26,7 +26,7 @@ from rectilinear.models.linear_block import Entry, LinearBlock, stand_in
 from rectilinear.models.offload import in_memory
 from rectilinear.models.parts import Part
 from rectilinear.models.running import evaluating
-from rectilinear.models.surgery import Edits, adds_straight
+from rectilinear.models.surgery import Edits, adds_straight, swapped
 from rectilinear.ranks import current
 from rectilinear.settings import Target
 from rectilinear.text.batches import Batch
@@ -78,9 +78,15 @@ def _fit(site: Site) -> Fitted:
         features=len(fit.map.factors[0]) if fit.map else 0,
         tokens=fit.tokens,
         parameters_before=count_parameters(site.modules),
-        parameters_after=count_parameters(fit.edits[part.path] for part in site.parts),
+        parameters_after=_count_after(site, fit.edits),
     )
     return Fitted(site.replacement.model_copy(update={"fit": record}), fit.edits)
+
+
+def _count_after(site: Site, edits: Edits) -> int:
+    """Parameters of what is in the places of what is replaced."""
+    with swapped(site.bench.model, edits):
+        return count_parameters(site.bench.model.get_submodule(part.path) for part in site.parts)
 
 
 class Fit(NamedTuple):

@@ -39,13 +39,13 @@ from rectilinear.models.describe import (
 from rectilinear.models.earlier_checkpoint import checkpoint_files
 from rectilinear.models.export import check_same_logits, check_space, decodes, export
 from rectilinear.models.find_blocks import find_blocks, width_of
-from rectilinear.models.linear_block import PaddingMask
 from rectilinear.models.loading_info import loading_warnings
 from rectilinear.models.logits import check_decoder, row_logits
 from rectilinear.models.origin import Origin
 from rectilinear.models.part_probe import probe_parts
 from rectilinear.models.running import evaluating
 from rectilinear.models.settings import Loading
+from rectilinear.models.stand_ins import PaddingMask
 from rectilinear.models.surgery import commit, swapped
 from rectilinear.models.walk import check_resumes
 from rectilinear.progress import Progress, reporting

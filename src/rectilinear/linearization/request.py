@@ -108,12 +108,14 @@ class Scope:
     def _check_place(self, index: int, one: Replacement) -> None:
         """Raise a `RequestError` for a block in which this replacement has no place."""
         part = self.part(index, one)
-        check_not_shared(self.model, part, one.is_stock)
+        if not one.by.keeps_weights:
+            check_not_shared(self.model, part, one.is_stock)
         if one.by.remembers and part.role is None and self.parts is not None and self.parts.caches:
             raise RequestError(
                 f"expected something that keeps a state of its own in the cache to put a {one.kind} in its place, got "
                 f"{part.path}, which keeps nothing there; try `kind=affine`"
             )
+        one.by.check_part(self.model, part)
 
     def check_weights(self, sha256: str | None) -> None:
         """Raise a `RequestError` for what cannot be done to the model's weights, which have this hash."""
@@ -125,11 +127,12 @@ class Scope:
             )
         everything = [*chain(*self._trials())]
         check_exportable(self.model, not all(one.is_stock for one in everything))
-        for one in everything:
-            for index in one.blocks:
-                self._check_place(index, one)
-        if self.request.named is None:
+        if self.request.named is None:  # where those that have no place are left out
             self._check_limit()
+        else:
+            for one in everything:
+                for index in one.blocks:
+                    self._check_place(index, one)
         for replacement in everything:
             replacement.by.check_model(self.model, self.stack, replacement.blocks[0])
 
@@ -165,6 +168,8 @@ class Scope:
         """Blocks whose replacement would have more parameters than they, where the model is to become smaller."""
         if self.request.named is not None or self.request.selection.count is not None:
             return []
+        if self.request.template.by.keeps_weights:
+            return []
         return [index for index in self.replaceable if self.saving([index]) < 0]
 
     @cached_property
@@ -189,7 +194,9 @@ class Scope:
         return self.width if self.parts is None else self.part(index).width
 
     def _weight(self, replacement: Replacement) -> int:
-        """Parameters of what is replaced."""
+        """Parameters of what is replaced and goes."""
+        if replacement.by.keeps_weights:
+            return 0
         if replacement.target == "block":
             return count_parameters(self.stack.blocks[index] for index in replacement.blocks)
         spans = [self.part(index, replacement).span(self.model) for index in replacement.blocks]
@@ -201,6 +208,11 @@ class Scope:
         advice = f"try a smaller `rank` or another `kind` than {template.kind}"
         if selection.count is not None and not 1 <= selection.count <= most:
             raise RequestError(f"expected `count` from 1 to {most}, got {selection.count}")
+        if selection.budget is not None and template.by.keeps_weights:
+            raise RequestError(
+                f"expected no `budget` of parameters with `kind={template.kind}`, which keeps those of what it "
+                "replaces; try `count`, `blocks` or `max_loss_increase`"
+            )
         if selection.budget is not None:
             kept = self.candidates[len(self.candidates) - most :]
             largest = max(self.saving(kept), 0) / count_parameters([self.model])

@@ -15,9 +15,9 @@ from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.measurement.partners import Schedule
 from rectilinear.measurement.pieces import count_rows
 from rectilinear.models.find_blocks import BlockStack
-from rectilinear.models.linear_block import PaddingMask, watch_padding
 from rectilinear.models.parts import Parts
 from rectilinear.models.running import device_of
+from rectilinear.models.stand_ins import PaddingMask, watch_padding
 from rectilinear.models.walk import Passes, Walk
 from rectilinear.progress import Progress
 from rectilinear.ranks import current

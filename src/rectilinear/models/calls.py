@@ -14,8 +14,9 @@ from transformers.cache_utils import Cache
 
 from rectilinear.models.capture import first_value
 from rectilinear.models.find_blocks import BlockStack
-from rectilinear.models.linear_block import LinearBlock, hidden_argument, named_arguments
+from rectilinear.models.linear_block import hidden_argument
 from rectilinear.models.running import hooked, hooked_before, may_cache, run
+from rectilinear.models.stand_ins import StandIn, named_arguments
 
 
 class Call:
@@ -112,7 +113,7 @@ def record_kept(model: nn.Module, stack: BlockStack, ids: Tensor) -> dict[nn.Mod
     with hooked(modules, after), hooked_before(modules, before):
         run(model, {"input_ids": ids, "use_cache": True})
     for module in modules:  # these count tokens in their layers by themselves
-        if isinstance(module, LinearBlock) and module.cache_layers:
+        if isinstance(module, StandIn) and module.cache_layers:
             roles = ("attention", "recurrent") if module.role == "both" else (module.role,)
             kept[module] = {(role, layer) for role in roles for layer in module.cache_layers}
     return kept if caches else None

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rectilinear.errors import JobError
-from rectilinear.models.linear_block import hidden_argument, named_arguments
+from rectilinear.models.linear_block import hidden_argument
 from rectilinear.models.running import Enough, arguments_for, hooked, hooked_before, run, runnable
+from rectilinear.models.stand_ins import named_arguments
 
 #: Called with a block's index, its input and its output, as the block returned them.
 Consume = Callable[[int, Tensor, Tensor], None]

@@ -5,7 +5,7 @@ This file travels with checkpoints as `modeling_rectilinear` does, so it imports
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,10 @@ class State(NamedTuple):
     recent: Tensor
     sums: Tensor
     weights: Tensor
+
+    def each_row(self, change: Callable[[Tensor, int], Tensor]) -> State:
+        """The same, with each tensor changed; ``change`` takes one and the number of the axis that rows are on."""
+        return State(change(self.recent, 0), change(self.sums, 1), change(self.weights, 1))
 
 
 class CausalFilter(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rectilinear.models.card_metadata import bare_name
-from rectilinear.models.released_code import FILES, hash_code, released_versions
+from rectilinear.models.released_code import EVER, hash_code, released_versions
 
 # Keys of configurations, of models as of tokenizers, under which transformers finds code to run.
 _NAMING = ("auto_map", "custom_pipelines")
@@ -38,7 +38,7 @@ def describe_code(folder: Path, source: str) -> str:
         source: the model that others' code came from.
     """
     texts = {file.name: file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.py"))}
-    ours = [name for name in FILES if name in texts]
+    ours = [name for name in EVER if name in texts]
     if hash_code([texts[name] for name in ours]) not in released_versions():
         ours = []
     others = [name for name in texts if name not in ours]

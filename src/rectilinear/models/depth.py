@@ -12,7 +12,7 @@ from torch import nn
 
 from rectilinear.errors import RequestError, first_line
 from rectilinear.models.find_blocks import BlockStack, find_blocks, text_config
-from rectilinear.models.linear_block import LinearBlock
+from rectilinear.models.stand_ins import StandIn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,7 +89,7 @@ def _with_skeletons(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _move_cache_layers(block: nn.Module, old: int, new: int) -> None:
     """Have stand-ins use the layer of the cache that is that of their block's new index."""
     for module in block.modules():
-        if isinstance(module, LinearBlock):
+        if isinstance(module, StandIn):
             shift = (new - old) * len(module.cache_layers)  # as many layers as each block has
             module.cache_layers = tuple(layer + shift for layer in module.cache_layers)
 

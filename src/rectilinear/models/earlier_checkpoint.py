@@ -21,7 +21,7 @@ from transformers.utils import (
 )
 
 from rectilinear.errors import RequestError
-from rectilinear.models.released_code import FILES
+from rectilinear.models.released_code import EVER
 
 _TOKENIZER = (
     FULL_TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE
@@ -48,7 +48,7 @@ def checkpoint_files(folder: Path, result: str) -> list[str]:
         )
     names = [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, *_parts(folder / SAFE_WEIGHTS_INDEX_NAME)]
     if (folder / result).exists():
-        names += [result, CONFIG_NAME, GENERATION_CONFIG_NAME, *_TOKENIZER, *FILES]
+        names += [result, CONFIG_NAME, GENERATION_CONFIG_NAME, *_TOKENIZER, *EVER]
     return names
 
 

@@ -6,67 +6,16 @@ This file travels with checkpoints as `modeling_rectilinear` does, so it imports
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
-from transformers.cache_utils import Cache
 
 from .causal_filter import CausalFilter, State
-from .filter_cache import count_tokens, layer_beside
-
-
-class PaddingMask:
-    """A forward pre-hook of the decoder that notes for its stand-ins which tokens are real and which of a document."""
-
-    def __init__(self) -> None:
-        self.mask = self.positions = self.lengths = None  # type: Any
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the attention mask, positions and lengths of documents of this forward pass."""
-        if len(args) > 1:
-            kwargs = named_arguments(module, args, kwargs)
-        names = ("attention_mask", "position_ids", "cu_seq_lens_q")
-        self.mask, self.positions, self.lengths = (kwargs.get(name) for name in names)
-
-    def of_last(self, tokens: int) -> Tensor | None:
-        """``[rows, tokens]`` bool, true where one of the last tokens is real; None where all are."""
-        mask = self._mask()
-        if mask is not None and mask.ndim == 4:  # a token sees itself unless it is padding
-            mask = mask[:, 0].diagonal(mask.shape[-1] - mask.shape[-2], -2, -1)
-        return None if mask is None else mask[:, -tokens:]
-
-    def starts_of_last(self, tokens: int) -> Tensor | None:
-        """``[rows, tokens]`` bool, true where one of the last tokens begins a document in a row of several.
-
-        Documents in one row are told apart by a mask ``[rows, 1, queries, keys]`` or, where there is no mask, by
-        positions that do not go on or by lengths that were summed up, as transformers' own attentions tell them.
-        None where every row is one document.
-        """
-        mask, starts = self._mask(), None
-        if mask is not None and mask.ndim == 4:
-            offset = mask.shape[-1] - mask.shape[-2]
-            begins = mask[:, 0].diagonal(offset, -2, -1) & ~mask[:, 0].tril(offset - 1).any(-1)
-            starts = begins[:, -tokens:] & (torch.arange(tokens, device=mask.device) + offset > 0)
-        elif mask is None and isinstance(self.positions, Tensor) and self.positions.shape[1:] == (tokens,):
-            starts = self.positions.diff(dim=1, prepend=self.positions[:, :1] - 1) != 1
-        elif mask is None and isinstance(self.lengths, Tensor):
-            starts = torch.zeros(1, tokens, dtype=torch.bool, device=self.lengths.device)
-            starts[0, self.lengths[1:-1].long()] = True
-        return starts if starts is not None and starts.any() else None
-
-    def _mask(self) -> Tensor | None:
-        """The mask ``[rows, tokens]`` or ``[rows, 1, queries, keys]`` as bool, true for what is seen."""
-        mask = self.mask
-        if isinstance(mask, Mapping):  # a mask for each kind of attention: full attention sees most
-            mask = mask.get("full_attention", next(iter(mask.values()), None))
-        if not isinstance(mask, Tensor):
-            return None
-        return mask == 0 if mask.ndim == 4 and mask.dtype is not torch.bool else mask.bool()
+from .stand_in_cache import count_tokens
+from .stand_ins import PaddingMask, StandIn, named_arguments, one_or_all
 
 
 class Constant(nn.Module):
@@ -98,7 +47,7 @@ class Entry(nn.Module):
         return hidden_states.new_zeros(1).expand(*hidden_states.shape[:-1], self.width)
 
 
-class LinearBlock(nn.Module):
+class LinearBlock(StandIn, nn.Module):
     """A linear map of a `CausalFilter`'s features, in place of a block or of a part of one.
 
     Args:
@@ -134,7 +83,6 @@ class LinearBlock(nn.Module):
         nn.Module.__init__(self)
         self.kind, self.residual, self.outputs, self.rank = kind, residual, outputs, rank
         self.cache_layers = (cache_index,) if isinstance(cache_index, int) else tuple(cache_index or ())
-        self.records_past = False
         self.role, self.listed = options.pop("role", "both"), options.pop("listed", False)
         self.adds, self.passes = options.pop("adds", None), dict(options.pop("passes", {}))
         # Not as a child: it has a place of its own in the model.
@@ -157,6 +105,11 @@ class LinearBlock(nn.Module):
                 raise
             return getattr(skeleton, name)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether its filter does."""
+        return self.filter.remembers
+
     def options(self) -> dict[str, Any]:
         """The arguments that make another one like this, for a config."""
         own = {name: getattr(self, name) for name in ("kind", "residual", "outputs", "rank")}
@@ -166,7 +119,7 @@ class LinearBlock(nn.Module):
         return {
             **features,
             **own,
-            "cache_index": _one_or_all(self.cache_layers),
+            "cache_index": one_or_all(self.cache_layers),
             "rates": list(self.filter.rates),
             **told,
         }
@@ -179,14 +132,9 @@ class LinearBlock(nn.Module):
         """
         hidden = self._entered() if self.entry else cast(Tensor, hidden_argument(args, kwargs))
         x = as_rows(hidden)
-        layers = self._in_cache([*args, *kwargs.values()])
-        kept = layers[0].filter_state(self.role) if layers else None
-        if kept and kept.lost and self.filter.remembers:
-            raise RuntimeError(
-                "expected a cache that goes on, got one that tokens were taken back from, which a filter's state does "
-                "not allow unless activate_past_recording() was called; try to start with a new cache"
-            )
-        update, state, rewind = self._update(x, kept.state if kept else None)
+        layers = self._layers_in([*args, *kwargs.values()])
+        kept = self._state_in(layers)
+        update, state, rewind = self._update(x, cast(Any, kept.state) if kept else None)
         if kept:
             for layer in layers:
                 count_tokens(layer, self.role, x)
@@ -211,8 +159,7 @@ class LinearBlock(nn.Module):
             return torch.zeros_like(x), None, lambda kept: None
         if not self.filter.remembers:
             return self.map(x), None, lambda kept: None
-        noted = (self.padding.of_last(x.shape[1]), self.padding.starts_of_last(x.shape[1]))
-        real, starts = (None if each is None else each.to(x.device).expand(len(x), -1) for each in noted)
+        real, starts = self._noted(x)
         rewind, parts = partial(self.filter.state_within, x, real, state, starts), []
         for features, after in self.filter.stream(x, real, state, starts):
             parts.append(self.map(features))
@@ -222,28 +169,11 @@ class LinearBlock(nn.Module):
     def _passed(self, place: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return named_arguments(self.skeleton, args, kwargs)[self.passes[place]] if place in self.passes else None
 
-    def _in_cache(self, arguments: list[Any]) -> list[Any]:
-        caches = [value for value in arguments if hasattr(value, "update") and not isinstance(value, Mapping)]
-        found = next((value for value in caches if isinstance(value, Cache)), None)
-        if found is None and caches and self.filter.remembers:  # of continuous batching, say
-            name = type(caches[0]).__name__
-            raise RuntimeError(f"expected a Cache of transformers for a filter's state, got {name}")
-        return [] if found is None else [layer_beside(found, index, self.records_past) for index in self.cache_layers]
-
-
-def _one_or_all(indices: Sequence[int]) -> int | list[int] | None:
-    return None if not indices else indices[0] if len(indices) == 1 else [*indices]
-
 
 def hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The hidden states among a module's arguments: the first, or the one of that name, or the first of any."""
     given = (*args[:1], kwargs.get("hidden_states"), *kwargs.values(), *args[1:])
     return next((each for each in given if isinstance(each, Tensor) and each.is_floating_point()), None)
-
-
-def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by the names that a module has for them."""
-    return {**inspect.signature(module.forward).bind_partial(*args).arguments, **kwargs}
 
 
 def as_rows(hidden: Tensor) -> Tensor:
@@ -292,8 +222,3 @@ def _without_weights(module: nn.Module) -> nn.Module:
         bare[id(tensor)] = nn.Parameter(tensor.detach().to("meta"), requires_grad=False)
     copied: nn.Module = copy.deepcopy(module, bare)
     return copied
-
-
-def watch_padding(model: nn.Module, stack: str, padding: PaddingMask) -> RemovableHandle:
-    """Have the decoder, the parent of the block stack at a dotted path, note its attention mask."""
-    return model.get_submodule(stack.rpartition(".")[0]).register_forward_pre_hook(padding, with_kwargs=True)

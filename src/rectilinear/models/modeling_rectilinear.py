@@ -13,7 +13,12 @@ from typing import Any
 
 import transformers
 
-from .linear_block import Entry, LinearBlock, PaddingMask, stand_in, watch_padding
+from .bounded_attention import BoundedAttention, bounded_attention
+from .linear_block import Entry, stand_in
+from .stand_ins import PaddingMask, StandIn, watch_padding
+
+#: What makes the stand-ins that are no linear blocks, by kind.
+_MAKERS: dict[str, Any] = {BoundedAttention.kind: bounded_attention}
 
 
 class FilterGenerationMixin:
@@ -39,7 +44,8 @@ class FilterGenerationMixin:
             if entry is not None:
                 options["entry"] = Entry(options.pop("entry_width"))
                 model.set_submodule(entry, options["entry"])
-            new = stand_in(model.get_submodule(path), padding, **options)
+            make: Any = _MAKERS.get(options["kind"], stand_in)
+            new = make(model.get_submodule(path), padding, **options)
             model.set_submodule(path, new)
             model._no_split_modules.add(type(new).__name__)
 
@@ -52,19 +58,22 @@ class FilterGenerationMixin:
         return parent.generate(*args, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers has it, unless there are filters: they keep a state, for which paged caches have no place.
+        """As transformers has it, unless stand-ins keep a state, for which paged caches have no place.
 
         Raises:
-            RuntimeError: there are.
+            RuntimeError: some do.
         """
-        if any(block.filter.remembers for block in self._stand_ins()):
-            raise RuntimeError("expected a model without filters for continuous batching, got one; try generate()")
+        if keeping := next((one.kind for one in self._stand_ins() if one.remembers), None):
+            raise RuntimeError(
+                f"expected a model whose stand-ins keep no state for continuous batching, got one with a {keeping}; "
+                "try generate()"
+            )
         parent: Any = super()
         return parent.init_continuous_batching(*args, **kwargs)
 
-    def _stand_ins(self) -> Iterator[LinearBlock]:
+    def _stand_ins(self) -> Iterator[StandIn]:
         model: Any = self
-        return (module for module in model.modules() if isinstance(module, LinearBlock))
+        return (module for module in model.modules() if isinstance(module, StandIn))
 
 
 @cache

@@ -21,8 +21,22 @@ if TYPE_CHECKING:
 #: The module whose classes a checkpoint with stand-ins names.
 MODULE = "modeling_rectilinear"
 
-#: What it brings along: that module, and those that it imports; first those that the first versions had.
-FILES = (f"{MODULE}.py", "causal_filter.py", "filter_cache.py", "linear_block.py")
+#: What any version brought along: that module, and those that it imports; first those that the first versions had.
+EVER = (
+    f"{MODULE}.py",
+    "causal_filter.py",
+    "filter_cache.py",
+    "linear_block.py",
+    "bounded_attention.py",
+    "bounded_step.py",
+    "far_summary.py",
+    "kept_tokens.py",
+    "stand_in_cache.py",
+    "stand_ins.py",
+)
+
+#: What this version brings along.
+FILES = tuple(file for file in EVER if file != "filter_cache.py")
 
 # SHA-256 of the files' texts, one after the other, to the version that wrote them.
 _TABLE = Path(__file__).with_name("released_code.json")
@@ -65,7 +79,7 @@ def own_model_class(model: str, revision: str | None = None) -> Any:
     if before or kind not in CONFIG_MAPPING:
         return None
     made = _linearized(CONFIG_MAPPING[kind])
-    texts = [text for file in FILES if (text := read_text_file(model, file, revision)) is not None]
+    texts = [text for file in EVER if (text := read_text_file(model, file, revision)) is not None]
     first = [_GENERATED.sub("", text) for text in texts] if len(texts) == 1 else texts
     if made is None or not {hash_code(texts), hash_code(first)} & released_versions().keys():
         got = "other code, perhaps of a later version" if texts else "none"

@@ -14,9 +14,9 @@ from rectilinear.errors import JobError, RequestError
 from rectilinear.models.capture import first_value, run_until, with_first
 from rectilinear.models.depth import remove_blocks
 from rectilinear.models.find_blocks import BlockStack
-from rectilinear.models.linear_block import LinearBlock, watch_padding
 from rectilinear.models.modeling_rectilinear import linearized_model
 from rectilinear.models.running import evaluating, hooked
+from rectilinear.models.stand_ins import StandIn, watch_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -128,7 +128,7 @@ def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Seq
     _put(model, edits)
     if removed:
         remove_blocks(model, stack, [index for index in range(len(stack)) if index not in removed])
-    stand_ins = {path: module for path, module in model.named_modules() if isinstance(module, LinearBlock)}
+    stand_ins = {path: module for path, module in model.named_modules() if isinstance(module, StandIn)}
     if not stand_ins:
         return
     stock: tuple[Any, Any] = type(model), type(model.config)
@@ -148,7 +148,7 @@ def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Seq
     vars(model.config).pop("model_type", None)
 
 
-def _entry_of(model: nn.Module, new: LinearBlock) -> dict[str, Any]:
+def _entry_of(model: nn.Module, new: StandIn) -> dict[str, Any]:
     """Where the module is that takes a stand-in's input, for a config; nothing where that is the stand-in itself."""
     if new.entry is None:
         return {}

@@ -14,7 +14,7 @@ from rectilinear.core.penalties import PenaltyKind, masked_mean, token_penalty
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.capture import capture_blocks
 from rectilinear.models.find_blocks import find_blocks
-from rectilinear.models.linear_block import PaddingMask, watch_padding
+from rectilinear.models.stand_ins import PaddingMask, watch_padding
 from rectilinear.models.trained import items_of_rows, task_loss
 from rectilinear.training.settings import Regularization
 

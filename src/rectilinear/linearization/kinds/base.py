@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rectilinear.linearization.fit import Fit, Site
     from rectilinear.models.find_blocks import BlockStack
     from rectilinear.models.linear_block import LinearBlock
+    from rectilinear.models.parts import Part
 
 
 class Kind(Settings):
@@ -30,6 +31,7 @@ class Kind(Settings):
         needs_block_before: whether it is written into the block before, which then has to stay: consecutive blocks
             are always replaced as one.
         trainable: whether it has weights to heal.
+        keeps_weights: whether the target's own weights stay, so that what it saves is no parameters.
     """
 
     name: ClassVar[str]
@@ -37,6 +39,7 @@ class Kind(Settings):
     removes_blocks: ClassVar[bool] = False
     needs_block_before: ClassVar[bool] = False
     trainable: ClassVar[bool] = True
+    keeps_weights: ClassVar[bool] = False
 
     @property
     def remembers(self) -> bool:
@@ -49,8 +52,11 @@ class Kind(Settings):
     def check_model(self, model: nn.Module, stack: BlockStack, index: int) -> None:
         """Raise a `RequestError` for a model, with its weights, in which the block at ``index`` cannot be replaced."""
 
+    def check_part(self, model: nn.Module, part: Part) -> None:
+        """Raise a `RequestError` for a part of a block, with its weights, that it cannot take the place of."""
+
     def parameters(self, width: int, target: Target) -> int:
-        """How many parameters take the place of those that are replaced."""
+        """How many parameters take the place of those that are replaced, or come beside them where these stay."""
         return 0
 
     def features(self, width: int, target: Target) -> int:

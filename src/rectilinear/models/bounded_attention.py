@@ -1,0 +1,294 @@
+"""Attention that keeps the first tokens of a document and the last ones, and forgets those between.
+
+It is an attention function of transformers' own registry, which the modules of most architectures call with queries,
+keys and values as they are after positions are in them, so that it knows none of these architectures. This file travels
+with checkpoints as `modeling_rectilinear` does, so it imports torch and transformers only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from .bounded_step import Group, Looked, Reach, Terms, in_order, look, spread_heads
+from .far_summary import FarSummary, FarSums
+from .kept_tokens import KeptTokens, Places, find_places, starting
+from .stand_ins import PaddingMask, StandIn, one_or_all
+
+# The name by which a configuration asks for it.
+_NAME = "rectilinear_bounded"
+
+# Tokens that attend at once: what they see is a matrix of so many by what is kept and these.
+_CHUNK = 256
+
+
+class Bounds(NamedTuple):
+    """What is seen.
+
+    Attributes:
+        windows: tokens at the end, the querying one among them: for each key-value head, or one number for all.
+        sinks: tokens at the beginning of a document.
+    """
+
+    windows: tuple[int, ...]
+    sinks: int
+
+    def groups(self, heads: int) -> list[tuple[int, Tensor | slice]]:
+        """Each window, and those of so many key-value heads that have it."""
+        if len({*self.windows}) == 1:
+            return [(self.windows[0], slice(None))]
+        windows = torch.tensor(self.windows)
+        return [(window, (windows == window).nonzero()[:, 0]) for window in sorted({*self.windows})]
+
+
+class BoundedState(NamedTuple):
+    """What is kept of a sequence by the key-value heads of each window."""
+
+    groups: tuple[Group, ...]
+
+    def each_row(self, change: Callable[[Tensor, int], Tensor]) -> BoundedState:
+        """The same, with each tensor changed; ``change`` takes one and the number of the axis that rows are on."""
+        return BoundedState(tuple(group.each_row(change) for group in self.groups))
+
+
+class BoundedAttention(StandIn):
+    """Beside a class of attentions: one whose queries see some first and some last tokens only.
+
+    The attention's own weights are kept. Token t of a document sees tokens ``s < sinks`` and ``t - window < s <= t``:
+    StreamingLLM (arXiv 2309.17453), with positions as they are in the text. Where there is a far summary, all other
+    tokens are one more entry of each softmax: see `FarSummary`.
+
+    Attributes:
+        bounds: what is seen.
+        far_summary: of the tokens that are not; None for none.
+        far_output: a linear map of what the heads give and of the mean values of far tokens, which is added to the
+            output of tokens that have far ones; None for none.
+        times_called: how often it has attended, by which it is known whether the module calls it at all.
+    """
+
+    kind = "bounded"
+    role = "attention"
+    # In one attribute, as attentions have some of their own, ``sinks`` say.
+    bounds: Bounds
+    _rotation: tuple[Tensor, Tensor] | None
+    _heads: tuple[Tensor, Tensor] | None
+    far_summary: FarSummary | None
+    far_output: nn.Linear | None
+    times_called: int
+
+    @property
+    def remembers(self) -> bool:
+        """It keeps tokens."""
+        return True
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make another one like this, for a config."""
+        windows = self.bounds.windows
+        far = {} if self.far_summary is None else {"far": self.far_summary.options()}
+        output = (
+            {}
+            if self.far_output is None
+            else {"far_output": [self.far_output.in_features, self.far_output.out_features]}
+        )
+        return {
+            "kind": self.kind,
+            "window": windows[0] if len(windows) == 1 else [*windows],
+            "sinks": self.bounds.sinks,
+            "cache_index": one_or_all(self.cache_layers),
+            **far,
+            **output,
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the attention has it. A transformers `Cache` among the arguments keeps the state between calls."""
+        layers = self._layers_in([*args, *kwargs.values()])
+        for layer in layers:
+            layer.hands_over = True
+        self._kept, self._rotation = self._state_in(layers), find_rotation([*args, *kwargs.values()])
+        attention: Any = super()
+        try:
+            output = attention.forward(*args, **kwargs)
+            return output if self.far_output is None else self._with_far_output(output)
+        finally:
+            self._kept = self._rotation = self._heads = None
+
+    def _with_far_output(self, output: Any) -> Any:
+        first = output[0] if isinstance(output, (tuple, list)) else output
+        inputs, anything = cast(Any, self._heads)
+        added = cast(nn.Linear, self.far_output)(inputs.to(first.dtype)) * anything[..., None].to(first.dtype)
+        changed = first + added.view_as(first)
+        return changed if first is output else type(output)([changed, *output[1:]])
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
+        """Attention of ``[rows, heads, tokens, width]``; keys and values may have fewer heads.
+
+        What came before is where `forward` found it, and what is kept of these goes there. Gives ``[rows, tokens,
+        heads, width]``.
+        """
+        self.times_called += 1
+        kept = self._kept
+        state = cast("BoundedState | None", kept.state) if kept else None
+        if state is None:
+            state = self._begin(key, value)
+        real, starts = self._noted(key.transpose(1, 2))
+        places = find_places(state.groups[0].tokens.length, key.shape[2], real, starts)
+        before = state
+
+        def go(tokens: int) -> tuple[list[Looked], BoundedState]:
+            parts = query[:, :, :tokens], key[:, :, :tokens], value[:, :, :tokens]
+            return self._go(*parts, before, places.part(0, tokens), terms)
+
+        looked, after = go(key.shape[2])
+        if kept:
+            kept.advance(after, key.shape[2], lambda tokens: go(tokens)[1] if tokens else before)
+        output = self._combine(query, looked, terms)
+        return output.transpose(1, 2).contiguous()
+
+    def _begin(self, key: Tensor, value: Tensor) -> BoundedState:
+        """The state before the first token."""
+        groups, far = list[Group](), self.far_summary
+        for _, heads in self.bounds.groups(key.shape[1]):
+            tokens = KeptTokens.none(key[:, heads], value[:, heads])
+            if far is None:
+                groups.append(Group(tokens, None))
+            else:
+                sums = FarSums.none(value[:, heads], far.shared * far.count)
+                weights = sums.weighted.new_zeros(*tokens.values.shape[:3], sums.weighted.shape[2])
+                tokens = tokens._replace(values=torch.cat([tokens.values, weights], -1))
+                groups.append(Group(tokens, sums))
+        return BoundedState(tuple(groups))
+
+    def _go(
+        self, query: Tensor, key: Tensor, value: Tensor, state: BoundedState, places: Places, terms: Terms
+    ) -> tuple[list[Looked], BoundedState]:
+        """What queries get of some tokens at a time, and what is kept after all of them."""
+        far, width, groups = self.far_summary, value.shape[-1], state.groups
+        if far is not None:  # with each value, how much it will weigh in sums once it is far
+            weights = far.weigh(far.without_rotation(key, self._rotation), terms.scaling)
+            value = torch.cat([value, weights], -1)
+        found = list[Looked]()
+        bounds = self.bounds.groups(key.shape[1])
+        order = [heads for _, heads in bounds]
+        shared = query.shape[1] // key.shape[1]
+        for begin in range(0, key.shape[2], _CHUNK):
+            here = slice(begin, min(begin + _CHUNK, key.shape[2]))
+            parts, after = list[Looked](), list[Group]()
+            for (window, heads), group in zip(bounds, groups, strict=True):
+                queries = slice(None) if isinstance(heads, slice) else spread_heads(heads, shared)
+                own = terms if terms.sinks is None else terms._replace(sinks=terms.sinks[queries])
+                inputs = query[:, queries, here], key[:, heads, here], value[:, heads, here]
+                reach = Reach(window, self.bounds.sinks, width)
+                part, rest = look(*inputs, group, places.part(here.start, here.stop), reach, own)
+                parts.append(part)
+                after.append(rest)
+            found.append(in_order(parts, order, shared))
+            groups = tuple(after)
+        return found, BoundedState(tuple(Group(starting(each.tokens), each.sums) for each in groups))
+
+    def _combine(self, query: Tensor, looked: list[Looked], terms: Terms) -> Tensor:
+        """What the heads give, ``[rows, heads, tokens, width]``, of what is kept and of far tokens."""
+        if self.far_summary is None:
+            return torch.cat([part.output for part in looked], 2)
+        plain, outputs, begin = self.far_summary.without_rotation(query, self._rotation), list[Tensor](), 0
+        for part in looked:
+            end = begin + part.output.shape[2]
+            sums = cast(Tensor, part.sums)
+            value, mass = self.far_summary.look(plain[:, :, begin:end], part.near, sums, part.counts, terms.scaling)
+            share = torch.sigmoid(mass - part.near.kept)[..., None].to(value.dtype)
+            outputs.append((part.output + share * (value - part.output)).to(part.output.dtype))
+            begin = end
+        output = torch.cat(outputs, 2)
+        if self.far_output is not None:
+            means = torch.cat([cast(Tensor, part.means) for part in looked], 2)[:, :: self.far_summary.shared]
+            inputs = torch.cat([output, means.to(output.dtype)], 1).transpose(1, 2).flatten(2)
+            self._heads = inputs, torch.cat([part.counts for part in looked], 2).amax(1) > 0
+        return output
+
+
+def find_rotation(arguments: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    """The cosines and sines of a rotary embedding, among the arguments of an attention."""
+    pairs = (each for each in arguments if isinstance(each, (tuple, list)) and len(each) == 2)
+    for one, other in pairs:
+        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape and one.ndim >= 2:
+            return one, other
+    return None
+
+
+def _called(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **options: Any
+) -> tuple[Tensor, None]:
+    """The attention function; which tokens are real, and of a document, the stand-in has seen for itself."""
+    scaling, names = options.get("scaling"), {"sliding": "sliding_window", "softcap": "softcap", "sinks": "s_aux"}
+    terms = Terms(
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        dropout=options.get("dropout", 0.0),
+        **{own: options.get(name) for own, name in names.items()},
+    )
+    return module.attend(query, key, value, terms), None
+
+
+AttentionInterface.register(_NAME, _called)
+
+
+def _blank(replaced: Any) -> Any:
+    """A stand-in without attributes yet: what a pickle of one begins with."""
+    made = bounded_class(replaced)
+    return made.__new__(made)
+
+
+@cache
+def bounded_class(replaced: Any) -> Any:
+    """`BoundedAttention` as a kind of the class of attentions that it stands for."""
+
+    def __reduce__(self: Any) -> Any:
+        return _blank, (replaced,), vars(self)
+
+    return type(f"Bounded{replaced.__name__}", (BoundedAttention, replaced), {"__reduce__": __reduce__})
+
+
+def bounded_attention(
+    old: Any,
+    padding: PaddingMask,
+    *,
+    window: int | Sequence[int],
+    sinks: int,
+    cache_index: int | Sequence[int] | None = None,
+    far: dict[str, Any] | None = None,
+    far_output: Sequence[int] | None = None,
+    kind: str = "bounded",
+) -> Any:
+    """An attention like another, with its weights, that sees some first and some last tokens only.
+
+    Args:
+        old: the attention, whose ``config`` says which function of transformers' registry it calls.
+        padding: where the attention mask is to be had.
+        window: at least 1; for each key-value head, or one for all.
+        sinks: see `Bounds`.
+        cache_index: the layer of the cache that the attention has; None for none.
+        far: options of the `FarSummary`; None for none.
+        far_output: the numbers of features and outputs of the map beside it; None for none.
+    """
+    replaced: Any = type(old)
+    made = replaced if isinstance(old, BoundedAttention) else bounded_class(replaced)
+    new = made.__new__(made)
+    # The tables too: a module that is put into one must not get into the other.
+    vars(new).update({name: copy.copy(own) if isinstance(own, dict) else own for name, own in vars(old).items()})
+    for name in ("forward", "_hf_hook", "_old_forward"):  # what reads weights from disk is in its children
+        vars(new).pop(name, None)
+    new.config = copy.deepcopy(old.config)
+    new.config._attn_implementation = _NAME
+    new.bounds = Bounds((window,) if isinstance(window, int) else tuple(window), sinks)
+    new.padding, new.times_called = padding, 0
+    new._kept = new._rotation = new._heads = None
+    like = next((each for each in old.parameters() if each.is_floating_point()), torch.empty(0))
+    with torch.device(like.device):
+        new.far_summary = None if far is None else FarSummary(**far)
+        new.far_output = None if far_output is None else nn.Linear(far_output[0], far_output[1]).to(like.dtype)
+    new.cache_layers = (cache_index,) if isinstance(cache_index, int) else tuple(cache_index or ())
+    return new

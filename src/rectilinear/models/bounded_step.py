@@ -1,0 +1,147 @@
+"""Attention of some queries with a bounded memory: what they see of the tokens before, and what is kept after them.
+
+This file travels with checkpoints as `modeling_rectilinear` does, so it imports torch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from .far_summary import FarSums, Near
+from .kept_tokens import KeptTokens, Places, join, keep, seen
+
+
+class Terms(NamedTuple):
+    """What an architecture's attention adds to the usual one.
+
+    Attributes:
+        scaling: of the products of queries and keys.
+        sliding: tokens that the attention itself sees at most, the querying one among them; None for all.
+        softcap: the scores s are ``softcap tanh(s / softcap)``; None for the scores as they are.
+        sinks: ``[heads]``, scores that a head has for nothing at all, whose value is zero; None for none.
+        dropout: of the weights.
+    """
+
+    scaling: float
+    sliding: int | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    dropout: float = 0.0
+
+
+class Reach(NamedTuple):
+    """How far a group of heads sees: ``window`` last and ``sinks`` first tokens; and the width of its values."""
+
+    window: int
+    sinks: int
+    width: int
+
+
+class Group(NamedTuple):
+    """What the key-value heads of a window keep: some tokens, and with a far summary sums over the others."""
+
+    tokens: KeptTokens
+    sums: FarSums | None
+
+    def each_row(self, change: Callable[[Tensor, int], Tensor]) -> Group:
+        """The same, with each tensor changed; ``change`` takes one and the number of the axis that rows are on."""
+        return Group(self.tokens.each_row(change), self.sums and self.sums.each_row(change))
+
+
+class Looked(NamedTuple):
+    """What some queries got: of tokens that are kept, and what they see of the others.
+
+    Attributes:
+        output: ``[rows, heads, tokens, width]``, of what is kept alone.
+        near: see `Near`.
+        sums: of the far tokens of each, ``[rows, heads, tokens, centroids, width + 1]``; None without a far summary.
+        means: ``[rows, heads, tokens, width]``, means of the far tokens' values, for each query head.
+        counts: ``[rows, heads, tokens]``, far tokens.
+    """
+
+    output: Tensor
+    near: Near
+    sums: Tensor | None
+    means: Tensor | None
+    counts: Tensor
+
+
+def look(
+    query: Tensor, key: Tensor, value: Tensor, before: Group, places: Places, reach: Reach, terms: Terms
+) -> tuple[Looked, Group]:
+    """What the query heads of some key-value heads get, and what these keep then.
+
+    Args:
+        query, key, value: ``[rows, heads, tokens, width]``; where there are sums the values are followed by what each
+            will weigh in them.
+        before: what is kept of the tokens before.
+        places: where the tokens stand.
+        reach: how far they see.
+        terms: of the attention.
+    """
+    keys, extended, there = join(before.tokens, key, value, places)
+    values, weights = extended[..., : reach.width], extended[..., reach.width :]
+    visible = seen(places, there, reach.window, reach.sinks, terms.sliding)
+    output, near = _weighted(query, keys, values, visible, (there.ranks >= 0) & (there.ranks < reach.sinks), terms)
+    counts = (places.ranks + 1 - reach.window - reach.sinks).clamp(min=0)[:, None].expand(-1, query.shape[1], -1)
+    after, sums = keep(keys, extended, there, reach.window, reach.sinks), before.sums
+    if sums is None:
+        return Looked(output, near, None, None, counts), Group(after, None)
+    ages = places.ranks[:, :, None] - there.ranks[:, None]
+    old = (ages >= reach.window) & (there.ranks >= reach.sinks)[:, None]
+    far = old & (places.documents[:, :, None] == there.documents[:, None])
+    every = sums.seen(values, weights, far, places.documents == before.tokens.document[:, None])
+    shared = query.shape[1] // key.shape[1]
+    by_head = every.weighted.view(*every.weighted.shape[:3], shared, -1, reach.width + 1)
+    means = every.values.repeat_interleave(shared, 1) / counts.clamp(min=1)[..., None]
+    left = (there.documents == after.document[:, None]) & (there.ranks >= reach.sinks)
+    left = left & (there.ranks <= after.length[:, None] - reach.window)
+    ended = sums.after(values, weights, left, before.tokens.document == after.document)
+    return Looked(output, near, by_head.transpose(2, 3).flatten(1, 2), means, counts), Group(after, ended)
+
+
+def _weighted(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, first: Tensor, terms: Terms
+) -> tuple[Tensor, Near]:
+    """Softmax attention ``[rows, heads, queries, width]`` on what is visible, ``[rows, queries, keys]``.
+
+    ``first``, ``[rows, keys]``, are the first tokens of documents, whose scores `Near` has by themselves.
+    """
+    rows, heads, tokens, width = query.shape
+    grouped = query.reshape(rows, keys.shape[1], -1, width)  # the query heads of a key-value head one after the other
+    scores = (grouped @ keys.transpose(-1, -2) * terms.scaling).view(rows, keys.shape[1], -1, tokens, keys.shape[2])
+    if terms.softcap is not None:
+        scores = terms.softcap * torch.tanh(scores / terms.softcap)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
+    if terms.sinks is not None:
+        nothing = terms.sinks.to(scores.dtype).view(1, keys.shape[1], -1, 1, 1).expand(rows, -1, -1, tokens, 1)
+        scores = torch.cat([scores, nothing], -1)
+    weights = scores.softmax(-1)[..., : keys.shape[2]].to(query.dtype)
+    weights = nn.functional.dropout(weights, terms.dropout, terms.dropout > 0)
+    output = (weights.flatten(2, 3) @ values.to(query.dtype)).view(rows, heads, tokens, values.shape[-1])
+    beginning = first[:, None, None, None]
+    logs = [scores, *(scores[..., : keys.shape[2]].masked_fill(each, -torch.inf) for each in (beginning, ~beginning))]
+    return output, Near(*(each.logsumexp(-1).flatten(1, 2) for each in logs))
+
+
+def spread_heads(heads: Tensor, shared: int) -> Tensor:
+    """The query heads that share some key-value heads, so many each."""
+    return (heads[:, None] * shared + torch.arange(shared)).flatten()
+
+
+def in_order(parts: Sequence[Looked], heads: Sequence[Tensor | slice], shared: int) -> Looked:
+    """What heads of several windows got, in the order of the heads."""
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.cat([spread_heads(cast(Tensor, some), shared) for some in heads]).argsort()
+
+    def join_heads(tensors: Sequence[Any]) -> Any:
+        return None if tensors[0] is None else torch.cat([*tensors], 1)[:, order]
+
+    output, nears, *rest = zip(*parts, strict=True)
+    return Looked(join_heads(output), Near(*map(join_heads, zip(*nears, strict=True))), *map(join_heads, rest))

@@ -1,0 +1,195 @@
+"""What attention with a bounded memory remembers of the tokens that it does not keep: sums of values by centroid.
+
+This file travels with checkpoints as `modeling_rectilinear` does, so it imports torch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+# Weights of keys are exponentials of scores less an offset, within so many nats of it.
+_RANGE = 40.0
+
+
+class FarSums(NamedTuple):
+    """Running sums over the tokens of a document that are not kept.
+
+    Attributes:
+        weighted: ``[rows, heads, shared * centroids, width + 1]``, for each key-value head, query head of it and
+            centroid the sum of the weighted values, and of the weights.
+        values: ``[rows, heads, width]``, the sum of the values.
+    """
+
+    weighted: Tensor
+    values: Tensor
+
+    @classmethod
+    def none(cls, values: Tensor, count: int) -> FarSums:
+        """Before the first token, of values ``[rows, heads, tokens, width]`` and so many weights of each."""
+        rows, heads, _, width = values.shape
+        zeros = values.new_zeros(rows, heads, width, dtype=torch.promote_types(values.dtype, torch.float32))
+        return cls(zeros.new_zeros(rows, heads, count, width + 1), zeros)
+
+    def each_row(self, change: Callable[[Tensor, int], Tensor]) -> FarSums:
+        """The same, with each tensor changed; ``change`` takes one and the number of the axis that rows are on."""
+        return FarSums(*(change(tensor, 0) for tensor in self))
+
+    def seen(self, values: Tensor, weights: Tensor, far: Tensor, continues: Tensor) -> FarSums:
+        """The sums that each of some tokens sees, with an axis of tokens before the last two, or the last one.
+
+        Args:
+            values, weights: ``[rows, heads, keys, ...]``, of tokens that the sums do not have yet.
+            far: ``[rows, tokens, keys]`` bool, which of these each token is to see as far ones.
+            continues: ``[rows, tokens]`` bool, whether a token is of the document that the sums are of.
+        """
+        rows, heads, _, width = values.shape
+        ones = nn.functional.pad(values.to(weights.dtype), (0, 1), value=1.0)
+        each = (weights[..., None] * ones[..., None, :]).flatten(3)
+        mask = far[:, None].to(weights.dtype)
+        weighted = (mask @ each).view(rows, heads, -1, weights.shape[-1], width + 1)
+        goes_on = continues[:, None, :, None].to(weights.dtype)
+        weighted = weighted + goes_on[..., None] * self.weighted[:, :, None]
+        return FarSums(weighted, mask @ ones[..., :-1] + goes_on * self.values[:, :, None])
+
+    def after(self, values: Tensor, weights: Tensor, left: Tensor, continues: Tensor) -> FarSums:
+        """The sums with those of tokens that ``left``, ``[rows, keys]``, anew in rows whose document does not go on."""
+        every = self.seen(values, weights, left[:, None], continues[:, None])
+        return FarSums(every.weighted[:, :, 0], every.values[:, :, 0])
+
+
+class Near(NamedTuple):
+    """What a query saw of the tokens that are kept, ``[rows, heads, tokens]`` each: logarithms of sums of exponentials.
+
+    Attributes:
+        kept: of all scores of what is kept.
+        window, sinks: of those of the last tokens, and of the first ones.
+    """
+
+    kept: Tensor
+    window: Tensor
+    sinks: Tensor
+
+
+class FarSummary(nn.Module):
+    """One more entry of the softmax of each query head, in place of all tokens that are not kept.
+
+    With queries q and keys k before rotary embedding, ``R`` its mean rotation over the distances of far tokens, and
+    centroids ``c_j`` of a head's queries ``R q``, a token that is not kept any more adds ``exp(c_j . k) [v, 1]`` to the
+    sums ``[V_j, Z_j]``. A query gets
+
+        g = softmax_j(- |R q - c_j|^2)           u = sum_j g_j V_j / Z_j       the value
+        l = w . [1, log n, near, sinks, q, q^2, sum_j g_j log Z_j, g, ...]      the logarithm of its mass
+
+    all scores scaled as the attention's are.
+
+    Args:
+        heads: query heads; ``shared`` of them have the same keys and values.
+        shared: see there.
+        centroids: for each query head.
+        width: of queries and keys.
+        rotary: how many of these the rotary embedding turns, in ``halves`` or in ``pairs``; None for no embedding.
+    """
+
+    def __init__(self, heads: int, shared: int, centroids: int, width: int, rotary: str | None = None) -> None:
+        super().__init__()
+        self.heads, self.shared, self.count, self.width, self.rotary = heads, shared, centroids, width, rotary
+        self.centroids = nn.Parameter(torch.zeros(heads, centroids, width))
+        self.offsets = nn.Parameter(torch.zeros(heads, centroids))
+        self.weights = nn.Parameter(torch.zeros(heads, self.features_of(width, centroids)))
+        self.turn = nn.Parameter(torch.stack([torch.ones(width), torch.zeros(width)]))
+
+    @staticmethod
+    def features_of(width: int, centroids: int) -> int:
+        """How many features the mass depends on."""
+        return 7 + 2 * width + centroids - 1
+
+    def options(self) -> dict[str, int | str | None]:
+        """The arguments that make another one like this, for a config."""
+        return {
+            "heads": self.heads,
+            "shared": self.shared,
+            "centroids": self.count,
+            "width": self.width,
+            "rotary": self.rotary,
+        }
+
+    def without_rotation(self, states: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Queries or keys ``[rows, heads, tokens, width]`` as they were before the rotary embedding."""
+        if self.rotary is None or cos_sin is None:
+            return states
+        cos, sin = (each[:, None] if each.ndim == 3 else each for each in cos_sin)
+        return turned(states, cos, -sin, self.rotary) / _scale(cos, sin, states.shape[-1])
+
+    def weigh(self, keys: Tensor, scaling: float) -> Tensor:
+        """Weights ``[rows, key-value heads, tokens, shared * centroids]`` of keys before rotary embedding."""
+        heads, width = keys.shape[1], keys.shape[-1]
+        centroids = self.centroids.view(heads, -1, width).to(keys.dtype)
+        exponents = keys @ centroids.transpose(-1, -2) * scaling - self.offsets.view(heads, 1, -1).to(keys.dtype)
+        return exponents.float().clamp(-_RANGE, _RANGE).exp()
+
+    def look(self, queries: Tensor, near: Near, sums: Tensor, counts: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        """The value and the logarithm of the mass that queries before rotary embedding get for far tokens.
+
+        Args:
+            queries: ``[rows, heads, tokens, width]``.
+            near: what they saw of the tokens that are kept.
+            sums: ``[rows, heads, tokens, centroids, width of values + 1]``, at each query.
+            counts: ``[rows, 1 or heads, tokens]``, far tokens of each.
+            scaling: of scores.
+
+        Gives ``[rows, heads, tokens, width of values]`` and ``[rows, heads, tokens]``, minus infinity where there are
+        no far tokens.
+        """
+        features, value = self.features(queries, near, sums, counts, scaling)
+        mass = (features * self.weights[:, None].to(features.dtype)).sum(-1)
+        return value, mass.masked_fill(counts <= 0, -torch.inf)
+
+    def features(
+        self, queries: Tensor, near: Near, sums: Tensor, counts: Tensor, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """What the mass depends on, ``[rows, heads, tokens, features]``, and the value; see `look`."""
+        queries = queries.to(sums.dtype)
+        cos, sin = self.turn.to(sums.dtype)
+        seen = turned(queries, cos, sin, self.rotary or "halves")
+        centroids = self.centroids.to(sums.dtype)
+        squares = seen.square().sum(-1, keepdim=True) + centroids.square().sum(-1)[:, None]
+        closeness = (2 * seen @ centroids.transpose(-1, -2) - squares) * scaling
+        share = closeness.softmax(-1)
+        total = sums[..., -1].clamp(min=1e-30)
+        masses = total.log() + self.offsets[:, None].to(sums.dtype)
+        value = (share[..., None] * (sums[..., :-1] / total[..., None])).sum(-2)
+        logs = counts.clamp(min=1).to(sums.dtype).log()[..., None].expand(*queries.shape[:-1], 1)
+        near_sinks = torch.stack([near.window, near.sinks], -1).clamp(min=-_RANGE)
+        parts = [
+            torch.ones_like(logs),
+            logs,
+            near_sinks.to(sums.dtype),
+            queries,
+            queries.square(),
+            (share * masses).sum(-1, keepdim=True),
+            masses.mean(-1, keepdim=True),
+            closeness.amax(-1, keepdim=True),
+            share[..., 1:],
+        ]
+        return torch.cat(parts, -1), value
+
+
+def turned(states: Tensor, cos: Tensor, sin: Tensor, rotary: str) -> Tensor:
+    """States ``[..., width]`` with their first entries turned as rotary embeddings turn them, in halves or in pairs."""
+    some, rest = states[..., : cos.shape[-1]], states[..., cos.shape[-1] :]
+    if rotary == "halves":
+        first, second = some.chunk(2, -1)
+        partner = torch.cat([-second, first], -1)
+    else:
+        partner = torch.stack([-some[..., 1::2], some[..., ::2]], -1).flatten(-2)
+    return torch.cat([some * cos + partner * sin, rest], -1).to(states.dtype)
+
+
+def _scale(cos: Tensor, sin: Tensor, width: int) -> Tensor:
+    """By how much rotary embeddings lengthen what they turn, squared, as they do for some long contexts."""
+    scale = cos.square() + sin.square()
+    return nn.functional.pad(scale, (0, width - scale.shape[-1]), value=1.0)
