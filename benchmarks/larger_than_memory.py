@@ -185,7 +185,7 @@ def work(folder: Path, command: str) -> dict[str, Any]:
         rectilinear.linearize(
             folder / "model",
             TEXT,
-            make_kind("bounded", {"window": 32, "sinks": 4}),
+            make_kind("bounded", {"window": 32, "sinks": 4, "far": "none", "uniform": True}),
             Selection(target="attention", blocks="0-3"),
             rows=CalibrationRows(max_tokens=TOKENS, seq_len=SEQ_LEN),
             loading=loading,

@@ -143,7 +143,7 @@ def about_larger(result: dict[str, Any]) -> str:
     model, floor = result["model"], result["floor_seconds"]
     commands = {
         "measure": "`measure` without folds",
-        "linearize": "`linearize` of the first four attentions by affine maps",
+        "linearize": "`linearize` of the first four attentions by their first 4 tokens and a window of 32",
     }
     what = ", and ".join(commands[name] for name in result["runs"])
     rows = [

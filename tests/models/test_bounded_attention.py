@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig
 from rectilinear import RequestError
 from rectilinear.models.attention_probe import find_attention
 from rectilinear.models.bounded_attention import BoundedAttention, Terms, bounded_attention
+from rectilinear.models.far_summary import FarSummary
 from rectilinear.models.find_blocks import find_blocks
 from rectilinear.models.logits import cache_bytes
 from rectilinear.models.part_probe import probe_parts
@@ -19,6 +20,9 @@ from tests.families import GROUPED, TINY, build, cache_in, cached_difference, co
 
 CLOSE = 1e-5
 REGISTERED = sorted(set(TINY) - {"bloom", "falcon"})
+
+
+WINDOW = {"kind": "bounded", "far": "none", "uniform": True, "target": "attention"}
 
 
 class Padding:
@@ -40,7 +44,7 @@ def made(window, sinks, replaced=torch.nn.Identity):
     return bounded_attention(old, PaddingMask(), window=window, sinks=sinks)
 
 
-def naive(query, key, value, real, starts, windows, sinks, terms):
+def naive(query, key, value, real, starts, windows, sinks, terms, far=None):
     """Token by token, head by head, in float64."""
     rows, heads, tokens, _ = query.shape
     shared, output = heads // key.shape[1], torch.zeros(rows, tokens, heads, value.shape[-1], dtype=torch.float64)
@@ -54,18 +58,51 @@ def naive(query, key, value, real, starts, windows, sinks, terms):
         for token in [token for token in range(tokens) if real[row, token]]:
             before = places[token]
             for head in range(heads):
-                window = windows[head // shared]
+                window, own = windows[head // shared], head // shared
                 sees = [t for rank, t in enumerate(before) if rank < sinks or rank >= len(before) - window]
+                others = [t for t in before if t not in sees]
                 if terms.sliding is not None:
                     sees = [t for t in sees if t in before[-terms.sliding :]]
-                scores = key[row, head // shared, sees].double() @ query[row, head, token].double() * terms.scaling
+                q = query[row, head, token].double()
+                scores = key[row, own, sees].double() @ q * terms.scaling
                 if terms.softcap is not None:
                     scores = terms.softcap * torch.tanh(scores / terms.softcap)
                 masses = scores.exp()
                 nothing = 0.0 if terms.sinks is None else float(terms.sinks[head].double().exp())
                 weights = masses / (masses.sum() + nothing)
-                output[row, token, head] = weights @ value[row, head // shared, sees].double()
+                output[row, token, head] = weights @ value[row, own, sees].double()
+                if far is not None and others:
+                    first = torch.tensor([t in before[:sinks] for t in sees], dtype=torch.bool)
+                    keys, values = (each[row, own, others].double() for each in (key, value))
+                    parts = (each[head].detach().double() for each in (far.centroids, far.offsets, far.weights))
+                    u, mass = naive_far(q, keys, values, scores[~first], scores[first], tuple(parts), terms.scaling)
+                    share = torch.sigmoid(mass - (masses.sum() + nothing).log())
+                    output[row, token, head] = (1 - share) * output[row, token, head] + share * u
     return output
+
+
+def naive_far(query, keys, values, near, sinks, far, scaling):
+    """The value and the logarithm of the mass that a query of a head gets for far tokens, from `FarSummary`'s words.
+
+    Keys and values are those of the far tokens; ``near`` and ``sinks`` the scores of those that are kept.
+    """
+    centroids, offsets, weights = far
+    exponents = (keys @ centroids.T * scaling - offsets).clamp(-40, 40).exp()
+    total = exponents.sum(0)
+    share = (-(query - centroids).square().sum(-1) * scaling).softmax(0)
+    value = sum(share[j] * (exponents[:, j, None] * values).sum(0) / total[j] for j in range(len(centroids)))
+    masses = total.log() + offsets
+    seen = [
+        each.exp().sum().log().clamp(min=-40) if len(each) else torch.tensor(-40.0).double() for each in (near, sinks)
+    ]
+    features = [
+        torch.stack([torch.ones(()).double(), torch.tensor(len(keys)).double().log(), *seen]),
+        query,
+        query**2,
+        torch.stack([share @ masses, masses.mean(), (-(query - centroids).square().sum(-1) * scaling).max()]),
+        share[1:],
+    ]
+    return value, torch.cat(features) @ weights
 
 
 CASES = st.fixed_dictionaries(
@@ -77,6 +114,7 @@ CASES = st.fixed_dictionaries(
         "sliding": st.sampled_from([None, 2, 6]),
         "softcap": st.sampled_from([None, 1.5]),
         "nothing": st.booleans(),
+        "far": st.booleans(),
         "seed": st.integers(0, 100),
     }
 )
@@ -84,6 +122,7 @@ CASES = st.fixed_dictionaries(
 
 @settings(max_examples=60)
 @given(CASES)
+@torch.no_grad()
 def test_any_pieces_of_any_documents_are_what_softmax_attention_gives(case):
     """Padding anywhere, documents that begin anywhere, tokens that come in pieces, and a cache between them."""
     generator, tokens = torch.Generator().manual_seed(case["seed"]), sum(case["pieces"])
@@ -95,8 +134,14 @@ def test_any_pieces_of_any_documents_are_what_softmax_attention_gives(case):
     nothing = torch.randn(heads * shared, generator=generator) if case["nothing"] else None
     terms = Terms(0.7, case["sliding"], case["softcap"], nothing)
     windows = case["windows"] if len(case["windows"]) == heads else case["windows"] * heads
-    expected = naive(query, key, value, real, starts, windows, case["sinks"], terms)
     module, kept, outputs, begin = made(case["windows"], case["sinks"]), KeptState(False), [], 0
+    if case["far"]:  # which forgets nothing
+        terms = terms._replace(sliding=None)
+        module.far_summary = FarSummary(heads * shared, shared, 3, 4)
+        with torch.no_grad():
+            for parameter in (module.far_summary.centroids, module.far_summary.offsets, module.far_summary.weights):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+    expected = naive(query, key, value, real, starts, windows, case["sinks"], terms, module.far_summary)
     for length in case["pieces"]:
         here = slice(begin, begin + length)
         module.padding, module._kept = Padding(real[:, here], starts[:, here]), kept
@@ -105,7 +150,7 @@ def test_any_pieces_of_any_documents_are_what_softmax_attention_gives(case):
     found = torch.cat(outputs, 1)
     torch.testing.assert_close(found[real].double(), expected[real], rtol=CLOSE, atol=CLOSE)
     assert found.isfinite().all()
-    assert all(group.keys.shape[2] <= case["sinks"] + max(windows) - 1 for group in kept.state.groups)
+    assert all(group.tokens.keys.shape[2] <= case["sinks"] + max(windows) - 1 for group in kept.state.groups)
 
 
 def test_more_tokens_than_are_taken_at_once():
@@ -127,7 +172,7 @@ def mask_of(tokens, window, sinks):
 @pytest.mark.parametrize("family", sorted({*REGISTERED} - {"gemma3"}))
 def test_all_attentions_are_the_model_with_a_mask(family, linearized):
     model, original = (
-        linearized(family, (0, 1, 2), kind="bounded", target="attention", window=4, sinks=2).model,
+        linearized(family, (0, 1, 2), **WINDOW, window=4, sinks=2).model,
         build(family),
     )
     ids = token_rows(3)
@@ -143,7 +188,7 @@ def test_all_attentions_are_the_model_with_a_mask(family, linearized):
 
 @pytest.mark.parametrize("family", REGISTERED)
 def test_a_window_that_holds_everything_changes_nothing(family, linearized):
-    made = linearized(family, (0, 1, 2), kind="bounded", target="attention", window=64, sinks=0)
+    made = linearized(family, (0, 1, 2), **WINDOW, window=64, sinks=0)
     ids = token_rows(3)
     with torch.no_grad():
         expected, found = (model(ids, use_cache=False).logits for model in (build(family), made.model))
@@ -184,10 +229,15 @@ def test_what_other_attentions_add_to_the_scores(family):
     torch.testing.assert_close(torch.cat([first.logits, rest], 1), found, rtol=0, atol=CLOSE * float(found.abs().max()))
 
 
-@pytest.mark.parametrize("family", REGISTERED)
+FAR = [{"far": "none", "uniform": True}, {"far": "none"}, {"far": "mean"}, {"centroids": 2}]
+
+
+@pytest.mark.parametrize(
+    ("family", "far"), [(family, FAR[0]) for family in REGISTERED] + [("llama", far) for far in FAR[1:]]
+)
 @torch.no_grad()
-def test_its_memory_does_not_grow(family, linearized):
-    model = linearized(family, (0, 1, 2), kind="bounded", target="attention", window=3, sinks=2).model
+def test_its_memory_does_not_grow(family, far, linearized):
+    model = linearized(family, (0, 1, 2), kind="bounded", target="attention", window=3, sinks=2, **far).model
     sizes = []
     for length in (10, 20, 60):
         held = cache_in(model(token_rows(2, length), use_cache=True))
@@ -207,7 +257,7 @@ def test_beam_search_is_the_same_with_a_cache_and_without(options, linearized):
 
 
 def test_windows_by_head_decode_as_they_read(linearized):
-    model = linearized("llama", (0, 1, 2), kind="bounded", target="attention", window=3, sinks=2).model
+    model = linearized("llama", (0, 1, 2), kind="bounded", target="attention", window=3, sinks=2, **FAR[0]).model
     edits = {
         path: bounded_attention(module, module.padding, window=(2, 5), sinks=1, cache_index=index)
         for index, (path, module) in enumerate(

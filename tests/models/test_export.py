@@ -43,7 +43,8 @@ WAYS = {
     "no attention": {"blocks": (0, 2), "target": "attention", "kind": "drop"},
     "mlp": {"blocks": (1,), "target": "mlp", "kind": "affine"},
     "no mlp": {"blocks": (1,), "target": "mlp", "kind": "drop"},
-    "bounded": {"blocks": (0, 2), "target": "attention", "kind": "bounded", "window": 3, "sinks": 2},
+    "window": {"blocks": (1,), "target": "attention", "kind": "bounded", "window": 3, "far": "none", "uniform": True},
+    "bounded": {"blocks": (0, 2), "target": "attention", "kind": "bounded", "window": 3, "sinks": 2, "centroids": 2},
 }
 ABLE = {
     "folded": FOLDABLE,

@@ -17,7 +17,7 @@ LENGTHS = (7, 1, 5, 2, 3)
 #: Stand-ins for attentions that keep a state.
 KEEPING = {
     "filter": {"target": "attention"},
-    "bounded": {"target": "attention", "kind": "bounded", "window": 3, "sinks": 2},
+    "bounded": {"target": "attention", "kind": "bounded", "window": 3, "sinks": 2, "centroids": 2},
 }
 
 

@@ -32,7 +32,7 @@ class FittedMap:
     Attributes:
         factors: ``([p, q],)``, or ``([p, r], [r, q])`` for a rank r.
         bias: ``[q]``.
-        ridge: the one of `RIDGES` that held out best.
+        ridge: the one of those tried that held out best.
         held_out: share of the energy of d that maps fitted on the other folds explain, over all
             folds; None without at least two folds or without variation.
     """
@@ -61,13 +61,16 @@ class FittedMap:
         return reduce(torch.matmul, self.factors)
 
 
-def fit_map(folds: Sequence[Moments], rank: int | None = None, *, intercept: bool = True) -> FittedMap:
+def fit_map(
+    folds: Sequence[Moments], rank: int | None = None, *, intercept: bool = True, ridges: Sequence[float] = RIDGES
+) -> FittedMap:
     """Fit a map on all folds, with the ridge that serves best when one fold at a time is held out.
 
     Args:
         folds: moments of the same kind of pairs, at least one; with a single fold there is no ridge.
         rank: of the map; None, or q and more, for a whole one.
         intercept: whether there is a bias.
+        ridges: that are tried, where there are folds.
 
     Raises:
         ValueError: no folds, or a rank below 1.
@@ -80,12 +83,12 @@ def fit_map(folds: Sequence[Moments], rank: int | None = None, *, intercept: boo
         folds = [_uncentred(fold) for fold in folds]
     ridge, held_out = 0.0, None
     if len(folds) > 1:
-        residuals = dict.fromkeys(RIDGES, 0.0)
+        residuals = dict.fromkeys(ridges, 0.0)
         energy = 0.0
         for fold, train in zip(folds, without_each(folds), strict=True):
             shift = fold.mean_d - train.mean_d
             energy += fold.energy + fold.count * float(shift @ shift)
-            for candidate in RIDGES:
+            for candidate in ridges:
                 weight = reduce(torch.matmul, _factors(train, candidate, rank))
                 residuals[candidate] += held_out_residual(fold, train, weight)
         ridge = min(residuals, key=lambda candidate: residuals[candidate])

@@ -56,12 +56,16 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
         JobError: activations that are not finite, or a module that does not run.
     """
     kept = {fitted.replacement.unfitted(): fitted for fitted in known}
+    ordered = sorted(replacements, key=lambda one: (one.blocks, _WITHIN.index(one.target)))
+    wanted = [replacement.unfitted() for replacement in ordered]
     done: list[Fitted] = []
     with evaluating(bench.model), noting_padding(bench), closing(Streams(bench.passes())) as streams:
-        for replacement in sorted(replacements, key=lambda one: (one.blocks, _WITHIN.index(one.target))):
-            replacement = replacement.unfitted()
-            done.append(kept.get(replacement) or _fit(Site(bench, replacement, streams)))
-            streams.edit(replacement.begins, done[-1].edits)
+        prepared: dict[Replacement, Any] = {}
+        for kind in dict.fromkeys(one.by for one in wanted):
+            prepared |= kind.prepare(bench, [one for one in wanted if one.by == kind])
+        for one in wanted:
+            done.append(kept.get(one) or _fit(Site(bench, one, streams, prepared.get(one))))
+            streams.edit(one.begins, done[-1].edits)
     return done
 
 
@@ -104,6 +108,7 @@ class Site:
     bench: Workbench
     replacement: Replacement
     streams: Streams
+    prepared: Any = None  # what its kind decided for all its replacements together
 
     @property
     def target(self) -> Target:
@@ -166,33 +171,44 @@ class Site:
         as it is (but after a norm, say), the target is that output. It is mapped from ``features`` of inputs
         ``[rows, seq_len, width]``, those of the block's filter when not given.
         """
-        bench, first, last = self.bench, self.spans[0], self.spans[-1]
-        block = bench.stack.blocks[self.blocks[0]]
-        # The stream that the output is added to: before the MLP it is what the block gives without it.
-        through = self.target == "attention"
-        is_part = not new.residual and self.parts[0].in_stream
-        with self.trying():
-            straight = is_part and adds_straight(bench.model, block, first.exit, bench.one_row, through=through)
-        corrects = all(current().gather(straight))
+        first, last = self.spans[0], self.spans[-1]
 
         def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
-            x, mask = edited[0].x, mask_of(batch)
-            target = bench.exact(original[0].y)
-            if new.residual:
-                target = target - bench.exact(x)
-            elif corrects and through:
-                target = target + (bench.exact(original[1].x) - bench.exact(edited[1].x))
-            elif corrects:
-                target = bench.exact(original[1].y) - (bench.exact(edited[1].y) - bench.exact(edited[0].y))
+            x, mask, target = edited[0].x, mask_of(batch), self.aim(edited, original)
             rows = x.to(torch.promote_types(x.dtype, torch.float32))
             if features:
                 return features(rows), target
             stream = new.filter.stream(rows, None if mask is None else mask.to(x.device))
             return torch.cat([part for part, _ in stream], 1), target
 
-        context = [block] if corrects else []
+        context = [self.block] if self.corrects else []
         fitted, tokens = self.least_squares([first, *context], [last, *context], pairs, rank)
         return Fit({**self.left_out(), **self.placed(new)}, fitted, tokens)
+
+    @property
+    def block(self) -> nn.Module:
+        """The first block of what is replaced."""
+        return self.bench.stack.blocks[self.blocks[0]]
+
+    @cached_property
+    def corrects(self) -> bool:
+        """Whether the output is added to the residual stream as it is, so that it can make good for edits before."""
+        bench, part = self.bench, self.spans[0].exit
+        is_part, through = self.target != "block" and self.parts[0].in_stream, self.target == "attention"
+        with self.trying():
+            straight = is_part and adds_straight(bench.model, self.block, part, bench.one_row, through=through)
+        return all(current().gather(straight))
+
+    def aim(self, edited: Sequence[Passage], original: Sequence[Passage]) -> Tensor:
+        """What is to be given, ``[rows, seq_len, width]``, by what passed it and, where it corrects, its block."""
+        exact = self.bench.exact
+        target = exact(original[0].y)
+        if self.target == "block":
+            return target - exact(edited[0].x)
+        if self.corrects and self.target == "attention":
+            # The stream that the output is added to: before the MLP it is what the block gives without it.
+            return target + (exact(original[1].x) - exact(edited[1].x))
+        return exact(original[1].y) - (exact(edited[1].y) - exact(edited[0].y)) if self.corrects else target
 
     def trying(self) -> AbstractContextManager[None]:
         """While open, the original can be run on the workbench's one row, no further back than from where it is."""
@@ -204,24 +220,25 @@ class Site:
         original: Sequence[nn.Module | Span],
         pairs: Pairs,
         rank: int | None = None,
-        *,
-        intercept: bool = True,
+        **options: Any,
     ) -> tuple[FittedMap, int]:
         """Least squares over all rows (see `fit_map`), and the number of tokens; as they were kept, if they were.
 
-        ``pairs`` makes features and targets of what passed the modules ``edited`` in the model as edited so far, and
-        the modules ``original`` in the original.
+        ``pairs`` makes features and targets of what passed the modules ``edited`` in the model as edited so far, with
+        some more ``edits``, and the modules ``original`` in the original. The other ``options`` are those of `fit_map`.
 
         Raises:
             JobError: activations that are not finite.
         """
 
+        edits = options.pop("edits", {})
+
         def fit() -> dict[str, Tensor]:
-            moments = self._moments(edited, original, pairs)
+            moments = self._moments(edited, original, pairs, edits)
 
             def solve() -> dict[str, Tensor]:
                 tokens = torch.tensor(sum(part.count for part in moments))
-                return fit_map(moments, rank, intercept=intercept).to_tensors() | {"tokens": tokens}
+                return fit_map(moments, rank, **options).to_tensors() | {"tokens": tokens}
 
             return current().from_first(solve)
 
@@ -229,7 +246,7 @@ class Site:
         return FittedMap.from_tensors(found), int(found["tokens"])
 
     def _moments(
-        self, edited: Sequence[nn.Module | Span], original: Sequence[nn.Module | Span], pairs: Pairs
+        self, edited: Sequence[nn.Module | Span], original: Sequence[nn.Module | Span], pairs: Pairs, edits: Edits
     ) -> list[Moments]:
         bench, name = self.bench, f"block {self.blocks[0]}"
         folds, schedule = min(bench.folds, sum(map(count_rows, bench.batches))), bench.schedule
@@ -237,7 +254,7 @@ class Site:
         accumulators, moments = [MomentsAccumulator(bench.precision) for _ in range(folds)], list[Moments]()
         ordered = in_folds(bench.batches, folds, name, bench.progress, schedule=schedule)
         for number, (batch, pieces) in zip(schedule.order, ordered, strict=True):
-            ours, theirs = self.streams.passages(number, edited, original)
+            ours, theirs = self.streams.passages(number, edited, original, edits)
             features, targets = pairs(_by_rows(ours, batch), _by_rows(theirs, batch), batch)
             if not (features.isfinite().all() and targets.isfinite().all()):
                 raise JobError(f"{name}: activations are NaN or infinite; try `dtype=float32`")

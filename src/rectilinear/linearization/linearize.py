@@ -255,7 +255,7 @@ class _Job:
         def attempt(size: int) -> tuple[Workbench, list[Fitted], SelectionRecord]:
             size = min(size, fitted_rows // current().count)  # for each process that shares them a batch at least
             batches = torch.split(ids[:fitted_rows], size)
-            given = (fitting.folds, progress, packed.lead, whole is None, KeptFits(fits, f"{size}-"))
+            given = (fitting.folds, progress, packed.lead, whole is None, KeptFits(fits, f"{size}-"), self.reading.seed)
             bench = Workbench(model, stack, parts, PaddingMask(), batches, *given)
             return bench, *Choice(scope, bench, held_out).make()
 

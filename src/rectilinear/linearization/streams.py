@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 
 from torch import nn
 
@@ -54,16 +55,25 @@ class Streams:
         """While open, a pass of the original over the first row here goes no further back than it must."""
         return self._original.resumed(self._original.numbers[0], rows=1)
 
+    def original(self, batch: int, modules: Sequence[nn.Module | Span], edits: Edits) -> list[Passage]:
+        """What passes some modules of the original with some edits, in a batch."""
+        with swapped(self._model, edits), self._original.resumed(batch):
+            return run_until(self._model, self._original.batches[batch], modules)
+
     def passages(
-        self, batch: int, edited: Sequence[nn.Module | Span], original: Sequence[nn.Module | Span]
+        self,
+        batch: int,
+        edited: Sequence[nn.Module | Span],
+        original: Sequence[nn.Module | Span],
+        edits: Edits = MappingProxyType({}),
     ) -> tuple[list[Passage], list[Passage]]:
-        """What passes some modules of the edited model, and of the original, in a batch."""
+        """What passes some modules of the edited model, with some more edits, and of the original, in a batch."""
         inputs = self._original.batches[batch]
-        if not self._edits:
+        if not self._edits and not edits:
             with self._original.resumed(batch):
                 found = run_until(self._model, inputs, [*edited, *original])
             return found[: len(edited)], found[len(edited) :]
         with self._original.resumed(batch):
             theirs = run_until(self._model, inputs, original)
-        with swapped(self._model, self._edits), self._edited.resumed(batch):
+        with swapped(self._model, {**self._edits, **edits}), self._edited.resumed(batch):
             return run_until(self._model, inputs, edited), theirs

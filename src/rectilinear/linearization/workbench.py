@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,8 @@ class Workbench:
     lead: int | None = None  # id of the token that each row begins with, which no loss is of
     resumes: bool = True  # whether a pass can begin at a block
     kept: KeptFits = field(default_factory=KeptFits)  # maps that a run which was killed has fitted
+    seed: int = 0  # of what is drawn
+    surveys: dict[Any, Any] = field(default_factory=dict)  # what kinds found out of the original, for all trials
 
     @property
     def precision(self) -> torch.dtype:

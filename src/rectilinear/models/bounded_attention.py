@@ -67,8 +67,8 @@ class BoundedAttention(StandIn):
     Attributes:
         bounds: what is seen.
         far_summary: of the tokens that are not; None for none.
-        far_output: a linear map of what the heads give and of the mean values of far tokens, which is added to the
-            output of tokens that have far ones; None for none.
+        far_output: a linear map of what the heads give, of the mean values of far tokens and of 1, which is added to
+            the output of tokens that have far ones; None for none.
         times_called: how often it has attended, by which it is known whether the module calls it at all.
     """
 
@@ -77,7 +77,7 @@ class BoundedAttention(StandIn):
     # In one attribute, as attentions have some of their own, ``sinks`` say.
     bounds: Bounds
     _rotation: tuple[Tensor, Tensor] | None
-    _heads: tuple[Tensor, Tensor] | None
+    _heads: Tensor | None
     far_summary: FarSummary | None
     far_output: nn.Linear | None
     times_called: int
@@ -120,9 +120,7 @@ class BoundedAttention(StandIn):
 
     def _with_far_output(self, output: Any) -> Any:
         first = output[0] if isinstance(output, (tuple, list)) else output
-        inputs, anything = cast(Any, self._heads)
-        added = cast(nn.Linear, self.far_output)(inputs.to(first.dtype)) * anything[..., None].to(first.dtype)
-        changed = first + added.view_as(first)
+        changed = first + cast(nn.Linear, self.far_output)(cast(Tensor, self._heads)).view_as(first)
         return changed if first is output else type(output)([changed, *output[1:]])
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
@@ -138,11 +136,14 @@ class BoundedAttention(StandIn):
             state = self._begin(key, value)
         real, starts = self._noted(key.transpose(1, 2))
         places = find_places(state.groups[0].tokens.length, key.shape[2], real, starts)
-        before = state
+        before, weighed = state, value
+        if self.far_summary is not None:  # with each value, how much it will weigh in sums once it is far
+            weights = self.far_summary.weigh(self.far_summary.without_rotation(key, self._rotation), terms.scaling)
+            weighed = torch.cat([value, weights], -1)
 
         def go(tokens: int) -> tuple[list[Looked], BoundedState]:
-            parts = query[:, :, :tokens], key[:, :, :tokens], value[:, :, :tokens]
-            return self._go(*parts, before, places.part(0, tokens), terms)
+            parts = query[:, :, :tokens], key[:, :, :tokens], weighed[:, :, :tokens]
+            return self._go(*parts, before, places.part(0, tokens), (value.shape[-1], terms))
 
         looked, after = go(key.shape[2])
         if kept:
@@ -165,13 +166,10 @@ class BoundedAttention(StandIn):
         return BoundedState(tuple(groups))
 
     def _go(
-        self, query: Tensor, key: Tensor, value: Tensor, state: BoundedState, places: Places, terms: Terms
+        self, query: Tensor, key: Tensor, value: Tensor, state: BoundedState, places: Places, asked: tuple[int, Terms]
     ) -> tuple[list[Looked], BoundedState]:
         """What queries get of some tokens at a time, and what is kept after all of them."""
-        far, width, groups = self.far_summary, value.shape[-1], state.groups
-        if far is not None:  # with each value, how much it will weigh in sums once it is far
-            weights = far.weigh(far.without_rotation(key, self._rotation), terms.scaling)
-            value = torch.cat([value, weights], -1)
+        (width, terms), groups = asked, state.groups
         found = list[Looked]()
         bounds = self.bounds.groups(key.shape[1])
         order = [heads for _, heads in bounds]
@@ -206,8 +204,9 @@ class BoundedAttention(StandIn):
         output = torch.cat(outputs, 2)
         if self.far_output is not None:
             means = torch.cat([cast(Tensor, part.means) for part in looked], 2)[:, :: self.far_summary.shared]
-            inputs = torch.cat([output, means.to(output.dtype)], 1).transpose(1, 2).flatten(2)
-            self._heads = inputs, torch.cat([part.counts for part in looked], 2).amax(1) > 0
+            given = torch.cat([output, means.to(output.dtype)], 1).transpose(1, 2).flatten(2)
+            anything = torch.cat([part.counts for part in looked], 2).amax(1)[..., None] > 0
+            self._heads = nn.functional.pad(given, (0, 1), value=1.0) * anything.to(given.dtype)
         return output
 
 
@@ -288,7 +287,9 @@ def bounded_attention(
     new._kept = new._rotation = new._heads = None
     like = next((each for each in old.parameters() if each.is_floating_point()), torch.empty(0))
     with torch.device(like.device):
-        new.far_summary = None if far is None else FarSummary(**far)
-        new.far_output = None if far_output is None else nn.Linear(far_output[0], far_output[1]).to(like.dtype)
+        new.far_summary = None if far is None else FarSummary(**far).to(like.dtype)
+        new.far_output = (
+            None if far_output is None else nn.Linear(far_output[0], far_output[1], bias=False).to(like.dtype)
+        )
     new.cache_layers = (cache_index,) if isinstance(cache_index, int) else tuple(cache_index or ())
     return new

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from .far_summary import FarSums, Near
 from .kept_tokens import KeptTokens, Places, join, keep, seen
 
+# Of a sum of exponentials, so that its logarithm is finite.
+_LEAST = 1e-37
+
 
 class Terms(NamedTuple):
     """What an architecture's attention adds to the usual one.
@@ -111,22 +114,28 @@ def _weighted(
 
     ``first``, ``[rows, keys]``, are the first tokens of documents, whose scores `Near` has by themselves.
     """
-    rows, heads, tokens, width = query.shape
+    rows, _, tokens, width = query.shape
     grouped = query.reshape(rows, keys.shape[1], -1, width)  # the query heads of a key-value head one after the other
     scores = (grouped @ keys.transpose(-1, -2) * terms.scaling).view(rows, keys.shape[1], -1, tokens, keys.shape[2])
     if terms.softcap is not None:
         scores = terms.softcap * torch.tanh(scores / terms.softcap)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
-    if terms.sinks is not None:
-        nothing = terms.sinks.to(scores.dtype).view(1, keys.shape[1], -1, 1, 1).expand(rows, -1, -1, tokens, 1)
-        scores = torch.cat([scores, nothing], -1)
-    weights = scores.softmax(-1)[..., : keys.shape[2]].to(query.dtype)
-    weights = nn.functional.dropout(weights, terms.dropout, terms.dropout > 0)
-    output = (weights.flatten(2, 3) @ values.to(query.dtype)).view(rows, heads, tokens, values.shape[-1])
-    beginning = first[:, None, None, None]
-    logs = [scores, *(scores[..., : keys.shape[2]].masked_fill(each, -torch.inf) for each in (beginning, ~beginning))]
-    return output, Near(*(each.logsumexp(-1).flatten(1, 2) for each in logs))
+    largest = scores.amax(-1, keepdim=True)
+    nothing = terms.sinks
+    if nothing is not None:
+        nothing = nothing.to(scores.dtype).view(1, keys.shape[1], -1, 1, 1)
+        largest = torch.maximum(largest, nothing)
+    weights = scores.sub_(largest).exp_()
+    # Apart: a total less a part of it cancels.
+    kinds = torch.stack([~first, first], -1)[:, None].to(weights.dtype)
+    window, sinks = (weights.flatten(2, 3) @ kinds).view(*weights.shape[:-1], 2).unbind(-1)
+    total = window + sinks if nothing is None else window + sinks + (nothing - largest).exp()[..., 0]
+    dropped = nn.functional.dropout(weights, terms.dropout, terms.dropout > 0)
+    output = (dropped.to(query.dtype).flatten(2, 3) @ values.to(query.dtype)).view(*weights.shape[:-1], -1)
+    output = (output / total[..., None]).to(query.dtype).flatten(1, 2)
+    masses = (each.clamp(min=_LEAST).log() + largest[..., 0] for each in (total, window, sinks))
+    return output, Near(*(each.flatten(1, 2) for each in masses))
 
 
 def spread_heads(heads: Tensor, shared: int) -> Tensor:

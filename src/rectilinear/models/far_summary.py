@@ -119,17 +119,20 @@ class FarSummary(nn.Module):
 
     def without_rotation(self, states: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
         """Queries or keys ``[rows, heads, tokens, width]`` as they were before the rotary embedding."""
-        if self.rotary is None or cos_sin is None:
-            return states
-        cos, sin = (each[:, None] if each.ndim == 3 else each for each in cos_sin)
-        return turned(states, cos, -sin, self.rotary) / _scale(cos, sin, states.shape[-1])
+        return states if self.rotary is None or cos_sin is None else without_rotation(states, cos_sin, self.rotary)
+
+    def turn_queries(self, queries: Tensor) -> Tensor:
+        """Queries before rotary embedding as they are on average towards far keys."""
+        cos, sin = self.turn.to(queries.dtype)
+        return turned(queries, cos, sin, self.rotary or "halves")
 
     def weigh(self, keys: Tensor, scaling: float) -> Tensor:
         """Weights ``[rows, key-value heads, tokens, shared * centroids]`` of keys before rotary embedding."""
         heads, width = keys.shape[1], keys.shape[-1]
         centroids = self.centroids.view(heads, -1, width).to(keys.dtype)
         exponents = keys @ centroids.transpose(-1, -2) * scaling - self.offsets.view(heads, 1, -1).to(keys.dtype)
-        return exponents.float().clamp(-_RANGE, _RANGE).exp()
+        finer = torch.promote_types(exponents.dtype, torch.float32)
+        return exponents.to(finer).clamp(-_RANGE, _RANGE).exp()
 
     def look(self, queries: Tensor, near: Near, sums: Tensor, counts: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """The value and the logarithm of the mass that queries before rotary embedding get for far tokens.
@@ -153,8 +156,7 @@ class FarSummary(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """What the mass depends on, ``[rows, heads, tokens, features]``, and the value; see `look`."""
         queries = queries.to(sums.dtype)
-        cos, sin = self.turn.to(sums.dtype)
-        seen = turned(queries, cos, sin, self.rotary or "halves")
+        seen = self.turn_queries(queries)
         centroids = self.centroids.to(sums.dtype)
         squares = seen.square().sum(-1, keepdim=True) + centroids.square().sum(-1)[:, None]
         closeness = (2 * seen @ centroids.transpose(-1, -2) - squares) * scaling
@@ -176,6 +178,12 @@ class FarSummary(nn.Module):
             share[..., 1:],
         ]
         return torch.cat(parts, -1), value
+
+
+def without_rotation(states: Tensor, cos_sin: tuple[Tensor, Tensor], rotary: str) -> Tensor:
+    """States ``[rows, heads, tokens, width]`` as they were before they were turned by ``cos_sin``."""
+    cos, sin = (each[:, None] if each.ndim == 3 else each for each in cos_sin)
+    return turned(states, cos, -sin, rotary) / _scale(cos, sin, states.shape[-1])
 
 
 def turned(states: Tensor, cos: Tensor, sin: Tensor, rotary: str) -> Tensor:

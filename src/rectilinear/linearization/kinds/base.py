@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from pydantic import PositiveInt
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rectilinear.linearization.fit import Fit, Site
+    from rectilinear.linearization.plan import Replacement
+    from rectilinear.linearization.workbench import Workbench
     from rectilinear.models.find_blocks import BlockStack
     from rectilinear.models.linear_block import LinearBlock
     from rectilinear.models.parts import Part
@@ -56,12 +58,16 @@ class Kind(Settings):
         """Raise a `RequestError` for a part of a block, with its weights, that it cannot take the place of."""
 
     def parameters(self, width: int, target: Target) -> int:
-        """How many parameters take the place of those that are replaced, or come beside them where these stay."""
+        """How many parameters take the place of those that are replaced; not asked where these stay."""
         return 0
 
     def features(self, width: int, target: Target) -> int:
         """How many numbers a token the map takes that is fitted; 0 where none is."""
         return 0
+
+    def prepare(self, bench: Workbench, replacements: Sequence[Replacement]) -> Mapping[Replacement, Any]:
+        """What is decided for all replacements by this kind together, before any of them is fitted."""
+        return {}
 
     def fit(self, site: Site) -> Fit:
         """Fit it, and make the modules that carry it out.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.settings import Target
@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rectilinear.linearization.fit import Fit, Site
+    from rectilinear.linearization.plan import Replacement
+    from rectilinear.linearization.windows import Wanted
+    from rectilinear.linearization.workbench import Workbench
     from rectilinear.models.parts import Part
+
+Far = Literal["none", "mean", "centroids"]
 
 _ATTENTION = "only attention sees a window; try `target=attention`"
 
 
 class Bounded(Kind):
-    """The attention's own weights, on the first tokens of a document and the last ones alone (arXiv 2309.17453)."""
+    """The attention's own, of the first tokens of a document and the last ones, and of sums over the others."""
 
     name: ClassVar[str] = "bounded"
     impossible: ClassVar[Mapping[Target, str]] = {"block": _ATTENTION, "mlp": _ATTENTION}
@@ -28,14 +33,27 @@ class Bounded(Kind):
     keeps_weights: ClassVar[bool] = True
 
     window: PositiveInt = 32
-    """Last tokens that bounded attention sees, the querying one among them."""
+    """Last tokens that bounded attention sees, the querying one among them: a mean over key-value heads."""
     sinks: NonNegativeInt = 4
     """First tokens of a document that bounded attention sees, too."""
+    far: Far = "centroids"
+    """What it gets of the tokens between: nothing, their mean value, or mean values by centroids of its queries."""
+    centroids: Annotated[int, Field(ge=2, le=64)] = 4
+    """Centroids of the queries of each head."""
+    uniform: bool = False
+    """The same window for all key-value heads; else those get long ones that lose most with short ones."""
 
     @property
     def remembers(self) -> bool:
         """The tokens that are still seen."""
         return True
+
+    @property
+    def _wanted(self) -> Wanted:
+        from rectilinear.linearization.windows import Wanted
+
+        count = {"none": 0, "mean": 1, "centroids": self.centroids}[self.far]
+        return Wanted(self.window, self.sinks, count, self.uniform)
 
     def check_part(self, model: nn.Module, part: Part) -> None:
         """The attention has to call transformers' registry of attention functions."""
@@ -43,23 +61,23 @@ class Bounded(Kind):
 
         find_attention(model, part)
 
-    def fit(self, site: Site) -> Fit:
-        """Nothing is fitted."""
-        from rectilinear.linearization.fit import Fit
-        from rectilinear.models.attention_probe import find_attention
-        from rectilinear.models.bounded_attention import bounded_attention
+    def prepare(self, bench: Workbench, replacements: Sequence[Replacement]) -> Mapping[Replacement, Any]:
+        """Windows of all key-value heads, and far summaries for these."""
+        from rectilinear.linearization.windows import allot, survey_all
 
-        bench, (part,) = site.bench, site.parts
-        with site.trying():
-            path = find_attention(bench.model, part, bench.one_row)
-        new = bounded_attention(
-            bench.model.get_submodule(path),
-            bench.padding,
-            window=self.window,
-            sinks=self.sinks,
-            cache_index=part.cache_layers or None,
-        )
-        return Fit({path: new})
+        if self.far == "none" and self.uniform:
+            return {}
+        surveys = survey_all(bench, replacements, self._wanted)
+        windows = allot(surveys, self.window)
+        return dict(zip(replacements, zip(surveys, windows, strict=True), strict=True))
+
+    def fit(self, site: Site) -> Fit:
+        """Windows and far summaries are there already; what the heads give is mapped to what is missing."""
+        from rectilinear.linearization.windows import place
+
+        return place(site, self._wanted)
 
     def __str__(self) -> str:
-        return f"bounded, window {self.window}, sinks {self.sinks}"
+        far = "" if self.far == "none" else f", far {self.far}"
+        far += f" {self.centroids}" if self.far == "centroids" else ""
+        return f"bounded, window {self.window}{' each' * self.uniform}, sinks {self.sinks}{far}"

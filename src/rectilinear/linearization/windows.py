@@ -1,0 +1,263 @@
+"""How long a window each key-value head gets: what heads lose with short ones is measured, and windows are allotted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rectilinear.errors import RequestError
+from rectilinear.linearization.far_fit import Whole, Yardstick, fit_far, mean_turn, prepare, window_errors
+from rectilinear.linearization.streams import Streams
+from rectilinear.models.attention_probe import find_attention
+from rectilinear.models.attention_record import Recorder, find_layout, find_output_map
+from rectilinear.models.bounded_attention import bounded_attention
+from rectilinear.models.capture import Passage
+from rectilinear.models.far_summary import FarSummary
+from rectilinear.models.running import hooked_before
+from rectilinear.ranks import current
+from rectilinear.text.batches import Batch
+
+if TYPE_CHECKING:
+    from rectilinear.linearization.fit import Fit, Site
+    from rectilinear.linearization.plan import Replacement
+    from rectilinear.linearization.workbench import Workbench
+
+#: Tokens that far summaries are fitted on, and windows compared.
+TOKENS = 8192
+
+# How rotary embeddings turn queries and keys, as the kept tensors have it, and what these have beside a summary's own.
+_LAYOUTS = (None, "halves", "pairs")
+_BESIDE = ("errors", "grid", "layout", "value_width")
+
+# Of the map of what is missing: ridges, and the least share of it that the map has to explain.
+_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_LEAST = 0.005
+
+# Windows that are tried, as multiples of the mean.
+_MULTIPLES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of the windows of some attentions."""
+
+    window: int
+    sinks: int
+    centroids: int  # of the far summary of each head; 0 for none
+    uniform: bool
+
+    def grid(self, tokens: int) -> tuple[int, ...]:
+        """Windows that are tried on rows of some tokens, the shortest first.
+
+        Raises:
+            RequestError: rows in which too few tokens are far.
+        """
+        longest = (tokens - self.sinks) // 2  # so that half of a row has far tokens to fit on
+        if self.window > longest:
+            raise RequestError(
+                f"expected rows of at least {2 * self.window + self.sinks} tokens to fit a `window` of {self.window} "
+                f"on, got {tokens}; try a larger `seq_len`"
+            )
+        tried = {max(1, round(self.window * each)) for each in _MULTIPLES}
+        return (self.window,) if self.uniform else tuple(sorted(one for one in tried if one <= longest))
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """What an attention loses with each window that was tried.
+
+    Attributes:
+        path: of the attention.
+        grid: the windows.
+        errors: ``[key-value heads, windows]``, mean squared errors of the output by heads, relative to the stream.
+        far: options of the `FarSummary`; None for none.
+        tensors: its tensors, with an axis of windows before their own.
+        value_width: of the values of a head.
+    """
+
+    path: str
+    grid: tuple[int, ...]
+    errors: Tensor
+    far: Mapping[str, Any] | None
+    tensors: Mapping[str, Tensor]
+    value_width: int
+
+    def chosen(self, windows: Sequence[int]) -> dict[str, Tensor]:
+        """The tensors of a far summary for windows of the key-value heads."""
+        places = torch.tensor([self.grid.index(window) for window in windows])
+        found = {}
+        for name, tensor in self.tensors.items():
+            if name == "turn":
+                found[name] = tensor[0]
+            else:  # of query heads
+                heads = places.repeat_interleave(tensor.shape[1] // len(places))
+                found[name] = tensor[heads, torch.arange(tensor.shape[1])]
+        return found
+
+
+def survey(site: Site, wanted: Wanted, seed: int) -> Survey:
+    """Fit far summaries for all windows on the original's rows before a block, and compare their errors."""
+    bench, (part,) = site.bench, site.parts
+    with site.trying():
+        path = find_attention(bench.model, part, bench.one_row)
+    made = bench.kept.recall(lambda: current().from_first(lambda: _measure(site, path, wanted, seed)))
+    tensors = {name: tensor for name, tensor in made.items() if name not in _BESIDE}
+    far = None
+    if tensors:
+        heads, count, width = tensors["centroids"].shape[1:]
+        far = {
+            "heads": heads,
+            "shared": heads // len(made["errors"]),
+            "centroids": count,
+            "width": width,
+            "rotary": _LAYOUTS[int(made["layout"])],
+        }
+    return Survey(path, tuple(made["grid"].tolist()), made["errors"], far, tensors, int(made["value_width"]))
+
+
+@torch.no_grad()
+def _measure(site: Site, path: str, wanted: Wanted, seed: int) -> dict[str, Tensor]:
+    bench = site.bench
+    attention = bench.model.get_submodule(path)
+    recorder, calls = Recorder(attention, bench.padding), list[tuple[Any, Any]]()
+    rows, scales, layout, output_map = list[Whole](), list[Tensor](), None, None
+    for number in bench.schedule.order:
+        if sum(part.query.shape[0] * part.query.shape[2] for part in rows) >= TOKENS:
+            break
+
+        def note(module: Any, args: Any, kwargs: Any) -> None:
+            calls[:] = [(args, kwargs)]
+
+        with hooked_before([recorder.module], note):
+            modules = [site.block, recorder.module]
+            block, given = site.streams.original(number, modules, {path: recorder.module})
+        inputs = recorder.take()
+        if not rows:
+            layout = find_layout(recorder, *calls[0])
+            output_map = find_output_map(attention, recorder, *calls[0])
+        rows.append(prepare(inputs, layout))
+        stream = (block.x + given.y if site.corrects else block.x).reshape(
+            *inputs.query.shape[:1], inputs.query.shape[2], -1
+        )
+        scales.append(stream.float().norm(dim=-1).clamp(min=1e-6))
+    yardstick, grid = Yardstick(output_map, scales), wanted.grid(rows[0].query.shape[2])
+    beside = {
+        "grid": torch.tensor(grid),
+        "layout": torch.tensor(_LAYOUTS.index(layout)),
+        "value_width": torch.tensor(rows[0].inputs.value.shape[-1]),
+    }
+    # Sums forget nothing, while an attention with a window of its own does.
+    if not wanted.centroids or rows[0].inputs.terms.sliding is not None:
+        errors = [window_errors(rows, window, wanted.sinks, yardstick) for window in grid]
+        return {"errors": torch.stack(errors, 1), **beside}
+    heads, width = rows[0].query.shape[1], rows[0].query.shape[-1]
+    far = FarSummary(heads, heads // rows[0].key.shape[1], wanted.centroids, width, layout)
+    far = far.to(rows[0].query.dtype)
+    far.turn.copy_(mean_turn(rows[0].inputs.rotation if layout else None, width))
+    fits = [fit_far(rows, far, window, wanted.sinks, yardstick, seed) for window in grid]
+    tensors = {name: torch.stack([fit.tensors[name] for fit in fits]) for name in fits[0].tensors}
+    return {**tensors, "errors": torch.stack([fit.errors for fit in fits], 1), **beside}
+
+
+def survey_all(bench: Workbench, replacements: Sequence[Replacement], wanted: Wanted) -> list[Survey]:
+    """`survey` of some attentions, in the order of their blocks; what trials before found out is not measured again."""
+    from rectilinear.linearization.fit import Site
+
+    found = []
+    with closing(Streams(bench.passes())) as streams:
+        for one in replacements:
+            key = (wanted, one.begins)
+            if key not in bench.surveys:
+                streams.advance(one.begins)
+                bench.surveys[key] = survey(Site(bench, one, streams), wanted, bench.seed)
+            found.append(bench.surveys[key])
+    return found
+
+
+def allot(surveys: Sequence[Survey], mean: int) -> list[list[int]]:
+    """Windows of all key-value heads of some attentions, of a mean that is at most ``mean``, for the least error.
+
+    All begin with the shortest; then the head whose error falls most for each token gets a longer one, as long as there
+    are tokens left.
+    """
+    heads = [(number, head) for number, one in enumerate(surveys) for head in range(len(one.errors))]
+    grids, errors = [one.grid for one in surveys], [one.errors.tolist() for one in surveys]
+    places = dict.fromkeys(heads, 0)
+    left = mean * len(heads) - sum(grids[number][0] for number, _ in heads)
+
+    def gain(step: tuple[tuple[int, int], int]) -> float:
+        (number, head), to = step
+        lost, grid, at = errors[number][head], grids[number], places[number, head]
+        return float((lost[at] - lost[to]) / (grid[to] - grid[at]))
+
+    while True:
+        steps = [
+            (head, to)
+            for head in heads
+            for to in range(places[head] + 1, len(grids[head[0]]))
+            if grids[head[0]][to] - grids[head[0]][places[head]] <= left
+        ]
+        best = max(steps, key=gain, default=None)
+        if best is None or gain(best) <= 0:
+            break
+        head, to = best
+        left -= grids[head[0]][to] - grids[head[0]][places[head]]
+        places[head] = to
+    return [[grid[places[number, head]] for head in range(len(errors[number]))] for number, grid in enumerate(grids)]
+
+
+def place(site: Site, wanted: Wanted) -> Fit:
+    """Bounded attention in the place of an attention; with a far summary, what it lacks is mapped from what it has.
+
+    The map takes what the heads give and the mean values of far tokens, of tokens that have any, to what the original's
+    residual stream has after the attention and the edited model's has not. Errors of a token count relative to the
+    stream's size. Where the map explains next to nothing of held-out rows there is none.
+    """
+    from rectilinear.linearization.fit import Fit
+
+    bench, (part,) = site.bench, site.parts
+    found, windows = site.prepared or (None, (wanted.window,))
+    with site.trying():
+        path = found.path if found else find_attention(bench.model, part, bench.one_row)
+    attention = bench.model.get_submodule(path)
+    options: dict[str, Any] = {
+        "window": windows[0] if len({*windows}) == 1 else windows,
+        "sinks": wanted.sinks,
+        "cache_index": part.cache_layers or None,
+        "far": found and found.far,
+    }
+    if found is None or found.far is None:
+        return Fit({path: bounded_attention(attention, bench.padding, **options)})
+    features = (found.far["heads"] + len(found.errors)) * found.value_width + 1
+    new = bounded_attention(attention, bench.padding, **options, far_output=[features, part.width])
+    new.far_summary.load_state_dict(found.chosen(windows))
+    new.far_output.weight.data.zero_()
+    if path != part.path:
+        new.far_output = None
+        return Fit({path: new})
+    given = list[Tensor]()
+
+    def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
+        features, target = bench.exact(given.pop()), site.aim(edited, original)
+        stream = target + bench.exact(edited[1].x) if site.corrects else target
+        weight = features[..., -1:] / stream.square().mean(-1, keepdim=True).add(1e-6).sqrt()
+        return features * weight, (target - bench.exact(edited[0].y)) * weight
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        given[:] = [args[0]]
+
+    context = [site.block] if site.corrects else []
+    with new.far_output.register_forward_pre_hook(note):
+        fitted, tokens = site.least_squares(
+            [new, *context], [attention, *context], pairs, intercept=False, edits={path: new}, ridges=_RIDGES
+        )
+    if fitted.held_out is None or fitted.held_out < _LEAST:
+        new.far_output = None
+    else:
+        new.far_output.weight.data.copy_(fitted.weight.T)
+    return Fit({path: new}, fitted, tokens)
