@@ -28,6 +28,8 @@ WINDOW = {"kind": "bounded", "far": "none", "uniform": True, "target": "attentio
 class Padding:
     """What a model would have noted of the tokens of one call."""
 
+    positions = None
+
     def __init__(self, real, starts):
         self.real, self.starts = real, starts
 

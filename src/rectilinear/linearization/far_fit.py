@@ -5,6 +5,7 @@ All is closed-form but for one small convex fit; nothing goes through the model 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from rectilinear.models.attention_record import ALL, AttentionInputs
 from rectilinear.models.bounded_step import Group, Looked, Reach, look
-from rectilinear.models.far_summary import FarSummary, FarSums, without_rotation
+from rectilinear.models.far_summary import FarSummary, FarSums, rotation_of
 from rectilinear.models.kept_tokens import KeptTokens, Places, find_places
 
 # Least distance of a token that the mean rotation is taken over.
@@ -28,41 +29,30 @@ class Whole(NamedTuple):
 
     Attributes:
         inputs: of the call.
-        query, key: before rotary embedding.
         places: where the tokens stand.
         output, mass: ``[rows, heads, tokens, width]`` and ``[rows, heads, tokens]``, of the attention itself, and the
             logarithm of the sum of its exponentials.
     """
 
     inputs: AttentionInputs
-    query: Tensor
-    key: Tensor
     places: Places
     output: Tensor
     mass: Tensor
 
 
-def prepare(inputs: AttentionInputs, layout: str | None) -> Whole:
+def prepare(inputs: AttentionInputs) -> Whole:
     """What an attention gives, by its own function, in float32 or finer."""
     inputs = inputs.finer()
     length = torch.zeros(len(inputs.key), dtype=torch.long, device=inputs.key.device)
-    places = find_places(length, inputs.key.shape[2], inputs.real, inputs.starts)
-    looked = _look(inputs, inputs.value, places, ALL, 0, None)
-
-    def plain(states: Tensor) -> Tensor:
-        known = layout is not None and inputs.rotation is not None
-        return without_rotation(states, inputs.rotation, layout) if known else states  # type: ignore[arg-type]
-
-    return Whole(inputs, plain(inputs.query), plain(inputs.key), places, looked.output, looked.near.kept)
+    places = find_places(length, inputs.positions, inputs.real, inputs.starts)
+    looked = _look(inputs, places, Reach(ALL, 0, None))
+    return Whole(inputs, places, looked.output, looked.near.kept)
 
 
-def _look(
-    inputs: AttentionInputs, values: Tensor, places: Places, window: int, sinks: int, sums: FarSums | None
-) -> Looked:
+def _look(inputs: AttentionInputs, places: Places, reach: Reach, sums: FarSums | None = None) -> Looked:
     """All queries of some rows, at once."""
-    tokens = KeptTokens.none(inputs.key, values)
-    reach = Reach(window, sinks, inputs.value.shape[-1])
-    return look(inputs.query, inputs.key, values, Group(tokens, sums), places, reach, inputs.terms)[0]
+    states = inputs.query, inputs.key, inputs.value
+    return look(*states, Group(KeptTokens.none(*states[1:]), sums), places, reach, inputs.terms)[0]
 
 
 class Fitted(NamedTuple):
@@ -77,19 +67,15 @@ class Fitted(NamedTuple):
     errors: Tensor
 
 
-def mean_turn(rotation: tuple[Tensor, Tensor] | None, width: int) -> Tensor:
+def mean_turn(far: FarSummary, tokens: int) -> Tensor:
     """The mean rotation of a query towards far keys, ``[2, width]``, cosines and sines; near ones are likelier."""
-    turn = torch.stack([torch.ones(width), torch.zeros(width)])
-    if rotation is None:
-        return turn
-    cos, sin = (each.reshape(-1, *each.shape[-2:])[0].double().cpu() for each in rotation)
-    tokens = len(cos)
-    distances = torch.arange(min(_NEAREST, tokens - 1), tokens)
-    share = (tokens - distances).double()
-    share = (share / share.sum())[:, None]
-    # Relative to the first token, so that it does not matter where positions begin.
-    turn[0, : cos.shape[1]] = (share * (cos[distances] * cos[0] + sin[distances] * sin[0])).sum(0)
-    turn[1, : cos.shape[1]] = (share * (sin[distances] * cos[0] - cos[distances] * sin[0])).sum(0)
+    turn = torch.stack([torch.ones(far.width), torch.zeros(far.width)])
+    if far.rotary is not None:
+        distances = torch.arange(min(_NEAREST, tokens - 1), tokens)
+        share = (tokens - distances).float()
+        share = (share / share.sum())[:, None]
+        means = [(share * each).sum(0) for each in rotation_of(distances, far.frequencies, far.rotary)]
+        turn[:, : len(means[0])] = torch.stack(means)
     return turn
 
 
@@ -127,7 +113,7 @@ def fit_far(rows: list[Whole], far: FarSummary, window: int, sinks: int, yardsti
         yardstick: what errors are measured by.
         seed: of k-means.
     """
-    nears = [_look(part.inputs, part.inputs.value, part.places, window, sinks, None) for part in rows]
+    nears = [_look(part.inputs, part.places, Reach(window, sinks, None)) for part in rows]
     shares = [_far_share(part, near) for part, near in zip(rows, nears, strict=True)]
     _place_centroids(rows, shares, far, sinks, seed)
     fits = [_Rows.of(part, far, window, sinks, share) for part, share in zip(rows, shares, strict=True)]
@@ -138,7 +124,7 @@ def fit_far(rows: list[Whole], far: FarSummary, window: int, sinks: int, yardsti
 
 def window_errors(rows: list[Whole], window: int, sinks: int, yardstick: Yardstick) -> Tensor:
     """``[key-value heads]``: as `Fitted.errors`, where far tokens are forgotten."""
-    looked = [_look(part.inputs, part.inputs.value, part.places, window, sinks, None) for part in rows]
+    looked = [_look(part.inputs, part.places, Reach(window, sinks, None)) for part in rows]
     return yardstick.errors([part.output for part in looked], rows)
 
 
@@ -150,7 +136,8 @@ def _far_share(part: Whole, near: Looked) -> Tensor:
 
 def _place_centroids(rows: list[Whole], shares: list[Tensor], far: FarSummary, sinks: int, seed: int) -> None:
     """Centroids of each head's queries, weighted by their far share, and offsets that keep weights in range."""
-    turned = torch.cat([far.turn_queries(part.query).transpose(0, 1).flatten(1, 2) for part in rows], 1)
+    plain = [far.without_rotation(part.inputs.query, part.inputs.positions) for part in rows]
+    turned = torch.cat([far.turn_queries(queries).transpose(0, 1).flatten(1, 2) for queries in plain], 1)
     weights = torch.cat([share.transpose(0, 1).flatten(1) for share in shares], 1)
     generator = torch.Generator().manual_seed(seed)
     if far.count > 1:
@@ -159,7 +146,7 @@ def _place_centroids(rows: list[Whole], shares: list[Tensor], far: FarSummary, s
     far.offsets.zero_()
     exponents = []
     for part in rows:
-        keys = part.key[:, :, sinks:]
+        keys = far.without_rotation(part.inputs.key, part.inputs.positions)[:, :, sinks:]
         centroids = far.centroids.view(keys.shape[1], -1, keys.shape[-1])
         exponents.append((keys @ centroids.transpose(-1, -2) * part.inputs.terms.scaling).amax((0, 2)))
     far.offsets.copy_(torch.stack(exponents).amax(0).view_as(far.offsets) - _HEADROOM)
@@ -201,12 +188,12 @@ class _Rows(NamedTuple):
     @classmethod
     def of(cls, part: Whole, far: FarSummary, window: int, sinks: int, share: Tensor) -> _Rows:
         """With centroids that are placed."""
-        inputs = part.inputs
-        weights = far.weigh(part.key, inputs.terms.scaling)
-        sums = FarSums.none(inputs.value, weights.shape[-1])
-        looked = _look(inputs, torch.cat([inputs.value, weights], -1), part.places, window, sinks, sums)
+        inputs, scaling = part.inputs, part.inputs.terms.scaling
+        sums = FarSums.none(inputs.value, far.shared * far.count)
+        looked = _look(inputs, part.places, Reach(window, sinks, partial(far.weigh, scaling=scaling)), sums)
         assert looked.sums is not None
-        features, value = far.features(part.query, looked.near, looked.sums, looked.counts, inputs.terms.scaling)
+        queries = far.without_rotation(inputs.query, inputs.positions)
+        features, value = far.features(queries, looked.near, looked.sums, looked.counts, scaling)
         return cls(part, features, value, looked.output, looked.near.kept, looked.counts, share)
 
     def output(self, far: FarSummary) -> Tensor:

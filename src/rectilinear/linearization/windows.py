@@ -14,7 +14,7 @@ from rectilinear.errors import RequestError
 from rectilinear.linearization.far_fit import Whole, Yardstick, fit_far, mean_turn, prepare, window_errors
 from rectilinear.linearization.streams import Streams
 from rectilinear.models.attention_probe import find_attention
-from rectilinear.models.attention_record import Recorder, find_layout, find_output_map
+from rectilinear.models.attention_record import Recorder, find_output_map, find_rotary
 from rectilinear.models.bounded_attention import bounded_attention
 from rectilinear.models.capture import Passage
 from rectilinear.models.far_summary import FarSummary
@@ -32,7 +32,7 @@ TOKENS = 8192
 
 # How rotary embeddings turn queries and keys, as the kept tensors have it, and what these have beside a summary's own.
 _LAYOUTS = (None, "halves", "pairs")
-_BESIDE = ("errors", "grid", "layout", "value_width")
+_BESIDE = ("errors", "grid", "layout", "frequencies", "value_width")
 
 # Of the map of what is missing: ridges, and the least share of it that the map has to explain.
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -116,6 +116,7 @@ def survey(site: Site, wanted: Wanted, seed: int) -> Survey:
             "centroids": count,
             "width": width,
             "rotary": _LAYOUTS[int(made["layout"])],
+            "frequencies": made["frequencies"].tolist(),
         }
     return Survey(path, tuple(made["grid"].tolist()), made["errors"], far, tensors, int(made["value_width"]))
 
@@ -125,9 +126,9 @@ def _measure(site: Site, path: str, wanted: Wanted, seed: int) -> dict[str, Tens
     bench = site.bench
     attention = bench.model.get_submodule(path)
     recorder, calls = Recorder(attention, bench.padding), list[tuple[Any, Any]]()
-    rows, scales, layout, output_map = list[Whole](), list[Tensor](), None, None
+    rows, scales, rotary, output_map = list[Whole](), list[Tensor](), None, None
     for number in bench.schedule.order:
-        if sum(part.query.shape[0] * part.query.shape[2] for part in rows) >= TOKENS:
+        if sum(part.inputs.key.shape[0] * part.inputs.key.shape[2] for part in rows) >= TOKENS:
             break
 
         def note(module: Any, args: Any, kwargs: Any) -> None:
@@ -138,27 +139,29 @@ def _measure(site: Site, path: str, wanted: Wanted, seed: int) -> dict[str, Tens
             block, given = site.streams.original(number, modules, {path: recorder.module})
         inputs = recorder.take()
         if not rows:
-            layout = find_layout(recorder, *calls[0])
+            rotary = find_rotary(recorder, *calls[0])
             output_map = find_output_map(attention, recorder, *calls[0])
-        rows.append(prepare(inputs, layout))
+        rows.append(prepare(inputs))
         stream = (block.x + given.y if site.corrects else block.x).reshape(
             *inputs.query.shape[:1], inputs.query.shape[2], -1
         )
         scales.append(stream.float().norm(dim=-1).clamp(min=1e-6))
-    yardstick, grid = Yardstick(output_map, scales), wanted.grid(rows[0].query.shape[2])
+    yardstick, grid = Yardstick(output_map, scales), wanted.grid(rows[0].inputs.key.shape[2])
     beside = {
         "grid": torch.tensor(grid),
-        "layout": torch.tensor(_LAYOUTS.index(layout)),
+        "layout": torch.tensor(_LAYOUTS.index(rotary.layout if rotary else None)),
+        "frequencies": torch.tensor(rotary.frequencies if rotary else (), dtype=torch.float64),
         "value_width": torch.tensor(rows[0].inputs.value.shape[-1]),
     }
     # Sums forget nothing, while an attention with a window of its own does.
     if not wanted.centroids or rows[0].inputs.terms.sliding is not None:
         errors = [window_errors(rows, window, wanted.sinks, yardstick) for window in grid]
         return {"errors": torch.stack(errors, 1), **beside}
-    heads, width = rows[0].query.shape[1], rows[0].query.shape[-1]
-    far = FarSummary(heads, heads // rows[0].key.shape[1], wanted.centroids, width, layout)
-    far = far.to(rows[0].query.dtype)
-    far.turn.copy_(mean_turn(rows[0].inputs.rotation if layout else None, width))
+    heads, tokens, width = rows[0].inputs.query.shape[1:]
+    turns = (rotary.layout, rotary.frequencies) if rotary else ()
+    far = FarSummary(heads, heads // rows[0].inputs.key.shape[1], wanted.centroids, width, *turns)
+    far = far.to(rows[0].inputs.query.dtype)
+    far.turn.copy_(mean_turn(far, tokens))
     fits = [fit_far(rows, far, window, wanted.sinks, yardstick, seed) for window in grid]
     tensors = {name: torch.stack([fit.tensors[name] for fit in fits]) for name in fits[0].tensors}
     return {**tensors, "errors": torch.stack([fit.errors for fit in fits], 1), **beside}

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from rectilinear.models.bounded_attention import BoundedAttention, bounded_attention, find_rotation
+from rectilinear.models.bounded_attention import BoundedAttention, bounded_attention
 from rectilinear.models.bounded_step import Terms
 from rectilinear.models.calls import same
-from rectilinear.models.far_summary import without_rotation
+from rectilinear.models.far_summary import rotation_of, turned
 from rectilinear.models.stand_ins import PaddingMask
 
 #: More tokens than any row has.
 ALL = 1 << 30
 
 _LAYOUTS = ("halves", "pairs")
+
+# How far keys may be from those that are turned anew, relative to their size: angles add up over positions.
+_CLOSE = 2e-3
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How a rotary embedding turns queries and keys, see `FarSummary`."""
+
+    layout: str
+    frequencies: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +39,7 @@ class AttentionInputs:
     Attributes:
         query, key, value: with positions in the first two.
         terms: what else the function is told.
-        rotation: cosines and sines of the rotary embedding; None for none.
+        positions: ``[rows, tokens]`` int64.
         real, starts: ``[rows, tokens]``, which tokens are no padding, and which begin a document; None for all, none.
     """
 
@@ -35,16 +47,15 @@ class AttentionInputs:
     key: Tensor
     value: Tensor
     terms: Terms
-    rotation: tuple[Tensor, Tensor] | None
+    positions: Tensor
     real: Tensor | None
     starts: Tensor | None
 
     def finer(self) -> AttentionInputs:
         """The same in float32, or in float64 where they are."""
         dtype = torch.promote_types(self.query.dtype, torch.float32)
-        rotation = self.rotation and (self.rotation[0].to(dtype), self.rotation[1].to(dtype))
         states = {name: getattr(self, name).to(dtype) for name in ("query", "key", "value")}
-        return replace(self, rotation=rotation, **states)
+        return replace(self, **states)
 
 
 class Recorder:
@@ -63,7 +74,8 @@ class Recorder:
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         module: Any = self.module
-        self.inputs = AttentionInputs(query, key, value, terms, module._rotation, *module._noted(key.transpose(1, 2)))
+        like = key.transpose(1, 2)
+        self.inputs = AttentionInputs(query, key, value, terms, module._positions(like, 0), *module._noted(like))
         self.output = BoundedAttention.attend(module, query, key, value, terms)
         return self.output
 
@@ -73,12 +85,13 @@ class Recorder:
         return cast(AttentionInputs, inputs)
 
 
-def find_layout(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-    """How an attention's rotary embedding turns queries and keys, in ``halves`` or in ``pairs``; None where in neither.
+def find_rotary(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rotary | None:
+    """How an attention's rotary embedding turns queries and keys; None where it has none that can be undone.
 
-    The attention is called twice with the same arguments, once with an embedding that turns nothing.
+    The embedding is an argument, cosines and sines. The attention is called twice with the same arguments, once with
+    one that turns nothing: what turns the keys of that into those of the other is the layout.
     """
-    rotation = find_rotation([*args, *kwargs.values()])
+    rotation = _rotation_in([*args, *kwargs.values()])
     if rotation is None:
         return None
     still = (torch.ones_like(rotation[0]), torch.zeros_like(rotation[1]))
@@ -88,13 +101,27 @@ def find_layout(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any
         return still if same else value
 
     recorder.module(*args, **kwargs)
-    turned = recorder.take()
+    inputs = recorder.take()
     recorder.module(*map(without, args), **{name: without(value) for name, value in kwargs.items()})
-    plain = recorder.take()
+    plain = recorder.take().key.float()
+    cos, sin = (each.reshape(-1, *each.shape[-2:])[0].float() for each in rotation)
+    angles = torch.atan2(sin[1] * cos[0] - cos[1] * sin[0], cos[1] * cos[0] + sin[1] * sin[0])
     for layout in _LAYOUTS:
-        found = without_rotation(turned.key, rotation, layout)
-        if found.shape == plain.key.shape and (found - plain.key).norm() <= 1e-3 * plain.key.norm():
-            return layout
+        frequencies = angles[: len(angles) // 2] if layout == "halves" else angles[::2]
+        cosines, sines = rotation_of(inputs.positions, frequencies.tolist(), layout)
+        found = turned(plain, cosines[:, None], sines[:, None], layout)
+        found = found * (inputs.key.norm() / found.norm())  # some embeddings lengthen what they turn
+        if (found - inputs.key).norm() <= _CLOSE * found.norm():
+            return Rotary(layout, tuple(frequencies.tolist()))
+    return None
+
+
+def _rotation_in(arguments: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+    """The cosines and sines of a rotary embedding, ``[rows, tokens, entries]`` each, among an attention's arguments."""
+    pairs = (each for each in arguments if isinstance(each, (tuple, list)) and len(each) == 2)
+    for one, other in pairs:
+        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape and one.ndim >= 2:
+            return one, other
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -76,7 +76,6 @@ class BoundedAttention(StandIn):
     role = "attention"
     # In one attribute, as attentions have some of their own, ``sinks`` say.
     bounds: Bounds
-    _rotation: tuple[Tensor, Tensor] | None
     _heads: Tensor | None
     far_summary: FarSummary | None
     far_output: nn.Linear | None
@@ -110,13 +109,13 @@ class BoundedAttention(StandIn):
         layers = self._layers_in([*args, *kwargs.values()])
         for layer in layers:
             layer.hands_over = True
-        self._kept, self._rotation = self._state_in(layers), find_rotation([*args, *kwargs.values()])
+        self._kept = self._state_in(layers)
         attention: Any = super()
         try:
             output = attention.forward(*args, **kwargs)
             return output if self.far_output is None else self._with_far_output(output)
         finally:
-            self._kept = self._rotation = self._heads = None
+            self._kept = self._heads = None
 
     def _with_far_output(self, output: Any) -> Any:
         first = output[0] if isinstance(output, (tuple, list)) else output
@@ -134,42 +133,33 @@ class BoundedAttention(StandIn):
         state = cast("BoundedState | None", kept.state) if kept else None
         if state is None:
             state = self._begin(key, value)
-        real, starts = self._noted(key.transpose(1, 2))
-        places = find_places(state.groups[0].tokens.length, key.shape[2], real, starts)
-        before, weighed = state, value
-        if self.far_summary is not None:  # with each value, how much it will weigh in sums once it is far
-            weights = self.far_summary.weigh(self.far_summary.without_rotation(key, self._rotation), terms.scaling)
-            weighed = torch.cat([value, weights], -1)
+        like = key.transpose(1, 2)
+        positions = self._positions(like, kept.length if kept else 0)
+        places, before = find_places(state.groups[0].tokens.length, positions, *self._noted(like)), state
 
         def go(tokens: int) -> tuple[list[Looked], BoundedState]:
-            parts = query[:, :, :tokens], key[:, :, :tokens], weighed[:, :, :tokens]
-            return self._go(*parts, before, places.part(0, tokens), (value.shape[-1], terms))
+            parts = query[:, :, :tokens], key[:, :, :tokens], value[:, :, :tokens]
+            return self._go(*parts, before, places.part(0, tokens), terms)
 
         looked, after = go(key.shape[2])
         if kept:
             kept.advance(after, key.shape[2], lambda tokens: go(tokens)[1] if tokens else before)
-        output = self._combine(query, looked, terms)
+        output = self._combine(query, positions, looked, terms)
         return output.transpose(1, 2).contiguous()
 
     def _begin(self, key: Tensor, value: Tensor) -> BoundedState:
         """The state before the first token."""
         groups, far = list[Group](), self.far_summary
         for _, heads in self.bounds.groups(key.shape[1]):
-            tokens = KeptTokens.none(key[:, heads], value[:, heads])
-            if far is None:
-                groups.append(Group(tokens, None))
-            else:
-                sums = FarSums.none(value[:, heads], far.shared * far.count)
-                weights = sums.weighted.new_zeros(*tokens.values.shape[:3], sums.weighted.shape[2])
-                tokens = tokens._replace(values=torch.cat([tokens.values, weights], -1))
-                groups.append(Group(tokens, sums))
+            sums = None if far is None else FarSums.none(value[:, heads], far.shared * far.count)
+            groups.append(Group(KeptTokens.none(key[:, heads], value[:, heads]), sums))
         return BoundedState(tuple(groups))
 
     def _go(
-        self, query: Tensor, key: Tensor, value: Tensor, state: BoundedState, places: Places, asked: tuple[int, Terms]
+        self, query: Tensor, key: Tensor, value: Tensor, state: BoundedState, places: Places, terms: Terms
     ) -> tuple[list[Looked], BoundedState]:
         """What queries get of some tokens at a time, and what is kept after all of them."""
-        (width, terms), groups = asked, state.groups
+        groups, far = state.groups, self.far_summary
         found = list[Looked]()
         bounds = self.bounds.groups(key.shape[1])
         order = [heads for _, heads in bounds]
@@ -181,7 +171,8 @@ class BoundedAttention(StandIn):
                 queries = slice(None) if isinstance(heads, slice) else spread_heads(heads, shared)
                 own = terms if terms.sinks is None else terms._replace(sinks=terms.sinks[queries])
                 inputs = query[:, queries, here], key[:, heads, here], value[:, heads, here]
-                reach = Reach(window, self.bounds.sinks, width)
+                weigh = None if far is None else partial(far.weigh, scaling=terms.scaling, heads=heads)
+                reach = Reach(window, self.bounds.sinks, weigh)
                 part, rest = look(*inputs, group, places.part(here.start, here.stop), reach, own)
                 parts.append(part)
                 after.append(rest)
@@ -189,11 +180,11 @@ class BoundedAttention(StandIn):
             groups = tuple(after)
         return found, BoundedState(tuple(Group(starting(each.tokens), each.sums) for each in groups))
 
-    def _combine(self, query: Tensor, looked: list[Looked], terms: Terms) -> Tensor:
+    def _combine(self, query: Tensor, positions: Tensor, looked: list[Looked], terms: Terms) -> Tensor:
         """What the heads give, ``[rows, heads, tokens, width]``, of what is kept and of far tokens."""
         if self.far_summary is None:
             return torch.cat([part.output for part in looked], 2)
-        plain, outputs, begin = self.far_summary.without_rotation(query, self._rotation), list[Tensor](), 0
+        plain, outputs, begin = self.far_summary.without_rotation(query, positions), list[Tensor](), 0
         for part in looked:
             end = begin + part.output.shape[2]
             sums = cast(Tensor, part.sums)
@@ -208,15 +199,6 @@ class BoundedAttention(StandIn):
             anything = torch.cat([part.counts for part in looked], 2).amax(1)[..., None] > 0
             self._heads = nn.functional.pad(given, (0, 1), value=1.0) * anything.to(given.dtype)
         return output
-
-
-def find_rotation(arguments: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
-    """The cosines and sines of a rotary embedding, among the arguments of an attention."""
-    pairs = (each for each in arguments if isinstance(each, (tuple, list)) and len(each) == 2)
-    for one, other in pairs:
-        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape and one.ndim >= 2:
-            return one, other
-    return None
 
 
 def _called(
@@ -284,7 +266,7 @@ def bounded_attention(
     new.config._attn_implementation = _NAME
     new.bounds = Bounds((window,) if isinstance(window, int) else tuple(window), sinks)
     new.padding, new.times_called = padding, 0
-    new._kept = new._rotation = new._heads = None
+    new._kept = new._heads = None
     like = next((each for each in old.parameters() if each.is_floating_point()), torch.empty(0))
     with torch.device(like.device):
         new.far_summary = None if far is None else FarSummary(**far).to(like.dtype)

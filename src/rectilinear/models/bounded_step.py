@@ -37,11 +37,17 @@ class Terms(NamedTuple):
 
 
 class Reach(NamedTuple):
-    """How far a group of heads sees: ``window`` last and ``sinks`` first tokens; and the width of its values."""
+    """How far a group of heads sees.
+
+    Attributes:
+        window, sinks: the last and the first tokens that it sees.
+        weigh: gives the weights ``[rows, heads, tokens, ...]`` of keys ``[rows, heads, tokens, width]`` at positions
+            ``[rows, tokens]`` in sums over far tokens; None without such sums.
+    """
 
     window: int
     sinks: int
-    width: int
+    weigh: Callable[[Tensor, Tensor], Tensor] | None
 
 
 class Group(NamedTuple):
@@ -79,27 +85,26 @@ def look(
     """What the query heads of some key-value heads get, and what these keep then.
 
     Args:
-        query, key, value: ``[rows, heads, tokens, width]``; where there are sums the values are followed by what each
-            will weigh in them.
+        query, key, value: ``[rows, heads, tokens, width]``.
         before: what is kept of the tokens before.
         places: where the tokens stand.
         reach: how far they see.
         terms: of the attention.
     """
-    keys, extended, there = join(before.tokens, key, value, places)
-    values, weights = extended[..., : reach.width], extended[..., reach.width :]
+    keys, values, there = join(before.tokens, key, value, places)
     visible = seen(places, there, reach.window, reach.sinks, terms.sliding)
     output, near = _weighted(query, keys, values, visible, (there.ranks >= 0) & (there.ranks < reach.sinks), terms)
     counts = (places.ranks + 1 - reach.window - reach.sinks).clamp(min=0)[:, None].expand(-1, query.shape[1], -1)
-    after, sums = keep(keys, extended, there, reach.window, reach.sinks), before.sums
-    if sums is None:
+    after, sums = keep(keys, values, there, reach.window, reach.sinks), before.sums
+    if sums is None or reach.weigh is None:
         return Looked(output, near, None, None, counts), Group(after, None)
+    weights = reach.weigh(keys, there.positions)
     ages = places.ranks[:, :, None] - there.ranks[:, None]
     old = (ages >= reach.window) & (there.ranks >= reach.sinks)[:, None]
     far = old & (places.documents[:, :, None] == there.documents[:, None])
     every = sums.seen(values, weights, far, places.documents == before.tokens.document[:, None])
     shared = query.shape[1] // key.shape[1]
-    by_head = every.weighted.view(*every.weighted.shape[:3], shared, -1, reach.width + 1)
+    by_head = every.weighted.view(*every.weighted.shape[:3], shared, -1, values.shape[-1] + 1)
     means = every.values.repeat_interleave(shared, 1) / counts.clamp(min=1)[..., None]
     left = (there.documents == after.document[:, None]) & (there.ranks >= reach.sinks)
     left = left & (there.ranks <= after.length[:, None] - reach.window)

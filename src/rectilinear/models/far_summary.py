@@ -5,8 +5,8 @@ This file travels with checkpoints as `modeling_rectilinear` does, so it imports
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -91,12 +91,22 @@ class FarSummary(nn.Module):
         shared: see there.
         centroids: for each query head.
         width: of queries and keys.
-        rotary: how many of these the rotary embedding turns, in ``halves`` or in ``pairs``; None for no embedding.
+        rotary: how the rotary embedding turns these, in ``halves`` or in ``pairs``; None for no embedding.
+        frequencies: by how much it turns each two entries from one position to the next.
     """
 
-    def __init__(self, heads: int, shared: int, centroids: int, width: int, rotary: str | None = None) -> None:
+    def __init__(
+        self,
+        heads: int,
+        shared: int,
+        centroids: int,
+        width: int,
+        rotary: str | None = None,
+        frequencies: Sequence[float] = (),
+    ) -> None:
         super().__init__()
-        self.heads, self.shared, self.count, self.width, self.rotary = heads, shared, centroids, width, rotary
+        self.heads, self.shared, self.count, self.width = heads, shared, centroids, width
+        self.rotary, self.frequencies = rotary, [*frequencies]
         self.centroids = nn.Parameter(torch.zeros(heads, centroids, width))
         self.offsets = nn.Parameter(torch.zeros(heads, centroids))
         self.weights = nn.Parameter(torch.zeros(heads, self.features_of(width, centroids)))
@@ -107,7 +117,7 @@ class FarSummary(nn.Module):
         """How many features the mass depends on."""
         return 7 + 2 * width + centroids - 1
 
-    def options(self) -> dict[str, int | str | None]:
+    def options(self) -> dict[str, Any]:
         """The arguments that make another one like this, for a config."""
         return {
             "heads": self.heads,
@@ -115,22 +125,30 @@ class FarSummary(nn.Module):
             "centroids": self.count,
             "width": self.width,
             "rotary": self.rotary,
+            "frequencies": self.frequencies,
         }
 
-    def without_rotation(self, states: Tensor, cos_sin: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Queries or keys ``[rows, heads, tokens, width]`` as they were before the rotary embedding."""
-        return states if self.rotary is None or cos_sin is None else without_rotation(states, cos_sin, self.rotary)
+    def without_rotation(self, states: Tensor, positions: Tensor) -> Tensor:
+        """Queries or keys ``[rows, heads, tokens, width]`` at some positions as before the rotary embedding."""
+        if self.rotary is None:
+            return states
+        cos, sin = rotation_of(positions, self.frequencies, self.rotary)
+        return turned(states, cos[:, None].to(states.dtype), -sin[:, None].to(states.dtype), self.rotary)
 
     def turn_queries(self, queries: Tensor) -> Tensor:
         """Queries before rotary embedding as they are on average towards far keys."""
         cos, sin = self.turn.to(queries.dtype)
         return turned(queries, cos, sin, self.rotary or "halves")
 
-    def weigh(self, keys: Tensor, scaling: float) -> Tensor:
-        """Weights ``[rows, key-value heads, tokens, shared * centroids]`` of keys before rotary embedding."""
-        heads, width = keys.shape[1], keys.shape[-1]
-        centroids = self.centroids.view(heads, -1, width).to(keys.dtype)
-        exponents = keys @ centroids.transpose(-1, -2) * scaling - self.offsets.view(heads, 1, -1).to(keys.dtype)
+    def weigh(self, keys: Tensor, positions: Tensor, scaling: float, heads: Tensor | slice = slice(None)) -> Tensor:
+        """Weights ``[rows, heads, tokens, shared * centroids]`` of keys ``[rows, heads, tokens, width]`` in the sums.
+
+        The heads are those key-value heads, of all, that ``heads`` says.
+        """
+        keys = self.without_rotation(keys, positions)
+        centroids = self.centroids.view(-1, self.shared * self.count, self.width)[heads].to(keys.dtype)
+        offsets = self.offsets.view(-1, 1, self.shared * self.count)[heads].to(keys.dtype)
+        exponents = keys @ centroids.transpose(-1, -2) * scaling - offsets
         finer = torch.promote_types(exponents.dtype, torch.float32)
         return exponents.to(finer).clamp(-_RANGE, _RANGE).exp()
 
@@ -180,10 +198,11 @@ class FarSummary(nn.Module):
         return torch.cat(parts, -1), value
 
 
-def without_rotation(states: Tensor, cos_sin: tuple[Tensor, Tensor], rotary: str) -> Tensor:
-    """States ``[rows, heads, tokens, width]`` as they were before they were turned by ``cos_sin``."""
-    cos, sin = (each[:, None] if each.ndim == 3 else each for each in cos_sin)
-    return turned(states, cos, -sin, rotary) / _scale(cos, sin, states.shape[-1])
+def rotation_of(positions: Tensor, frequencies: Sequence[float], rotary: str) -> tuple[Tensor, Tensor]:
+    """Cosines and sines ``[..., entries]`` that a rotary embedding turns entries by at some positions, in float32."""
+    angles = positions[..., None].float() * torch.tensor(frequencies, device=positions.device)
+    both = torch.cat([angles, angles], -1) if rotary == "halves" else angles.repeat_interleave(2, -1)
+    return both.cos(), both.sin()
 
 
 def turned(states: Tensor, cos: Tensor, sin: Tensor, rotary: str) -> Tensor:
@@ -195,9 +214,3 @@ def turned(states: Tensor, cos: Tensor, sin: Tensor, rotary: str) -> Tensor:
     else:
         partner = torch.stack([-some[..., 1::2], some[..., ::2]], -1).flatten(-2)
     return torch.cat([some * cos + partner * sin, rest], -1).to(states.dtype)
-
-
-def _scale(cos: Tensor, sin: Tensor, width: int) -> Tensor:
-    """By how much rotary embeddings lengthen what they turn, squared, as they do for some long contexts."""
-    scale = cos.square() + sin.square()
-    return nn.functional.pad(scale, (0, width - scale.shape[-1]), value=1.0)

@@ -19,11 +19,13 @@ class Places(NamedTuple):
         ranks: ``[rows, tokens]`` int64, how many tokens of its document come before each; -1 for padding.
         documents: ``[rows, tokens]`` int64, which document of its row each belongs to.
         lengths: ``[rows, tokens]`` int64, how many tokens its document has up to each.
+        positions: ``[rows, tokens]`` int64, by which positions are in queries and keys.
     """
 
     ranks: Tensor
     documents: Tensor
     lengths: Tensor
+    positions: Tensor
 
     def part(self, begin: int, end: int) -> Places:
         """Those of some of the tokens."""
@@ -35,13 +37,14 @@ class KeptTokens(NamedTuple):
 
     Attributes:
         keys, values: ``[rows, heads, kept, width]``.
-        ranks: ``[rows, kept]`` int64, see `Places`; -1 where a row keeps fewer than others.
+        ranks, positions: ``[rows, kept]`` int64, see `Places`; ranks are -1 where a row keeps fewer than others.
         document, length: ``[rows]`` int64, the document that they are of, and how many tokens it has so far.
     """
 
     keys: Tensor
     values: Tensor
     ranks: Tensor
+    positions: Tensor
     document: Tensor
     length: Tensor
 
@@ -50,32 +53,29 @@ class KeptTokens(NamedTuple):
         """Before the first token of some keys and values ``[rows, heads, tokens, width]``."""
         ranks = torch.zeros(len(keys), 0, dtype=torch.long, device=keys.device)
         zeros = ranks.new_zeros(len(keys))
-        return cls(keys[:, :, :0], values[:, :, :0], ranks, zeros, zeros)
+        return cls(keys[:, :, :0], values[:, :, :0], ranks, ranks, zeros, zeros)
 
     def each_row(self, change: Callable[[Tensor, int], Tensor]) -> KeptTokens:
         """The same, with each tensor changed; ``change`` takes one and the number of the axis that rows are on."""
         return KeptTokens(*(change(tensor, 0) for tensor in self))
 
-    def heads(self, which: Tensor | slice) -> KeptTokens:
-        """Those of some heads."""
-        return self._replace(keys=self.keys[:, which], values=self.values[:, which])
 
-
-def find_places(length: Tensor, tokens: int, real: Tensor | None, starts: Tensor | None) -> Places:
+def find_places(length: Tensor, positions: Tensor, real: Tensor | None, starts: Tensor | None) -> Places:
     """Where the next tokens stand.
 
     Args:
         length: ``[rows]`` int64, tokens of the document that goes on.
-        tokens: how many.
+        positions: ``[rows, tokens]`` int64, see `Places`.
         real, starts: ``[rows, tokens]`` bool, true for what is no padding, and where a document begins; None where all
             are real, and where none begins.
     """
-    counts = torch.ones(len(length), tokens, dtype=torch.long, device=length.device) if real is None else real.long()
+    counts = torch.ones_like(positions) if real is None else real.long()
     lengths, documents = counts.cumsum(1) + length[:, None], torch.zeros_like(counts)
     if starts is not None:
         lengths = lengths - torch.where(starts, lengths - counts, 0).cummax(1).values
         documents = starts.long().cumsum(1)
-    return Places(lengths - 1 if real is None else torch.where(real, lengths - 1, -1), documents, lengths)
+    ranks = lengths - 1 if real is None else torch.where(real, lengths - 1, -1)
+    return Places(ranks, documents, lengths, positions)
 
 
 def seen(queries: Places, keys: Places, window: int, sinks: int, sliding: int | None = None) -> Tensor:
@@ -97,7 +97,7 @@ def seen(queries: Places, keys: Places, window: int, sinks: int, sliding: int | 
 def join(kept: KeptTokens, keys: Tensor, values: Tensor, places: Places) -> tuple[Tensor, Tensor, Places]:
     """Keys and values ``[rows, heads, tokens, width]`` of what is kept and of the tokens after it, and their places."""
     documents = kept.document[:, None].expand_as(kept.ranks)
-    earlier = Places(kept.ranks, documents, kept.ranks + 1)
+    earlier = Places(kept.ranks, documents, kept.ranks + 1, kept.positions)
     joined = Places(*(torch.cat(pair, 1) for pair in zip(earlier, places, strict=True)))
     return torch.cat([kept.keys, keys], 2), torch.cat([kept.values, values], 2), joined
 
@@ -114,7 +114,8 @@ def keep(keys: Tensor, values: Tensor, places: Places, window: int, sinks: int) 
     def take(tensor: Tensor) -> Tensor:
         return tensor.gather(2, chosen[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[-1]))
 
-    return KeptTokens(take(keys), take(values), torch.where(wanted, ranks, -1).gather(1, chosen), document, length)
+    ranks = torch.where(wanted, ranks, -1).gather(1, chosen)
+    return KeptTokens(take(keys), take(values), ranks, places.positions.gather(1, chosen), document, length)
 
 
 def starting(kept: KeptTokens) -> KeptTokens:

@@ -119,6 +119,13 @@ class StandIn:
         real, starts = (None if each is None else each.to(like.device).expand(len(like), -1) for each in noted)
         return real, starts
 
+    def _positions(self, like: Tensor, past: int) -> Tensor:
+        """Positions ``[rows, tokens]`` int64 of the last tokens, for ``like``, ``[rows, tokens, ...]``, after some."""
+        noted, shape = self.padding.positions, like.shape[:2]
+        if isinstance(noted, Tensor) and noted.ndim == 2 and noted.shape[1] == shape[1]:
+            return noted.to(like.device).expand(shape)
+        return (torch.arange(shape[1], device=like.device) + past).expand(shape)
+
 
 def one_or_all(indices: Sequence[int]) -> int | list[int] | None:
     """Layers of a cache as a configuration has them."""
