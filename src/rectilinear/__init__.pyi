@@ -23,6 +23,7 @@ from rectilinear.evaluation.settings import Judging as Judging
 from rectilinear.evaluation.settings import Probing as Probing
 from rectilinear.evaluation.settings import Stories as Stories
 from rectilinear.linearization.kinds.affine import Affine as Affine
+from rectilinear.linearization.kinds.bounded import Bounded as Bounded
 from rectilinear.linearization.kinds.drop import Drop as Drop
 from rectilinear.linearization.kinds.filter import Filter as Filter
 from rectilinear.linearization.kinds.folded import Folded as Folded

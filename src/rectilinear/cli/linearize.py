@@ -44,7 +44,7 @@ def linearize(
     loading: ModelOptions[Loading] = Loading(),
     runtime: RuntimeOptions[Published] = Published(),
 ) -> None:
-    """Replace blocks, attentions or MLPs by something linear, and write a checkpoint that works.
+    """Replace blocks, attentions or MLPs by something cheaper, and write a checkpoint that works.
 
     Which ones: one of --blocks, --count, --budget, --max-loss-increase and --plan.
 

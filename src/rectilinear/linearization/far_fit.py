@@ -103,20 +103,16 @@ class Yardstick(NamedTuple):
         return torch.stack(found).mean(0)
 
 
-def fit_far(rows: list[Whole], far: FarSummary, window: int, sinks: int, yardstick: Yardstick, seed: int) -> Fitted:
-    """Fit a far summary for a window, and see how well it does.
+def fit_far(rows: list[Whole], far: FarSummary, window: int, sinks: int, yardstick: Yardstick) -> Fitted:
+    """Fit a far summary, whose centroids are there, for a window, and see how well it does.
 
     Args:
         rows: what the attention gives for some rows.
-        far: whose parameters are written, but for ``turn``.
+        far: whose ``weights`` are written.
         window, sinks: what is kept beside.
         yardstick: what errors are measured by.
-        seed: of k-means.
     """
-    nears = [_look(part.inputs, part.places, Reach(window, sinks, None)) for part in rows]
-    shares = [_far_share(part, near) for part, near in zip(rows, nears, strict=True)]
-    _place_centroids(rows, shares, far, sinks, seed)
-    fits = [_Rows.of(part, far, window, sinks, share) for part, share in zip(rows, shares, strict=True)]
+    fits = [_Rows.of(part, far, window, sinks) for part in rows]
     far.weights.copy_(_fit_mass(fits))
     tensors = {name: tensor.detach().clone() for name, tensor in far.state_dict().items()}
     return Fitted(tensors, yardstick.errors([part.output(far) for part in fits], rows))
@@ -134,8 +130,10 @@ def _far_share(part: Whole, near: Looked) -> Tensor:
     return share.masked_fill(near.counts <= 0, 0.0)
 
 
-def _place_centroids(rows: list[Whole], shares: list[Tensor], far: FarSummary, sinks: int, seed: int) -> None:
+def place_centroids(rows: list[Whole], far: FarSummary, window: int, sinks: int, seed: int) -> None:
     """Centroids of each head's queries, weighted by their far share, and offsets that keep weights in range."""
+    nears = [_look(part.inputs, part.places, Reach(window, sinks, None)) for part in rows]
+    shares = [_far_share(part, near) for part, near in zip(rows, nears, strict=True)]
     plain = [far.without_rotation(part.inputs.query, part.inputs.positions) for part in rows]
     turned = torch.cat([far.turn_queries(queries).transpose(0, 1).flatten(1, 2) for queries in plain], 1)
     weights = torch.cat([share.transpose(0, 1).flatten(1) for share in shares], 1)
@@ -186,7 +184,7 @@ class _Rows(NamedTuple):
     share: Tensor
 
     @classmethod
-    def of(cls, part: Whole, far: FarSummary, window: int, sinks: int, share: Tensor) -> _Rows:
+    def of(cls, part: Whole, far: FarSummary, window: int, sinks: int) -> _Rows:
         """With centroids that are placed."""
         inputs, scaling = part.inputs, part.inputs.terms.scaling
         sums = FarSums.none(inputs.value, far.shared * far.count)
@@ -194,7 +192,7 @@ class _Rows(NamedTuple):
         assert looked.sums is not None
         queries = far.without_rotation(inputs.query, inputs.positions)
         features, value = far.features(queries, looked.near, looked.sums, looked.counts, scaling)
-        return cls(part, features, value, looked.output, looked.near.kept, looked.counts, share)
+        return cls(part, features, value, looked.output, looked.near.kept, looked.counts, _far_share(part, looked))
 
     def output(self, far: FarSummary) -> Tensor:
         """What the heads give, ``[rows, heads, tokens, width]``."""

@@ -83,6 +83,7 @@ def _fit(site: Site) -> Fitted:
         tokens=fit.tokens,
         parameters_before=count_parameters(site.modules),
         parameters_after=_count_after(site, fit.edits),
+        windows=fit.windows,
     )
     return Fitted(site.replacement.model_copy(update={"fit": record}), fit.edits)
 
@@ -94,11 +95,12 @@ def _count_after(site: Site, edits: Edits) -> int:
 
 
 class Fit(NamedTuple):
-    """The modules that carry out a kind, what was fitted (None for nothing), and the number of tokens."""
+    """The modules that carry out a kind, what was fitted (None for nothing), on how many tokens, and windows."""
 
     edits: Edits
     map: FittedMap | None = None
     tokens: int = 0
+    windows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ class FitRecord(Record):
     tokens: int
     parameters_before: int
     parameters_after: int
+    windows: tuple[int, ...] = Field(default=(), description="that bounded attention has, by key-value head, or one")
 
     @property
     def parameters(self) -> str:
@@ -251,7 +252,10 @@ def find_warnings(replacements: Sequence[Replacement], folds: int, width: int) -
             "a single fold: none is held out to choose a ridge by, so that there is none (plain least squares), and no "
             "held-out share; try more `folds`, of at least a row each"
         )
-    if grown := [(name, fit) for name, fit in fits if fit.parameters_after > fit.parameters_before]:
+    gone = [(f"{one.target} {one.where}", one.fit) for one in replacements if not one.by.keeps_weights]
+    if grown := [
+        (name, fit) for name, fit in gone if fit and fit.features and fit.parameters_after > fit.parameters_before
+    ]:
         each = ", ".join(f"{fit.parameters} ({name})" for name, fit in grown)
         rank = min((fit.parameters_before - width) // (fit.features + width) for _, fit in grown)
         hint = f"`rank={rank}` or less" if rank > 0 else "`kind=affine`"

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
-from rectilinear.linearization.far_fit import Whole, Yardstick, fit_far, mean_turn, prepare, window_errors
+from rectilinear.linearization.far_fit import (
+    Whole,
+    Yardstick,
+    fit_far,
+    mean_turn,
+    place_centroids,
+    prepare,
+    window_errors,
+)
 from rectilinear.linearization.streams import Streams
 from rectilinear.models.attention_probe import find_attention
 from rectilinear.models.attention_record import Recorder, find_output_map, find_rotary
@@ -50,6 +58,7 @@ class Wanted:
     sinks: int
     centroids: int  # of the far summary of each head; 0 for none
     uniform: bool
+    refit: bool
 
     def grid(self, tokens: int) -> tuple[int, ...]:
         """Windows that are tried on rows of some tokens, the shortest first.
@@ -142,9 +151,8 @@ def _measure(site: Site, path: str, wanted: Wanted, seed: int) -> dict[str, Tens
             rotary = find_rotary(recorder, *calls[0])
             output_map = find_output_map(attention, recorder, *calls[0])
         rows.append(prepare(inputs))
-        stream = (block.x + given.y if site.corrects else block.x).reshape(
-            *inputs.query.shape[:1], inputs.query.shape[2], -1
-        )
+        stream = block.x + given.y if site.corrects else block.x
+        stream = stream.reshape(len(inputs.query), inputs.query.shape[2], -1)
         scales.append(stream.float().norm(dim=-1).clamp(min=1e-6))
     yardstick, grid = Yardstick(output_map, scales), wanted.grid(rows[0].inputs.key.shape[2])
     beside = {
@@ -162,7 +170,8 @@ def _measure(site: Site, path: str, wanted: Wanted, seed: int) -> dict[str, Tens
     far = FarSummary(heads, heads // rows[0].inputs.key.shape[1], wanted.centroids, width, *turns)
     far = far.to(rows[0].inputs.query.dtype)
     far.turn.copy_(mean_turn(far, tokens))
-    fits = [fit_far(rows, far, window, wanted.sinks, yardstick, seed) for window in grid]
+    place_centroids(rows, far, wanted.window, wanted.sinks, seed)
+    fits = [fit_far(rows, far, window, wanted.sinks, yardstick) for window in grid]
     tensors = {name: torch.stack([fit.tensors[name] for fit in fits]) for name in fits[0].tensors}
     return {**tensors, "errors": torch.stack([fit.errors for fit in fits], 1), **beside}
 
@@ -235,14 +244,14 @@ def place(site: Site, wanted: Wanted) -> Fit:
         "far": found and found.far,
     }
     if found is None or found.far is None:
-        return Fit({path: bounded_attention(attention, bench.padding, **options)})
+        return Fit({path: bounded_attention(attention, bench.padding, **options)}, windows=tuple(windows))
     features = (found.far["heads"] + len(found.errors)) * found.value_width + 1
     new = bounded_attention(attention, bench.padding, **options, far_output=[features, part.width])
     new.far_summary.load_state_dict(found.chosen(windows))
     new.far_output.weight.data.zero_()
-    if path != part.path:
+    if path != part.path or not wanted.refit:
         new.far_output = None
-        return Fit({path: new})
+        return Fit({path: new}, windows=tuple(windows))
     given = list[Tensor]()
 
     def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
@@ -263,4 +272,4 @@ def place(site: Site, wanted: Wanted) -> Fit:
         new.far_output = None
     else:
         new.far_output.weight.data.copy_(fitted.weight.T)
-    return Fit({path: new}, fitted, tokens)
+    return Fit({path: new}, fitted, tokens, tuple(windows))

@@ -42,6 +42,8 @@ class Bounded(Kind):
     """Centroids of the queries of each head."""
     uniform: bool = False
     """The same window for all key-value heads; else those get long ones that lose most with short ones."""
+    refit: bool = True
+    """Map what the heads give, and mean values of far tokens, to what is missing in the residual stream."""
 
     @property
     def remembers(self) -> bool:
@@ -53,7 +55,7 @@ class Bounded(Kind):
         from rectilinear.linearization.windows import Wanted
 
         count = {"none": 0, "mean": 1, "centroids": self.centroids}[self.far]
-        return Wanted(self.window, self.sinks, count, self.uniform)
+        return Wanted(self.window, self.sinks, count, self.uniform, self.refit)
 
     def check_part(self, model: nn.Module, part: Part) -> None:
         """The attention has to call transformers' registry of attention functions."""
