@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import MappingProxyType
 
-from torch import nn
+from torch import Tensor, nn
 
 from rectilinear.models.capture import Passage, Span, run_until
+from rectilinear.models.logits import row_logits
 from rectilinear.models.surgery import Edits, swapped
 from rectilinear.models.walk import Passes
+from rectilinear.text.batches import tensors_of
 
 
 class Streams:
@@ -59,6 +61,11 @@ class Streams:
         """What passes some modules of the original with some edits, in a batch."""
         with swapped(self._model, edits), self._original.resumed(batch):
             return run_until(self._model, self._original.batches[batch], modules)
+
+    def logits(self, batch: int, edits: Edits) -> Tensor:
+        """Logits ``[rows, seq_len, vocabulary]`` of the original with some edits, after where it stands, in a batch."""
+        with swapped(self._model, edits), self._original.resumed(batch):
+            return row_logits(self._model, tensors_of(self._original.batches[batch])[0])
 
     def passages(
         self,

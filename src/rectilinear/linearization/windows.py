@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,9 @@ _BESIDE = ("errors", "grid", "layout", "frequencies", "value_width")
 # Of the map of what is missing: ridges, and the least share of it that the map has to explain.
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _LEAST = 0.005
+
+# Tokens whose predictions say how much errors of an attention matter.
+_PREDICTED = 2048
 
 # Windows that are tried, as multiples of the mean.
 _MULTIPLES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
@@ -109,12 +112,15 @@ class Survey:
         return found
 
 
-def survey(site: Site, wanted: Wanted, seed: int) -> Survey:
-    """Fit far summaries for all windows on the original's rows before a block, and compare their errors."""
+def survey(site: Site, wanted: Wanted, dense: dict[int, Tensor]) -> Survey:
+    """Fit far summaries for all windows on the original's rows before a block, and compare their errors.
+
+    ``dense`` has, by batch, the logarithms of probabilities that the original predicts, as far as they are known.
+    """
     bench, (part,) = site.bench, site.parts
     with site.trying():
         path = find_attention(bench.model, part, bench.one_row)
-    made = bench.kept.recall(lambda: current().from_first(lambda: _measure(site, path, wanted, seed)))
+    made = bench.kept.recall(lambda: current().from_first(lambda: _measure(site, path, wanted)))
     tensors = {name: tensor for name, tensor in made.items() if name not in _BESIDE}
     far = None
     if tensors:
@@ -127,11 +133,48 @@ def survey(site: Site, wanted: Wanted, seed: int) -> Survey:
             "rotary": _LAYOUTS[int(made["layout"])],
             "frequencies": made["frequencies"].tolist(),
         }
-    return Survey(path, tuple(made["grid"].tolist()), made["errors"], far, tensors, int(made["value_width"]))
+    found = Survey(path, tuple(made["grid"].tolist()), made["errors"], far, tensors, int(made["value_width"]))
+    if wanted.uniform:
+        return found
+    weight = bench.kept.recall(lambda: current().from_first(lambda: {"weight": _weight(site, found, wanted, dense)}))
+    return replace(found, errors=found.errors * weight["weight"])
 
 
 @torch.no_grad()
-def _measure(site: Site, path: str, wanted: Wanted, seed: int) -> dict[str, Tensor]:
+def _weight(site: Site, found: Survey, wanted: Wanted, dense: dict[int, Tensor]) -> Tensor:
+    """How far predictions move for each unit of error: the divergence with this attention alone bounded."""
+    new, moved, tokens = _bounded(site, found, [wanted.window] * len(found.errors), wanted), 0.0, 0
+    for number in site.bench.schedule.order:
+        if tokens >= _PREDICTED:
+            break
+        if number not in dense:
+            dense[number] = site.streams.logits(number, {}).float().log_softmax(-1)
+        logits = site.streams.logits(number, {found.path: new}).float().log_softmax(-1)
+        moved += float(sum((one.exp() * (one - other)).sum() for one, other in zip(dense[number], logits, strict=True)))
+        tokens += logits[..., 0].numel()
+    error = float(found.errors[:, found.grid.index(wanted.window)].sum())
+    return torch.tensor(max(moved, 0.0) / tokens / error if error > 0 else 0.0)
+
+
+def _bounded(site: Site, found: Survey, windows: Sequence[int], wanted: Wanted, far_output: Any = None) -> Any:
+    """Bounded attention in the place of the attention of a survey."""
+    attention, (part,) = site.bench.model.get_submodule(found.path), site.parts
+    new = bounded_attention(
+        attention,
+        site.bench.padding,
+        window=windows[0] if len({*windows}) == 1 else windows,
+        sinks=wanted.sinks,
+        cache_index=part.cache_layers or None,
+        far=cast(Any, found.far),
+        far_output=far_output,
+    )
+    if found.far is not None:
+        new.far_summary.load_state_dict(found.chosen(windows))
+    return new
+
+
+@torch.no_grad()
+def _measure(site: Site, path: str, wanted: Wanted) -> dict[str, Tensor]:
     bench = site.bench
     attention = bench.model.get_submodule(path)
     recorder, calls = Recorder(attention, bench.padding), list[tuple[Any, Any]]()
@@ -170,7 +213,7 @@ def _measure(site: Site, path: str, wanted: Wanted, seed: int) -> dict[str, Tens
     far = FarSummary(heads, heads // rows[0].inputs.key.shape[1], wanted.centroids, width, *turns)
     far = far.to(rows[0].inputs.query.dtype)
     far.turn.copy_(mean_turn(far, tokens))
-    place_centroids(rows, far, wanted.window, wanted.sinks, seed)
+    place_centroids(rows, far, wanted.window, wanted.sinks, bench.seed)
     fits = [fit_far(rows, far, window, wanted.sinks, yardstick) for window in grid]
     tensors = {name: torch.stack([fit.tensors[name] for fit in fits]) for name in fits[0].tensors}
     return {**tensors, "errors": torch.stack([fit.errors for fit in fits], 1), **beside}
@@ -180,13 +223,13 @@ def survey_all(bench: Workbench, replacements: Sequence[Replacement], wanted: Wa
     """`survey` of some attentions, in the order of their blocks; what trials before found out is not measured again."""
     from rectilinear.linearization.fit import Site
 
-    found = []
+    found, dense = [], dict[int, Tensor]()
     with closing(Streams(bench.passes())) as streams:
         for one in replacements:
             key = (wanted, one.begins)
             if key not in bench.surveys:
                 streams.advance(one.begins)
-                bench.surveys[key] = survey(Site(bench, one, streams), wanted, bench.seed)
+                bench.surveys[key] = survey(Site(bench, one, streams), wanted, dense)
             found.append(bench.surveys[key])
     return found
 
@@ -233,25 +276,18 @@ def place(site: Site, wanted: Wanted) -> Fit:
     from rectilinear.linearization.fit import Fit
 
     bench, (part,) = site.bench, site.parts
-    found, windows = site.prepared or (None, (wanted.window,))
-    with site.trying():
-        path = found.path if found else find_attention(bench.model, part, bench.one_row)
-    attention = bench.model.get_submodule(path)
-    options: dict[str, Any] = {
-        "window": windows[0] if len({*windows}) == 1 else windows,
-        "sinks": wanted.sinks,
-        "cache_index": part.cache_layers or None,
-        "far": found and found.far,
-    }
-    if found is None or found.far is None:
-        return Fit({path: bounded_attention(attention, bench.padding, **options)}, windows=tuple(windows))
+    if site.prepared is None:
+        with site.trying():
+            path = find_attention(bench.model, part, bench.one_row)
+        nothing = Survey(path, (wanted.window,), torch.zeros(1, 1), None, {}, 0)
+        return Fit({path: _bounded(site, nothing, [wanted.window], wanted)}, windows=(wanted.window,))
+    found, windows = site.prepared
+    path, attention = found.path, bench.model.get_submodule(found.path)
+    if found.far is None or not wanted.refit or path != part.path:
+        return Fit({path: _bounded(site, found, windows, wanted)}, windows=tuple(windows))
     features = (found.far["heads"] + len(found.errors)) * found.value_width + 1
-    new = bounded_attention(attention, bench.padding, **options, far_output=[features, part.width])
-    new.far_summary.load_state_dict(found.chosen(windows))
+    new = _bounded(site, found, windows, wanted, [features, part.width])
     new.far_output.weight.data.zero_()
-    if path != part.path or not wanted.refit:
-        new.far_output = None
-        return Fit({path: new}, windows=tuple(windows))
     given = list[Tensor]()
 
     def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
