@@ -70,6 +70,7 @@ def test_padded_batches_of_several_lengths_are_measured_the_same(tiny_llama):
         {"kind": "affine", "target": "mlp", "count": 1, "select": "loss"},
         {"kind": "drop", "blocks": (1,)},
         {"kind": "folded", "blocks": (1,)},
+        {"kind": "bounded", "target": "attention", "blocks": (0, 1), "window": 3, "centroids": 2},
     ],
     ids=lambda options: options["kind"],
 )

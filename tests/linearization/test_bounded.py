@@ -56,7 +56,7 @@ def fitted(inputs, centroids, window=5, sinks=2, **rotary):
     far = FarSummary(heads, heads // inputs.key.shape[1], centroids, width, **rotary)
     rows = [prepare(inputs)]
     yardstick = Yardstick(None, [torch.ones(inputs.query.shape[::2])])
-    place_centroids(rows, far, window, sinks, seed=0)
+    place_centroids(rows, far.there(), window, sinks, seed=0)
     return fit_far(rows, far, window, sinks, yardstick).errors, window_errors(rows, window, sinks, yardstick)
 
 
@@ -81,7 +81,7 @@ def test_rotary_embeddings_are_undone(layout):
     plain, frequencies = inputs_of(), [0.3, 0.1]
     cos, sin = rotation_of(plain.positions, frequencies, layout)
     turn = {name: turned(getattr(plain, name), cos[:, None], sin[:, None], layout) for name in ("query", "key")}
-    far = FarSummary(4, 2, 2, 6, layout, frequencies)
+    far = FarSummary(4, 2, 2, 6, layout, frequencies).there()
     for name, states in turn.items():
         torch.testing.assert_close(far.without_rotation(states, plain.positions), getattr(plain, name))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rectilinear.models.attention_record import ALL, AttentionInputs
 from rectilinear.models.bounded_step import Group, Looked, Reach, look
-from rectilinear.models.far_summary import FarSummary, FarSums, rotation_of
+from rectilinear.models.far_summary import Far, FarSummary, FarSums, rotation_of
 from rectilinear.models.kept_tokens import KeptTokens, Places, find_places
 
 # Least distance of a token that the mean rotation is taken over.
@@ -67,7 +67,7 @@ class Fitted(NamedTuple):
     errors: Tensor
 
 
-def mean_turn(far: FarSummary, tokens: int) -> Tensor:
+def mean_turn(far: Far, tokens: int) -> Tensor:
     """The mean rotation of a query towards far keys, ``[2, width]``, cosines and sines; near ones are likelier."""
     turn = torch.stack([torch.ones(far.width), torch.zeros(far.width)])
     if far.rotary is not None:
@@ -103,18 +103,19 @@ class Yardstick(NamedTuple):
         return torch.stack(found).mean(0)
 
 
-def fit_far(rows: list[Whole], far: FarSummary, window: int, sinks: int, yardstick: Yardstick) -> Fitted:
+def fit_far(rows: list[Whole], summary: FarSummary, window: int, sinks: int, yardstick: Yardstick) -> Fitted:
     """Fit a far summary, whose centroids are there, for a window, and see how well it does.
 
     Args:
         rows: what the attention gives for some rows.
-        far: whose ``weights`` are written.
+        summary: whose ``weights`` are written.
         window, sinks: what is kept beside.
         yardstick: what errors are measured by.
     """
+    far = summary.there()
     fits = [_Rows.of(part, far, window, sinks) for part in rows]
     far.weights.copy_(_fit_mass(fits))
-    tensors = {name: tensor.detach().clone() for name, tensor in far.state_dict().items()}
+    tensors = {name: tensor.detach().clone() for name, tensor in summary.state_dict().items()}
     return Fitted(tensors, yardstick.errors([part.output(far) for part in fits], rows))
 
 
@@ -130,7 +131,7 @@ def _far_share(part: Whole, near: Looked) -> Tensor:
     return share.masked_fill(near.counts <= 0, 0.0)
 
 
-def place_centroids(rows: list[Whole], far: FarSummary, window: int, sinks: int, seed: int) -> None:
+def place_centroids(rows: list[Whole], far: Far, window: int, sinks: int, seed: int) -> None:
     """Centroids of each head's queries, weighted by their far share, and offsets that keep weights in range."""
     nears = [_look(part.inputs, part.places, Reach(window, sinks, None)) for part in rows]
     shares = [_far_share(part, near) for part, near in zip(rows, nears, strict=True)]
@@ -138,8 +139,11 @@ def place_centroids(rows: list[Whole], far: FarSummary, window: int, sinks: int,
     turned = torch.cat([far.turn_queries(queries).transpose(0, 1).flatten(1, 2) for queries in plain], 1)
     weights = torch.cat([share.transpose(0, 1).flatten(1) for share in shares], 1)
     generator = torch.Generator().manual_seed(seed)
-    if far.count > 1:
-        found = [_k_means(queries, share, far.count, generator) for queries, share in zip(turned, weights, strict=True)]
+    if far.centroids_a_head > 1:
+        found = [
+            _k_means(queries, share, far.centroids_a_head, generator)
+            for queries, share in zip(turned, weights, strict=True)
+        ]
         far.centroids.copy_(torch.stack(found))
     far.offsets.zero_()
     exponents = []
@@ -184,17 +188,17 @@ class _Rows(NamedTuple):
     share: Tensor
 
     @classmethod
-    def of(cls, part: Whole, far: FarSummary, window: int, sinks: int) -> _Rows:
+    def of(cls, part: Whole, far: Far, window: int, sinks: int) -> _Rows:
         """With centroids that are placed."""
         inputs, scaling = part.inputs, part.inputs.terms.scaling
-        sums = FarSums.none(inputs.value, far.shared * far.count)
+        sums = FarSums.none(inputs.value, far.shared * far.centroids_a_head)
         looked = _look(inputs, part.places, Reach(window, sinks, partial(far.weigh, scaling=scaling)), sums)
         assert looked.sums is not None
         queries = far.without_rotation(inputs.query, inputs.positions)
         features, value = far.features(queries, looked.near, looked.sums, looked.counts, scaling)
         return cls(part, features, value, looked.output, looked.near.kept, looked.counts, _far_share(part, looked))
 
-    def output(self, far: FarSummary) -> Tensor:
+    def output(self, far: Far) -> Tensor:
         """What the heads give, ``[rows, heads, tokens, width]``."""
         mass = (self.features * far.weights[:, None]).sum(-1).masked_fill(self.counts <= 0, -torch.inf)
         share = torch.sigmoid(mass - self.kept_mass)[..., None]

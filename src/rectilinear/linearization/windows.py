@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.far_fit import (
@@ -24,14 +24,13 @@ from rectilinear.linearization.streams import Streams
 from rectilinear.models.attention_probe import find_attention
 from rectilinear.models.attention_record import Recorder, find_output_map, find_rotary
 from rectilinear.models.bounded_attention import bounded_attention
-from rectilinear.models.capture import Passage
 from rectilinear.models.far_summary import FarSummary
+from rectilinear.models.offload import in_memory
 from rectilinear.models.running import hooked_before
 from rectilinear.ranks import current
-from rectilinear.text.batches import Batch
 
 if TYPE_CHECKING:
-    from rectilinear.linearization.fit import Fit, Site
+    from rectilinear.linearization.fit import Site
     from rectilinear.linearization.plan import Replacement
     from rectilinear.linearization.workbench import Workbench
 
@@ -42,15 +41,11 @@ TOKENS = 8192
 _LAYOUTS = (None, "halves", "pairs")
 _BESIDE = ("errors", "grid", "layout", "frequencies", "value_width")
 
-# Of the map of what is missing: ridges, and the least share of it that the map has to explain.
-_RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_LEAST = 0.005
-
 # Tokens whose predictions say how much errors of an attention matter.
 _PREDICTED = 2048
 
 # Windows that are tried, as multiples of the mean.
-_MULTIPLES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
+_MULTIPLES = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 1.5, 2, 3, 4, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -111,6 +106,23 @@ class Survey:
                 found[name] = tensor[heads, torch.arange(tensor.shape[1])]
         return found
 
+    def bound(self, site: Site, windows: Sequence[int], wanted: Wanted, far_output: Sequence[int] | None = None) -> Any:
+        """Bounded attention in the place of this one, with some windows."""
+        attention = site.bench.model.get_submodule(self.path)
+        with in_memory(attention):  # where what comes beside it is to be, too
+            new = bounded_attention(
+                attention,
+                site.bench.padding,
+                window=windows[0] if len({*windows}) == 1 else windows,
+                sinks=wanted.sinks,
+                cache_index=site.parts[0].cache_layers or None,
+                far=cast(Any, self.far),
+                far_output=far_output,
+            )
+        if self.far is not None:
+            new.far_summary.load_state_dict(self.chosen(windows))
+        return new
+
 
 def survey(site: Site, wanted: Wanted, dense: dict[int, Tensor]) -> Survey:
     """Fit far summaries for all windows on the original's rows before a block, and compare their errors.
@@ -143,7 +155,7 @@ def survey(site: Site, wanted: Wanted, dense: dict[int, Tensor]) -> Survey:
 @torch.no_grad()
 def _weight(site: Site, found: Survey, wanted: Wanted, dense: dict[int, Tensor]) -> Tensor:
     """How far predictions move for each unit of error: the divergence with this attention alone bounded."""
-    new, moved, tokens = _bounded(site, found, [wanted.window] * len(found.errors), wanted), 0.0, 0
+    new, moved, tokens = found.bound(site, [wanted.window] * len(found.errors), wanted), 0.0, 0
     for number in site.bench.schedule.order:
         if tokens >= _PREDICTED:
             break
@@ -154,23 +166,6 @@ def _weight(site: Site, found: Survey, wanted: Wanted, dense: dict[int, Tensor])
         tokens += logits[..., 0].numel()
     error = float(found.errors[:, found.grid.index(wanted.window)].sum())
     return torch.tensor(max(moved, 0.0) / tokens / error if error > 0 else 0.0)
-
-
-def _bounded(site: Site, found: Survey, windows: Sequence[int], wanted: Wanted, far_output: Any = None) -> Any:
-    """Bounded attention in the place of the attention of a survey."""
-    attention, (part,) = site.bench.model.get_submodule(found.path), site.parts
-    new = bounded_attention(
-        attention,
-        site.bench.padding,
-        window=windows[0] if len({*windows}) == 1 else windows,
-        sinks=wanted.sinks,
-        cache_index=part.cache_layers or None,
-        far=cast(Any, found.far),
-        far_output=far_output,
-    )
-    if found.far is not None:
-        new.far_summary.load_state_dict(found.chosen(windows))
-    return new
 
 
 @torch.no_grad()
@@ -210,11 +205,11 @@ def _measure(site: Site, path: str, wanted: Wanted) -> dict[str, Tensor]:
         return {"errors": torch.stack(errors, 1), **beside}
     heads, tokens, width = rows[0].inputs.query.shape[1:]
     turns = (rotary.layout, rotary.frequencies) if rotary else ()
-    far = FarSummary(heads, heads // rows[0].inputs.key.shape[1], wanted.centroids, width, *turns)
-    far = far.to(rows[0].inputs.query.dtype)
+    summary = FarSummary(heads, heads // rows[0].inputs.key.shape[1], wanted.centroids, width, *turns)
+    far = summary.to(rows[0].inputs.query.dtype).there()
     far.turn.copy_(mean_turn(far, tokens))
     place_centroids(rows, far, wanted.window, wanted.sinks, bench.seed)
-    fits = [fit_far(rows, far, window, wanted.sinks, yardstick) for window in grid]
+    fits = [fit_far(rows, summary, window, wanted.sinks, yardstick) for window in grid]
     tensors = {name: torch.stack([fit.tensors[name] for fit in fits]) for name in fits[0].tensors}
     return {**tensors, "errors": torch.stack([fit.errors for fit in fits], 1), **beside}
 
@@ -264,48 +259,3 @@ def allot(surveys: Sequence[Survey], mean: int) -> list[list[int]]:
         left -= grids[head[0]][to] - grids[head[0]][places[head]]
         places[head] = to
     return [[grid[places[number, head]] for head in range(len(errors[number]))] for number, grid in enumerate(grids)]
-
-
-def place(site: Site, wanted: Wanted) -> Fit:
-    """Bounded attention in the place of an attention; with a far summary, what it lacks is mapped from what it has.
-
-    The map takes what the heads give and the mean values of far tokens, of tokens that have any, to what the original's
-    residual stream has after the attention and the edited model's has not. Errors of a token count relative to the
-    stream's size. Where the map explains next to nothing of held-out rows there is none.
-    """
-    from rectilinear.linearization.fit import Fit
-
-    bench, (part,) = site.bench, site.parts
-    if site.prepared is None:
-        with site.trying():
-            path = find_attention(bench.model, part, bench.one_row)
-        nothing = Survey(path, (wanted.window,), torch.zeros(1, 1), None, {}, 0)
-        return Fit({path: _bounded(site, nothing, [wanted.window], wanted)}, windows=(wanted.window,))
-    found, windows = site.prepared
-    path, attention = found.path, bench.model.get_submodule(found.path)
-    if found.far is None or not wanted.refit or path != part.path:
-        return Fit({path: _bounded(site, found, windows, wanted)}, windows=tuple(windows))
-    features = (found.far["heads"] + len(found.errors)) * found.value_width + 1
-    new = _bounded(site, found, windows, wanted, [features, part.width])
-    new.far_output.weight.data.zero_()
-    given = list[Tensor]()
-
-    def pairs(edited: Sequence[Passage], original: Sequence[Passage], batch: Batch) -> tuple[Tensor, Tensor]:
-        features, target = bench.exact(given.pop()), site.aim(edited, original)
-        stream = target + bench.exact(edited[1].x) if site.corrects else target
-        weight = features[..., -1:] / stream.square().mean(-1, keepdim=True).add(1e-6).sqrt()
-        return features * weight, (target - bench.exact(edited[0].y)) * weight
-
-    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        given[:] = [args[0]]
-
-    context = [site.block] if site.corrects else []
-    with new.far_output.register_forward_pre_hook(note):
-        fitted, tokens = site.least_squares(
-            [new, *context], [attention, *context], pairs, intercept=False, edits={path: new}, ridges=_RIDGES
-        )
-    if fitted.held_out is None or fitted.held_out < _LEAST:
-        new.far_output = None
-    else:
-        new.far_output.weight.data.copy_(fitted.weight.T)
-    return Fit({path: new}, fitted, tokens, tuple(windows))

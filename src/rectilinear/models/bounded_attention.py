@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from .bounded_step import Group, Looked, Reach, Terms, in_order, look, spread_heads
-from .far_summary import FarSummary, FarSums
+from .far_summary import Far, FarSummary, FarSums
 from .kept_tokens import KeptTokens, Places, find_places, starting
 from .stand_ins import PaddingMask, StandIn, one_or_all
 
@@ -26,6 +26,10 @@ _NAME = "rectilinear_bounded"
 
 # Tokens that attend at once: what they see is a matrix of so many by what is kept and these.
 _CHUNK = 256
+
+
+#: What is asked of attention beside its inputs: its terms, and what there is of far tokens.
+Asked = tuple[Terms, Far | None]
 
 
 class Bounds(NamedTuple):
@@ -129,6 +133,7 @@ class BoundedAttention(StandIn):
         heads, width]``.
         """
         self.times_called += 1
+        far = None if self.far_summary is None else self.far_summary.there()
         kept = self._kept
         state = cast("BoundedState | None", kept.state) if kept else None
         if state is None:
@@ -139,12 +144,12 @@ class BoundedAttention(StandIn):
 
         def go(tokens: int) -> tuple[list[Looked], BoundedState]:
             parts = query[:, :, :tokens], key[:, :, :tokens], value[:, :, :tokens]
-            return self._go(*parts, before, places.part(0, tokens), terms)
+            return self._go(*parts, before, places.part(0, tokens), (terms, far))
 
         looked, after = go(key.shape[2])
         if kept:
             kept.advance(after, key.shape[2], lambda tokens: go(tokens)[1] if tokens else before)
-        output = self._combine(query, positions, looked, terms)
+        output = self._combine(query, positions, looked, (terms, far))
         return output.transpose(1, 2).contiguous()
 
     def _begin(self, key: Tensor, value: Tensor) -> BoundedState:
@@ -156,10 +161,10 @@ class BoundedAttention(StandIn):
         return BoundedState(tuple(groups))
 
     def _go(
-        self, query: Tensor, key: Tensor, value: Tensor, state: BoundedState, places: Places, terms: Terms
+        self, query: Tensor, key: Tensor, value: Tensor, state: BoundedState, places: Places, asked: Asked
     ) -> tuple[list[Looked], BoundedState]:
         """What queries get of some tokens at a time, and what is kept after all of them."""
-        groups, far = state.groups, self.far_summary
+        groups, (terms, far) = state.groups, asked
         found = list[Looked]()
         bounds = self.bounds.groups(key.shape[1])
         order = [heads for _, heads in bounds]
@@ -180,21 +185,22 @@ class BoundedAttention(StandIn):
             groups = tuple(after)
         return found, BoundedState(tuple(Group(starting(each.tokens), each.sums) for each in groups))
 
-    def _combine(self, query: Tensor, positions: Tensor, looked: list[Looked], terms: Terms) -> Tensor:
+    def _combine(self, query: Tensor, positions: Tensor, looked: list[Looked], asked: Asked) -> Tensor:
         """What the heads give, ``[rows, heads, tokens, width]``, of what is kept and of far tokens."""
-        if self.far_summary is None:
+        terms, far = asked
+        if far is None:
             return torch.cat([part.output for part in looked], 2)
-        plain, outputs, begin = self.far_summary.without_rotation(query, positions), list[Tensor](), 0
+        plain, outputs, begin = far.without_rotation(query, positions), list[Tensor](), 0
         for part in looked:
             end = begin + part.output.shape[2]
             sums = cast(Tensor, part.sums)
-            value, mass = self.far_summary.look(plain[:, :, begin:end], part.near, sums, part.counts, terms.scaling)
+            value, mass = far.look(plain[:, :, begin:end], part.near, sums, part.counts, terms.scaling)
             share = torch.sigmoid(mass - part.near.kept)[..., None].to(value.dtype)
             outputs.append((part.output + share * (value - part.output)).to(part.output.dtype))
             begin = end
         output = torch.cat(outputs, 2)
         if self.far_output is not None:
-            means = torch.cat([cast(Tensor, part.means) for part in looked], 2)[:, :: self.far_summary.shared]
+            means = torch.cat([cast(Tensor, part.means) for part in looked], 2)[:, :: far.shared]
             given = torch.cat([output, means.to(output.dtype)], 1).transpose(1, 2).flatten(2)
             anything = torch.cat([part.counts for part in looked], 2).amax(1)[..., None] > 0
             self._heads = nn.functional.pad(given, (0, 1), value=1.0) * anything.to(given.dtype)

@@ -128,6 +128,28 @@ class FarSummary(nn.Module):
             "frequencies": self.frequencies,
         }
 
+    def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Centroids, offsets, weights and turn, from wherever they are kept."""
+        return self.centroids, self.offsets, self.weights, self.turn
+
+    def there(self) -> Far:
+        """The summary with its tensors at hand."""
+        return Far(self.shared, self.count, self.width, self.rotary, tuple(self.frequencies), *self())
+
+
+class Far(NamedTuple):
+    """A `FarSummary` whose tensors are at hand, see there."""
+
+    shared: int
+    centroids_a_head: int
+    width: int
+    rotary: str | None
+    frequencies: tuple[float, ...]
+    centroids: Tensor
+    offsets: Tensor
+    weights: Tensor
+    turn: Tensor
+
     def without_rotation(self, states: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys ``[rows, heads, tokens, width]`` at some positions as before the rotary embedding."""
         if self.rotary is None:
@@ -146,8 +168,8 @@ class FarSummary(nn.Module):
         The heads are those key-value heads, of all, that ``heads`` says.
         """
         keys = self.without_rotation(keys, positions)
-        centroids = self.centroids.view(-1, self.shared * self.count, self.width)[heads].to(keys.dtype)
-        offsets = self.offsets.view(-1, 1, self.shared * self.count)[heads].to(keys.dtype)
+        centroids = self.centroids.view(-1, self.shared * self.centroids_a_head, self.width)[heads].to(keys.dtype)
+        offsets = self.offsets.view(-1, 1, self.shared * self.centroids_a_head)[heads].to(keys.dtype)
         exponents = keys @ centroids.transpose(-1, -2) * scaling - offsets
         finer = torch.promote_types(exponents.dtype, torch.float32)
         return exponents.to(finer).clamp(-_RANGE, _RANGE).exp()

@@ -63,6 +63,10 @@ class Bounded(Kind):
 
         find_attention(model, part)
 
+    def features(self, width: int, target: Target) -> int:
+        """Of the map of what is missing, at most: what the heads give, mean values, and 1."""
+        return 2 * width + 1 if self.refit and self.far != "none" else 0
+
     def prepare(self, bench: Workbench, replacements: Sequence[Replacement]) -> Mapping[Replacement, Any]:
         """Windows of all key-value heads, and far summaries for these."""
         from rectilinear.linearization.windows import allot, survey_all
@@ -75,7 +79,7 @@ class Bounded(Kind):
 
     def fit(self, site: Site) -> Fit:
         """Windows and far summaries are there already; what the heads give is mapped to what is missing."""
-        from rectilinear.linearization.windows import place
+        from rectilinear.linearization.bounded_refit import place
 
         return place(site, self._wanted)
 
