@@ -35,6 +35,7 @@ def results(model, text, tasks):
     for name, options in (
         ("named", {"kind": "affine", "blocks": [0, 2], "target": "attention"}),
         ("scored", {"kind": "filter", "rank": 2, "count": 1}),
+        ("bounded", {"kind": "bounded", "blocks": [0, 2], "target": "attention", "window": 3, "centroids": 2}),
         ("tried", {"kind": "affine", "count": 1, "select": "loss", "target": "mlp"}),
     ):
         edited = linearize(model, text, **options, **common)

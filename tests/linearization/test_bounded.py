@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, CohereConfig
 
 from rectilinear import Bounded, RequestError
+from rectilinear.linearization.allotment import allot
 from rectilinear.linearization.far_fit import Yardstick, fit_far, place_centroids, prepare, window_errors
-from rectilinear.linearization.windows import Survey, allot
+from rectilinear.linearization.windows import Survey
 from rectilinear.models.attention_record import AttentionInputs, Recorder, find_output_map, find_rotary
 from rectilinear.models.bounded_attention import BoundedAttention
 from rectilinear.models.bounded_step import Terms

@@ -22,12 +22,13 @@ from rectilinear.linearization.far_fit import (
 )
 from rectilinear.linearization.streams import Streams
 from rectilinear.models.attention_probe import find_attention
-from rectilinear.models.attention_record import Recorder, find_output_map, find_rotary
+from rectilinear.models.attention_record import Recorder, Rotary, find_output_map, find_rotary
 from rectilinear.models.bounded_attention import bounded_attention
 from rectilinear.models.far_summary import FarSummary
 from rectilinear.models.offload import in_memory
 from rectilinear.models.running import hooked_before
 from rectilinear.ranks import current
+from rectilinear.text.batches import tensors_of
 
 if TYPE_CHECKING:
     from rectilinear.linearization.fit import Site
@@ -132,7 +133,12 @@ def survey(site: Site, wanted: Wanted, dense: dict[int, Tensor]) -> Survey:
     bench, (part,) = site.bench, site.parts
     with site.trying():
         path = find_attention(bench.model, part, bench.one_row)
-    made = bench.kept.recall(lambda: current().from_first(lambda: _measure(site, path, wanted)))
+
+    def measure() -> dict[str, Tensor]:
+        recorded = _Recorded.joined(current().gather(_record(site, path)))
+        return current().from_first(lambda: _compare(recorded, wanted, bench.seed))
+
+    made = bench.kept.recall(measure)
     tensors = {name: tensor for name, tensor in made.items() if name not in _BESIDE}
     far = None
     if tensors:
@@ -148,7 +154,7 @@ def survey(site: Site, wanted: Wanted, dense: dict[int, Tensor]) -> Survey:
     found = Survey(path, tuple(made["grid"].tolist()), made["errors"], far, tensors, int(made["value_width"]))
     if wanted.uniform:
         return found
-    weight = bench.kept.recall(lambda: current().from_first(lambda: {"weight": _weight(site, found, wanted, dense)}))
+    weight = bench.kept.recall(lambda: {"weight": _weight(site, found, wanted, dense)})
     return replace(found, errors=found.errors * weight["weight"])
 
 
@@ -156,31 +162,59 @@ def survey(site: Site, wanted: Wanted, dense: dict[int, Tensor]) -> Survey:
 def _weight(site: Site, found: Survey, wanted: Wanted, dense: dict[int, Tensor]) -> Tensor:
     """How far predictions move for each unit of error: the divergence with this attention alone bounded."""
     new, moved, tokens = found.bound(site, [wanted.window] * len(found.errors), wanted), 0.0, 0
-    for number in site.bench.schedule.order:
-        if tokens >= _PREDICTED:
-            break
+    for number in _first_batches(site, _PREDICTED):
         if number not in dense:
             dense[number] = site.streams.logits(number, {}).float().log_softmax(-1)
         logits = site.streams.logits(number, {found.path: new}).float().log_softmax(-1)
         moved += float(sum((one.exp() * (one - other)).sum() for one, other in zip(dense[number], logits, strict=True)))
         tokens += logits[..., 0].numel()
+    moved, tokens = (sum(each) for each in zip(*current().gather((moved, tokens)), strict=True))
     error = float(found.errors[:, found.grid.index(wanted.window)].sum())
     return torch.tensor(max(moved, 0.0) / tokens / error if error > 0 else 0.0)
 
 
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """What an attention gives for some batches, by number, what errors are measured by, and what is known of it."""
+
+    rows: Mapping[int, Whole]
+    scales: Mapping[int, Tensor]
+    rotary: Rotary | None
+    output_map: Tensor | None
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Recorded]) -> _Recorded:
+        """What processes that share the rows have recorded, as if one had."""
+        rows = {number: part.rows[number] for part in parts for number in part.rows}
+        scales = {number: part.scales[number] for part in parts for number in part.scales}
+        known = next(part for part in parts if part.rows)
+        numbers = sorted(rows)
+        return cls({n: rows[n] for n in numbers}, {n: scales[n] for n in numbers}, known.rotary, known.output_map)
+
+
+def _first_batches(site: Site, tokens: int) -> list[int]:
+    """Numbers of the first batches, of so many tokens together, that run in this process."""
+    found, count = set[int](), 0
+    for number, batch in enumerate(site.bench.batches):
+        if count >= tokens:
+            break
+        found.add(number)
+        count += tensors_of(batch)[0].numel()
+    return [number for number in site.bench.schedule.order if number in found]
+
+
 @torch.no_grad()
-def _measure(site: Site, path: str, wanted: Wanted) -> dict[str, Tensor]:
+def _record(site: Site, path: str) -> _Recorded:
     bench = site.bench
     attention = bench.model.get_submodule(path)
     recorder, calls = Recorder(attention, bench.padding), list[tuple[Any, Any]]()
-    rows, scales, rotary, output_map = list[Whole](), list[Tensor](), None, None
-    for number in bench.schedule.order:
-        if sum(part.inputs.key.shape[0] * part.inputs.key.shape[2] for part in rows) >= TOKENS:
-            break
+    rows, scales, rotary, output_map = dict[int, Whole](), dict[int, Tensor](), None, None
 
-        def note(module: Any, args: Any, kwargs: Any) -> None:
-            calls[:] = [(args, kwargs)]
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        calls[:] = [(args, kwargs)]
 
+    corrects = site.corrects
+    for number in _first_batches(site, TOKENS):
         with hooked_before([recorder.module], note):
             modules = [site.block, recorder.module]
             block, given = site.streams.original(number, modules, {path: recorder.module})
@@ -188,11 +222,19 @@ def _measure(site: Site, path: str, wanted: Wanted) -> dict[str, Tensor]:
         if not rows:
             rotary = find_rotary(recorder, *calls[0])
             output_map = find_output_map(attention, recorder, *calls[0])
-        rows.append(prepare(inputs))
-        stream = block.x + given.y if site.corrects else block.x
+        rows[number] = prepare(inputs)
+        stream = block.x + given.y if corrects else block.x
         stream = stream.reshape(len(inputs.query), inputs.query.shape[2], -1)
-        scales.append(stream.float().norm(dim=-1).clamp(min=1e-6))
-    yardstick, grid = Yardstick(output_map, scales), wanted.grid(rows[0].inputs.key.shape[2])
+        scales[number] = stream.float().norm(dim=-1).clamp(min=1e-6)
+    return _Recorded(rows, scales, rotary, output_map)
+
+
+@torch.no_grad()
+def _compare(recorded: _Recorded, wanted: Wanted, seed: int) -> dict[str, Tensor]:
+    """Far summaries for all windows and their errors, as tensors to keep."""
+    rows, rotary = [*recorded.rows.values()], recorded.rotary
+    yardstick = Yardstick(recorded.output_map, [*recorded.scales.values()])
+    grid = wanted.grid(rows[0].inputs.key.shape[2])
     beside = {
         "grid": torch.tensor(grid),
         "layout": torch.tensor(_LAYOUTS.index(rotary.layout if rotary else None)),
@@ -208,7 +250,7 @@ def _measure(site: Site, path: str, wanted: Wanted) -> dict[str, Tensor]:
     summary = FarSummary(heads, heads // rows[0].inputs.key.shape[1], wanted.centroids, width, *turns)
     far = summary.to(rows[0].inputs.query.dtype).there()
     far.turn.copy_(mean_turn(far, tokens))
-    place_centroids(rows, far, wanted.window, wanted.sinks, bench.seed)
+    place_centroids(rows, far, wanted.window, wanted.sinks, seed)
     fits = [fit_far(rows, summary, window, wanted.sinks, yardstick) for window in grid]
     tensors = {name: torch.stack([fit.tensors[name] for fit in fits]) for name in fits[0].tensors}
     return {**tensors, "errors": torch.stack([fit.errors for fit in fits], 1), **beside}
@@ -227,35 +269,3 @@ def survey_all(bench: Workbench, replacements: Sequence[Replacement], wanted: Wa
                 bench.surveys[key] = survey(Site(bench, one, streams), wanted, dense)
             found.append(bench.surveys[key])
     return found
-
-
-def allot(surveys: Sequence[Survey], mean: int) -> list[list[int]]:
-    """Windows of all key-value heads of some attentions, of a mean that is at most ``mean``, for the least error.
-
-    All begin with the shortest; then the head whose error falls most for each token gets a longer one, as long as there
-    are tokens left.
-    """
-    heads = [(number, head) for number, one in enumerate(surveys) for head in range(len(one.errors))]
-    grids, errors = [one.grid for one in surveys], [one.errors.tolist() for one in surveys]
-    places = dict.fromkeys(heads, 0)
-    left = mean * len(heads) - sum(grids[number][0] for number, _ in heads)
-
-    def gain(step: tuple[tuple[int, int], int]) -> float:
-        (number, head), to = step
-        lost, grid, at = errors[number][head], grids[number], places[number, head]
-        return float((lost[at] - lost[to]) / (grid[to] - grid[at]))
-
-    while True:
-        steps = [
-            (head, to)
-            for head in heads
-            for to in range(places[head] + 1, len(grids[head[0]]))
-            if grids[head[0]][to] - grids[head[0]][places[head]] <= left
-        ]
-        best = max(steps, key=gain, default=None)
-        if best is None or gain(best) <= 0:
-            break
-        head, to = best
-        left -= grids[head[0]][to] - grids[head[0]][places[head]]
-        places[head] = to
-    return [[grid[places[number, head]] for head in range(len(errors[number]))] for number, grid in enumerate(grids)]

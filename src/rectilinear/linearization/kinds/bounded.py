@@ -69,7 +69,8 @@ class Bounded(Kind):
 
     def prepare(self, bench: Workbench, replacements: Sequence[Replacement]) -> Mapping[Replacement, Any]:
         """Windows of all key-value heads, and far summaries for these."""
-        from rectilinear.linearization.windows import allot, survey_all
+        from rectilinear.linearization.allotment import allot
+        from rectilinear.linearization.windows import survey_all
 
         if self.far == "none" and self.uniform:
             return {}
