@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,12 +12,13 @@ from torch import Tensor
 
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
-from rectilinear.linearization.fit import Fitted, Site, fit_all, merge_edits
+from rectilinear.linearization.divergence import Divergence
+from rectilinear.linearization.fit import Fitted, Site, fit_all, fit_alone, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.linearization.plan import Replacement, SelectionRecord
 from rectilinear.linearization.request import Scope
 from rectilinear.linearization.streams import Streams
-from rectilinear.linearization.workbench import Workbench
+from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.measurement.collect import collect_moments, find_schedule, hand_over
 from rectilinear.measurement.perplexity import measure_perplexity, predicted
 from rectilinear.measurement.pieces import count_rows
@@ -140,6 +142,10 @@ class Choice:
 
     def _order(self) -> dict[int, float]:
         """Scores by block, the first to be replaced first."""
+        if self.scope.request.selection.select == "divergence":
+            moved = self.bench.kept.recall(self._divergences)
+            scores = dict(zip(moved["blocks"].tolist(), moved["divergence"].tolist(), strict=True))
+            return {index: scores[index] for index in sorted(scores, key=lambda index: scores[index])}
         influence = self.scope.request.selection.select == "influence"
         scored = self.bench.kept.recall(self._scores)
         scores = dict(
@@ -147,6 +153,18 @@ class Choice:
         )
         ordered = sorted(self.scope.candidates, key=lambda index: scores[index] if influence else -scores[index])
         return {index: scores[index] for index in ordered}
+
+    def _divergences(self) -> dict[str, Tensor]:
+        """How far predictions move with each candidate alone replaced, in one walk through the original."""
+        bench, found, divergence = replace(self.bench, kept=KeptFits()), list[float](), Divergence(self.bench)
+        singles = [self.scope.request.group([index])[0] for index in sorted(self.scope.candidates)]
+        with evaluating(bench.model), noting_padding(bench), closing(Streams(bench.passes())) as streams:
+            singles[0].by.prepare(bench, singles)  # together, so that the model is gone through once for it
+            for one in singles:
+                fitted = fit_alone(bench, one, streams)
+                found.append(divergence.of(streams, fitted.edits))
+        blocks = torch.tensor([one.blocks[-1] for one in singles])
+        return {"blocks": blocks, "divergence": torch.tensor(found, dtype=torch.float64)}
 
     def _scores(self) -> dict[str, Tensor]:
         """How linear each part is that can be replaced, and how much it does: 1 less the cosine of input and output."""

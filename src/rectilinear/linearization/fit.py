@@ -69,6 +69,13 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
     return done
 
 
+def fit_alone(bench: Workbench, replacement: Replacement, streams: Streams) -> Fitted:
+    """Fit a replacement on the original, which the streams have gone through up to it at most; they are there then."""
+    streams.advance(replacement.begins)
+    prepared = replacement.by.prepare(bench, [replacement])
+    return _fit(Site(bench, replacement, streams, prepared.get(replacement)))
+
+
 def merge_edits(fits: Sequence[Fitted]) -> Edits:
     """All modules to put in, by path."""
     return {path: module for fitted in fits for path, module in fitted.edits.items()}

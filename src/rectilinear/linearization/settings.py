@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from typing import Self
 
 #: ``score``: most linear first (arXiv 2405.12250). ``influence``: least change of direction first
-#: (ShortGPT, 2403.03853). ``loss``: least loss first, measured anew after each (SLEB, 2402.09025).
-Select = Literal["score", "influence", "loss"]
+#: (ShortGPT, 2403.03853). ``divergence``: what moves predictions least first. ``loss``: least loss first, measured anew
+#: after each (SLEB, 2402.09025).
+Select = Literal["score", "influence", "divergence", "loss"]
 
 #: The ways to say which blocks are replaced.
 WAYS = ("blocks", "count", "budget", "max_loss_increase", "plan")
@@ -64,7 +65,8 @@ class Selection(Named):
     plan: Annotated[Plan | None, BeforeValidator(_read_plan), ONE_WORD, Parameter(metavar="PATH")] = None
     """A plan.json of this model, perhaps edited: replace what it says."""
     select: Select = "score"
-    """Which blocks first: most linear, least change of direction, or least loss, measured each time."""
+    """Which blocks first: most linear, least change of direction, least divergence of predictions with that one
+    replaced, or least loss, measured each time."""
     merge: bool = False
     """Replace consecutive blocks by one stand-in."""
 
@@ -81,8 +83,8 @@ class Selection(Named):
             raise ValueError(f"expected `target=block` with `merge`, got {self.target}: only whole blocks merge")
         if self.select == "influence" and self.target != "block":
             raise ValueError(
-                f"expected `select=score` or loss for `target={self.target}`: influence is how little a whole block "
-                "turns its input"
+                f"expected `select=score`, divergence or loss for `target={self.target}`: influence is how little a "
+                "whole block turns its input"
             )
         return self
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rectilinear.errors import RequestError
+from rectilinear.linearization.divergence import Divergence, first_batches
 from rectilinear.linearization.far_fit import (
     Whole,
     Yardstick,
@@ -28,7 +29,6 @@ from rectilinear.models.far_summary import FarSummary
 from rectilinear.models.offload import in_memory
 from rectilinear.models.running import hooked_before
 from rectilinear.ranks import current
-from rectilinear.text.batches import tensors_of
 
 if TYPE_CHECKING:
     from rectilinear.linearization.fit import Site
@@ -41,9 +41,6 @@ TOKENS = 8192
 # How rotary embeddings turn queries and keys, as the kept tensors have it, and what these have beside a summary's own.
 _LAYOUTS = (None, "halves", "pairs")
 _BESIDE = ("errors", "grid", "layout", "frequencies", "value_width")
-
-# Tokens whose predictions say how much errors of an attention matter.
-_PREDICTED = 2048
 
 # Windows that are tried, as multiples of the mean.
 _MULTIPLES = (1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 1.5, 2, 3, 4, 6, 8)
@@ -125,10 +122,10 @@ class Survey:
         return new
 
 
-def survey(site: Site, wanted: Wanted, dense: dict[int, Tensor]) -> Survey:
+def survey(site: Site, wanted: Wanted, divergence: Divergence) -> Survey:
     """Fit far summaries for all windows on the original's rows before a block, and compare their errors.
 
-    ``dense`` has, by batch, the logarithms of probabilities that the original predicts, as far as they are known.
+    Errors are weighed by how far predictions move for each unit of error with this attention alone bounded.
     """
     bench, (part,) = site.bench, site.parts
     with site.trying():
@@ -154,23 +151,14 @@ def survey(site: Site, wanted: Wanted, dense: dict[int, Tensor]) -> Survey:
     found = Survey(path, tuple(made["grid"].tolist()), made["errors"], far, tensors, int(made["value_width"]))
     if wanted.uniform:
         return found
-    weight = bench.kept.recall(lambda: {"weight": _weight(site, found, wanted, dense)})
-    return replace(found, errors=found.errors * weight["weight"])
 
+    def weigh() -> dict[str, Tensor]:
+        alone = found.bound(site, [wanted.window] * len(found.errors), wanted)
+        error = float(found.errors[:, found.grid.index(wanted.window)].sum())
+        moved = divergence.of(site.streams, {found.path: alone})
+        return {"weight": torch.tensor(moved / error if error > 0 else 0.0)}
 
-@torch.no_grad()
-def _weight(site: Site, found: Survey, wanted: Wanted, dense: dict[int, Tensor]) -> Tensor:
-    """How far predictions move for each unit of error: the divergence with this attention alone bounded."""
-    new, moved, tokens = found.bound(site, [wanted.window] * len(found.errors), wanted), 0.0, 0
-    for number in _first_batches(site, _PREDICTED):
-        if number not in dense:
-            dense[number] = site.streams.logits(number, {}).float().log_softmax(-1)
-        logits = site.streams.logits(number, {found.path: new}).float().log_softmax(-1)
-        moved += float(sum((one.exp() * (one - other)).sum() for one, other in zip(dense[number], logits, strict=True)))
-        tokens += logits[..., 0].numel()
-    moved, tokens = (sum(each) for each in zip(*current().gather((moved, tokens)), strict=True))
-    error = float(found.errors[:, found.grid.index(wanted.window)].sum())
-    return torch.tensor(max(moved, 0.0) / tokens / error if error > 0 else 0.0)
+    return replace(found, errors=found.errors * bench.kept.recall(weigh)["weight"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,17 +180,6 @@ class _Recorded:
         return cls({n: rows[n] for n in numbers}, {n: scales[n] for n in numbers}, known.rotary, known.output_map)
 
 
-def _first_batches(site: Site, tokens: int) -> list[int]:
-    """Numbers of the first batches, of so many tokens together, that run in this process."""
-    found, count = set[int](), 0
-    for number, batch in enumerate(site.bench.batches):
-        if count >= tokens:
-            break
-        found.add(number)
-        count += tensors_of(batch)[0].numel()
-    return [number for number in site.bench.schedule.order if number in found]
-
-
 @torch.no_grad()
 def _record(site: Site, path: str) -> _Recorded:
     bench = site.bench
@@ -214,7 +191,7 @@ def _record(site: Site, path: str) -> _Recorded:
         calls[:] = [(args, kwargs)]
 
     corrects = site.corrects
-    for number in _first_batches(site, TOKENS):
+    for number in first_batches(bench, TOKENS):
         with hooked_before([recorder.module], note):
             modules = [site.block, recorder.module]
             block, given = site.streams.original(number, modules, {path: recorder.module})
@@ -260,12 +237,12 @@ def survey_all(bench: Workbench, replacements: Sequence[Replacement], wanted: Wa
     """`survey` of some attentions, in the order of their blocks; what trials before found out is not measured again."""
     from rectilinear.linearization.fit import Site
 
-    found, dense = [], dict[int, Tensor]()
+    found, divergence = [], Divergence(bench)
     with closing(Streams(bench.passes())) as streams:
         for one in replacements:
             key = (wanted, one.begins)
             if key not in bench.surveys:
                 streams.advance(one.begins)
-                bench.surveys[key] = survey(Site(bench, one, streams), wanted, dense)
+                bench.surveys[key] = survey(Site(bench, one, streams), wanted, divergence)
             found.append(bench.surveys[key])
     return found

@@ -1,0 +1,100 @@
+"""Write docs/bounded.md: what bounding all attentions of a decoder costs, from the cells in benchmarks/bounded.
+
+python benchmarks/bounded_page.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bounded import COMMAND, STUDIES, Study, difference
+from page import table
+
+from rectilinear.intervals import half_width
+from rectilinear.linearization.kinds import make_kind
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "bounded.md"
+
+BEGIN = f"""# Attention with a bounded memory
+
+What it costs to replace *all* attentions of a model by ones whose memory does not grow with the text (`--kind bounded`, [linearization.md](linearization.md#what-stands-in)), without any training.
+All choices and fits are made on one text, and each row of a table is scored once on another: `{COMMAND}`. Losses are in nats a token above the dense model's; ± is half of a 95 % interval
+over documents of the paired difference (Student's t); *late* is the second half of each row, where more is far. *Numbers a layer*: floating-point numbers that a layer of the cache holds for a row, whatever its
+length from some 50 tokens on; the dense cache grows, and is given after one row. `uniform` windows without far tokens are StreamingLLM's (arXiv 2309.17453), with positions as they are in the text.
+"""
+
+
+def page() -> str:
+    """The text."""
+    parts = [BEGIN, *(about(study) for study in STUDIES if study.file("dense").exists())]
+    decoding = HERE / "bounded_decoding.json"
+    return "\n".join([*parts, *([about_decoding(json.loads(decoding.read_text()))] if decoding.exists() else [])])
+
+
+def about(study: Study) -> str:
+    """The cells of a model that are there."""
+    cells = {name: json.loads(study.file(name).read_text()) for name in study.ways if study.file(name).exists()}
+    dense = cells["dense"]
+    rows = []
+    for cell in cells.values():
+        options = dict(cell["options"] or {})
+        way = str(make_kind(options.pop("kind"), options)) if options else "the dense model"
+        losses = [difference(cell, dense, name) for name in ("all", "late")]
+        rows.append(
+            [
+                way + (", not refitted" if options.get("refit") is False else ""),
+                f"{cell['floats_a_layer']:,}",
+                f"{cell['parameters']:,}",
+                *(f"{value:+.4f} ± {half_width(stderr or 0.0, groups):.4f}" for value, stderr, groups in losses),
+            ]
+        )
+    tokens, groups = sum(dense["sizes"]["all"]), difference(dense, dense, "all")[2]
+    loss = sum(dense["sums"]["all"]) / tokens
+    return (
+        f"\n## {study.model}\n\n"
+        f"Rows of {study.seq_len}; fitted on {study.fitted:,} tokens of {study.fit}, scored on {tokens:,} tokens of {study.score} ({groups} documents), "
+        f"{dense['date']}, {dense['machine']['processor']}. The dense model's loss is {loss:.4f}.\n\n"
+        + table(["all attentions replaced by", "numbers a layer", "parameters", "loss", "late"], rows)
+        + "\n"
+    )
+
+
+def about_decoding(result: dict[str, Any]) -> str:
+    """How fast steps are."""
+    rows = [
+        [
+            str(model["key_value_heads"]),
+            f"{case['length']:,}",
+            f"{1000 * case['seconds']['dense']['median']:.1f} ms",
+            f"{1000 * case['seconds']['bounded']['median']:.1f} ms",
+            f"{case['ratio']['median']:.2f} ({case['ratio']['min']:.2f} to {case['ratio']['max']:.2f}, n = {case['ratio']['n']})",
+            f"{case['ratio_by_bytes']:.2f}",
+            f"{case['cache_bytes']['bounded'] / case['cache_bytes']['dense']:.2%}",
+        ]
+        for model in result["models"]
+        for case in model["cases"]
+    ]
+    headings = [
+        "key-value heads",
+        "tokens before",
+        "dense step",
+        "bounded step",
+        "ratio",
+        "at most, by bytes",
+        "cache, of the dense one",
+    ]
+    return (
+        "\n## Decoding\n\n"
+        f"`{result['command']}`, {result['date']}, {result['machine']['processor']}, {result['machine']['threads']} thread: a step of decoding of one row with random weights, width "
+        f"{result['width']:,}, {result['blocks']} blocks, 16 query heads, float32, interleaved with the dense model's; window 32, 4 sinks, 4 centroids.\n\n"
+        + table(headings, rows)
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")

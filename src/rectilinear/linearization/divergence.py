@@ -1,0 +1,51 @@
+"""How far a model's predictions move when something in it is replaced."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rectilinear.linearization.streams import Streams
+from rectilinear.linearization.workbench import Workbench
+from rectilinear.models.surgery import Edits
+from rectilinear.ranks import current
+from rectilinear.text.batches import tensors_of
+
+#: Tokens whose predictions are compared.
+TOKENS = 2048
+
+
+def first_batches(bench: Workbench, tokens: int) -> list[int]:
+    """Numbers of the first batches, of so many tokens together, that run in this process."""
+    found, count = set[int](), 0
+    for number, batch in enumerate(bench.batches):
+        if count >= tokens:
+            break
+        found.add(number)
+        count += tensors_of(batch)[0].numel()
+    return [number for number in bench.schedule.order if number in found]
+
+
+class Divergence:
+    """Compares predictions with the original's, which are kept, on the first rows that are fitted on."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._numbers = first_batches(bench, TOKENS)
+        self._original: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def of(self, streams: Streams, edits: Edits) -> float:
+        """Mean divergence (KL) of the original's predictions from those with some edits, in nats a token.
+
+        The edits are at the depth where the streams stand, or after it.
+        """
+        moved, tokens = 0.0, 0
+        for number in self._numbers:
+            if number not in self._original:
+                self._original[number] = streams.logits(number, {}).float().log_softmax(-1)
+            found = streams.logits(number, edits).float().log_softmax(-1)
+            for wanted, own in zip(self._original[number], found, strict=True):  # row by row, for memory
+                moved += float((wanted.exp() * (wanted - own)).sum())
+            tokens += found[..., 0].numel()
+        parts = current().gather((moved, tokens))
+        return max(sum(part[0] for part in parts), 0.0) / sum(part[1] for part in parts)
