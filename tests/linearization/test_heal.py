@@ -344,7 +344,7 @@ def test_refused_before_the_fit(tiny_checkpoint, text_file):
     def report(*what):
         raise AssertionError(what)
 
-    with pytest.raises(RequestError, match="got only dropped blocks"):
+    with pytest.raises(RequestError, match="got only such that have none"):
         conftest.linearize(tiny_checkpoint, text_file, kind="drop", count=1, heal_steps=1, progress=report, **SMALL)
 
 

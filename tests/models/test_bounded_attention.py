@@ -297,3 +297,32 @@ def test_an_attention_that_adds_something_of_its_own_is_refused():
     attention.forward = forward
     with pytest.raises(RequestError, match="gives something else by the same weights"):
         find_attention(model, parts.part(1, "attention"))
+
+
+@pytest.mark.parametrize("far", [FAR[0], FAR[3]])
+def test_gradients_pass_through(far, linearized):
+    """By finite differences along one direction in all parameters; norms and rotary embeddings are in float32."""
+    options = {"kind": "bounded", "target": "attention", "window": 3, "sinks": 2, **far}
+    model, ids = linearized("llama", (0, 1, 2), dtype=torch.float64, **options).model, token_rows(2)
+    parameters = [*model.parameters()]
+    generator, loss = torch.Generator().manual_seed(0), lambda: model(ids, labels=ids, use_cache=False).loss
+    directions = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in parameters]
+    gradients = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True) if g is not None)
+    values = []
+    with torch.no_grad():
+        for sign in (1, -2):  # and back to where it was
+            for each, direction in zip(parameters, directions, strict=True):
+                each.add_(direction, alpha=sign * 1e-4)
+            values.append(float(loss()))
+        for each, direction in zip(parameters, directions, strict=True):
+            each.add_(direction, alpha=1e-4)
+    assert (values[0] - values[1]) / 2e-4 == pytest.approx(slope, rel=1e-2)
+
+
+def test_float16_holds_what_values_there_are():
+    """Many tokens of large values: their sum would be above what float16 has."""
+    module = made(400, 0)
+    value = torch.full((1, 1, 300, 4), 300.0, dtype=torch.float16)
+    found = module.attend(torch.zeros_like(value), torch.zeros_like(value), value, Terms(1.0))
+    torch.testing.assert_close(found, value.transpose(1, 2))

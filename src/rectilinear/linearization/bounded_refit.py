@@ -56,6 +56,6 @@ def place(site: Site, wanted: Wanted) -> Fit:
         )
     if fitted.held_out is None or fitted.held_out < _LEAST:
         new.far_output = None
-    else:
-        new.far_output.weight.data.copy_(fitted.weight.T)
+        return Fit({path: new}, windows=tuple(windows))
+    new.far_output.weight.data.copy_(fitted.weight.T)
     return Fit({path: new}, fitted, tokens, tuple(windows))

@@ -143,6 +143,9 @@ class Choice:
     def _order(self) -> dict[int, float]:
         """Scores by block, the first to be replaced first."""
         if self.scope.request.selection.select == "divergence":
+            with evaluating(self.bench.model), noting_padding(self.bench):
+                # Together, so that the model is gone through once for it, and kept before what rests on it.
+                self.scope.request.template.by.prepare(self.bench, self._singles())
             moved = self.bench.kept.recall(self._divergences)
             scores = dict(zip(moved["blocks"].tolist(), moved["divergence"].tolist(), strict=True))
             return {index: scores[index] for index in sorted(scores, key=lambda index: scores[index])}
@@ -154,12 +157,15 @@ class Choice:
         ordered = sorted(self.scope.candidates, key=lambda index: scores[index] if influence else -scores[index])
         return {index: scores[index] for index in ordered}
 
+    def _singles(self) -> list[Replacement]:
+        """What each candidate would be replaced by alone."""
+        return [self.scope.request.group([index])[0] for index in sorted(self.scope.candidates)]
+
     def _divergences(self) -> dict[str, Tensor]:
         """How far predictions move with each candidate alone replaced, in one walk through the original."""
         bench, found, divergence = replace(self.bench, kept=KeptFits()), list[float](), Divergence(self.bench)
-        singles = [self.scope.request.group([index])[0] for index in sorted(self.scope.candidates)]
+        singles = self._singles()
         with evaluating(bench.model), noting_padding(bench), closing(Streams(bench.passes())) as streams:
-            singles[0].by.prepare(bench, singles)  # together, so that the model is gone through once for it
             for one in singles:
                 fitted = fit_alone(bench, one, streams)
                 found.append(divergence.of(streams, fitted.edits))

@@ -15,22 +15,22 @@ from rectilinear.text.batches import tensors_of
 TOKENS = 2048
 
 
-def first_batches(bench: Workbench, tokens: int) -> list[int]:
-    """Numbers of the first batches, of so many tokens together, that run in this process."""
-    found, count = set[int](), 0
+def first_rows(bench: Workbench, tokens: int) -> dict[int, int]:
+    """How many rows of which batches that run in this process are the first of so many tokens, at least one."""
+    found, left = dict[int, int](), tokens
     for number, batch in enumerate(bench.batches):
-        if count >= tokens:
-            break
-        found.add(number)
-        count += tensors_of(batch)[0].numel()
-    return [number for number in bench.schedule.order if number in found]
+        rows, length = tensors_of(batch)[0].shape[:2]
+        if left > 0:
+            found[number] = min(rows, -(-left // length))
+            left -= found[number] * length
+    return {number: found[number] for number in bench.schedule.order if number in found}
 
 
 class Divergence:
     """Compares predictions with the original's, which are kept, on the first rows that are fitted on."""
 
     def __init__(self, bench: Workbench) -> None:
-        self._numbers = first_batches(bench, TOKENS)
+        self._rows = first_rows(bench, TOKENS)
         self._original: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -40,10 +40,10 @@ class Divergence:
         The edits are at the depth where the streams stand, or after it.
         """
         moved, tokens = 0.0, 0
-        for number in self._numbers:
+        for number, rows in self._rows.items():
             if number not in self._original:
-                self._original[number] = streams.logits(number, {}).float().log_softmax(-1)
-            found = streams.logits(number, edits).float().log_softmax(-1)
+                self._original[number] = streams.logits(number, {})[:rows].float().log_softmax(-1)
+            found = streams.logits(number, edits)[:rows].float().log_softmax(-1)
             for wanted, own in zip(self._original[number], found, strict=True):  # row by row, for memory
                 moved += float((wanted.exp() * (wanted - own)).sum())
             tokens += found[..., 0].numel()

@@ -55,7 +55,7 @@ def _look(inputs: AttentionInputs, places: Places, reach: Reach, sums: FarSums |
     return look(*states, Group(KeptTokens.none(*states[1:]), sums), places, reach, inputs.terms)[0]
 
 
-class Fitted(NamedTuple):
+class FarFit(NamedTuple):
     """A far summary fitted for one window, and how far what heads give is from the attention's own.
 
     Attributes:
@@ -103,7 +103,7 @@ class Yardstick(NamedTuple):
         return torch.stack(found).mean(0)
 
 
-def fit_far(rows: list[Whole], summary: FarSummary, window: int, sinks: int, yardstick: Yardstick) -> Fitted:
+def fit_far(rows: list[Whole], summary: FarSummary, window: int, sinks: int, yardstick: Yardstick) -> FarFit:
     """Fit a far summary, whose centroids are there, for a window, and see how well it does.
 
     Args:
@@ -116,11 +116,11 @@ def fit_far(rows: list[Whole], summary: FarSummary, window: int, sinks: int, yar
     fits = [_Rows.of(part, far, window, sinks) for part in rows]
     far.weights.copy_(_fit_mass(fits))
     tensors = {name: tensor.detach().clone() for name, tensor in summary.state_dict().items()}
-    return Fitted(tensors, yardstick.errors([part.output(far) for part in fits], rows))
+    return FarFit(tensors, yardstick.errors([part.output(far) for part in fits], rows))
 
 
 def window_errors(rows: list[Whole], window: int, sinks: int, yardstick: Yardstick) -> Tensor:
-    """``[key-value heads]``: as `Fitted.errors`, where far tokens are forgotten."""
+    """``[key-value heads]``: as `FarFit.errors`, where far tokens are forgotten."""
     looked = [_look(part.inputs, part.places, Reach(window, sinks, None)) for part in rows]
     return yardstick.errors([part.output for part in looked], rows)
 
@@ -240,9 +240,13 @@ def _fit_mass(parts: list[_Rows]) -> Tensor:
 def _least_squares(features: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     weight = weight / weight.mean(1, keepdim=True).clamp(min=1e-12)
     gram, cross = _gram(features, weight), (features * (weight * target)[..., None]).mean(1)
-    ridge = _RIDGE * torch.eye(gram.shape[-1], device=gram.device)
-    solution: Tensor = torch.linalg.solve((gram + ridge).double(), cross.double())
-    return solution.float()
+    return _solve(gram + _RIDGE * torch.eye(gram.shape[-1], device=gram.device), cross)
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """In float64, which not every device has."""
+    solution: Tensor = torch.linalg.solve(matrix.cpu().double(), right.cpu().double())
+    return solution.to(matrix)
 
 
 def _gram(features: Tensor, weight: Tensor) -> Tensor:
@@ -265,7 +269,7 @@ def _newton(features: Tensor, target: Tensor, weight: Tensor, less: Tensor, star
         curvature = _gram(features, weight * share * (1 - share)) + 1.01 * _RIDGE * torch.eye(
             features.shape[-1], device=features.device
         )
-        step = torch.linalg.solve(curvature.double(), slope.double()).float()
+        step = _solve(curvature, slope)
         change, done = (features @ step[..., None])[..., 0], torch.zeros(len(step), dtype=torch.bool)
         for length in (1.0, 0.4, 0.15, 0.05):
             tried = cost(logits - length * change, weights - length * step)

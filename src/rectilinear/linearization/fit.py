@@ -45,6 +45,7 @@ class Fitted:
 
     replacement: Replacement
     edits: Edits
+    prepared: Any = None  # what its kind had decided for all its replacements together
 
 
 def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequence[Fitted] = ()) -> list[Fitted]:
@@ -64,6 +65,8 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
         for kind in dict.fromkeys(one.by for one in wanted):
             prepared |= kind.prepare(bench, [one for one in wanted if one.by == kind])
         for one in wanted:
+            if one in kept and kept[one].prepared != prepared.get(one):
+                kept.clear()  # neither this nor what was fitted on top of it
             done.append(kept.get(one) or _fit(Site(bench, one, streams, prepared.get(one))))
             streams.edit(one.begins, done[-1].edits)
     return done
@@ -92,7 +95,7 @@ def _fit(site: Site) -> Fitted:
         parameters_after=_count_after(site, fit.edits),
         windows=fit.windows,
     )
-    return Fitted(site.replacement.model_copy(update={"fit": record}), fit.edits)
+    return Fitted(site.replacement.model_copy(update={"fit": record}), fit.edits, site.prepared)
 
 
 def _count_after(site: Site, edits: Edits) -> int:

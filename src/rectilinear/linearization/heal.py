@@ -164,7 +164,9 @@ class _Pupil(nn.Module):
     def __init__(self, bench: Workbench, fits: Sequence[Fitted], logits_weight: float) -> None:
         super().__init__()
         self.bench, self.edits, self.logits_weight = bench, merge_edits(fits), logits_weight
-        self.trained = tuple(parameter for module in self.edits.values() for parameter in module.parameters())
+        # The others may have the original's own weights.
+        stand_ins = merge_edits([fitted for fitted in fits if fitted.replacement.by.trainable])
+        self.trained = tuple(parameter for module in stand_ins.values() for parameter in module.parameters())
         self.weights = nn.ParameterList([_exact(own.detach()).clone() for own in self.trained])
         first = min(fitted.replacement.blocks[0] for fitted in fits if fitted.replacement.by.trainable)
         last = {fitted.replacement.blocks[-1] for fitted in fits}

@@ -140,7 +140,7 @@ def linearize(
     fitting: Fitting = Fitting(),
     **run: Unpack[Run],
 ) -> Linearized:
-    """Replace blocks of a decoder, or their attentions or MLPs, by something linear.
+    """Replace blocks of a decoder, or their attentions or MLPs, by something cheaper.
 
     Stand-ins are fitted by least squares on moments, from the first block to the last: inputs from the model as edited
     so far, targets from the original. The last tenth of the rows is never fitted on; losses in the plan are of these.
@@ -168,7 +168,7 @@ def linearize(
     if fitting.heal_steps and current().count > 1:
         raise RequestError(f"expected one process with `heal_steps`, got {current().count}; try without torchrun")
     if fitting.heal_steps and not request.any_trainable:
-        raise RequestError("expected stand-ins to train with `heal_steps`, got only dropped blocks")
+        raise RequestError("expected stand-ins to train with `heal_steps`, got only such that have none")
     with ExitStack() as held:
         origin = Origin(model, loading)
         out = held.enter_context(claim(run.get("out"), overwrite=overwrite, reads=[origin.name, text]))

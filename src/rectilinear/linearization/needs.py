@@ -38,7 +38,7 @@ def find_needs(model: nn.Module, scope: Scope, tokens: int, folds: int, *, walks
         4.0 * count_parameters(stack.blocks) + 2 * count * max((f * (f + width) for f in features), default=0)
     )
     of_scores = 0
-    if named is None and request.selection.select != "loss":
+    if named is None and request.selection.select in ("score", "influence"):
         of_scores = bytes_of_moments(width, 4) * (1 if walks else len(stack))
         operations += tokens * (2 * count_parameters(stack.blocks) + 6 * width**2 * len(stack))
     states = 2 * tokens * width * itemsize_of(stack) if walks else 0

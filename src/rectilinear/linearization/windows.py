@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rectilinear.errors import RequestError
-from rectilinear.linearization.divergence import Divergence, first_batches
+from rectilinear.linearization.divergence import Divergence, first_rows
 from rectilinear.linearization.far_fit import (
     Whole,
     Yardstick,
@@ -66,7 +66,7 @@ class Wanted:
         if self.window > longest:
             raise RequestError(
                 f"expected rows of at least {2 * self.window + self.sinks} tokens to fit a `window` of {self.window} "
-                f"on, got {tokens}; try a larger `seq_len`"
+                f"and {self.sinks} `sinks` on, got {tokens}; try a larger `seq_len`"
             )
         tried = {max(1, round(self.window * each)) for each in _MULTIPLES}
         return (self.window,) if self.uniform else tuple(sorted(one for one in tried if one <= longest))
@@ -191,17 +191,17 @@ def _record(site: Site, path: str) -> _Recorded:
         calls[:] = [(args, kwargs)]
 
     corrects = site.corrects
-    for number in first_batches(bench, TOKENS):
+    for number, count in first_rows(bench, TOKENS).items():
         with hooked_before([recorder.module], note):
             modules = [site.block, recorder.module]
             block, given = site.streams.original(number, modules, {path: recorder.module})
-        inputs = recorder.take()
+        inputs = recorder.take().first(count)
         if not rows:
             rotary = find_rotary(recorder, *calls[0])
             output_map = find_output_map(attention, recorder, *calls[0])
         rows[number] = prepare(inputs)
         stream = block.x + given.y if corrects else block.x
-        stream = stream.reshape(len(inputs.query), inputs.query.shape[2], -1)
+        stream = stream.reshape(-1, inputs.query.shape[2], stream.shape[-1])[:count]
         scales[number] = stream.float().norm(dim=-1).clamp(min=1e-6)
     return _Recorded(rows, scales, rotary, output_map)
 
@@ -225,7 +225,7 @@ def _compare(recorded: _Recorded, wanted: Wanted, seed: int) -> dict[str, Tensor
     heads, tokens, width = rows[0].inputs.query.shape[1:]
     turns = (rotary.layout, rotary.frequencies) if rotary else ()
     summary = FarSummary(heads, heads // rows[0].inputs.key.shape[1], wanted.centroids, width, *turns)
-    far = summary.to(rows[0].inputs.query.dtype).there()
+    far = summary.to(rows[0].inputs.query).there()
     far.turn.copy_(mean_turn(far, tokens))
     place_centroids(rows, far, wanted.window, wanted.sinks, seed)
     fits = [fit_far(rows, summary, window, wanted.sinks, yardstick) for window in grid]

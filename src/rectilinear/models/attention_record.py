@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rectilinear.models.bounded_attention import BoundedAttention, bounded_attention
 from rectilinear.models.bounded_step import Terms
-from rectilinear.models.calls import same
+from rectilinear.models.calls import rounding, same
 from rectilinear.models.far_summary import rotation_of, turned
 from rectilinear.models.stand_ins import PaddingMask
 
@@ -56,6 +56,11 @@ class AttentionInputs:
         dtype = torch.promote_types(self.query.dtype, torch.float32)
         states = {name: getattr(self, name).to(dtype) for name in ("query", "key", "value")}
         return replace(self, **states)
+
+    def first(self, rows: int) -> AttentionInputs:
+        """Those of the first rows."""
+        names = ("query", "key", "value", "positions", "real", "starts")
+        return replace(self, **{name: each[:rows] for name in names if (each := getattr(self, name)) is not None})
 
 
 class Recorder:
@@ -104,16 +109,29 @@ def find_rotary(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any
     inputs = recorder.take()
     recorder.module(*map(without, args), **{name: without(value) for name, value in kwargs.items()})
     plain = recorder.take().key.float()
-    cos, sin = (each.reshape(-1, *each.shape[-2:])[0].float() for each in rotation)
-    angles = torch.atan2(sin[1] * cos[0] - cos[1] * sin[0], cos[1] * cos[0] + sin[1] * sin[0])
+    cos, sin = (each.reshape(-1, *each.shape[-2:])[0].double() for each in rotation)
+    turns = torch.atan2(sin * cos[0] - cos * sin[0], cos * cos[0] + sin * sin[0])  # since the first token
     for layout in _LAYOUTS:
-        frequencies = angles[: len(angles) // 2] if layout == "halves" else angles[::2]
-        cosines, sines = rotation_of(inputs.positions, frequencies.tolist(), layout)
-        found = turned(plain, cosines[:, None], sines[:, None], layout)
-        found = found * (inputs.key.norm() / found.norm())  # some embeddings lengthen what they turn
-        if (found - inputs.key).norm() <= _CLOSE * found.norm():
-            return Rotary(layout, tuple(frequencies.tolist()))
+        for angles in (turns[:, : cos.shape[1] // 2], turns[:, ::2], turns):
+            frequencies = _frequencies(angles)
+            if 2 * len(frequencies) > plain.shape[-1]:
+                continue
+            cosines, sines = rotation_of(inputs.positions, frequencies, layout)
+            found = turned(plain, cosines[:, None], sines[:, None], layout)
+            found = found * (inputs.key.float().norm() / found.norm())  # some embeddings lengthen what they turn
+            if (found - inputs.key).norm() <= rounding(inputs.key, _CLOSE) * found.norm():
+                return Rotary(layout, tuple(frequencies))
     return None
+
+
+def _frequencies(angles: Tensor) -> list[float]:
+    """Frequencies of angles ``[tokens, entries]`` at positions from 0 on, which may be coarse and are modulo a turn."""
+    found, position = angles[1], 2
+    while position < len(angles):
+        turns = torch.round((found * position - angles[position]) / (2 * torch.pi))
+        found = (angles[position] + 2 * torch.pi * turns) / position
+        position *= 2
+    return found.tolist()
 
 
 def _rotation_in(arguments: Sequence[Any]) -> tuple[Tensor, Tensor] | None:

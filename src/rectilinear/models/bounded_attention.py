@@ -1,4 +1,4 @@
-"""Attention that keeps the first tokens of a document and the last ones, and forgets those between.
+"""Attention that keeps the first tokens of a document and the last ones, and of those between sums at most.
 
 It is an attention function of transformers' own registry, which the modules of most architectures call with queries,
 keys and values as they are after positions are in them, so that it knows none of these architectures. This file travels
@@ -8,7 +8,7 @@ with checkpoints as `modeling_rectilinear` does, so it imports torch and transfo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple, cast
 
@@ -126,6 +126,16 @@ class BoundedAttention(StandIn):
         changed = first + cast(nn.Linear, self.far_output)(cast(Tensor, self._heads)).view_as(first)
         return changed if first is output else type(output)([changed, *output[1:]])
 
+    def attend_by(self, query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]) -> Tensor:
+        """`attend`, told what transformers tells attention functions; padding and documents are seen here itself."""
+        scaling, names = options.get("scaling"), {"sliding": "sliding_window", "softcap": "softcap", "sinks": "s_aux"}
+        terms = Terms(
+            query.shape[-1] ** -0.5 if scaling is None else scaling,
+            dropout=options.get("dropout", 0.0),
+            **{own: options.get(name) for own, name in names.items()},
+        )
+        return self.attend(query, key, value, terms)
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         """Attention of ``[rows, heads, tokens, width]``; keys and values may have fewer heads.
 
@@ -210,14 +220,8 @@ class BoundedAttention(StandIn):
 def _called(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **options: Any
 ) -> tuple[Tensor, None]:
-    """The attention function; which tokens are real, and of a document, the stand-in has seen for itself."""
-    scaling, names = options.get("scaling"), {"sliding": "sliding_window", "softcap": "softcap", "sinks": "s_aux"}
-    terms = Terms(
-        query.shape[-1] ** -0.5 if scaling is None else scaling,
-        dropout=options.get("dropout", 0.0),
-        **{own: options.get(name) for own, name in names.items()},
-    )
-    return module.attend(query, key, value, terms), None
+    """The attention function, of whatever version of this file the module is."""
+    return module.attend_by(query, key, value, options), None
 
 
 AttentionInterface.register(_NAME, _called)

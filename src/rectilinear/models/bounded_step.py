@@ -126,19 +126,19 @@ def _weighted(
         scores = terms.softcap * torch.tanh(scores / terms.softcap)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
-    largest = scores.amax(-1, keepdim=True)
+    largest = scores.detach().amax(-1, keepdim=True)
     nothing = terms.sinks
     if nothing is not None:
         nothing = nothing.to(scores.dtype).view(1, keys.shape[1], -1, 1, 1)
-        largest = torch.maximum(largest, nothing)
-    weights = scores.sub_(largest).exp_()
+        largest = torch.maximum(largest, nothing.detach())
+    weights = (scores - largest).exp()
     # Apart: a total less a part of it cancels.
     kinds = torch.stack([~first, first], -1)[:, None].to(weights.dtype)
     window, sinks = (weights.flatten(2, 3) @ kinds).view(*weights.shape[:-1], 2).unbind(-1)
     total = window + sinks if nothing is None else window + sinks + (nothing - largest).exp()[..., 0]
-    dropped = nn.functional.dropout(weights, terms.dropout, terms.dropout > 0)
-    output = (dropped.to(query.dtype).flatten(2, 3) @ values.to(query.dtype)).view(*weights.shape[:-1], -1)
-    output = (output / total[..., None]).to(query.dtype).flatten(1, 2)
+    weights = nn.functional.dropout(weights / total[..., None], terms.dropout, terms.dropout > 0)
+    output = (weights.to(query.dtype).flatten(2, 3) @ values.to(query.dtype)).view(*weights.shape[:-1], -1)
+    output = output.flatten(1, 2)
     masses = (each.clamp(min=_LEAST).log() + largest[..., 0] for each in (total, window, sinks))
     return output, Near(*(each.flatten(1, 2) for each in masses))
 

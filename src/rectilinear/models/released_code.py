@@ -81,7 +81,8 @@ def own_model_class(model: str, revision: str | None = None) -> Any:
     made = _linearized(CONFIG_MAPPING[kind])
     texts = [text for file in EVER if (text := read_text_file(model, file, revision)) is not None]
     first = [_GENERATED.sub("", text) for text in texts] if len(texts) == 1 else texts
-    if made is None or not {hash_code(texts), hash_code(first)} & released_versions().keys():
+    here = [text for file in FILES if (text := read_text_file(model, file, revision)) is not None]  # what is run of it
+    if made is None or not {hash_code(each) for each in (texts, first, here)} & released_versions().keys():
         got = "other code, perhaps of a later version" if texts else "none"
         raise RequestError(
             f"expected {FILES[0]} as a version of rectilinear wrote it in {model!r}, got {got}; if you trust what is "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from cyclopts import Parameter
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from rectilinear.linearization.kinds.base import Kind
@@ -42,8 +43,8 @@ class Bounded(Kind):
     """Centroids of the queries of each head."""
     uniform: bool = False
     """The same window for all key-value heads; else those get long ones that lose most with short ones."""
-    refit: bool = True
-    """Map what the heads give, and mean values of far tokens, to what is missing in the residual stream."""
+    refit: Annotated[bool, Parameter(negative="--no-refit")] = True
+    """With a far value: map what the heads give, and mean values of far tokens, to what the residual stream lacks."""
 
     @property
     def remembers(self) -> bool:
@@ -64,8 +65,8 @@ class Bounded(Kind):
         find_attention(model, part)
 
     def features(self, width: int, target: Target) -> int:
-        """Of the map of what is missing, at most: what the heads give, mean values, and 1."""
-        return 2 * width + 1 if self.refit and self.far != "none" else 0
+        """Of the map of what is missing, about: what the heads give, which may be wider, mean values, and 1."""
+        return 3 * width + 1 if self.refit and self.far != "none" else 0
 
     def prepare(self, bench: Workbench, replacements: Sequence[Replacement]) -> Mapping[Replacement, Any]:
         """Windows of all key-value heads, and far summaries for these."""
