@@ -23,7 +23,7 @@ BEGIN = f"""# Attention with a bounded memory
 What it costs to replace *all* attentions of a model by ones whose memory does not grow with the text (`--kind bounded`, [linearization.md](linearization.md#what-stands-in)), without any training.
 All choices and fits are made on one text, and each row of a table is scored once on another: `{COMMAND}`. Losses are in nats a token above the dense model's; ± is half of a 95 % interval
 over documents of the paired difference (Student's t); *late* is the second half of each row, where more is far. *Numbers a layer*: floating-point numbers that a layer of the cache holds for a row, whatever its
-length from some 50 tokens on; the dense cache grows, and is given after one row. `uniform` windows without far tokens are StreamingLLM's (arXiv 2309.17453), with positions as they are in the text.
+length from some 100 tokens on; the dense cache grows, and is given after one row. The same window for each head without far tokens is StreamingLLM's (arXiv 2309.17453), with positions as they are in the text. Whether the refit pays depends on the texts: it is fitted to the stream of one.
 """
 
 
@@ -45,7 +45,7 @@ def about(study: Study) -> str:
         losses = [difference(cell, dense, name) for name in ("all", "late")]
         rows.append(
             [
-                way + (", not refitted" if options.get("refit") is False else ""),
+                way,
                 f"{cell['floats_a_layer']:,}",
                 f"{cell['parameters']:,}",
                 *(f"{value:+.4f} ± {half_width(stderr or 0.0, groups):.4f}" for value, stderr, groups in losses),

@@ -88,4 +88,5 @@ class Bounded(Kind):
     def __str__(self) -> str:
         far = "" if self.far == "none" else f", far {self.far}"
         far += f" {self.centroids}" if self.far == "centroids" else ""
+        far += ", not refitted" if far and not self.refit else ""
         return f"bounded, window {self.window}{' each' * self.uniform}, sinks {self.sinks}{far}"
