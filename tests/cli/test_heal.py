@@ -84,7 +84,7 @@ def test_says_what_healing_did(command, tiny_checkpoint, text_file, tmp_path, re
         (["--heal-steps", 1, "--heal-learning-rate", 0], "expected --heal-learning-rate to be greater than 0, got '0'"),
         (
             ["--heal-steps", 1, "--kind", "drop"],
-            "expected stand-ins to train with --heal-steps, got only dropped blocks",
+            "expected stand-ins to train with --heal-steps, got only such that have none",
         ),
     ],
 )

@@ -82,7 +82,7 @@ WITHOUT_WEIGHTS = {
     "budget": ({"budget": 0.99}, "`budget` above 0% and up to "),
     "folded first": ({"blocks": [0], "kind": "folded"}, "a block before folded block 0 that stays"),
     "stack": ({"blocks": [0], "stack": "model.nope"}, "model.layers"),
-    "healing": ({"count": 1, "kind": "drop", "heal_steps": 1}, "got only dropped blocks"),
+    "healing": ({"count": 1, "kind": "drop", "heal_steps": 1}, "got only such that have none"),
     "rows": ({"count": 1, "select": "loss", "max_tokens": 32}, "at least two rows to choose by loss"),
 }
 
