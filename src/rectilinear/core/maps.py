@@ -62,7 +62,7 @@ class FittedMap:
 
 
 def fit_map(
-    folds: Sequence[Moments], rank: int | None = None, *, intercept: bool = True, ridges: Sequence[float] = RIDGES
+    folds: Sequence[Moments], rank: int | None = None, *, intercept: bool = True, ridges: Sequence[float] | None = None
 ) -> FittedMap:
     """Fit a map on all folds, with the ridge that serves best when one fold at a time is held out.
 
@@ -70,7 +70,7 @@ def fit_map(
         folds: moments of the same kind of pairs, at least one; with a single fold there is no ridge.
         rank: of the map; None, or q and more, for a whole one.
         intercept: whether there is a bias.
-        ridges: that are tried, where there are folds.
+        ridges: that are tried, where there are folds; `RIDGES` when not given.
 
     Raises:
         ValueError: no folds, or a rank below 1.
@@ -81,7 +81,7 @@ def fit_map(
         raise ValueError(f"expected a rank of at least 1, got {rank}")
     if not intercept:
         folds = [_uncentred(fold) for fold in folds]
-    ridge, held_out = 0.0, None
+    ridge, held_out, ridges = 0.0, None, RIDGES if ridges is None else ridges
     if len(folds) > 1:
         residuals = dict.fromkeys(ridges, 0.0)
         energy = 0.0
