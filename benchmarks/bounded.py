@@ -92,6 +92,7 @@ STUDIES = [
         {
             "dense": None,
             "far-33": Bounded(window=33),
+            "far-33-no-refit": Bounded(window=33, refit=False),
             "streaming-39": Bounded(window=39, far="none", uniform=True),
             "far-16": Bounded(window=16),
             "streaming-23": Bounded(window=23, far="none", uniform=True),
