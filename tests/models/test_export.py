@@ -53,6 +53,7 @@ ABLE = {
     "mlp": MLPS,
     "no mlp": MLPS,
     "bounded": REGISTERED,
+    "window": REGISTERED,
 }
 ALL = [(way, family) for way in WAYS for family in ABLE.get(way, sorted(TINY))]
 #: Every way, each with another family where it can be, for what takes a process each.
