@@ -89,7 +89,7 @@ def about_decoding(result: dict[str, Any]) -> str:
     return (
         "\n## Decoding\n\n"
         f"`{result['command']}`, {result['date']}, {result['machine']['processor']}, {result['machine']['threads']} thread: a step of decoding of one row with random weights, width "
-        f"{result['width']:,}, {result['blocks']} blocks, 16 query heads, float32, interleaved with the dense model's; window 32, 4 sinks, 4 centroids.\n\n"
+        f"{result['width']:,}, {result['blocks']} blocks, 16 query heads, float32, interleaved with the dense model's; window 32, 4 sinks, 4 centroids, no refit. The dense model's steps cost more than its bytes: transformers' dynamic cache copies itself at each.\n\n"
         + table(headings, rows)
         + "\n"
     )
