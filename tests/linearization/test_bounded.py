@@ -100,20 +100,17 @@ def test_the_layout_of_an_embedding_and_what_follows_the_heads_are_found(family,
     model = other if family == "cohere" else build(family, dtype)
     names = {"gpt_neox": "gpt_neox.layers.1.attention", "gpt2": "transformer.h.1.attn"}
     path = names.get(family, "model.layers.1.self_attn")
-    attention, calls = model.get_submodule(path), []
+    attention = model.get_submodule(path)
     recorder = Recorder(attention, PaddingMask())
-    handle = recorder.module.register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
-    )
-    with swapped(model, {path: recorder.module}), handle:
+    with swapped(model, {path: recorder.module}):
         model(token_rows(2), use_cache=False)
-    rotary = find_rotary(recorder, *calls[0])
+    rotary = find_rotary(recorder, recorder.take())
     assert (rotary and rotary.layout, len(rotary.frequencies) if rotary else 0) == (layout, count)
     if family == "llama":
         assert rotary.frequencies == pytest.approx([10000 ** (-place / 3) for place in range(3)], abs=2e-3)
     last = {"gpt_neox": "dense", "gpt2": "c_proj"}.get(family, "o_proj")
     weight = getattr(attention, last).weight
-    assert torch.equal(find_output_map(attention, recorder, *calls[0]), weight if family == "gpt2" else weight.T)
+    assert torch.equal(find_output_map(recorder), weight if family == "gpt2" else weight.T)
 
 
 @torch.no_grad()

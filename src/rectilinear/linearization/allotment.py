@@ -18,22 +18,24 @@ def allot(surveys: Sequence[Survey], mean: int) -> list[list[int]]:
     places = dict.fromkeys(heads, 0)
     left = mean * len(heads) - sum(grids[number][0] for number, _ in heads)
 
-    def gain(step: tuple[tuple[int, int], int]) -> float:
-        (number, head), to = step
-        lost, grid, at = errors[number][head], grids[number], places[number, head]
-        return float((lost[at] - lost[to]) / (grid[to] - grid[at]))
+    def best_step(head: tuple[int, int]) -> tuple[float, int] | None:
+        """How much the error of a head falls for each token of the longer window that is best, and which that is."""
+        lost, grid, at = errors[head[0]][head[1]], grids[head[0]], places[head]
+        longer = (to for to in range(at + 1, len(grid)) if grid[to] - grid[at] <= left)
+        steps = (((lost[at] - lost[to]) / (grid[to] - grid[at]), to) for to in longer)
+        return max(steps, key=lambda step: step[0], default=None)
 
+    def price(head: tuple[int, int], to: int) -> int:
+        return grids[head[0]][to] - grids[head[0]][places[head]]
+
+    steps = {head: best_step(head) for head in heads}
     while True:
-        steps = [
-            (head, to)
-            for head in heads
-            for to in range(places[head] + 1, len(grids[head[0]]))
-            if grids[head[0]][to] - grids[head[0]][places[head]] <= left
-        ]
-        best = max(steps, key=gain, default=None)
-        if best is None or gain(best) <= 0:
+        head, step = max(steps.items(), key=lambda item: item[1][0] if item[1] else 0.0, default=(None, None))
+        if head is None or step is None or step[0] <= 0:
             break
-        head, to = best
-        left -= grids[head[0]][to] - grids[head[0]][places[head]]
-        places[head] = to
+        left -= price(head, step[1])
+        places[head] = step[1]
+        for other, known in steps.items():
+            if other == head or (known and price(other, known[1]) > left):
+                steps[other] = best_step(other)
     return [[grid[places[number, head]] for head in range(len(errors[number]))] for number, grid in enumerate(grids)]

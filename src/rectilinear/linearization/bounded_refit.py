@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from rectilinear.linearization.fit import Fit, Site
-from rectilinear.linearization.windows import Survey, Wanted
+from rectilinear.linearization.windows import Wanted, bound
 from rectilinear.models.attention_probe import find_attention
 from rectilinear.models.capture import Passage
 from rectilinear.text.batches import Batch
@@ -29,14 +28,13 @@ def place(site: Site, wanted: Wanted) -> Fit:
     if site.prepared is None:
         with site.trying():
             path = find_attention(bench.model, part, bench.one_row)
-        nothing = Survey(path, (wanted.window,), torch.zeros(1, 1), None, {}, 0)
-        return Fit({path: nothing.bound(site, [wanted.window], wanted)}, windows=(wanted.window,))
+        return Fit({path: bound(site, path, [wanted.window], wanted)}, windows=(wanted.window,))
     found, windows = site.prepared
     path, attention = found.path, bench.model.get_submodule(found.path)
     if found.far is None or not wanted.refit or path != part.path:
-        return Fit({path: found.bound(site, windows, wanted)}, windows=tuple(windows))
+        return Fit({path: bound(site, path, windows, wanted, found)}, windows=tuple(windows))
     features = (found.far["heads"] + len(found.errors)) * found.value_width + 1
-    new = found.bound(site, windows, wanted, [features, part.width])
+    new = bound(site, path, windows, wanted, found, [features, part.width])
     new.far_output.weight.data.zero_()
     given = list[Tensor]()
 

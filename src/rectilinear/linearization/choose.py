@@ -142,19 +142,15 @@ class Choice:
 
     def _order(self) -> dict[int, float]:
         """Scores by block, the first to be replaced first."""
-        if self.scope.request.selection.select == "divergence":
+        by = {"score": "linearity"}.get(self.scope.request.selection.select, self.scope.request.selection.select)
+        if by == "divergence":
             with evaluating(self.bench.model), noting_padding(self.bench):
                 # Together, so that the model is gone through once for it, and kept before what rests on it.
                 self.scope.request.template.by.prepare(self.bench, self._singles())
-            moved = self.bench.kept.recall(self._divergences)
-            scores = dict(zip(moved["blocks"].tolist(), moved["divergence"].tolist(), strict=True))
-            return {index: scores[index] for index in sorted(scores, key=lambda index: scores[index])}
-        influence = self.scope.request.selection.select == "influence"
-        scored = self.bench.kept.recall(self._scores)
-        scores = dict(
-            zip(scored["blocks"].tolist(), scored["influence" if influence else "linearity"].tolist(), strict=True)
-        )
-        ordered = sorted(self.scope.candidates, key=lambda index: scores[index] if influence else -scores[index])
+        found = self.bench.kept.recall(self._divergences if by == "divergence" else self._scores)
+        scores = dict(zip(found["blocks"].tolist(), found[by].tolist(), strict=True))
+        rising = by != "linearity"
+        ordered = sorted(self.scope.candidates, key=lambda index: scores[index] if rising else -scores[index])
         return {index: scores[index] for index in ordered}
 
     def _singles(self) -> list[Replacement]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rectilinear.models.attention_record import ALL, AttentionInputs
 from rectilinear.models.bounded_step import Group, Looked, Reach, look
-from rectilinear.models.far_summary import Far, FarSummary, FarSums, rotation_of
+from rectilinear.models.far_summary import Far, FarSummary, FarSums, mixed, rotation_of
 from rectilinear.models.kept_tokens import KeptTokens, Places, find_places
 
 # Least distance of a token that the mean rotation is taken over.
@@ -172,7 +172,7 @@ class _Rows(NamedTuple):
 
     Attributes:
         whole: what the attention gives.
-        features: ``[rows, heads, tokens, features]`` of `FarSummary.features`; ``value`` beside.
+        features: ``[rows, heads, tokens, features]`` of `Far.features`; ``value`` beside.
         kept: ``[rows, heads, tokens, width]``, what the tokens that are kept give.
         kept_mass: the logarithm of their mass.
         counts: of far tokens.
@@ -200,9 +200,7 @@ class _Rows(NamedTuple):
 
     def output(self, far: Far) -> Tensor:
         """What the heads give, ``[rows, heads, tokens, width]``."""
-        mass = (self.features * far.weights[:, None]).sum(-1).masked_fill(self.counts <= 0, -torch.inf)
-        share = torch.sigmoid(mass - self.kept_mass)[..., None]
-        return self.kept + share * (self.value - self.kept)
+        return mixed(self.kept, self.kept_mass, self.value, far.mass(self.features, self.counts))
 
 
 def _fit_mass(parts: list[_Rows]) -> Tensor:
@@ -270,7 +268,7 @@ def _newton(features: Tensor, target: Tensor, weight: Tensor, less: Tensor, star
             features.shape[-1], device=features.device
         )
         step = _solve(curvature, slope)
-        change, done = (features @ step[..., None])[..., 0], torch.zeros(len(step), dtype=torch.bool)
+        change, done = (features @ step[..., None])[..., 0], torch.zeros_like(reached, dtype=torch.bool)
         for length in (1.0, 0.4, 0.15, 0.05):
             tried = cost(logits - length * change, weights - length * step)
             better = (tried <= reached) & ~done

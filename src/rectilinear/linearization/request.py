@@ -168,8 +168,6 @@ class Scope:
         """Blocks whose replacement would have more parameters than they, where the model is to become smaller."""
         if self.request.named is not None or self.request.selection.count is not None:
             return []
-        if self.request.template.by.keeps_weights:
-            return []
         return [index for index in self.replaceable if self.saving([index]) < 0]
 
     @cached_property

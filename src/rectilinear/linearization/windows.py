@@ -23,11 +23,10 @@ from rectilinear.linearization.far_fit import (
 )
 from rectilinear.linearization.streams import Streams
 from rectilinear.models.attention_probe import find_attention
-from rectilinear.models.attention_record import Recorder, Rotary, find_output_map, find_rotary
+from rectilinear.models.attention_record import LAYOUTS, Recorder, Rotary, find_output_map, find_rotary
 from rectilinear.models.bounded_attention import bounded_attention
 from rectilinear.models.far_summary import FarSummary
 from rectilinear.models.offload import in_memory
-from rectilinear.models.running import hooked_before
 from rectilinear.ranks import current
 
 if TYPE_CHECKING:
@@ -38,8 +37,7 @@ if TYPE_CHECKING:
 #: Tokens that far summaries are fitted on, and windows compared.
 TOKENS = 8192
 
-# How rotary embeddings turn queries and keys, as the kept tensors have it, and what these have beside a summary's own.
-_LAYOUTS = (None, "halves", "pairs")
+# What kept tensors have beside a summary's own.
 _BESIDE = ("errors", "grid", "layout", "frequencies", "value_width")
 
 # Windows that are tried, as multiples of the mean.
@@ -104,22 +102,30 @@ class Survey:
                 found[name] = tensor[heads, torch.arange(tensor.shape[1])]
         return found
 
-    def bound(self, site: Site, windows: Sequence[int], wanted: Wanted, far_output: Sequence[int] | None = None) -> Any:
-        """Bounded attention in the place of this one, with some windows."""
-        attention = site.bench.model.get_submodule(self.path)
-        with in_memory(attention):  # where what comes beside it is to be, too
-            new = bounded_attention(
-                attention,
-                site.bench.padding,
-                window=windows[0] if len({*windows}) == 1 else windows,
-                sinks=wanted.sinks,
-                cache_index=site.parts[0].cache_layers or None,
-                far=cast(Any, self.far),
-                far_output=far_output,
-            )
-        if self.far is not None:
-            new.far_summary.load_state_dict(self.chosen(windows))
-        return new
+
+def bound(
+    site: Site,
+    path: str,
+    windows: Sequence[int],
+    wanted: Wanted,
+    found: Survey | None = None,
+    far_output: Sequence[int] | None = None,
+) -> Any:
+    """Bounded attention in the place of the one at a path, with some windows and what a survey found for these."""
+    attention, far = site.bench.model.get_submodule(path), found and found.far
+    with in_memory(attention):  # where what comes beside it is to be, too
+        new = bounded_attention(
+            attention,
+            site.bench.padding,
+            window=windows[0] if len({*windows}) == 1 else windows,
+            sinks=wanted.sinks,
+            cache_index=site.parts[0].cache_layers or None,
+            far=cast(Any, far),
+            far_output=far_output,
+        )
+    if found is not None and far is not None:
+        new.far_summary.load_state_dict(found.chosen(windows))
+    return new
 
 
 def survey(site: Site, wanted: Wanted, divergence: Divergence) -> Survey:
@@ -145,7 +151,7 @@ def survey(site: Site, wanted: Wanted, divergence: Divergence) -> Survey:
             "shared": heads // len(made["errors"]),
             "centroids": count,
             "width": width,
-            "rotary": _LAYOUTS[int(made["layout"])],
+            "rotary": (None, *LAYOUTS)[int(made["layout"])],
             "frequencies": made["frequencies"].tolist(),
         }
     found = Survey(path, tuple(made["grid"].tolist()), made["errors"], far, tensors, int(made["value_width"]))
@@ -153,7 +159,7 @@ def survey(site: Site, wanted: Wanted, divergence: Divergence) -> Survey:
         return found
 
     def weigh() -> dict[str, Tensor]:
-        alone = found.bound(site, [wanted.window] * len(found.errors), wanted)
+        alone = bound(site, path, [wanted.window] * len(found.errors), wanted, found)
         error = float(found.errors[:, found.grid.index(wanted.window)].sum())
         moved = divergence.of(site.streams, {found.path: alone})
         return {"weight": torch.tensor(moved / error if error > 0 else 0.0)}
@@ -184,21 +190,15 @@ class _Recorded:
 def _record(site: Site, path: str) -> _Recorded:
     bench = site.bench
     attention = bench.model.get_submodule(path)
-    recorder, calls = Recorder(attention, bench.padding), list[tuple[Any, Any]]()
+    recorder, corrects = Recorder(attention, bench.padding), site.corrects
     rows, scales, rotary, output_map = dict[int, Whole](), dict[int, Tensor](), None, None
-
-    def note(module: Any, args: Any, kwargs: Any) -> None:
-        calls[:] = [(args, kwargs)]
-
-    corrects = site.corrects
     for number, count in first_rows(bench, TOKENS).items():
-        with hooked_before([recorder.module], note):
-            modules = [site.block, recorder.module]
-            block, given = site.streams.original(number, modules, {path: recorder.module})
+        modules = [site.block, recorder.module]
+        block, given = site.streams.original(number, modules, {path: recorder.module})
         inputs = recorder.take().first(count)
         if not rows:
-            rotary = find_rotary(recorder, *calls[0])
-            output_map = find_output_map(attention, recorder, *calls[0])
+            output_map = find_output_map(recorder)
+            rotary = find_rotary(recorder, inputs)
         rows[number] = prepare(inputs)
         stream = block.x + given.y if corrects else block.x
         stream = stream.reshape(-1, inputs.query.shape[2], stream.shape[-1])[:count]
@@ -214,7 +214,7 @@ def _compare(recorded: _Recorded, wanted: Wanted, seed: int) -> dict[str, Tensor
     grid = wanted.grid(rows[0].inputs.key.shape[2])
     beside = {
         "grid": torch.tensor(grid),
-        "layout": torch.tensor(_LAYOUTS.index(rotary.layout if rotary else None)),
+        "layout": torch.tensor(1 + LAYOUTS.index(rotary.layout) if rotary else 0),
         "frequencies": torch.tensor(rotary.frequencies if rotary else (), dtype=torch.float64),
         "value_width": torch.tensor(rows[0].inputs.value.shape[-1]),
     }

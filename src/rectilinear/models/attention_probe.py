@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
-from rectilinear.errors import RequestError
+from rectilinear.errors import RequestError, first_line
+from rectilinear.models.attention_record import ALL
 from rectilinear.models.bounded_attention import bounded_attention
 from rectilinear.models.calls import rounding
 from rectilinear.models.capture import run_until
@@ -16,9 +18,6 @@ from rectilinear.models.running import evaluating
 from rectilinear.models.stand_ins import PaddingMask
 from rectilinear.models.surgery import swapped
 from rectilinear.text.batches import Batch
-
-# More tokens than any row has.
-_ALL = 1 << 30
 
 
 def find_attention(model: nn.Module, part: Part, inputs: Batch | None = None) -> str:
@@ -57,14 +56,16 @@ def _why_not(model: nn.Module, path: str, inputs: Batch) -> str | None:
     module = model.get_submodule(path)
     if vars(module).get("_hf_hook") and [*module.parameters(recurse=False)]:
         return "has weights of its own on disk"
-    new: Any = bounded_attention(module, PaddingMask(), window=_ALL, sinks=0)
+    new: Any = bounded_attention(module, PaddingMask(), window=ALL, sinks=0)
     try:
         with evaluating(model):
             wanted = run_until(model, inputs, [module])[0].y
             with swapped(model, {path: new}):
                 found = run_until(model, inputs, [new])[0].y
     except Exception as error:  # whatever an architecture makes of another attention function
-        return f"does not run with another ({type(error).__name__}: {error})"
+        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+            raise
+        return f"does not run with another ({type(error).__name__}: {first_line(error)})"
     if new.times_called != 1:
         return f"calls it {new.times_called} times" if new.times_called else "never calls it"
     if found.shape != wanted.shape or not (found - wanted).norm() <= rounding(wanted, 1e-4) * wanted.norm():

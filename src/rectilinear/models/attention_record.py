@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -11,14 +10,17 @@ from torch import Tensor, nn
 
 from rectilinear.models.bounded_attention import BoundedAttention, bounded_attention
 from rectilinear.models.bounded_step import Terms
-from rectilinear.models.calls import rounding, same
+from rectilinear.models.calls import Call, rounding, same
 from rectilinear.models.far_summary import rotation_of, turned
-from rectilinear.models.stand_ins import PaddingMask
+from rectilinear.models.running import hooked
+from rectilinear.models.stand_ins import PaddingMask, named_arguments
+from rectilinear.models.surgery import plain_matrices
 
 #: More tokens than any row has.
 ALL = 1 << 30
 
-_LAYOUTS = ("halves", "pairs")
+#: How rotary embeddings turn queries and keys.
+LAYOUTS = ("halves", "pairs")
 
 # How far keys may be from those that are turned anew, relative to their size: angles add up over positions.
 _CLOSE = 2e-3
@@ -64,7 +66,7 @@ class AttentionInputs:
 
 
 class Recorder:
-    """In place of an attention: one that gives what it gives, and keeps what its function was last called with.
+    """In place of an attention: one that gives what it gives, and keeps what it and its function were called with.
 
     Args:
         attention: see `rectilinear.models.attention_probe.find_attention`.
@@ -73,9 +75,15 @@ class Recorder:
 
     def __init__(self, attention: nn.Module, padding: PaddingMask) -> None:
         self.module: Any = bounded_attention(attention, padding, window=ALL, sinks=0)
+        self.attention = attention
+        self.call: Call | None = None  # all arguments by their names
         self.inputs: AttentionInputs | None = None
         self.output: Tensor | None = None  # of the function, [rows, tokens, heads, width]
         vars(self.module)["attend"] = self._attend
+        self.module.register_forward_pre_hook(self._before, with_kwargs=True)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.call = Call((), named_arguments(self.attention, args, kwargs))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         module: Any = self.module
@@ -90,28 +98,22 @@ class Recorder:
         return cast(AttentionInputs, inputs)
 
 
-def find_rotary(recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rotary | None:
+def find_rotary(recorder: Recorder, inputs: AttentionInputs) -> Rotary | None:
     """How an attention's rotary embedding turns queries and keys; None where it has none that can be undone.
 
-    The embedding is an argument, cosines and sines. The attention is called twice with the same arguments, once with
-    one that turns nothing: what turns the keys of that into those of the other is the layout.
+    The embedding is an argument, cosines and sines. The attention that was recorded is called again with one that turns
+    nothing: what turns the keys of that into those of the recorded ``inputs`` is the layout.
     """
-    rotation = _rotation_in([*args, *kwargs.values()])
-    if rotation is None:
+    call = cast(Call, recorder.call)
+    named = {name: value for name, value in call.named(recorder.module).items() if _is_rotation(value)}
+    if not named:
         return None
-    still = (torch.ones_like(rotation[0]), torch.zeros_like(rotation[1]))
-
-    def without(value: Any) -> Any:
-        same = isinstance(value, (tuple, list)) and len(value) == 2 and value[0] is rotation[0]
-        return still if same else value
-
-    recorder.module(*args, **kwargs)
-    inputs = recorder.take()
-    recorder.module(*map(without, args), **{name: without(value) for name, value in kwargs.items()})
-    plain = recorder.take().key.float()
-    cos, sin = (each.reshape(-1, *each.shape[-2:])[0].double() for each in rotation)
+    (name, rotation), *_ = named.items()
+    call.again(recorder.module, {name: (torch.ones_like(rotation[0]), torch.zeros_like(rotation[1]))})
+    plain = recorder.take().first(len(inputs.key)).key.float()
+    cos, sin = (each.reshape(-1, *each.shape[-2:])[0].cpu().double() for each in rotation)
     turns = torch.atan2(sin * cos[0] - cos * sin[0], cos * cos[0] + sin * sin[0])  # since the first token
-    for layout in _LAYOUTS:
+    for layout in LAYOUTS:
         for angles in (turns[:, : cos.shape[1] // 2], turns[:, ::2], turns):
             frequencies = _frequencies(angles)
             if 2 * len(frequencies) > plain.shape[-1]:
@@ -134,32 +136,22 @@ def _frequencies(angles: Tensor) -> list[float]:
     return found.tolist()
 
 
-def _rotation_in(arguments: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
-    """The cosines and sines of a rotary embedding, ``[rows, tokens, entries]`` each, among an attention's arguments."""
-    pairs = (each for each in arguments if isinstance(each, (tuple, list)) and len(each) == 2)
-    for one, other in pairs:
-        if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape and one.ndim >= 2:
-            return one, other
-    return None
+def _is_rotation(value: Any) -> bool:
+    """Whether it is the cosines and sines of a rotary embedding, ``[rows, tokens, entries]`` each."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(isinstance(each, Tensor) for each in value):
+        return False
+    return bool(value[0].shape == value[1].shape and value[0].ndim >= 2)
 
 
-def find_output_map(
-    attention: nn.Module, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor | None:
+def find_output_map(recorder: Recorder) -> Tensor | None:
     """The matrix ``[heads * width, p]`` that what the heads give is multiplied by; None where there is none such."""
     found: list[Tensor] = []
 
-    def note(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        heads = recorder.output
-        if heads is not None and same(given[0], heads):
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+        if args and same(args[0], recorder.output):
             weight = cast(Tensor, module.weight)
             found.append(weight.T if isinstance(module, nn.Linear) else weight)
 
-    plain = [each for each in attention.modules() if isinstance(each, nn.Linear) or type(each).__name__ == "Conv1D"]
-    handles = [module.register_forward_hook(note) for module in plain]
-    try:
-        recorder.module(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(plain_matrices(recorder.module), note):
+        cast(Call, recorder.call).again(recorder.module)
     return found[0].detach() if found else None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from .bounded_step import Group, Looked, Reach, Terms, in_order, look, spread_heads
-from .far_summary import Far, FarSummary, FarSums
+from .far_summary import Far, FarSummary, FarSums, mixed
 from .kept_tokens import KeptTokens, Places, find_places, starting
 from .stand_ins import PaddingMask, StandIn, one_or_all
 
@@ -205,8 +205,7 @@ class BoundedAttention(StandIn):
             end = begin + part.output.shape[2]
             sums = cast(Tensor, part.sums)
             value, mass = far.look(plain[:, :, begin:end], part.near, sums, part.counts, terms.scaling)
-            share = torch.sigmoid(mass - part.near.kept)[..., None].to(value.dtype)
-            outputs.append((part.output + share * (value - part.output)).to(part.output.dtype))
+            outputs.append(mixed(part.output, part.near.kept, value, mass).to(part.output.dtype))
             begin = end
         output = torch.cat(outputs, 2)
         if self.far_output is not None:

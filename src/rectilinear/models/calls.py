@@ -44,7 +44,7 @@ class Call:
         """Arguments by the names that the module has for them."""
         return named_arguments(module, self.args, self.kwargs)
 
-    def again(self, module: nn.Module, changes: Mapping[str, Tensor] = MappingProxyType({})) -> Any:
+    def again(self, module: nn.Module, changes: Mapping[str, Any] = MappingProxyType({})) -> Any:
         """What the module gives for the same arguments but some, by their names."""
 
         def anew(name: str, value: Any) -> Any:

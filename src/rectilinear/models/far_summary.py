@@ -77,14 +77,14 @@ class Near(NamedTuple):
 class FarSummary(nn.Module):
     """One more entry of the softmax of each query head, in place of all tokens that are not kept.
 
-    With queries q and keys k before rotary embedding, ``R`` its mean rotation over the distances of far tokens, and
-    centroids ``c_j`` of a head's queries ``R q``, a token that is not kept any more adds ``exp(c_j . k) [v, 1]`` to the
-    sums ``[V_j, Z_j]``. A query gets
+    With queries q and keys k before rotary embedding, s the scaling of scores, ``R`` (``turn``) the mean rotation of a
+    query towards far keys, and centroids ``c_j`` of a head's queries ``R q``, a token that is not kept any more adds
+    ``exp(s c_j . k - o_j) [v, 1]`` to the sums ``[V_j, Z_j]``, with offsets ``o_j``. A query gets
 
-        g = softmax_j(- |R q - c_j|^2)           u = sum_j g_j V_j / Z_j       the value
-        l = w . [1, log n, near, sinks, q, q^2, sum_j g_j log Z_j, g, ...]      the logarithm of its mass
+        g = softmax_j(- s |R q - c_j|^2)         u = sum_j g_j V_j / Z_j       the value
+        l = w . features                                                       the logarithm of its mass
 
-    all scores scaled as the attention's are.
+    The features are those of `Far.features`; docs/linearization.md has them too.
 
     Args:
         heads: query heads; ``shared`` of them have the same keys and values.
@@ -188,8 +188,12 @@ class Far(NamedTuple):
         no far tokens.
         """
         features, value = self.features(queries, near, sums, counts, scaling)
-        mass = (features * self.weights[:, None].to(features.dtype)).sum(-1)
-        return value, mass.masked_fill(counts <= 0, -torch.inf)
+        return value, self.mass(features, counts)
+
+    def mass(self, features: Tensor, counts: Tensor) -> Tensor:
+        """The logarithm of the mass by what it depends on; see `look`."""
+        found = (features * self.weights[:, None].to(features.dtype)).sum(-1)
+        return found.masked_fill(counts <= 0, -torch.inf)
 
     def features(
         self, queries: Tensor, near: Near, sums: Tensor, counts: Tensor, scaling: float
@@ -218,6 +222,12 @@ class Far(NamedTuple):
             share[..., 1:],
         ]
         return torch.cat(parts, -1), value
+
+
+def mixed(kept: Tensor, kept_mass: Tensor, value: Tensor, mass: Tensor) -> Tensor:
+    """What heads give, ``[rows, heads, tokens, width]``, of kept and far tokens, by the logarithms of both masses."""
+    share = torch.sigmoid(mass - kept_mass)[..., None].to(value.dtype)
+    return kept + share * (value - kept)
 
 
 def rotation_of(positions: Tensor, frequencies: Sequence[float], rotary: str) -> tuple[Tensor, Tensor]:

@@ -124,7 +124,7 @@ def cache_bytes(cache: Any) -> int:
     """
     cache = cache.value if isinstance(cache, DecodingCache) else cache
     held = [vars(layer) for layer in cache.layers] if hasattr(cache, "layers") else cache
-    storages = (tensor.untyped_storage() for tensor in _tensors_in(held))
+    storages = (tensor.untyped_storage() for tensor in tensors_in(held))
     return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())
 
 
@@ -165,11 +165,12 @@ def _cache_of(model: nn.Module, output: Any, tokens: int) -> DecodingCache | Non
     return None
 
 
-def _tensors_in(held: Any) -> Iterator[Tensor]:
+def tensors_in(held: Any) -> Iterator[Tensor]:
+    """All tensors in what a cache or one of its layers keeps."""
     if isinstance(held, Tensor):
         yield held
     elif isinstance(held, (Mapping, list, tuple)):
         for part in held.values() if isinstance(held, Mapping) else held:
-            yield from _tensors_in(part)
+            yield from tensors_in(part)
     elif hasattr(held, "__dict__") and not callable(held):  # what stand-ins remember
-        yield from _tensors_in(vars(held))
+        yield from tensors_in(vars(held))

@@ -57,11 +57,7 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any
     def note(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         ran.append((module, output.shape[-1]))
 
-    projections = {
-        module: name
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # a plain matrix too
-    }
+    projections = plain_matrices(block)
     with evaluating(model), hooked(projections, note):
         whole = run_until(model, inputs, [block])[0]
     if not whole.y.isfinite().all():
@@ -73,6 +69,13 @@ def find_projection(model: nn.Module, stack: BlockStack, index: int, inputs: Any
             f"block {index} ({type(block).__name__}) has none; try `kind=affine`"
         )
     return f"{stack.path_of(index)}.{projections[wide[-1]]}"
+
+
+def plain_matrices(module: nn.Module) -> dict[nn.Module, str]:
+    """The modules in another that are a matrix, with a bias perhaps, and their paths."""
+    found = ((name, inside) for name, inside in module.named_modules())
+    # The latter is transformers' own.
+    return {each: name for name, each in found if isinstance(each, nn.Linear) or type(each).__name__ == "Conv1D"}
 
 
 def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: Any, *, through: bool) -> bool:
