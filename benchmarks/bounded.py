@@ -31,7 +31,7 @@ from rectilinear.linearization.kinds.base import Kind
 from rectilinear.measurement.perplexity import token_losses
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.load import load_config, load_model, load_tokenizer
-from rectilinear.models.logits import next_logits, row_logits
+from rectilinear.models.logits import next_logits, row_logits, tensors_in
 from rectilinear.models.origin import Origin
 from rectilinear.models.running import evaluating
 
@@ -174,20 +174,8 @@ def state_of(model: Any, ids: torch.Tensor) -> int:
     """Numbers of floating point that a layer of the cache keeps after a row, on average."""
     _, cache = next_logits(model, ids)
     layers = cache.value.layers  # type: ignore[union-attr]
-    held = [[*floats_in(vars(layer))] for layer in layers]
-    return sum(sum(tensor.numel() for tensor in each) for each in held) // len(layers)
-
-
-def floats_in(held: Any) -> Any:
-    """Tensors of floating point in what a layer keeps."""
-    if isinstance(held, torch.Tensor):
-        if held.is_floating_point():
-            yield held
-    elif isinstance(held, (dict, list, tuple)):
-        for each in held.values() if isinstance(held, dict) else held:
-            yield from floats_in(each)
-    elif hasattr(held, "__dict__") and not callable(held):
-        yield from floats_in(vars(held))
+    held = [tensor for layer in layers for tensor in tensors_in(vars(layer)) if tensor.is_floating_point()]
+    return sum(tensor.numel() for tensor in held) // len(layers)
 
 
 def describe(study: Study, cell: dict[str, Any]) -> str:

@@ -14,46 +14,31 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import save, seconds, spread
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from common import save, seconds, spread, wide_llama
+from transformers import DynamicCache, LlamaForCausalLM
 
 from rectilinear.models.bounded_attention import bounded_attention
-from rectilinear.models.logits import cache_bytes
+from rectilinear.models.logits import DecodingCache, cache_bytes, next_logits
 from rectilinear.models.stand_ins import PaddingMask, watch_padding
 from rectilinear.models.surgery import swapped
 
 WIDTH, HEAD, BLOCKS, STEPS, CHUNK = 1024, 64, 4, 15, 1024
 LENGTHS = (4096, 16384, 65536)
 KEY_VALUE_HEADS = (16, 4)
+ONE = torch.zeros(1, 1, dtype=torch.long)
 
 
 def main() -> None:
-    found = [compare(build(heads), heads) for heads in KEY_VALUE_HEADS]
+    """Time both models at all lengths."""
+    found = [compare(wide_llama(BLOCKS, LENGTHS[-1], heads), heads) for heads in KEY_VALUE_HEADS]
     save(__file__, __doc__.splitlines()[0], {"width": WIDTH, "blocks": BLOCKS, "steps": STEPS, "models": found})
-
-
-def build(heads: int) -> LlamaForCausalLM:
-    """The dense model."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=1000,
-        hidden_size=WIDTH,
-        intermediate_size=2816,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=WIDTH // HEAD,
-        num_key_value_heads=heads,
-        max_position_embeddings=2 * LENGTHS[-1],
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 @torch.no_grad()
 def compare(model: LlamaForCausalLM, heads: int) -> dict[str, Any]:
     """Times of steps of both, after texts of all lengths."""
-    padding, far = (
-        PaddingMask(),
-        {"heads": WIDTH // HEAD, "shared": WIDTH // HEAD // heads, "centroids": 4, "width": HEAD},
-    )
+    padding, count = PaddingMask(), WIDTH // HEAD
+    far = {"heads": count, "shared": count // heads, "centroids": 4, "width": HEAD}
     frequencies = (1.0 / 10000.0 ** (torch.arange(0, HEAD, 2) / HEAD)).tolist()
     edits = {
         f"model.layers.{index}.self_attn": bounded_attention(
@@ -70,17 +55,19 @@ def compare(model: LlamaForCausalLM, heads: int) -> dict[str, Any]:
     cases = []
     with watch_padding(model, "model.layers", padding):
         for length in LENGTHS:
-            dense, bounded = filled(model, heads, length), DynamicCache()
+            caches: dict[str, DecodingCache] = {}
             with swapped(model, edits):
                 for ids in torch.randint(1000, (1, length)).split(CHUNK, 1):
-                    model.model(ids, past_key_values=bounded, use_cache=True)
+                    caches["bounded"] = next_logits(model, ids, caches.get("bounded"))[1]
+            caches["dense"] = DecodingCache(caches["bounded"].name, filled(model, heads, length), length)
+
             times: dict[str, list[float]] = {"dense": [], "bounded": []}
             for _ in range(STEPS):
-                times["dense"].append(seconds(partial(step, model, dense)))
+                times["dense"].append(seconds(partial(step, model, caches, "dense")))
                 with swapped(model, edits):
-                    times["bounded"].append(seconds(partial(step, model, bounded)))
+                    times["bounded"].append(seconds(partial(step, model, caches, "bounded")))
             ratios = [one / other for one, other in zip(times["dense"], times["bounded"], strict=True)]
-            bytes_of = {name: cache_bytes(cache) for name, cache in (("dense", dense), ("bounded", bounded))}
+            bytes_of = {name: cache_bytes(cache) for name, cache in caches.items()}
             cases.append(
                 {
                     "length": length,
@@ -94,17 +81,17 @@ def compare(model: LlamaForCausalLM, heads: int) -> dict[str, Any]:
     return {"key_value_heads": heads, "cases": cases}
 
 
+def step(model: LlamaForCausalLM, caches: dict[str, DecodingCache], name: str) -> None:
+    """One token more."""
+    caches[name] = next_logits(model, ONE, caches[name])[1]
+
+
 def filled(model: LlamaForCausalLM, heads: int, length: int) -> DynamicCache:
     """A cache of random keys and values."""
     cache = DynamicCache(config=model.config)
     for index in range(BLOCKS):
         cache.update(torch.randn(1, heads, length, HEAD), torch.randn(1, heads, length, HEAD), index)
     return cache
-
-
-def step(model: LlamaForCausalLM, cache: DynamicCache) -> None:
-    """One token more."""
-    model(torch.zeros(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ BEGIN = f"""# Attention with a bounded memory
 What it costs to replace *all* attentions of a model by ones whose memory does not grow with the text (`--kind bounded`, [linearization.md](linearization.md#what-stands-in)), without any training.
 All choices and fits are made on one text, and each row of a table is scored once on another: `{COMMAND}`. Losses are in nats a token above the dense model's; ± is half of a 95 % interval
 over documents of the paired difference (Student's t); *late* is the second half of each row, where more is far. *Numbers a layer*: floating-point numbers that a layer of the cache holds for a row, whatever its
-length from some 100 tokens on; the dense cache grows, and is given after one row. The same window for each head without far tokens is StreamingLLM's (arXiv 2309.17453), with positions as they are in the text. Whether the refit pays depends on model and texts: below it takes more than a quarter of the loss of SmolLM2, and adds to that of stories260K.
+length from some 100 tokens on; the dense cache grows, and is given after one row. The same window for each head without far tokens is StreamingLLM's (arXiv 2309.17453), with positions as they are in the text. Whether the refit pays depends on model and texts: compare the rows with it and without.
 """
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import rectilinear
 from rectilinear.linearization.kinds import make_kind
@@ -28,6 +28,21 @@ def gpt2_small_shape() -> GPT2LMHeadModel:
     """GPT-2 small's shape (12 blocks of width 768), random weights, float32."""
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)).eval()
+
+
+def wide_llama(blocks: int, context: int, key_value_heads: int = 16) -> LlamaForCausalLM:
+    """A Llama of width 1,024 with 16 heads, random weights, float32, whose texts may be twice a context."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4_096,
+        hidden_size=1_024,
+        intermediate_size=2_816,
+        num_hidden_layers=blocks,
+        num_attention_heads=16,
+        num_key_value_heads=key_value_heads,
+        max_position_embeddings=2 * context,
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 def random_rows(tokens: int, vocabulary: int = 50257) -> torch.Tensor:

@@ -14,39 +14,27 @@ from __future__ import annotations
 import sys
 
 import torch
-from common import save, spread
+from common import save, spread, wide_llama
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import rectilinear
 from rectilinear.evaluation.speed import measure_speed
 from rectilinear.models.describe import count_parameters
-from rectilinear.models.linear_block import PaddingMask, stand_in
-from rectilinear.models.surgery import commit, find_target
+from rectilinear.models.linear_block import stand_in
+from rectilinear.models.stand_ins import PaddingMask
+from rectilinear.models.surgery import commit
 
-WIDTH, BLOCKS, HEADS, NEW_TOKENS, ROUNDS = 1024, 12, 16, 24, 1
+WIDTH, BLOCKS, NEW_TOKENS, ROUNDS = 1024, 12, 24, 1
 FILTER = rectilinear.Filter(rank=256)
 CONTEXTS = (4_096, 16_384)
-
-
-def build() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4_096,
-        hidden_size=WIDTH,
-        intermediate_size=2_816,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=HEADS,
-        max_position_embeddings=2 * CONTEXTS[-1],
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def replace_half(model: LlamaForCausalLM) -> nn.Module:
     """Every other attention by a filter of random weights."""
     stack, padding, edits = rectilinear.find_blocks(model), PaddingMask(), {}
     for index in range(1, BLOCKS, 2):
-        path = find_target(stack, index, "attention")
+        path = f"{stack.path_of(index)}.self_attn"
         place = {"width": WIDTH, "residual": False, "cache_index": index, "outputs": 2}
         edits[path] = stand_in(model.get_submodule(path), padding, **place, **FILTER.module_options("attention"))
     commit(model, stack, edits, ())
@@ -55,7 +43,7 @@ def replace_half(model: LlamaForCausalLM) -> nn.Module:
 
 def main() -> None:
     cases = {}
-    dense, halved = build(), replace_half(build())
+    dense, halved = wide_llama(BLOCKS, CONTEXTS[-1]), replace_half(wide_llama(BLOCKS, CONTEXTS[-1]))
     for context in CONTEXTS:
         prompt = torch.randint(4_096, (1, context), generator=torch.Generator().manual_seed(0))
         rounds = []

@@ -34,7 +34,7 @@ from rectilinear.measurement.perplexity import Perplexity, measure_perplexity
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.load import resolve
 from rectilinear.models.origin import Origin
-from rectilinear.models.surgery import find_target
+from rectilinear.models.part_probe import probe_parts
 from rectilinear.text.settings import Rows
 
 CALIBRATION, SCORED, SEQ_LEN = 300_000, 100_000, 256
@@ -90,16 +90,16 @@ def cases(blocks: int, width: int) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def windowed(model: nn.Module, blocks: list[int], window: int) -> Iterator[None]:
-    """While open, the attentions of some blocks see the last ``window`` tokens alone."""
-    stack = rectilinear.find_blocks(model)
+def windowed(model: nn.Module, rows: torch.Tensor, blocks: list[int], window: int) -> Iterator[None]:
+    """While open, the attentions of some blocks, found on some rows, see the last ``window`` tokens alone."""
+    parts = probe_parts(model, rectilinear.find_blocks(model), rows)
 
     def narrow(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         tokens = (args[0] if args else kwargs["hidden_states"]).shape[1]
         age = torch.arange(tokens)[:, None] - torch.arange(tokens)
         return args, {**kwargs, "attention_mask": ((age >= 0) & (age < window))[None, None]}
 
-    paths = [find_target(stack, block, "attention") for block in blocks]
+    paths = [parts.part(block, "attention").path for block in blocks]
     handles = [model.get_submodule(path).register_forward_pre_hook(narrow, with_kwargs=True) for path in paths]
     try:
         yield
@@ -146,7 +146,7 @@ def main() -> None:
             continue
         start, plan = perf_counter(), None
         if "window" in arguments:
-            with windowed(dense, arguments["blocks"], arguments["window"]):
+            with windowed(dense, rows, arguments["blocks"], arguments["window"]):
                 perplexity = measure_perplexity(dense, rows, 16)
             increase, stderr = perplexity.minus(baseline)
             result = {

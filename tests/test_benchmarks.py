@@ -1,12 +1,23 @@
 """Scripts that are ready for machines which are not at hand."""
 
+import ast
 import re
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
 from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize("script", sorted(ROOT.glob("benchmarks/*.py")), ids=lambda path: path.stem)
+def test_scripts_import_what_there_is(script):
+    """They are run by hand, long after what they import has moved."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rectilinear"):
+            for name in node.names:
+                assert hasattr(import_module(node.module), name.name), f"{node.module} has no {name.name}"
 
 
 @pytest.mark.slow
