@@ -163,14 +163,32 @@ def test_windows_are_of_the_mean_where_attentions_are_chosen_one_after_the_other
     """What was fitted before is fitted again where another one now gets some of its tokens."""
     model = build("llama")
     with torch.no_grad():
-        for index, block in enumerate(model.model.layers):  # so that the first ones chosen need the least
-            block.self_attn.o_proj.weight.mul_(2.0**index)
+        # So that they are chosen from the first to the last, and the last takes of what the first one had.
+        for scale, block in zip((1.0, 0.2, 5.0), model.model.layers, strict=True):
+            block.self_attn.o_proj.weight.mul_(scale)
     made = linearize(model, kind="bounded", max_loss_increase=100.0, select="loss", **SIZE)
+    assert [*made.plan.selection.scores] == ["0", "1", "2"]
     windows = [window for one in made.plan.replacements for window in one.fit.windows]
     assert (len(windows), sum(windows) <= 3 * 6) == (6, True)
     again = linearize(model, kind="bounded", blocks=[0, 1, 2], **SIZE).model
     with torch.no_grad():
         torch.testing.assert_close(made.model(rows[:2]).logits, again(rows[:2]).logits)
+
+
+@torch.no_grad()
+def test_errors_of_attentions_are_weighed_by_how_far_predictions_move(linearize, rows, monkeypatch):
+    """At the mean window the errors of an attention's heads add up to the divergence with it alone bounded."""
+    model, seen = build("llama"), []
+    monkeypatch.setattr(
+        "rectilinear.linearization.allotment.allot", lambda surveys, mean: seen.extend(surveys) or allot(surveys, mean)
+    )
+    linearize(model, kind="bounded", blocks=[0, 1, 2], **SIZE)
+    wanted = model(rows[:58], use_cache=False).logits.double().log_softmax(-1)
+    for index, one in enumerate([*seen]):
+        alone = linearize(model, kind="bounded", blocks=[index], **SIZE, uniform=True, refit=False).model
+        moved = alone(rows[:58], use_cache=False).logits.double().log_softmax(-1)
+        divergence = float((wanted.exp() * (wanted - moved)).sum(-1).mean())
+        assert float(one.errors[:, one.grid.index(3)].sum()) == pytest.approx(divergence, rel=1e-3)
 
 
 def test_healing_leaves_the_weights_of_bounded_attentions_alone(linearize, tmp_path):
