@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -153,10 +154,8 @@ def test_a_process_that_is_killed_ends_the_job(place, tmp_path):
         workers = []
         for _ in range(600):
             children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-            workers = [
-                int(pid) for pid in children if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            ]
-            if workers and _threads_wait(workers[0]):
+            workers = [int(pid) for pid in children if b"RANK=1" in _read_if_there(f"/proc/{pid}/environ").split(b"\0")]
+            if workers and _has_joined(workers[0]):
                 break
             time.sleep(0.1)
         assert workers
@@ -172,9 +171,18 @@ def test_a_process_that_is_killed_ends_the_job(place, tmp_path):
     assert not out.exists()
 
 
-def _threads_wait(pid):
+def _has_joined(pid):
     """Whether a process has joined the others: it has a connection of gloo's."""
-    return any("socket" in os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+    with suppress(FileNotFoundError):  # a process opens and closes files while they are listed
+        return any("socket" in os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+def _read_if_there(path):
+    """The bytes of a file of another process, none where that process has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(path).read_bytes()
+    return b""
 
 
 @pytest.mark.slow
