@@ -1,6 +1,6 @@
-"""What does it cost to bound all attentions of a decoder, and what does a summary of far tokens save?
+"""What does it cost to bound attentions of a decoder, and what does a summary of far tokens save?
 
-A cell is a way to replace all attentions of a model. Each is a file of its own in benchmarks/bounded, and one that is
+A cell is a way to replace all attentions of a model, or half of them. Each is a file of its own in benchmarks/bounded, and one that is
 there is not made again, so that a run which was stopped goes on: some minutes for stories260K, half an hour for
 SmolLM2-135M on one core. All choices and fits are made on one text; each cell is scored once, on another.
 
@@ -40,8 +40,20 @@ COMMAND = "python benchmarks/bounded.py MODELS TEXTS"
 
 
 @dataclass(frozen=True)
+class Some:
+    """A kind for so many attentions, those whose replacement alone moves predictions least."""
+
+    kind: Kind
+    count: int
+
+
+#: What attentions are replaced by: all of them, some of them, or none.
+Way = Kind | Some | None
+
+
+@dataclass(frozen=True)
 class Study:
-    """Ways to replace all attentions of a model, by the names of their cells, and the texts that they are compared on.
+    """Ways to replace attentions of a model, by the names of their cells, and the texts that they are compared on.
 
     Errors are over documents; losses of late positions are those in the second half of a row.
     """
@@ -52,7 +64,7 @@ class Study:
     seq_len: int
     fitted: int
     scored: int
-    ways: Mapping[str, Kind | None]
+    ways: Mapping[str, Way]
     batch: int
 
     def file(self, cell: str) -> Path:
@@ -99,6 +111,10 @@ STUDIES = [
             "far-63": Bounded(window=63),
             "streaming-69": Bounded(window=69, far="none", uniform=True),
             "windows-39": Bounded(window=39, far="none"),
+            "half-33": Some(Bounded(window=33), 15),
+            "half-8": Some(Bounded(window=8), 15),
+            "half-streaming-39": Some(Bounded(window=39, far="none", uniform=True), 15),
+            "half-streaming-15": Some(Bounded(window=15, far="none", uniform=True), 15),
         },
         2,
     ),
@@ -120,23 +136,25 @@ def main() -> None:
             print(file.stem, describe(study, json.loads(file.read_text())), flush=True)
 
 
-def measure(study: Study, model: Path, texts: Path, way: Kind | None) -> dict[str, Any]:
+def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
     """A cell: losses by document, overall and of late positions, and what the fit was."""
     tokenizer, start = load_tokenizer(model), time.perf_counter()
     loading = Loading(device="cpu", dtype="float32")
-    options = way and {"kind": way.name, **way.model_dump(mode="json")}
-    found: dict[str, Any] = {"model": study.model, "options": options, "seq_len": study.seq_len}
-    if way is None:
+    kind, chosen = (way.kind, {"count": way.count, "select": "divergence"}) if isinstance(way, Some) else (way, None)
+    options = kind and {"kind": kind.name, **kind.model_dump(mode="json")}
+    found: dict[str, Any] = {"model": study.model, "options": options, "chosen": chosen, "seq_len": study.seq_len}
+    if kind is None:
         edited: Any = load_model(model, loading)
     else:
         rows = CalibrationRows(
             max_tokens=study.fitted * 10 // 9 // study.seq_len * study.seq_len, seq_len=study.seq_len
         )
-        selection = Selection(target="attention", blocks=[*range(load_config(model).num_hidden_layers)])
+        chosen = chosen or {"blocks": [*range(load_config(model).num_hidden_layers)]}
+        selection = Selection(target="attention", **chosen)
         made = rectilinear.linearize(
             model,
             texts / study.fit,
-            way,
+            kind,
             selection,
             rows=rows,
             loading=loading,
@@ -144,6 +162,7 @@ def measure(study: Study, model: Path, texts: Path, way: Kind | None) -> dict[st
             progress=False,
         )
         edited = made.model
+        found["blocks"] = [one.blocks[0] for one in made.plan.replacements]
         found["fit"] = [one.fit.model_dump(mode="json") for one in made.plan.replacements if one.fit]
         found["fit_seconds"] = time.perf_counter() - start
     start = time.perf_counter()
@@ -171,11 +190,12 @@ def measure(study: Study, model: Path, texts: Path, way: Kind | None) -> dict[st
 
 
 def state_of(model: Any, ids: torch.Tensor) -> int:
-    """Numbers of floating point that a layer of the cache keeps after a row, on average."""
+    """Numbers of floating point that a replaced layer of the cache keeps after a row, on average; any, if none is."""
     _, cache = next_logits(model, ids)
     layers = cache.value.layers  # type: ignore[union-attr]
-    held = [tensor for layer in layers for tensor in tensors_in(vars(layer)) if tensor.is_floating_point()]
-    return sum(tensor.numel() for tensor in held) // len(layers)
+    held = [sum(each.numel() for each in tensors_in(vars(layer)) if each.is_floating_point()) for layer in layers]
+    least = [count for count in held if count < max(held)] or held
+    return sum(least) // len(least)
 
 
 def describe(study: Study, cell: dict[str, Any]) -> str:
