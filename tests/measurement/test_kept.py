@@ -192,8 +192,8 @@ def test_where_nothing_can_be_kept_nothing_is_lost(tiny_checkpoint, text_file, m
 def test_the_oldest_are_forgotten(monkeypatch):
     monkeypatch.setattr(kept, "MOST", 3)
     for number in range(5):
-        kept.Kept({"number": number}).save("block", 0, KeptScores(block=None, width=0, tokens=0))
-    there = [number for number in range(5) if kept.Kept({"number": number}).load("block", 0)]
+        kept.Kept({"number": number}).save("block-0", KeptScores(block=None, width=0, tokens=0))
+    there = [number for number in range(5) if kept.Kept({"number": number}).load("block-0", KeptScores)]
     assert len(there) == 3
     assert 4 in there
 

@@ -6,23 +6,31 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
+from rectilinear.linearization.budget import Budget
+from rectilinear.linearization.costs import CacheBytes, check_cache, measure_costs
 from rectilinear.linearization.divergence import Divergence
 from rectilinear.linearization.fit import Fitted, Site, fit_all, fit_alone, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.linearization.plan import Replacement, SelectionRecord
+from rectilinear.linearization.program import cheapest, least_shares
 from rectilinear.linearization.request import Scope
+from rectilinear.linearization.settings import BUDGET_TOKENS
 from rectilinear.linearization.streams import Streams
 from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.measurement.collect import collect_moments, find_schedule, hand_over
+from rectilinear.measurement.kept import Kept
 from rectilinear.measurement.perplexity import measure_perplexity, predicted
 from rectilinear.measurement.pieces import count_rows
-from rectilinear.models.describe import count_parameters
+from rectilinear.models.describe import check_context, count_parameters
+from rectilinear.models.find_blocks import context_of
 from rectilinear.models.running import evaluating, run
 from rectilinear.models.surgery import swapped
 from rectilinear.ranks import current
@@ -57,6 +65,7 @@ class Choice:
     scope: Scope
     bench: Workbench
     held_out: Tensor  # ids [rows, seq_len]
+    kept: Kept = Kept()  # costs of earlier runs
 
     def make(self) -> tuple[list[Fitted], SelectionRecord]:
         """Choose, where that is left open, and fit.
@@ -68,6 +77,8 @@ class Choice:
         check_left_out(self.bench, named or ())
         before = self._loss([])
         scores: dict[int, float] = {}
+        if selection.by_cost:
+            return self._by_cost(before)
         if named is None and selection.by_loss:
             fits, after, scores = self._by_loss(before or 0.0)
         else:
@@ -89,6 +100,39 @@ class Choice:
             tokens=int(predicted(self.held_out, self.bench.lead).sum()),
         )
 
+    def _by_cost(self, before: float | None) -> tuple[list[Fitted], SelectionRecord]:
+        """Measure what each replacement costs alone, and of the cheapest choices within the budget take the best."""
+        selection, bench = self.scope.request.selection, self.bench
+        tokens = selection.budget_tokens or min(BUDGET_TOKENS, context_of(self.scope.model.config) or BUDGET_TOKENS)
+        check_context(self.scope.model.config, tokens)
+        sizes, budget = CacheBytes.of(bench, tokens), cast(Budget, selection.budget)
+        if budget.cache is not None:
+            check_cache(bench.model, sizes)
+        singles = [one for each in self.scope.alternatives(checked=Scope.runs) for one in each.runs()]
+        check_left_out(bench, [one for one in singles if one.target != "block"])
+        costs = measure_costs(bench, singles, sizes, self.kept.changed(budget_tokens=tokens))
+        whole = {"parameters": float(count_parameters([bench.model])), "cache": float(sizes.total)}
+        limits = budget.limits(whole)
+        tried = list[tuple[list[Fitted], float | None]]()
+        for chosen in islice(cheapest(costs, limits, len(bench.stack)), selection.trials if len(self.held_out) else 1):
+            fits = fit_all(replace(bench, kept=bench.kept.under(f"{len(tried)}")), [one.replacement for one in chosen])
+            tried.append((fits, self._loss(fits)))
+        if not tried:
+            least = least_shares(costs, whole, len(bench.stack), limits)
+            raise RequestError(f"expected a `budget` of at least {least} with these choices, got {budget}")
+        fits, after = min(tried, key=lambda one: one[1] or 0.0)
+        return fits, SelectionRecord(
+            select="divergence",
+            budget=selection.limit,
+            costs=tuple(costs),
+            budget_tokens=tokens,
+            cache_bytes=sizes.total or None,
+            loss_before=before,
+            loss_after=after,
+            losses=tuple(loss for _, loss in tried if loss is not None),
+            tokens=int(predicted(self.held_out, bench.lead).sum()),
+        )
+
     def _loss(self, fits: Sequence[Fitted]) -> float | None:
         """Nats per token on the held-out rows with some replacements; None where there are no rows."""
         if not len(self.held_out):
@@ -105,7 +149,7 @@ class Choice:
             return True
         if selection.budget is None:
             return False
-        return self.scope.saving(chosen) >= selection.budget * count_parameters([self.bench.model])
+        return self.scope.saving(chosen) >= (selection.budget.saving or 0.0) * count_parameters([self.bench.model])
 
     def _by_loss(self, before: float) -> tuple[list[Fitted], float | None, dict[int, float]]:
         """Take blocks while the loss allows: their fits, the loss reached, and what they were ordered by."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from rectilinear.linearization.request import Request, Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.linearization.workbench import Workbench, check_shared, count_fitted, noting_padding
 from rectilinear.measurement.beginnings import bos_warnings
-from rectilinear.measurement.kept import conditions_of
+from rectilinear.measurement.kept import Kept, conditions_of
 from rectilinear.models.batches import check_batch_size, reporting_exhausted_memory, with_batch_size
 from rectilinear.models.card_metadata import write_card
 from rectilinear.models.code_files import describe_code
@@ -178,9 +179,10 @@ def linearize(
         recipe = {**inputs, **request.recipe(), **settings_record(fitting), "seed": rows.seed}
         heals = healing_folder(out, recipe, overwrite) if out and fitting.heal_steps else nullcontext()
         conditions = conditions_of(job.scope.model, origin)
+        costs = Kept(conditions and {**inputs, **settings_record(rows), "folds": fitting.folds, **conditions})
         fits = fits_folder(out, {**recipe, **conditions}) if out and conditions else nullcontext()
         folders = held.enter_context(heals), held.enter_context(fits)
-        made = job.carry_out(fitting, batch_size, *folders, progress)
+        made = job.carry_out(fitting, batch_size, costs, folders, progress)
         if out:
             made.save(out)
     return made
@@ -239,9 +241,10 @@ class _Job:
         return cls(scope, record, tokenizer, reading, record_rows(text, rows), rows)
 
     def carry_out(
-        self, fitting: Fitting, batch_size: BatchSize, heals: Path | None, fits: Path | None, progress: Progress
+        self, fitting: Fitting, batch_size: BatchSize, costs: Kept, folders: Sequence[Path | None], progress: Progress
     ) -> Linearized:
         """Choose, fit, heal, and put in what was fitted; what can be gone on from is kept in two folders."""
+        heals, fits = folders
         packed, scope, model, stack = self.packed, self.scope, self.scope.model, self.scope.stack
         ids = packed.ids
         parts = scope.parts or probe_parts(model, stack, ids)
@@ -257,7 +260,7 @@ class _Job:
             batches = torch.split(ids[:fitted_rows], size)
             given = (fitting.folds, progress, packed.lead, whole is None, KeptFits(fits, f"{size}-"), self.reading.seed)
             bench = Workbench(model, stack, parts, PaddingMask(), batches, *given)
-            return bench, *Choice(scope, bench, held_out).make()
+            return bench, *Choice(scope, bench, held_out, costs.changed(batch_size=size)).make()
 
         bench, done, selection = with_batch_size(attempt, batch_size, model, ids.shape[1])
         replacements = tuple(fitted.replacement for fitted in done)

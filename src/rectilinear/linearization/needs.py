@@ -28,17 +28,15 @@ def find_needs(model: nn.Module, scope: Scope, tokens: int, folds: int, *, walks
     """
     request, width, stack = scope.request, scope.width, scope.stack
     named = request.named
-    kinds = [one.by for one in named] if named is not None else [request.template.by]
-    targets = [one.target for one in named] if named is not None else [request.template.target]
-    features = [by.features(width, target) for by, target in zip(kinds, targets, strict=True)]
-    any_filter = any(by.remembers for by in kinds)
+    each = request.templates if named is None else named
+    features = [one.by.features(width, one.target) for one in each]
+    any_filter = any(one.by.remembers for one in each)
     moments = (folds + _BESIDE) * 8 * max((f * (f + width) for f in features), default=0)
-    count = len(features) if named is not None else len(scope.candidates)
-    operations = tokens * (
-        4.0 * count_parameters(stack.blocks) + 2 * count * max((f * (f + width) for f in features), default=0)
-    )
+    each_time = len(stack) if request.selection.by_cost else len(scope.candidates)
+    products = sum(f * (f + width) for f in features) * (1 if named is not None else each_time)
+    operations = tokens * (4.0 * count_parameters(stack.blocks) + 2 * products)
     of_scores = 0
-    if named is None and request.selection.select in ("score", "influence"):
+    if named is None and not request.selection.by_cost and request.selection.select in ("score", "influence"):
         of_scores = bytes_of_moments(width, 4) * (1 if walks else len(stack))
         operations += tokens * (2 * count_parameters(stack.blocks) + 6 * width**2 * len(stack))
     states = 2 * tokens * width * itemsize_of(stack) if walks else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import BaseModel, Field, model_serializer, model_validator
 
 from rectilinear.command_lines import command_line, loaded_as, model_word, text_word
 from rectilinear.linearization.kinds import KINDS, make_kind
@@ -111,15 +111,43 @@ class ParametersRecord(Record):
     after: int
 
 
+class CostRecord(Record):
+    """What a replacement costs where it is the only one."""
+
+    replacement: Replacement
+    divergence: float = Field(description="mean KL of the original's predictions from those with it, nats a token")
+    parameters: int = Field(description="how many more, or fewer, the model has with it")
+    cache: int = Field(description="bytes that the cache takes more, or less, after `budget_tokens`")
+
+
 class SelectionRecord(Record):
     """How the blocks were chosen, and the loss before and after the fit on other rows, in nats per token."""
 
     select: str
     budget: str | None = None
     scores: dict[str, float] = Field(default_factory=dict, description="by block: what they were ordered by")
+    costs: tuple[CostRecord, ...] = Field(default=(), description="of all that was chosen from")
+    budget_tokens: int | None = Field(default=None, description="tokens of a text after which the cache is counted")
+    cache_bytes: int | None = Field(default=None, description="of the original after these; null where it has no cache")
+    losses: tuple[float, ...] = Field(default=(), description="of the cheapest choices, as they were fitted in turn")
     loss_before: float | None = None
     loss_after: float | None = None
     tokens: int = 0
+
+    def spent(self, replacements: Sequence[Replacement]) -> list[str]:
+        """What some replacements cost and save, where that was measured, in sentences."""
+        of_these = {one.unfitted() for one in replacements}
+        spent = [cost for cost in self.costs if cost.replacement.unfitted() in of_these]
+        if not spent:
+            return []
+        found = [
+            f"each alone, they move predictions by {sum(cost.divergence for cost in spent):.4f} nats per token in all"
+        ]
+        if self.cache_bytes:
+            after = self.cache_bytes + sum(cost.cache for cost in spent)
+            share = f"{after / self.cache_bytes - 1:+.1%}"
+            found.append(f"cache after {self.budget_tokens:,} tokens {self.cache_bytes:,} -> {after:,} bytes ({share})")
+        return found
 
 
 class HealRecord(Record):
@@ -172,8 +200,9 @@ class Plan(ResultFile):
         from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 
         kind = str(self.settings.get("kind"))
-        if kind not in KINDS or self.environment is None:
+        if not (kind in KINDS or self.settings.get("choices")) or self.environment is None:
             return ""
+        kinds = [kind] if kind in KINDS else []
         healing: dict[str, Any] = {}
         if healed := self.heal:
             healing = {
@@ -182,9 +211,15 @@ class Plan(ResultFile):
                 "heal_batch_size": healed.batch_size,
                 "heal_logits": healed.logits_weight,
             }
-        arguments = [model_word(self.model), "--text", text_word(self.data), "--kind", kind]
+        arguments = [model_word(self.model), "--text", text_word(self.data), *(["--kind", kind] if kinds else [])]
         values = {**self.settings, **loaded_as(self.model, self.environment), "seq_len": self.data.seq_len, **healing}
-        options = (KINDS[kind], Selection, Fitting, CalibrationRows, Loading)
+        options: list[type[BaseModel]] = [
+            *(KINDS[each] for each in kinds),
+            Selection,
+            Fitting,
+            CalibrationRows,
+            Loading,
+        ]
         return command_line("linearize", arguments, values, *options, folder=True)
 
     def words(self) -> tuple[str, ...]:
@@ -230,6 +265,7 @@ class Plan(ResultFile):
                 f"loss {chosen.loss_before:.4f} -> {chosen.loss_after:.4f} nats per token on {chosen.tokens:,} tokens "
                 "that nothing was fitted on"
             )
+        lines += chosen.spent(self.replacements) if chosen else []
         lines += [str(self.heal)] * (self.heal is not None)
         title = f"{short_name(self.model.id)}: what was replaced, fitted on {short_name(self.data.source)}"
         return (Table.of(columns, rows, title=title, caption="\n".join(lines)),)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain, groupby, pairwise
-from typing import Any
+from functools import cached_property, partial
+from itertools import chain, groupby
+from typing import Any, get_args
 
 from rectilinear.errors import RequestError
+from rectilinear.linearization.check_replacements import check_replacements
 from rectilinear.linearization.kinds import DEFAULT_KIND, make_kind
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import WITHOUT, Replacement
@@ -18,6 +19,7 @@ from rectilinear.models.describe import count_parameters
 from rectilinear.models.export import check_exportable
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.parts import Part, Parts, check_not_shared
+from rectilinear.settings import Target
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,16 @@ class Request:
             RequestError: no such kind, a kind beside a plan, or nothing that is selected.
         """
         by = kind if isinstance(kind, Kind) else make_kind(DEFAULT_KIND if kind is None else kind, {})
-        if selection.plan is not None and kind is not None:
-            raise RequestError("expected no `kind` with `plan`, where it changes nothing; try without it")
+        for other in ("plan", "choices"):
+            if getattr(selection, other) is not None and kind is not None:
+                raise RequestError(f"expected no `kind` with `{other}`, where it changes nothing; try without it")
         if all(getattr(selection, way) is None for way in WAYS):
             raise RequestError(f"expected one of {', '.join(f'`{way}`' for way in WAYS)}, got none of them")
-        return cls(selection, Replacement(by=by, target=selection.target, blocks=(0,)))
+        request = cls(selection, Replacement(by=by, target=selection.target, blocks=(0,)))
+        if not request.templates:
+            why = "; ".join(each.impossible[selection.target] for each in selection.choices or ())
+            raise RequestError(f"expected `choices` that can take the place of the {selection.target}, got none: {why}")
+        return request
 
     @cached_property
     def named(self) -> Sequence[Replacement] | None:
@@ -51,21 +58,43 @@ class Request:
     @property
     def any_trainable(self) -> bool:
         """Whether there is anything to heal."""
-        return any(one.by.trainable for one in ([self.template] if self.named is None else self.named))
+        return any(one.by.trainable for one in ([*self.templates] if self.named is None else self.named))
+
+    @property
+    def templates(self) -> Sequence[Replacement]:
+        """What is chosen from where replacements are not named: of each kind for each target that it can take."""
+        selection = self.selection
+        if selection.choices is None:
+            return [self.template]
+        targets = [selection.target] if "target" in selection.model_fields_set else get_args(Target)
+        return [
+            self.template.model_copy(update={"by": kind, "target": target})
+            for kind in selection.choices
+            for target in targets
+            if target not in kind.impossible
+        ]
+
+    def alternatives(self) -> list[Request]:
+        """Requests for each of what is chosen from, without a limit."""
+        selection = self.selection.model_copy(update={"choices": None, "budget": None})
+        return [Request(selection, template) for template in self.templates]
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, as plan.json records it; nothing for a plan, which records it itself."""
         if self.selection.plan is not None:
             return {}
         chosen = self.selection.model_dump(mode="json", exclude={"plan", "stack"})
+        if self.selection.choices is not None:
+            return chosen
         return {"kind": self.template.kind, **chosen, **WITHOUT, **self.template.by.model_dump(mode="json")}
 
     def recipe(self) -> dict[str, Any]:
         """All that the replacements depend on, as JSON has it: the same recipe replaces the same by the same."""
         if self.named is not None:
             return {"replacements": [one.unfitted().model_dump(mode="json") for one in self.named]}
-        chosen = self.selection.model_dump(include={"count", "budget", "max_loss_increase", "select", "merge"})
-        return {"template": self.template.model_dump(mode="json"), **chosen}
+        limits = {"count", "budget", "budget_tokens", "max_loss_increase", "span", "trials", "select", "merge"}
+        templates = [template.model_dump(mode="json") for template in self.templates]
+        return {"templates": templates, **self.selection.model_dump(include=limits)}
 
     def group(self, indices: Sequence[int]) -> list[Replacement]:
         """Replacements of some blocks: one for consecutive blocks where they are merged, or need a block before."""
@@ -87,8 +116,40 @@ class Scope:
     width: int
     parts: Parts | None = None  # of a model with weights
 
+    def alternatives(self, *, checked: Callable[[Scope], object]) -> list[Scope]:
+        """Scopes of each of what is chosen from, in the order in which they are named, that pass a check.
+
+        Raises:
+            RequestError: none does, with the reason of the first.
+        """
+        found, reasons = list[Scope](), list[RequestError]()
+        for request in self.request.alternatives():
+            scope = Scope(request, self.model, self.stack, self.width, self.parts)
+            try:
+                checked(scope)
+            except RequestError as error:
+                reasons.append(error)
+            else:
+                found.append(scope)
+        if not found:
+            raise reasons[0]
+        return found
+
+    def runs(self) -> list[Replacement]:
+        """Replacements like the template of each candidate, and of consecutive blocks as one where they may be."""
+        longest = self.request.selection.span if self.request.template.target == "block" else 1
+        found: list[tuple[int, ...]] = [(index,) for index in self.candidates]
+        for length in range(2, longest + 1):
+            begins = range(len(self.stack) - length + 1)
+            runs = (tuple(range(begin, begin + length)) for begin in begins)
+            found += [run for run in runs if {*run} <= {*self.replaceable} and length < len(self.stack)]
+        return [self.request.template.model_copy(update={"blocks": run}) for run in found]
+
     def check(self) -> None:
         """Raise a `RequestError` for what cannot be done to this model, as far as that shows without its weights."""
+        if self.request.selection.by_cost:
+            self.alternatives(checked=Scope.check)
+            return
         template, named, count = self.request.template, self.request.named, len(self.stack)
         asked = [template.model_copy(update={"blocks": (count - 1,)})] if named is None else named
         check_replacements(asked, count, self.width)
@@ -119,6 +180,9 @@ class Scope:
 
     def check_weights(self, sha256: str | None) -> None:
         """Raise a `RequestError` for what cannot be done to the model's weights, which have this hash."""
+        if self.request.selection.by_cost:
+            self.alternatives(checked=partial(Scope.check_weights, sha256=sha256))
+            return
         plan = self.request.selection.plan
         if plan is not None and plan.model.sha256 != sha256:
             raise RequestError(
@@ -166,7 +230,8 @@ class Scope:
     @cached_property
     def too_large(self) -> list[int]:
         """Blocks whose replacement would have more parameters than they, where the model is to become smaller."""
-        if self.request.named is not None or self.request.selection.count is not None:
+        chosen = self.request.named is None and self.request.selection.choices is None
+        if not chosen or self.request.selection.count is not None:
             return []
         return [index for index in self.replaceable if self.saving([index]) < 0]
 
@@ -206,18 +271,19 @@ class Scope:
         advice = f"try a smaller `rank` or another `kind` than {template.kind}"
         if selection.count is not None and not 1 <= selection.count <= most:
             raise RequestError(f"expected `count` from 1 to {most}, got {selection.count}")
-        if selection.budget is not None and template.by.keeps_weights:
+        saving = None if selection.budget is None else selection.budget.saving
+        if saving is not None and template.by.keeps_weights:
             raise RequestError(
                 f"expected no `budget` of parameters with `kind={template.kind}`, which keeps those of what it "
-                "replaces; try `count`, `blocks` or `max_loss_increase`"
+                "replaces; try `budget=cache=25%`, `count`, `blocks` or `max_loss_increase`"
             )
-        if selection.budget is not None:
+        if saving is not None:
             kept = self.candidates[len(self.candidates) - most :]
             largest = max(self.saving(kept), 0) / count_parameters([self.model])
-            if not 0 < selection.budget <= largest:
+            if not 0 < saving <= largest:
                 raise RequestError(
                     f"expected `budget` above 0% and up to {largest:.1%}, which replacing every {template.target} "
-                    f"saves, got {selection.budget:.1%}; {advice}"
+                    f"saves, got {saving:.1%}; {advice}"
                 )
         if self.too_large and not self.candidates:
             before = self._weight(*self.request.group(self.too_large[:1]))
@@ -225,39 +291,4 @@ class Scope:
             raise RequestError(
                 f"expected replacements that make the model smaller, got {template.by} of {after:,} parameters for "
                 f"{before:,} ({template.target} {self.too_large[0]}); {advice}"
-            )
-
-
-def check_replacements(replacements: Sequence[Replacement], num_blocks: int, width: int) -> None:
-    """Refuse what cannot be done to a model of some blocks.
-
-    Raises:
-        RequestError: an index out of range or named twice, blocks that are not consecutive, a kind
-            that its target cannot take, a rank that saves nothing, no block before where one is needed.
-    """
-    taken: set[tuple[int, str]] = set()
-    for one in replacements:
-        for index in one.blocks:
-            if not 0 <= index < num_blocks:
-                raise RequestError(f"expected blocks from 0 to {num_blocks - 1}, got {index}")
-            for part in ("attention", "mlp", "block") if one.target == "block" else (one.target, "block"):
-                if (index, part) in taken:
-                    raise RequestError(f"expected each block to be replaced once, got block {index} twice")
-        taken |= {(index, one.target) for index in one.blocks}
-        if one.target in one.by.impossible:
-            why = one.by.impossible[one.target]
-            raise RequestError(f"expected another target than {one.target} for {one.kind}: {why}")
-        if len(one.blocks) > 1 and one.target != "block":
-            raise RequestError(f"expected one {one.target} a replacement, got {[*one.blocks]}; only blocks merge")
-        if any(after != before + 1 for before, after in pairwise(one.blocks)):
-            raise RequestError(f"expected consecutive blocks in one replacement, got {[*one.blocks]}")
-        one.by.check(width)
-    if len({index for one in replacements for index in one.removed}) == num_blocks:
-        raise RequestError(f"expected at least one of {num_blocks} blocks to stay, got all of them removed")
-    for one in replacements:
-        before = one.blocks[0] - 1
-        if one.by.needs_block_before and (before < 0 or (before, "block") in taken or (before, "mlp") in taken):
-            raise RequestError(
-                f"expected a block before {one.kind} block {one.blocks[0]} that stays, got "
-                f"{'none' if before < 0 else f'block {before} replaced'}; try other blocks, or another `kind`"
             )

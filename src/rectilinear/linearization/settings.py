@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PlainSerializer, PositiveInt, model_validator
 
+from rectilinear.linearization.budget import Budget
+from rectilinear.linearization.kinds import parse_kinds
+from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import Plan
 from rectilinear.models.settings import Named
 from rectilinear.settings import ONE_WORD, Indices, NonNegative, Positive, Settings, Target
@@ -21,21 +24,11 @@ if TYPE_CHECKING:
 #: after each (SLEB, 2402.09025).
 Select = Literal["score", "influence", "divergence", "loss"]
 
+#: Tokens of a text after which a budget counts the cache, where that is not said.
+BUDGET_TOKENS = 2048
+
 #: The ways to say which blocks are replaced.
 WAYS = ("blocks", "count", "budget", "max_loss_increase", "plan")
-
-
-def _parse_share(value: Any) -> Any:
-    """``25%`` as a number; anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    try:
-        share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
-    except ValueError:
-        raise ValueError(f"expected `budget=25%`, got {value!r}") from None
-    if share >= 1 and not value.endswith("%"):
-        raise ValueError(f"expected `budget=25%` or 0.25, got {value!r}; try `budget={value}%`")
-    return share
 
 
 def _read_plan(value: Any) -> Any:
@@ -58,12 +51,35 @@ class Selection(Named):
     """Blocks to replace, counted from 0, such as 2-4,7."""
     count: int | None = None
     """Number of blocks to replace."""
-    budget: Annotated[float | None, BeforeValidator(_parse_share), ONE_WORD, Parameter(metavar="SHARE")] = None
-    """Share of the model's parameters to save at least, such as 25%."""
+    budget: Annotated[
+        Budget | None,
+        BeforeValidator(Budget.parse),
+        PlainSerializer(lambda budget: budget and budget.settings()),
+        ONE_WORD,
+        Parameter(metavar="SHARE"),
+    ] = None
+    """Share of the model's parameters to save at least, such as 25%; or what is kept at most, such as
+    parameters=80%,cache=25%."""
+    budget_tokens: PositiveInt | None = None
+    """Tokens of a text after which a budget counts the cache; 2,048 when not given, or the model's context."""
     max_loss_increase: Positive | None = None
     """Replace blocks until the loss on held-out rows would rise by more than this, in nats per token."""
     plan: Annotated[Plan | None, BeforeValidator(_read_plan), ONE_WORD, Parameter(metavar="PATH")] = None
     """A plan.json of this model, perhaps edited: replace what it says."""
+    choices: Annotated[
+        tuple[Kind, ...] | None,
+        BeforeValidator(parse_kinds),
+        PlainSerializer(lambda kinds: kinds and [kind.spelled() for kind in kinds]),
+        ONE_WORD,
+        Parameter(metavar="KIND:OPTION=VALUE,..."),
+    ] = None
+    """Kinds to choose from for each attention, MLP and block, such as bounded:window=16,affine,drop: those that move
+    predictions least together within `budget`."""
+    span: PositiveInt = 1
+    """Most consecutive blocks that one stand-in takes the place of, among `choices`."""
+    trials: PositiveInt = 1
+    """How many of the cheapest choices by these costs are fitted, to take the one with the least loss on held-out
+    rows."""
     select: Select = "score"
     """Which blocks first: most linear, least change of direction, least divergence of predictions with that one
     replaced, or least loss, measured each time."""
@@ -79,6 +95,14 @@ class Selection(Named):
             self.refuse_unused("with `plan`", "target", "select", "merge")
         if self.blocks is not None:
             self.refuse_unused("with `blocks`", "select")
+        if self.budget is None or self.budget.cache is None:
+            self.refuse_unused("without a `budget` of the cache", "budget_tokens")
+        if self.by_cost:
+            self.refuse_unused("where the cost of each replacement is measured", "select", "merge")
+        else:
+            self.refuse_unused("without `choices` or a `budget` of the cache", "span", "trials")
+        if self.choices is not None and self.budget is None:
+            raise ValueError("expected a `budget` with `choices`, got none; try `budget=parameters=80%`")
         if self.merge and self.target != "block":
             raise ValueError(f"expected `target=block` with `merge`, got {self.target}: only whole blocks merge")
         if self.select == "influence" and self.target != "block":
@@ -87,6 +111,11 @@ class Selection(Named):
                 "whole block turns its input"
             )
         return self
+
+    @property
+    def by_cost(self) -> bool:
+        """Whether the costs of all replacements are measured, and the least taken together."""
+        return self.choices is not None or (self.budget is not None and self.budget.cache is not None)
 
     @property
     def by_loss(self) -> bool:
@@ -99,7 +128,8 @@ class Selection(Named):
         if self.count is not None:
             return f"{self.count} block{'s' * (self.count != 1)}"
         if self.budget is not None:
-            return f"{self.budget:.1%} of parameters"
+            saves = self.budget.saving if self.budget.cache is None else None
+            return str(self.budget) if saves is None else f"{saves:.1%} of parameters"
         return f"{self.max_loss_increase} nats per token"
 
 

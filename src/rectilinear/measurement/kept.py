@@ -1,6 +1,6 @@
-"""Scores of earlier runs: what a run that was stopped goes on from, and what an equal one need not do again.
+"""Numbers of earlier runs: what a run that was stopped goes on from, and what an equal one need not do again.
 
-Each is a small file of its own, written whole or not at all, in a folder by the hash of everything that the scores
+Each is a small file of its own, written whole or not at all, in a folder by the hash of everything that the numbers
 depend on: weights, configuration, tokens, settings, device, precision, and the code of this package and the versions of
 others. So runs that share a folder cannot disturb each other, and what is found again is of an equal measurement.
 """
@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -34,6 +34,8 @@ from rectilinear.models.running import device_of
 from rectilinear.publish import write_whole
 from rectilinear.results import Record
 from rectilinear.settings import Target
+
+_Kept = TypeVar("_Kept", bound=Record)
 
 #: How many measurements are kept; those that were not used for longest go first.
 MOST = 1000
@@ -69,7 +71,7 @@ class KeptScores(Record):
 
 @dataclass(frozen=True)
 class Kept:
-    """The scores of one measurement that are there already.
+    """The numbers of one measurement that are there already.
 
     Attributes:
         recipe: all that they depend on; None where nothing is kept.
@@ -106,32 +108,27 @@ class Kept:
         """The scores of a measurement that differs in something."""
         return self if self.recipe is None else replace(self, recipe={**self.recipe, **changes})
 
-    def load(self, target: Target, index: int) -> KeptScores | None:
-        """The scores of a block, or a part of one; None where they are not there, or cannot be read."""
+    def load(self, name: str, kind: type[_Kept]) -> _Kept | None:
+        """A record by its name; None where it is not there, or cannot be read."""
         if self.folder is None:
             return None
         try:
-            found = KeptScores.model_validate_json(self._file(self.folder, target, index).read_bytes())
+            found = kind.model_validate_json((self.folder / f"{name}.json").read_bytes())
         except (OSError, ValidationError):
             return None
         with suppress(OSError):
             os.utime(self.folder)
         return found
 
-    def save(self, target: Target, index: int, scores: KeptScores) -> None:
-        """Keep the scores of a block, or a part of one, unless there is no room or no right to."""
+    def save(self, name: str, record: Record) -> None:
+        """Keep a record, unless there is no room or no right to."""
         if self.folder is None:
             return
         with suppress(OSError):
             if not self.folder.exists():
                 self.folder.mkdir(parents=True)
                 _forget_oldest(self.folder.parent)
-            file = self._file(self.folder, target, index)
-            write_whole(file, scores.model_dump_json().encode(), writer=f".{os.getpid()}")
-
-    @staticmethod
-    def _file(folder: Path, target: Target, index: int) -> Path:
-        return folder / f"{target}-{index}.json"
+            write_whole(self.folder / f"{name}.json", record.model_dump_json().encode(), writer=f".{os.getpid()}")
 
 
 def conditions_of(module: Any, origin: Origin) -> dict[str, Any] | None:

@@ -52,6 +52,10 @@ if TYPE_CHECKING:
 _Key = tuple[Target, int]
 
 
+def _name(key: _Key) -> str:
+    return f"{key[0]}-{key[1]}"
+
+
 @takes_settings
 @in_step
 @reporting_exhausted_memory()
@@ -230,13 +234,13 @@ def _score(
     """The scores of blocks, or parts of them: those that are kept, and others from their moments."""
     ranks, device = current(), device_of(passes.model)
     solver = device if holds_float64(device) else torch.device("cpu")
-    scored = ranks.from_first(lambda: {key: kept.load(*key) for key in spans})
+    scored = ranks.from_first(lambda: {key: kept.load(_name(key), KeptScores) for key in spans})
     missing = {key: span for key, span in spans.items() if scored[key] is None}
     for key, moments in hand_over(collect, passes, missing, schedule):
         if moments is not None:
             found = scored[key] = KeptScores.of(moments.to(solver), *key)
             del moments  # before those of the next block are there
-            kept.save(*key, found)
+            kept.save(_name(key), found)
             if progress:  # of processes that share them, this one's share
                 found_here = sum(each is not None for each in scored.values())
                 progress("blocks", found_here, -(-len(spans) // ranks.count))

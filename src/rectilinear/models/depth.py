@@ -54,13 +54,8 @@ def check_removal(model: PreTrainedModel, stack: BlockStack, kept: Sequence[int]
         reduced(model, stack, kept)
 
 
-def remove_blocks(model: PreTrainedModel, stack: BlockStack, kept: Sequence[int]) -> None:
-    """Take all but some blocks out of a model, which then is as transformers would build it, in configuration too.
-
-    Raises:
-        RequestError: transformers cannot build it.
-    """
-    built = reduced(model, stack, kept)
+def remove_blocks(model: PreTrainedModel, stack: BlockStack, kept: Sequence[int], built: PreTrainedModel) -> None:
+    """Take all but some blocks out of a model, which then is as what was built for these, in configuration too."""
     blocks = find_blocks(model, stack.path).blocks
     chosen = [blocks[index] for index in kept]
     sequential = isinstance(model.get_submodule(stack.path), nn.Sequential)

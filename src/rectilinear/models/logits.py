@@ -128,6 +128,14 @@ def cache_bytes(cache: Any) -> int:
     return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())
 
 
+def cache_bytes_of_layers(model: nn.Module, ids: Tensor) -> list[int] | None:
+    """Bytes that each layer of the cache keeps of token ids ``[1, seq_len]``; None without layers of a `Cache`."""
+    _, cache = next_logits(model, ids)
+    if cache is None or not isinstance(cache.value, Cache):
+        return None
+    return [sum(each.numel() * each.itemsize for each in tensors_in(vars(layer))) for layer in cache.value.layers]
+
+
 def _taken(model: nn.Module, **options: Any) -> dict[str, Any]:
     """Those of some keyword arguments that the model has parameters for, or that its configuration has defaults for."""
     named, config = signature(model.forward).parameters, getattr(model, "config", None)

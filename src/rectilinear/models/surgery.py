@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rectilinear.errors import JobError, RequestError
 from rectilinear.models.capture import first_value, run_until, with_first
-from rectilinear.models.depth import remove_blocks
+from rectilinear.models.depth import reduced, remove_blocks
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.modeling_rectilinear import linearized_model
 from rectilinear.models.running import evaluating, hooked
@@ -128,9 +128,13 @@ def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Seq
 
     Where stand-ins are put in, the model becomes one of the classes of `linearized_model`.
     """
-    _put(model, edits)
-    if removed:
-        remove_blocks(model, stack, [index for index in range(len(stack)) if index not in removed])
+    if removed:  # what is to be built is found out while all is as the architecture has it
+        kept = [index for index in range(len(stack)) if index not in removed]
+        built = reduced(model, stack, kept)
+        _put(model, edits)
+        remove_blocks(model, stack, kept, built)
+    else:
+        _put(model, edits)
     stand_ins = {path: module for path, module in model.named_modules() if isinstance(module, StandIn)}
     if not stand_ins:
         return

@@ -9,6 +9,7 @@ from typing import Any
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.kinds.base import Kind
+from rectilinear.settings import words_of
 
 _modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
 
@@ -22,6 +23,32 @@ KINDS: Mapping[str, type[Kind]] = {
 
 #: What stands in where no kind is named.
 DEFAULT_KIND = "filter"
+
+
+def parse_kinds(value: Any) -> Any:
+    """``bounded:window=16,affine`` as kinds, see `Kind.spelled`; anything but texts as it is.
+
+    Raises:
+        RequestError: as `make_kind`.
+    """
+    words = words_of(value)
+    if words is None:
+        return value
+    texts: list[str] = []
+    for word in words:  # the values of an option may have commas, too
+        if texts and "=" in texts[-1] and word.partition(":")[0] not in KINDS:
+            texts[-1] += f",{word}"
+        else:
+            texts.append(word)
+    found = list[Kind]()
+    for text in texts:
+        name, *options = text.split(":")
+        if wrong := [option for option in options if "=" not in option]:
+            raise RequestError(f"expected `choices=bounded:window=16,affine`, got {wrong[0]!r} in {text!r}")
+        found.append(make_kind(name, dict(option.split("=", 1) for option in options)))
+    if not found:
+        raise RequestError("expected `choices=bounded:window=16,affine`, got no kind")
+    return found
 
 
 def make_kind(name: Any, options: Mapping[str, Any]) -> Kind:

@@ -48,6 +48,14 @@ class Kind(Settings):
         """Whether what it gives for a token depends on those before, so that decoding keeps something of them."""
         return False
 
+    def spelled(self) -> str:
+        """Its name and those of its options that are not as usual, as `parse_kinds` reads them."""
+        options = self.model_dump(mode="json", exclude_defaults=True)
+        texts = {
+            name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in options.items()
+        }
+        return ":".join([self.name, *(f"{name}={text}" for name, text in texts.items())])
+
     def check(self, width: int) -> None:
         """Raise a `RequestError` for options that make no sense for hidden states of a width."""
 

@@ -1,0 +1,87 @@
+"""Which replacements to make under a budget: an integer program over what each costs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from rectilinear.linearization.plan import CostRecord
+
+# Coefficients of the replacements, and what their sum is at most.
+_Limit = tuple[NDArray[np.float64], float]
+
+
+def cheapest(
+    costs: Sequence[CostRecord], limits: Mapping[str, float], num_blocks: int, by: str = "divergence"
+) -> Iterator[list[CostRecord]]:
+    """Choices of replacements that save enough, the one with the least sum of divergences first.
+
+    With ``x_j`` in {0, 1} for each replacement j it minimises ``sum_j x_j divergence_j`` where ``sum_j x_j change_j``
+    is at most the limit of each quantity, no part of a block is replaced twice, a block stays, and so does what comes
+    before a block that is folded into it. Solved exactly, by HiGHS; for the next one, what was found is excluded.
+
+    Args:
+        costs: of replacements of blocks, runs of them, or parts of them.
+        limits: the largest sum of changes by quantity, ``parameters`` and ``cache``.
+        num_blocks: of the model.
+        by: what has the least sum.
+    """
+    rows = [*_exclusive(costs, num_blocks)]
+    for name, limit in limits.items():
+        scale = max(abs(limit), 1.0)
+        rows.append((_of_each(costs, name) / scale, limit / scale))
+    while True:
+        found = milp(
+            _of_each(costs, by),
+            integrality=np.ones(len(costs)),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(np.stack([row for row, _ in rows]), -np.inf, [most for _, most in rows]),
+            options={"mip_rel_gap": 0.0},
+        )
+        if found.x is None:
+            return
+        chosen = found.x > 0.5
+        yield [cost for cost, taken in zip(costs, chosen, strict=True) if taken]
+        rows.append((np.where(chosen, 1.0, -1.0), float(chosen.sum()) - 1))
+
+
+def least_shares(
+    costs: Sequence[CostRecord], whole: Mapping[str, float], num_blocks: int, limited: Iterable[str]
+) -> str:
+    """The least that replacements can leave of each limited quantity by itself, as a budget has it."""
+    found = []
+    for name in limited:
+        chosen = next(cheapest(costs, {}, num_blocks, by=name))
+        left = 1 + sum(getattr(cost, name) for cost in chosen) / whole[name]
+        found.append(f"{name}={100 * left:.4g}%")
+    return ",".join(found)
+
+
+def _of_each(costs: Sequence[CostRecord], name: str) -> NDArray[np.float64]:
+    return np.array([getattr(cost, name) for cost in costs], dtype=float)
+
+
+def _exclusive(costs: Sequence[CostRecord], num_blocks: int) -> Iterator[_Limit]:
+    """What replacements can be made together."""
+    parts: dict[tuple[int, str], list[int]] = {}
+    for number, cost in enumerate(costs):
+        one = cost.replacement
+        for part in ("attention", "mlp") if one.target == "block" else (one.target,):
+            for block in one.blocks:
+                parts.setdefault((block, part), []).append(number)
+
+    def of(numbers: Iterable[int]) -> NDArray[np.float64]:
+        row = np.zeros(len(costs))
+        row[[*numbers]] = 1.0
+        return row
+
+    for numbers in parts.values():
+        yield of(numbers), 1.0
+    yield np.array([float(len(cost.replacement.removed)) for cost in costs]), num_blocks - 1.0
+    for number, cost in enumerate(costs):
+        if cost.replacement.by.needs_block_before:
+            for other in parts.get((cost.replacement.blocks[0] - 1, "mlp"), ()):
+                yield of([number, other]), 1.0

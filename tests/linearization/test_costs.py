@@ -1,0 +1,320 @@
+"""Choosing from several kinds within a budget: what each costs alone, the integer program, the plan from it."""
+
+import copy
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rectilinear
+from rectilinear import Affine, Bounded, CalibrationRows, Drop, Filter, Folded, Loading, RequestError, Selection
+from rectilinear.linearization import costs as measuring
+from rectilinear.linearization.budget import Budget
+from rectilinear.linearization.kinds import parse_kinds
+from rectilinear.linearization.plan import CostRecord, Plan, Replacement
+from rectilinear.linearization.program import cheapest
+from rectilinear.models.logits import next_logits
+from tests.families import build
+from tests.linearization.conftest import FITTED, ROWS, SEQ_LEN
+
+BLOCKS = 4
+
+
+@pytest.fixture(scope="module")
+def trained(rows):
+    """Blocks that learnt these rows a little, so that losing them costs something."""
+    model = build("llama", num_hidden_layers=BLOCKS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(4):
+        for batch in rows.split(8):
+            optimizer.zero_grad()
+            model(batch, labels=batch, use_cache=False).loss.backward()
+            optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def model(trained):
+    return copy.deepcopy(trained)
+
+
+@pytest.fixture
+def checkpoint(trained, tiny_tokenizer, tmp_path):
+    trained.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+SIZE = {"rows": CalibrationRows(max_tokens=ROWS * SEQ_LEN, seq_len=SEQ_LEN), "loading": Loading(device="cpu")}
+
+
+def made_of(model, text, progress=False, out=None, **selection):
+    return rectilinear.linearize(model, text, None, Selection(**selection), **SIZE, progress=progress, out=out)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("25%", Budget(saving=0.25)),
+        (0.25, Budget(saving=0.25)),
+        ("parameters=80%", Budget(saving=1 - 0.8)),
+        ("cache=0.25", Budget(cache=0.25)),
+        ("parameters=80%, cache=25%", Budget(saving=1 - 0.8, cache=0.25)),
+    ],
+)
+def test_a_budget_is_what_is_saved_or_what_is_kept_and_is_recorded_as_it_is_read(given, expected):
+    found = Selection(budget=given, choices="drop").budget
+    assert found == expected
+    again = Budget.parse(found.settings())
+    assert again.cache == found.cache
+    assert again.saving == pytest.approx(found.saving, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"budget": "speed=80%"}, "expected `budget=parameters=80%,cache=25%`"),
+        ({"budget": "cache=25%,cache=30%"}, "each once"),
+        ({"budget": "cache=120%"}, "above 0% and below 100% to keep of cache"),
+        ({"choices": "drop"}, "expected a `budget` with `choices`"),
+        ({"choices": "dorp", "budget": 0.1}, "expected `kind` to be one of"),
+        ({"choices": "bounded:windows=3", "budget": 0.1}, "expected no `windows` with `kind=bounded`"),
+        ({"choices": "bounded:window", "budget": 0.1}, "got 'window' in 'bounded:window'"),
+        ({"choices": "drop", "budget": 0.1, "select": "loss"}, "expected no `select`"),
+        ({"budget": 0.1, "trials": 3}, "expected no `trials` without `choices`"),
+        ({"budget": 0.1, "budget_tokens": 30}, "expected no `budget_tokens`"),
+    ],
+)
+def test_what_asks_for_nothing_is_refused(selection, message):
+    with pytest.raises(RequestError, match=message):
+        Selection(**selection)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (Bounded(window=16), Bounded(window=64, far="none", uniform=True, refit=False), Affine(rank=3), Drop()),
+        (Filter(rates=(1.0, 0.5), taps=0), Folded()),
+    ],
+)
+def test_kinds_are_spelled_as_they_are_read(kinds):
+    text = ",".join(kind.spelled() for kind in kinds)
+    assert tuple(parse_kinds(text)) == kinds
+    assert Selection(choices=text, budget=0.1).choices == kinds
+
+
+@st.composite
+def problems(draw):
+    kinds = [(Drop(), "block"), (Affine(), "block"), (Folded(), "block"), (Affine(), "attention"), (Drop(), "mlp")]
+    count, costs = draw(st.integers(1, 3)), []
+    for kind, target in draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3, unique_by=str)):
+        runs = [(index,) for index in range(count)]
+        runs += [(index, index + 1) for index in range(count - 1)] if target == "block" else []
+        for run in runs:
+            if kind.needs_block_before and not run[0]:
+                continue
+            numbers = draw(st.tuples(st.integers(0, 1000), st.integers(-50, 5), st.integers(-50, 5)))
+            one = Replacement(by=kind, target=target, blocks=run)
+            costs.append(CostRecord(replacement=one, divergence=numbers[0], parameters=numbers[1], cache=numbers[2]))
+    limits = {
+        name: -draw(st.integers(0, 80)) for name in draw(st.sampled_from([["parameters"], ["parameters", "cache"]]))
+    }
+    return costs[:9], limits, count
+
+
+def allowed(chosen, limits, count):
+    """Whether replacements can be made together and save enough, from the words of the documentation."""
+    taken, gone = [], set()
+    for cost in chosen:
+        one = cost.replacement
+        parts = ("attention", "mlp") if one.target == "block" else (one.target,)
+        taken += [(block, part) for block in one.blocks for part in parts]
+        gone |= {*one.removed}
+    folds = [cost.replacement.blocks[0] - 1 for cost in chosen if cost.replacement.kind == "folded"]
+    stays = len(gone) < count and not any((block, "mlp") in taken for block in folds)
+    return (
+        len(taken) == len({*taken})
+        and stays
+        and all(sum(getattr(cost, name) for cost in chosen) <= most for name, most in limits.items())
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_the_program_finds_the_cheapest_choices_in_turn(problem):
+    costs, limits, count = problem
+    if not costs:
+        return
+    subsets = itertools.chain.from_iterable(itertools.combinations(costs, size) for size in range(len(costs) + 1))
+    sums = sorted(sum(cost.divergence for cost in subset) for subset in subsets if allowed(subset, limits, count))
+    found = [*itertools.islice(cheapest(costs, limits, count), 4)]
+    assert all(allowed(chosen, limits, count) for chosen in found)
+    assert [sum(cost.divergence for cost in chosen) for chosen in found] == pytest.approx(sums[:4])
+    assert len({tuple(map(id, chosen)) for chosen in found}) == len(found)
+
+
+@torch.no_grad()
+def divergence_by_hand(model, other, ids):
+    wanted, found = (each(ids, use_cache=False).logits.double().log_softmax(-1) for each in (model, other))
+    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
+
+
+def test_costs_are_of_each_replacement_alone(model, linearize, rows):
+    made = linearize(copy.deepcopy(model), choices="drop,affine:rank=4", budget="parameters=90%")
+    costs = {(str(c.replacement.by), c.replacement.target, c.replacement.where): c for c in made.plan.selection.costs}
+    assert len(costs) == 2 * 3 * BLOCKS
+    total = sum(each.numel() for each in model.parameters())
+    for kind, target in (
+        ("drop", "block"),
+        ("drop", "attention"),
+        ("affine, rank 4", "mlp"),
+        ("affine, rank 4", "block"),
+    ):
+        name, _, rank = kind.partition(", rank ")
+        alone = linearize(copy.deepcopy(model), kind=name, target=target, blocks=(1,), **({"rank": 4} if rank else {}))
+        cost = costs[kind, target, "1"]
+        expected = divergence_by_hand(model, alone.model, rows[:FITTED])
+        assert cost.divergence == pytest.approx(expected, rel=1e-3)
+        assert cost.parameters == sum(each.numel() for each in alone.model.parameters()) - total
+
+
+@pytest.mark.parametrize("budget", ["parameters=70%", "cache=60%", "parameters=80%,cache=40%"])
+def test_a_budget_is_kept_in_the_model_that_is_made(model, linearize, rows, budget):
+    made = linearize(copy.deepcopy(model), choices="bounded:window=4:sinks=1,drop,affine", budget=budget)
+    limits, tokens = Selection(budget=budget, choices="drop").budget, made.plan.selection.budget_tokens
+    ids = rows.flatten()[:tokens][None]
+    parameters = [sum(each.numel() for each in some.parameters()) for some in (model, made.model)]
+    kept = [cache_bytes(some, ids) for some in (model, made.model)]
+    assert made.plan.selection.cache_bytes == kept[0]
+    if limits.saving is not None:
+        assert parameters[1] <= (1 - limits.saving) * parameters[0] + 1e-6
+    if limits.cache is not None:
+        assert kept[1] <= limits.cache * kept[0]
+    chosen = {one.unfitted() for one in made.plan.replacements}
+    spent = [cost for cost in made.plan.selection.costs if cost.replacement.unfitted() in chosen]
+    assert len(spent) == len(chosen)
+    assert kept[1] - kept[0] == sum(cost.cache for cost in spent)
+    assert parameters[1] - parameters[0] == sum(
+        one.fit.parameters_after - one.fit.parameters_before for one in made.plan.replacements
+    )
+
+
+def cache_bytes(model, ids):
+    _, cache = next_logits(model, ids)
+    tensors = [each for layer in cache.value.layers for each in walk(vars(layer))]
+    return sum(each.numel() * each.element_size() for each in tensors)
+
+
+def walk(held):
+    if isinstance(held, torch.Tensor):
+        yield held
+    elif isinstance(held, dict | list | tuple):
+        for each in held.values() if isinstance(held, dict) else held:
+            yield from walk(each)
+    elif hasattr(held, "__dict__"):
+        yield from walk(vars(held))
+
+
+def test_of_several_trials_the_one_with_the_least_loss_is_taken(model, linearize):
+    choice = {"choices": "drop,affine", "budget": "parameters=75%"}
+    one, five = (linearize(copy.deepcopy(model), **choice, trials=trials) for trials in (1, 5))
+    losses = five.plan.selection.losses
+    assert len(losses) == 5
+    assert losses[0] == pytest.approx(one.plan.selection.loss_after, abs=1e-6)
+    assert five.plan.selection.loss_after == min(losses)
+
+
+def test_a_run_of_blocks_is_replaced_as_one_where_that_is_cheapest(model, linearize):
+    made = linearize(copy.deepcopy(model), choices="drop", target="block", span=3, budget="parameters=60%")
+    lengths = [len(cost.replacement.blocks) for cost in made.plan.selection.costs]
+    assert [lengths.count(length) for length in (1, 2, 3)] == [BLOCKS, BLOCKS - 1, BLOCKS - 2]
+    spent = [cost for cost in made.plan.selection.costs if len(cost.replacement.blocks) == 2]
+    alone = linearize(copy.deepcopy(model), kind="drop", blocks=spent[0].replacement.blocks)
+    total = sum(each.numel() for each in model.parameters())
+    assert spent[0].parameters == sum(each.numel() for each in alone.model.parameters()) - total
+
+
+def test_one_kind_can_be_chosen_for_a_budget_of_the_cache(model, linearize, rows):
+    made = linearize(copy.deepcopy(model), kind="bounded", target="attention", window=4, sinks=1, budget="cache=60%")
+    ids = rows.flatten()[: made.plan.selection.budget_tokens][None]
+    assert cache_bytes(made.model, ids) <= 0.6 * cache_bytes(model, ids)
+    assert {one.kind for one in made.plan.replacements} == {"bounded"}
+    assert 1 <= len(made.plan.replacements) < BLOCKS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"choices": "affine", "budget": "parameters=5%"}, r"expected a `budget` of at least parameters=\d"),
+        ({"choices": "drop", "budget": "cache=1%", "target": "mlp"}, "expected a `budget` of at least cache=100%"),
+        ({"choices": "drop", "budget": "cache=50%", "budget_tokens": 10**6}, "context"),
+        ({"choices": "drop", "budget": 0.1, "kind": "drop"}, "expected no `kind` with `choices`"),
+        (
+            {"choices": "folded", "target": "mlp", "budget": 0.1},
+            "expected `choices` that can take the place of the mlp",
+        ),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(model, linearize, options, message):
+    with pytest.raises(RequestError, match=message):
+        linearize(model, **options)
+
+
+def test_costs_are_measured_once_for_all_budgets_and_go_on_where_they_were_stopped(
+    checkpoint, text_file, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RECTILINEAR_CACHE", str(tmp_path / "cache"))
+    fit, fitted = measuring.fit_alone, []
+
+    def stopping(bench, one, streams):
+        if len(fitted) == 5 and not again:
+            raise KeyboardInterrupt
+        fitted.append(one)
+        return fit(bench, one, streams)
+
+    monkeypatch.setattr(measuring, "fit_alone", stopping)
+    again = False
+    with pytest.raises(KeyboardInterrupt):
+        made_of(checkpoint, text_file, choices="drop,affine", budget="parameters=80%")
+    again = True
+    first = made_of(checkpoint, text_file, choices="drop,affine", budget="parameters=80%")
+    assert len(fitted) == len({*fitted}) == 2 * 3 * BLOCKS
+    second = made_of(checkpoint, text_file, choices="drop,affine", budget="parameters=65%")
+    assert len(fitted) == 2 * 3 * BLOCKS
+    assert second.plan.selection.costs == first.plan.selection.costs
+    assert second.plan.parameters.after < first.plan.parameters.after
+
+
+def test_a_mixed_plan_is_a_checkpoint_and_says_how_it_was_made(checkpoint, text_file, tmp_path):
+    """Blocks that are gone beside bounded attention, filters and maps: it is loaded again, and decodes."""
+    choice = {"choices": "bounded:window=4:sinks=1,drop,affine", "budget": "parameters=70%,cache=50%"}
+    made = made_of(checkpoint, text_file, out=tmp_path / "out", **choice)
+    plan = Plan.load(tmp_path / "out" / "plan.json")
+    assert plan.selection == made.plan.selection
+    command = plan.command()
+    assert "--choices bounded:window=4:sinks=1,drop,affine" in command
+    assert "--budget parameters=70%,cache=50%" in command
+    same = rectilinear.linearize(checkpoint, text_file, None, Selection(plan=plan), **SIZE, progress=False)
+    assert same.plan.selection.loss_after == pytest.approx(made.plan.selection.loss_after, abs=1e-9)
+
+
+@pytest.mark.parametrize("gone", [0, 1, 3])
+def test_blocks_are_removed_beside_every_kind_of_stand_in(checkpoint, text_file, tmp_path, gone):
+    others = [
+        {"kind": "bounded", "target": "attention", "window": 4, "sinks": 1},
+        {"kind": "filter", "target": "attention", "rank": 4},
+        {"kind": "affine", "target": "mlp"},
+    ]
+    blocks = [index for index in range(BLOCKS) if index != gone]
+    chosen = [{"kind": "drop", "target": "block", "blocks": [gone]}]
+    chosen += [{**one, "blocks": [block]} for one, block in zip(others, blocks, strict=True)]
+    plan = rectilinear.linearize(checkpoint, text_file, "drop", Selection(blocks=(gone,)), **SIZE, progress=False).plan
+    data = {**plan.model_dump(mode="json", by_alias=True), "replacements": chosen}
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    made = made_of(checkpoint, text_file, out=tmp_path / "out", plan=tmp_path / "plan.json")
+    assert made.model.config.num_hidden_layers == BLOCKS - 1
+    assert np.isfinite(made.plan.selection.loss_after)
