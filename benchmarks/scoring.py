@@ -103,7 +103,8 @@ def score(study: Study, model: Path, texts: Path, edited: Any, losses: Callable[
     rows = Rows(max_tokens=study.scored, seq_len=study.seq_len)
     read = Origin(model, Loading()).rows(texts / study.score, rows, load_tokenizer(model))
     found["parameters"] = count_parameters([edited])
-    found["floats_a_layer"] = state_of(edited, read.ids[:1])
+    held = cached(edited, read.ids[:1])
+    found |= {"floats_a_layer": sum(held) // len(held), "cache_floats": sum(held)}
     groups = read.documents[:, 1:].long() - int(read.documents.min())
     sums = {name: torch.zeros(int(groups.max()) + 1, dtype=torch.float64) for name in ("all", "late")}
     sizes = {name: torch.zeros(len(sums["all"]), dtype=torch.long) for name in sums}
@@ -127,12 +128,11 @@ def row_losses(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return token_losses(row_logits(model, ids), ids)
 
 
-def state_of(model: Any, ids: torch.Tensor) -> int:
-    """Numbers of floating point that a layer of the cache keeps after a row, on average."""
+def cached(model: Any, ids: torch.Tensor) -> list[int]:
+    """Numbers of floating point that each layer of the cache keeps after a row."""
     _, cache = next_logits(model, ids)
-    layers = cache.value.layers  # type: ignore[union-attr]
-    held = [tensor for layer in layers for tensor in tensors_in(vars(layer)) if tensor.is_floating_point()]
-    return sum(tensor.numel() for tensor in held) // len(layers)
+    held = [tensors_in(vars(layer)) for layer in cache.value.layers]  # type: ignore[union-attr]
+    return [sum(tensor.numel() for tensor in layer if tensor.is_floating_point()) for layer in held]
 
 
 def describe(cell: dict[str, Any], dense: dict[str, Any]) -> str:

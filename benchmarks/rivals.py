@@ -1,0 +1,114 @@
+"""Which training-free way to replace blocks or attentions of a decoder costs least, of those that are published?
+
+A cell is a published method, or one of ours, at a number of blocks or attentions. Each is a file of its own in
+benchmarks/rivals, and one that is there is not made again. All choices and fits are made on one text; each cell is
+scored once, on another, on the same rows as benchmarks/bounded.py, which has the cells of the dense models. What is
+chosen by is measured once for all cells of a model (MODEL-survey.json, MODEL-trials.json).
+
+    python benchmarks/rivals.py MODELS TEXTS [CELL ...]
+
+MODELS, TEXTS: folders as for benchmarks/bounded.py. Cells are named as their files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from choosing import Choosing
+from recipes import (
+    Made,
+    best_span,
+    cuts,
+    ghosted,
+    linearpatch,
+    llm_drop,
+    nbl,
+    nbl_sequential,
+    replaceme,
+    shortgpt,
+    sleb,
+    uidl,
+)
+from scoring import SMOLLM2, STORIES, Study, make_cells, score
+
+from rectilinear import Affine, Drop, Filter, Folded
+from rectilinear.linearization.kinds.base import Kind
+
+COMMAND = "python benchmarks/rivals.py MODELS TEXTS"
+Recipe = Callable[[Choosing], Made]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared on a model.
+
+    Attributes:
+        study: the model and the texts.
+        trial_tokens: how many tokens losses of trials are measured on.
+        blocks, attentions: how many of them are replaced.
+        spans: how many spans are fitted where the best is sought, those of least cosine distance; None for all.
+        rank: of a filter that has about as many parameters as an affine map.
+    """
+
+    study: Study
+    trial_tokens: int
+    blocks: Sequence[int]
+    attentions: Sequence[int]
+    spans: int | None
+    rank: int
+
+    def ways(self) -> dict[str, Recipe]:
+        """Recipes by the names of their cells."""
+        found: dict[str, Recipe] = {}
+        small = Filter(rank=self.rank)
+        for count in self.blocks:
+            recipes = {
+                "shortgpt": shortgpt,
+                "sleb": partial(sleb, ends=False),
+                "sleb-ends": partial(sleb, ends=True),
+                "uidl": uidl,
+                "linearpatch": linearpatch,
+                "ghosted": ghosted,
+                "replaceme": replaceme,
+                "cuts-affine": partial(cuts, kind=Affine()),
+                "cuts-filter-small": partial(cuts, kind=small),
+                **{f"span-{name}": partial(best_span, kind=kind, most=self.spans) for name, kind in SPANS.items()},
+                "span-filter-small": partial(best_span, kind=small, most=self.spans),
+            }
+            found |= {f"{name}-{count}": partial(recipe, count=count) for name, recipe in recipes.items()}
+        for count in self.attentions:
+            of_attentions = {"llmdrop": llm_drop, "nbl": nbl, "nbl-sequential": nbl_sequential}
+            found |= {f"{name}-{count}-attentions": partial(one, count=count) for name, one in of_attentions.items()}
+        return found
+
+
+#: Kinds that spans are searched for.
+SPANS: dict[str, Kind] = {"drop": Drop(), "folded": Folded(), "affine": Affine(), "filter": Filter()}
+
+PLANS = [
+    Plan(STORIES, trial_tokens=32_768, blocks=(1, 2), attentions=(2, 5), spans=None, rank=8),
+    Plan(SMOLLM2, trial_tokens=4_096, blocks=(6,), attentions=(15,), spans=6, rank=72),
+]
+STUDIES = [replace(plan.study, ways=plan.ways(), folder="rivals") for plan in PLANS]
+TRIAL_TOKENS = {plan.study.model: plan.trial_tokens for plan in PLANS}
+
+
+def main() -> None:
+    """Make the cells that are not there, or those that are named."""
+    make_cells(STUDIES, measure, __doc__.splitlines()[0], COMMAND)
+
+
+def measure(study: Study, model: Path, texts: Path, recipe: Recipe) -> dict[str, Any]:
+    """A cell: losses by document, overall and of late positions, what was chosen and how long that took."""
+    made = recipe(Choosing(study, model, texts, TRIAL_TOKENS[study.model]))
+    found = {"model": study.model, "seq_len": study.seq_len, "blocks": made.blocks, "scores": made.scores}
+    seconds = {f"{what}_seconds": value for what, value in made.seconds.items()}
+    return {**found, **seconds, **score(study, model, texts, made.model)}
+
+
+if __name__ == "__main__":
+    main()
