@@ -7,35 +7,26 @@ chosen by is measured once for all cells of a model (MODEL-survey.json, MODEL-tr
 
     python benchmarks/rivals.py MODELS TEXTS [CELL ...]
 
-MODELS, TEXTS: folders as for benchmarks/bounded.py. Cells are named as their files.
+MODELS, TEXTS: folders as for benchmarks/bounded.py. Cells are named as their files. Those of kvpress are left out
+where it is not installed (see benchmarks/pressing.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from attention_recipes import by_divergence, llm_drop, nbl, nbl_sequential, tova
 from choosing import Choosing
-from recipes import (
-    Made,
-    best_span,
-    cuts,
-    ghosted,
-    linearpatch,
-    llm_drop,
-    nbl,
-    nbl_sequential,
-    replaceme,
-    shortgpt,
-    sleb,
-    uidl,
-)
+from editing import Made
+from recipes import best_span, cuts, ghosted, linearpatch, replaceme, shortgpt, sleb, uidl
 from scoring import SMOLLM2, STORIES, Study, make_cells, score
 
-from rectilinear import Affine, Drop, Filter, Folded
+from rectilinear import Affine, Bounded, Drop, Filter, Folded
 from rectilinear.linearization.kinds.base import Kind
 
 COMMAND = "python benchmarks/rivals.py MODELS TEXTS"
@@ -52,6 +43,8 @@ class Plan:
         blocks, attentions: how many of them are replaced.
         spans: how many spans are fitted where the best is sought, those of least cosine distance; None for all.
         rank: of a filter that has about as many parameters as an affine map.
+        kept: tokens that kvpress keeps, about the caches of bounded attention.
+        bounded: kinds of bounded attention for some of the attentions, by the names of their cells.
     """
 
     study: Study
@@ -60,6 +53,8 @@ class Plan:
     attentions: Sequence[int]
     spans: int | None
     rank: int
+    kept: Sequence[int]
+    bounded: Mapping[str, Bounded]
 
     def ways(self) -> dict[str, Recipe]:
         """Recipes by the names of their cells."""
@@ -82,16 +77,44 @@ class Plan:
             found |= {f"{name}-{count}": partial(recipe, count=count) for name, recipe in recipes.items()}
         for count in self.attentions:
             of_attentions = {"llmdrop": llm_drop, "nbl": nbl, "nbl-sequential": nbl_sequential}
+            if count == self.attentions[0]:  # the others are among the cells of benchmarks/bounded.py
+                of_attentions |= {name: partial(by_divergence, kind=kind) for name, kind in self.bounded.items()}
             found |= {f"{name}-{count}-attentions": partial(one, count=count) for name, one in of_attentions.items()}
-        return found
+        return found | {f"kvpress-tova-{tokens}": partial(tova, tokens=tokens) for tokens in self.kept}
 
 
 #: Kinds that spans are searched for.
 SPANS: dict[str, Kind] = {"drop": Drop(), "folded": Folded(), "affine": Affine(), "filter": Filter()}
 
 PLANS = [
-    Plan(STORIES, trial_tokens=32_768, blocks=(1, 2), attentions=(2, 5), spans=None, rank=8),
-    Plan(SMOLLM2, trial_tokens=4_096, blocks=(6,), attentions=(15,), spans=6, rank=72),
+    Plan(
+        STORIES,
+        trial_tokens=32_768,
+        blocks=(1, 2),
+        attentions=(2, 5),
+        spans=None,
+        rank=8,
+        kept=(10, 18),
+        bounded={
+            "streaming-8": Bounded(window=8, sinks=0, far="none", uniform=True),
+            "far-8": Bounded(window=8, sinks=0, centroids=2),
+        },
+    ),
+    Plan(
+        SMOLLM2,
+        trial_tokens=4_096,
+        blocks=(6,),
+        attentions=(15,),
+        spans=6,
+        rank=72,
+        kept=(26, 43, 72),
+        bounded={
+            "streaming-39": Bounded(window=39, far="none", uniform=True),
+            "far-33": Bounded(window=33),
+            "streaming-15": Bounded(window=15, far="none", uniform=True),
+            "far-8": Bounded(window=8),
+        },
+    ),
 ]
 STUDIES = [replace(plan.study, ways=plan.ways(), folder="rivals") for plan in PLANS]
 TRIAL_TOKENS = {plan.study.model: plan.trial_tokens for plan in PLANS}
@@ -99,7 +122,13 @@ TRIAL_TOKENS = {plan.study.model: plan.trial_tokens for plan in PLANS}
 
 def main() -> None:
     """Make the cells that are not there, or those that are named."""
-    make_cells(STUDIES, measure, __doc__.splitlines()[0], COMMAND)
+    studies = STUDIES if find_spec("kvpress") else [replace(study, ways=without_kvpress(study)) for study in STUDIES]
+    make_cells(studies, measure, __doc__.splitlines()[0], COMMAND)
+
+
+def without_kvpress(study: Study) -> dict[str, Recipe]:
+    """The cells of a study that can be made, or are there, where kvpress is not installed."""
+    return {name: way for name, way in study.ways.items() if "kvpress" not in name or study.file(name).exists()}
 
 
 def measure(study: Study, model: Path, texts: Path, recipe: Recipe) -> dict[str, Any]:
@@ -107,7 +136,7 @@ def measure(study: Study, model: Path, texts: Path, recipe: Recipe) -> dict[str,
     made = recipe(Choosing(study, model, texts, TRIAL_TOKENS[study.model]))
     found = {"model": study.model, "seq_len": study.seq_len, "blocks": made.blocks, "scores": made.scores}
     seconds = {f"{what}_seconds": value for what, value in made.seconds.items()}
-    return {**found, **seconds, **score(study, model, texts, made.model)}
+    return {**found, **seconds, **score(study, model, texts, made.model, made.how)}
 
 
 if __name__ == "__main__":

@@ -92,28 +92,45 @@ def make_cells(
             print(file.stem, describe(json.loads(file.read_text()), study.dense), flush=True)
 
 
-def score(study: Study, model: Path, texts: Path, edited: Any, losses: Callable[..., Any] | None = None) -> dict:
+@dataclass(frozen=True)
+class Whole:
+    """How rows are run: each at once, so many in a forward pass."""
+
+    rows: int
+
+    def losses(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
+        """Losses ``[rows, seq_len - 1]`` of all tokens but the first, in nats."""
+        return row_losses(model, ids)
+
+    def cached(self, model: Any, ids: torch.Tensor) -> list[int]:
+        """Numbers of floating point that each layer of the cache keeps after a row."""
+        _, cache = next_logits(model, ids)
+        held = [tensors_in(vars(layer)) for layer in cache.value.layers]  # type: ignore[union-attr]
+        return [sum(tensor.numel() for tensor in layer if tensor.is_floating_point()) for layer in held]
+
+
+def score(study: Study, model: Path, texts: Path, edited: Any, how: Any = None) -> dict[str, Any]:
     """What an edited model weighs, and its losses by document, overall and of late positions.
 
-    ``losses`` gives those of all tokens but the first of rows ``[rows, seq_len]``, NaN where one does not count, from
-    a model and the rows; a forward pass does where it is not given.
+    ``how`` rows are run: as `Whole` does when it is not given.
     """
+    how = how or Whole(2 * study.batch)
     start = time.perf_counter()
     found: dict[str, Any] = {}
     rows = Rows(max_tokens=study.scored, seq_len=study.seq_len)
     read = Origin(model, Loading()).rows(texts / study.score, rows, load_tokenizer(model))
     found["parameters"] = count_parameters([edited])
-    held = cached(edited, read.ids[:1])
+    held = how.cached(edited, read.ids[:1])
     found |= {"floats_a_layer": sum(held) // len(held), "cache_floats": sum(held)}
     groups = read.documents[:, 1:].long() - int(read.documents.min())
     sums = {name: torch.zeros(int(groups.max()) + 1, dtype=torch.float64) for name in ("all", "late")}
     sizes = {name: torch.zeros(len(sums["all"]), dtype=torch.long) for name in sums}
     late = (torch.arange(1, study.seq_len) >= study.seq_len // 2).expand_as(groups)
-    parts = zip(*(each.split(2 * study.batch) for each in (read.ids, groups, late)), strict=True)
+    parts = zip(*(each.split(how.rows) for each in (read.ids, groups, late)), strict=True)
     with evaluating(edited), torch.no_grad():
         for ids, group, chosen in parts:
-            lost = (losses or row_losses)(edited, ids)
-            for name, which in (("all", ~lost.isnan()), ("late", chosen)):
+            lost = how.losses(edited, ids)
+            for name, which in (("all", torch.ones_like(chosen)), ("late", chosen)):
                 sums[name].index_add_(0, group[which], lost[which].double())
                 sizes[name].index_add_(0, group[which], torch.ones_like(group[which]))
     found["score_seconds"] = time.perf_counter() - start
@@ -126,13 +143,6 @@ def score(study: Study, model: Path, texts: Path, edited: Any, losses: Callable[
 def row_losses(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Losses ``[rows, seq_len - 1]`` of all tokens but the first, in nats."""
     return token_losses(row_logits(model, ids), ids)
-
-
-def cached(model: Any, ids: torch.Tensor) -> list[int]:
-    """Numbers of floating point that each layer of the cache keeps after a row."""
-    _, cache = next_logits(model, ids)
-    held = [tensors_in(vars(layer)) for layer in cache.value.layers]  # type: ignore[union-attr]
-    return [sum(tensor.numel() for tensor in layer if tensor.is_floating_point()) for layer in held]
 
 
 def describe(cell: dict[str, Any], dense: dict[str, Any]) -> str:
