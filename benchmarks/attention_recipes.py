@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 
 from choosing import Choosing, Joint
-from editing import Made, Mapped, fitted, replaced, without
+from editing import Made, Mapped, fitted, without
 from pressing import Pressed
 from recipes import least
 from torch import nn
 
-from rectilinear import Affine, Selection
-from rectilinear.linearization.kinds.base import Kind
+from rectilinear import Affine
 from rectilinear.models.find_blocks import find_blocks
 
 
@@ -55,12 +54,3 @@ def nbl_sequential(choosing: Choosing, count: int) -> Made:
     """NBL's choice with our fit: maps of what the norm gives, one after another, each making good for those before."""
     bound = dict(enumerate(choosing.survey["cca"]))
     return fitted(choosing, Affine(), least(bound, count), bound, target="attention")
-
-
-def by_divergence(choosing: Choosing, count: int, kind: Kind) -> Made:
-    """Ours: the attentions whose replacement by a kind alone moves predictions least, and a joint fit of these."""
-    start = time.perf_counter()
-    selection = Selection(target="attention", count=count, select="divergence")
-    made = replaced(choosing, kind, selection, choosing.study.rows)
-    blocks = tuple(sorted(index for one in made.plan.replacements for index in one.blocks))
-    return Made(made.model, blocks, made.plan.selection.scores, {"fit": time.perf_counter() - start})

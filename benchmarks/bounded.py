@@ -1,6 +1,6 @@
 """What does it cost to bound all attentions of a decoder, and what does a summary of far tokens save?
 
-A cell is a way to replace all attentions of a model. Each is a file of its own in benchmarks/bounded, and one that is
+A cell is a way to replace all attentions of a model, or half of them. Each is a file of its own in benchmarks/bounded, and one that is
 there is not made again, so that a run which was stopped goes on: some minutes for stories260K, half an hour for
 SmolLM2-135M on one core. All choices and fits are made on one text; each cell is scored once, on another.
 
@@ -14,7 +14,7 @@ TEXTS: folder with wikitext2/fit.txt and score.txt, tinystories/train.txt and va
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,19 @@ from rectilinear.linearization.kinds.base import Kind
 from rectilinear.models.load import load_config, load_model
 
 COMMAND = "python benchmarks/bounded.py MODELS TEXTS"
+
+
+@dataclass(frozen=True)
+class Some:
+    """A kind for so many attentions, those whose replacement alone moves predictions least."""
+
+    kind: Kind
+    count: int
+
+
+#: What attentions are replaced by: all of them, some of them, or none.
+Way = Kind | Some | None
+
 
 #: SmolLM2 by state: some 16,500, 10,000 and 28,000 numbers a layer; a dense cache has 196,608 after a row.
 STUDIES = [
@@ -41,6 +54,8 @@ STUDIES = [
             "far-8": Bounded(window=8, sinks=0, centroids=2),
             "streaming-16": Bounded(window=16, sinks=0, far="none", uniform=True),
             "far-16": Bounded(window=16, sinks=0, centroids=2),
+            "two-8": Some(Bounded(window=8, sinks=0, centroids=2), 2),
+            "two-streaming-8": Some(Bounded(window=8, sinks=0, far="none", uniform=True), 2),
         },
     ),
     replace(
@@ -55,6 +70,10 @@ STUDIES = [
             "far-63": Bounded(window=63),
             "streaming-69": Bounded(window=69, far="none", uniform=True),
             "windows-39": Bounded(window=39, far="none"),
+            "half-33": Some(Bounded(window=33), 15),
+            "half-8": Some(Bounded(window=8), 15),
+            "half-streaming-39": Some(Bounded(window=39, far="none", uniform=True), 15),
+            "half-streaming-15": Some(Bounded(window=15, far="none", uniform=True), 15),
         },
     ),
 ]
@@ -65,18 +84,21 @@ def main() -> None:
     make_cells(STUDIES, measure, __doc__.splitlines()[0], COMMAND)
 
 
-def measure(study: Study, model: Path, texts: Path, way: Kind | None) -> dict[str, Any]:
+def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
     """A cell: losses by document, overall and of late positions, and what the fit was."""
     start = time.perf_counter()
-    options = way and {"kind": way.name, **way.model_dump(mode="json")}
-    found: dict[str, Any] = {"model": study.model, "options": options, "seq_len": study.seq_len}
-    if way is None:
+    kind, chosen = (way.kind, {"count": way.count, "select": "divergence"}) if isinstance(way, Some) else (way, None)
+    options = kind and {"kind": kind.name, **kind.model_dump(mode="json")}
+    found: dict[str, Any] = {"model": study.model, "options": options, "chosen": chosen, "seq_len": study.seq_len}
+    if kind is None:
         edited: Any = load_model(model, LOADING)
     else:
-        selection = Selection(target="attention", blocks=[*range(load_config(model).num_hidden_layers)])
+        chosen = chosen or {"blocks": [*range(load_config(model).num_hidden_layers)]}
+        selection = Selection(target="attention", **chosen)
         run: Any = {"rows": study.rows, "loading": LOADING, "batch_size": study.batch, "progress": False}
-        made = rectilinear.linearize(model, texts / study.fit, way, selection, **run)
+        made = rectilinear.linearize(model, texts / study.fit, kind, selection, **run)
         edited = made.model
+        found["blocks"] = [one.blocks[0] for one in made.plan.replacements]
         found["fit"] = [one.fit.model_dump(mode="json") for one in made.plan.replacements if one.fit]
         found["fit_seconds"] = time.perf_counter() - start
     return {**found, **score(study, model, texts, edited)}

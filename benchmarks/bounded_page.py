@@ -21,7 +21,7 @@ PAGE = HERE.parent / "docs" / "bounded.md"
 
 BEGIN = f"""# Attention with a bounded memory
 
-What it costs to replace *all* attentions of a model by ones whose memory does not grow with the text (`--kind bounded`, [linearization.md](linearization.md#what-stands-in)), without any training.
+What it costs to replace all attentions of a model, or those half of them that move predictions least, by ones whose memory does not grow with the text (`--kind bounded`, [linearization.md](linearization.md#what-stands-in)), without any training.
 All choices and fits are made on one text, and each row of a table is scored once on another: `{COMMAND}`. Losses are in nats a token above the dense model's; ± is half of a 95 % interval
 over documents of the paired difference (Student's t); *late* is the second half of each row, where more is far. *Numbers a layer*: floating-point numbers that a layer of the cache holds for a row, whatever its
 length from some 100 tokens on; the dense cache grows, and is given after one row. The same window for each head without far tokens is StreamingLLM's (arXiv 2309.17453), with positions as they are in the text. Whether the refit pays depends on model and texts: compare the rows with it and without.
@@ -43,6 +43,7 @@ def about(study: Study) -> str:
     for cell in cells.values():
         options = dict(cell["options"] or {})
         way = str(make_kind(options.pop("kind"), options)) if options else "the dense model"
+        way = f"{cell['chosen']['count']} of them: {way}" if cell.get("chosen") else way
         losses = [difference(cell, dense, name) for name in ("all", "late")]
         rows.append(
             [
@@ -58,7 +59,7 @@ def about(study: Study) -> str:
         f"\n## {study.model}\n\n"
         f"Rows of {study.seq_len}; fitted on {study.fitted:,} tokens of {study.fit}, scored on {tokens:,} tokens of {study.score} ({groups} documents), "
         f"{dense['date']}, {dense['machine']['processor']}. The dense model's loss is {loss:.4f}.\n\n"
-        + table(["all attentions replaced by", "numbers a layer", "parameters", "loss", "late"], rows)
+        + table(["attentions replaced by", "numbers a layer", "parameters", "loss", "late"], rows)
         + "\n"
     )
 

@@ -13,20 +13,20 @@ where it is not installed (see benchmarks/pressing.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from attention_recipes import by_divergence, llm_drop, nbl, nbl_sequential, tova
+from attention_recipes import llm_drop, nbl, nbl_sequential, tova
 from choosing import Choosing
 from editing import Made
 from recipes import best_span, cuts, ghosted, linearpatch, replaceme, shortgpt, sleb, uidl
 from scoring import SMOLLM2, STORIES, Study, make_cells, score
 
-from rectilinear import Affine, Bounded, Drop, Filter, Folded
+from rectilinear import Affine, Drop, Filter, Folded
 from rectilinear.linearization.kinds.base import Kind
 
 COMMAND = "python benchmarks/rivals.py MODELS TEXTS"
@@ -44,7 +44,6 @@ class Plan:
         spans: how many spans are fitted where the best is sought, those of least cosine distance; None for all.
         rank: of a filter that has about as many parameters as an affine map.
         kept: tokens that kvpress keeps, about the caches of bounded attention.
-        bounded: kinds of bounded attention for some of the attentions, by the names of their cells.
     """
 
     study: Study
@@ -54,7 +53,6 @@ class Plan:
     spans: int | None
     rank: int
     kept: Sequence[int]
-    bounded: Mapping[str, Bounded]
 
     def ways(self) -> dict[str, Recipe]:
         """Recipes by the names of their cells."""
@@ -77,8 +75,6 @@ class Plan:
             found |= {f"{name}-{count}": partial(recipe, count=count) for name, recipe in recipes.items()}
         for count in self.attentions:
             of_attentions = {"llmdrop": llm_drop, "nbl": nbl, "nbl-sequential": nbl_sequential}
-            if count == self.attentions[0]:  # the others are among the cells of benchmarks/bounded.py
-                of_attentions |= {name: partial(by_divergence, kind=kind) for name, kind in self.bounded.items()}
             found |= {f"{name}-{count}-attentions": partial(one, count=count) for name, one in of_attentions.items()}
         return found | {f"kvpress-tova-{tokens}": partial(tova, tokens=tokens) for tokens in self.kept}
 
@@ -95,10 +91,6 @@ PLANS = [
         spans=None,
         rank=8,
         kept=(10, 18),
-        bounded={
-            "streaming-8": Bounded(window=8, sinks=0, far="none", uniform=True),
-            "far-8": Bounded(window=8, sinks=0, centroids=2),
-        },
     ),
     Plan(
         SMOLLM2,
@@ -108,12 +100,6 @@ PLANS = [
         spans=6,
         rank=72,
         kept=(26, 43, 72),
-        bounded={
-            "streaming-39": Bounded(window=39, far="none", uniform=True),
-            "far-33": Bounded(window=33),
-            "streaming-15": Bounded(window=15, far="none", uniform=True),
-            "far-8": Bounded(window=8),
-        },
     ),
 ]
 STUDIES = [replace(plan.study, ways=plan.ways(), folder="rivals") for plan in PLANS]

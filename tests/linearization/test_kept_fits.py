@@ -46,9 +46,9 @@ def kill(tmp_path, text_file):
     def program(model, maps, options):
         last, own = maps, KeptFits.recall
 
-        def recall(self, make):
+        def recall(self, name, make):
             nonlocal last
-            made = own(self, make)
+            made = own(self, name, make)
             last -= "bias" in made
             if not last:  # all maps are there but for what is made of them
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -97,8 +97,8 @@ def test_another_run_fits_anew(tiny_checkpoint, text_file, tmp_path, fitted, rel
     recipes = [{"a": 1}, {"a": 2}]
     for recipe in recipes:
         with fits_folder(tmp_path / "out", recipe) as folder:
-            assert KeptFits(folder).recall(lambda: {"x": torch.ones(1)})["x"] == 1
-            (folder / "0.safetensors").read_bytes()
+            assert KeptFits(folder).recall("it", lambda: {"x": torch.ones(1)})["x"] == 1
+            (folder / "it.safetensors").read_bytes()
         assert not folder.exists()
     linearize(str(tiny_checkpoint), text_file, out=tmp_path / "out", **options)
     assert len(fitted) == 2
@@ -114,21 +114,21 @@ def test_what_is_kept_is_of_one_recipe_and_what_is_broken_is_made_anew(tmp_path)
     folder = tmp_path / ".out.fits"
     for recipe, expected in (({"a": 1}, 1), ({"a": 1}, 1), ({"a": 2}, 2), ({"a": 1}, 3)):
         with fits_folder(tmp_path / "out", recipe) as found:
-            assert float(KeptFits(found).recall(make)["x"]) == expected
+            assert float(KeptFits(found).recall("it", make)["x"]) == expected
             kept = {path.name: path.read_bytes() for path in found.iterdir()}
         folder.mkdir()  # as a kill would leave it
         for name, content in kept.items():
             (folder / name).write_bytes(content)
-    (folder / "0.safetensors").write_bytes(b"{}")
+    (folder / "it.safetensors").write_bytes(b"{}")
     with fits_folder(tmp_path / "out", {"a": 1}) as found:
-        assert float(KeptFits(found).recall(make)["x"]) == 4
+        assert float(KeptFits(found).recall("it", make)["x"]) == 4
 
 
 def test_where_there_can_be_no_folder_it_is_fitted_all_the_same(tmp_path):
     (tmp_path / "file").write_text("")
     with fits_folder(tmp_path / "file" / "out", {}) as folder:
         assert folder is None
-        assert float(KeptFits(folder).recall(lambda: {"x": torch.ones(1)})["x"]) == 1
+        assert float(KeptFits(folder).recall("it", lambda: {"x": torch.ones(1)})["x"]) == 1
 
 
 def test_after_ctrl_c_nothing_is_left(tiny_checkpoint, text_file, tmp_path, monkeypatch):

@@ -147,7 +147,7 @@ class Choice:
             with evaluating(self.bench.model), noting_padding(self.bench):
                 # Together, so that the model is gone through once for it, and kept before what rests on it.
                 self.scope.request.template.by.prepare(self.bench, self._singles())
-        found = self.bench.kept.recall(self._divergences if by == "divergence" else self._scores)
+        found = self.bench.kept.recall(by, self._divergences if by == "divergence" else self._scores)
         scores = dict(zip(found["blocks"].tolist(), found[by].tolist(), strict=True))
         rising = by != "linearity"
         ordered = sorted(self.scope.candidates, key=lambda index: scores[index] if rising else -scores[index])

@@ -5,17 +5,20 @@ All is closed-form but for one small convex fit; nothing goes through the model 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rectilinear.models.attention_record import ALL, AttentionInputs
 from rectilinear.models.bounded_step import Group, Looked, Reach, look
-from rectilinear.models.far_summary import Far, FarSummary, FarSums, mixed, rotation_of
+from rectilinear.models.far_summary import Far, FarSummary, FarSums, Near, mixed, rotation_of
 from rectilinear.models.kept_tokens import KeptTokens, Places, find_places
 
+# Queries that are looked at together, at least.
+_AT_ONCE = 64
 # Least distance of a token that the mean rotation is taken over.
 _NEAREST = 16
 # Of k-means, of Newton's method, and the ridges of both least squares and that.
@@ -50,9 +53,21 @@ def prepare(inputs: AttentionInputs) -> Whole:
 
 
 def _look(inputs: AttentionInputs, places: Places, reach: Reach, sums: FarSums | None = None) -> Looked:
-    """All queries of some rows, at once."""
-    states = inputs.query, inputs.key, inputs.value
-    return look(*states, Group(KeptTokens.none(*states[1:]), sums), places, reach, inputs.terms)[0]
+    """All queries of some rows: a few at a time, as these see few of the tokens that come before them."""
+    states, tokens = (inputs.query, inputs.key, inputs.value), inputs.query.shape[2]
+    step, parts = min(max(reach.window, _AT_ONCE), tokens), list[Looked]()
+    group = Group(KeptTokens.none(*states[1:]), sums)
+    for begin in range(0, tokens, step):
+        end = min(begin + step, tokens)
+        query, key, value = (each[:, :, begin:end] for each in states)
+        part, group = look(query, key, value, group, places.part(begin, end), reach, inputs.terms)
+        parts.append(part)
+
+    def joined(tensors: Sequence[Any]) -> Any:
+        return None if tensors[0] is None else torch.cat([*tensors], 2)
+
+    output, nears, *rest = zip(*parts, strict=True)
+    return Looked(joined(output), Near(*map(joined, zip(*nears, strict=True))), *map(joined, rest))
 
 
 class FarFit(NamedTuple):

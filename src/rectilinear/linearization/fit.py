@@ -254,7 +254,7 @@ class Site:
 
             return current().from_first(solve)
 
-        found = self.bench.kept.recall(fit)
+        found = self.bench.kept.recall(f"{self.target}-{self.replacement.where}", fit)
         return FittedMap.from_tensors(found), int(found["tokens"])
 
     def _moments(

@@ -45,7 +45,7 @@ def fits_folder(out: Path, recipe: Mapping[str, Any]) -> Iterator[Path | None]:
 
 
 class KeptFits:
-    """The results of one computation after the other, always the same ones in the same order.
+    """The results of computations, by name.
 
     Args:
         folder: where they are kept; None for nowhere.
@@ -53,15 +53,18 @@ class KeptFits:
     """
 
     def __init__(self, folder: Path | None = None, prefix: str = "") -> None:
-        self._folder, self._prefix, self._number = folder, prefix, 0
+        self._folder, self._prefix = folder, prefix
 
-    def recall(self, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The result of the next computation, as it was kept, or else as it is made now; kept if there is room.
+    def under(self, prefix: str) -> KeptFits:
+        """Others in the same folder."""
+        return KeptFits(self._folder, f"{self._prefix}{prefix}-")
+
+    def recall(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The result of a computation, as it was kept, or else as it is made now; kept if there is room.
 
         Of processes that share the rows all take what the first one has, which alone has a folder.
         """
-        file = self._folder and self._folder / f"{self._prefix}{self._number}.safetensors"
-        self._number += 1
+        file = self._folder and self._folder / f"{self._prefix}{name}.safetensors"
 
         def read() -> dict[str, Tensor] | None:
             with suppress(OSError, SafetensorError):

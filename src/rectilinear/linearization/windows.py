@@ -54,6 +54,11 @@ class Wanted:
     uniform: bool
     refit: bool
 
+    @property
+    def name(self) -> str:
+        """Of a survey for it."""
+        return f"window-{self.window}{'-each' * self.uniform}-{self.sinks}-{self.centroids}"
+
     def grid(self, tokens: int) -> tuple[int, ...]:
         """Windows that are tried on rows of some tokens, the shortest first.
 
@@ -141,7 +146,7 @@ def survey(site: Site, wanted: Wanted, divergence: Divergence) -> Survey:
         recorded = _Recorded.joined(current().gather(_record(site, path)))
         return current().from_first(lambda: _compare(recorded, wanted, bench.seed))
 
-    made = bench.kept.recall(measure)
+    made = bench.kept.recall(f"{wanted.name}-{path}", measure)
     tensors = {name: tensor for name, tensor in made.items() if name not in _BESIDE}
     far = None
     if tensors:
@@ -164,7 +169,7 @@ def survey(site: Site, wanted: Wanted, divergence: Divergence) -> Survey:
         moved = divergence.of(site.streams, {found.path: alone})
         return {"weight": torch.tensor(moved / error if error > 0 else 0.0)}
 
-    return replace(found, errors=found.errors * bench.kept.recall(weigh)["weight"])
+    return replace(found, errors=found.errors * bench.kept.recall(f"{wanted.name}-{path}-weight", weigh)["weight"])
 
 
 @dataclass(frozen=True, eq=False)
