@@ -19,8 +19,7 @@ def llm_drop(choosing: Choosing, count: int) -> Made:
 
     As published: in one go, from the original. The norm before an attention that is gone stays, as it does nothing.
     """
-    cosine = dict(enumerate(choosing.survey["attention_cosine"]))
-    distance = {index: 1 - value for index, value in cosine.items()}
+    distance = turned(choosing)
     return without(choosing, least(distance, count), distance, target="attention")
 
 
@@ -54,3 +53,14 @@ def nbl_sequential(choosing: Choosing, count: int) -> Made:
     """NBL's choice with our fit: maps of what the norm gives, one after another, each making good for those before."""
     bound = dict(enumerate(choosing.survey["cca"]))
     return fitted(choosing, Affine(), least(bound, count), bound, target="attention")
+
+
+def llm_drop_affine(choosing: Choosing, count: int) -> Made:
+    """LLM-Drop's choice with our fit of affine maps."""
+    distance = turned(choosing)
+    return fitted(choosing, Affine(), least(distance, count), distance, target="attention")
+
+
+def turned(choosing: Choosing) -> dict[int, float]:
+    """1 less the mean cosine of the stream before and after each attention."""
+    return {index: 1 - cosine for index, cosine in enumerate(choosing.survey["attention_cosine"])}

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from attention_recipes import llm_drop, nbl, nbl_sequential, tova
+from attention_recipes import llm_drop, llm_drop_affine, nbl, nbl_sequential, tova
 from choosing import Choosing
 from editing import Made
 from recipes import best_span, cuts, ghosted, linearpatch, replaceme, shortgpt, sleb, uidl
@@ -39,6 +39,7 @@ class Plan:
 
     Attributes:
         study: the model and the texts.
+        depth: blocks of the model.
         trial_tokens: how many tokens losses of trials are measured on.
         blocks, attentions: how many of them are replaced.
         spans: how many spans are fitted where the best is sought, those of least cosine distance; None for all.
@@ -47,6 +48,7 @@ class Plan:
     """
 
     study: Study
+    depth: int
     trial_tokens: int
     blocks: Sequence[int]
     attentions: Sequence[int]
@@ -74,7 +76,12 @@ class Plan:
             }
             found |= {f"{name}-{count}": partial(recipe, count=count) for name, recipe in recipes.items()}
         for count in self.attentions:
-            of_attentions = {"llmdrop": llm_drop, "nbl": nbl, "nbl-sequential": nbl_sequential}
+            of_attentions = {
+                "llmdrop": llm_drop,
+                "nbl": nbl,
+                "nbl-sequential": nbl_sequential,
+                "llmdrop-affine": llm_drop_affine,
+            }
             found |= {f"{name}-{count}-attentions": partial(one, count=count) for name, one in of_attentions.items()}
         return found | {f"kvpress-tova-{tokens}": partial(tova, tokens=tokens) for tokens in self.kept}
 
@@ -85,6 +92,7 @@ SPANS: dict[str, Kind] = {"drop": Drop(), "folded": Folded(), "affine": Affine()
 PLANS = [
     Plan(
         STORIES,
+        depth=5,
         trial_tokens=32_768,
         blocks=(1, 2),
         attentions=(2, 5),
@@ -94,6 +102,7 @@ PLANS = [
     ),
     Plan(
         SMOLLM2,
+        depth=30,
         trial_tokens=4_096,
         blocks=(6,),
         attentions=(15,),
