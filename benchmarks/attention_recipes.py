@@ -27,7 +27,8 @@ def nbl(choosing: Choosing, count: int) -> Made:
     """NBL (arXiv 2505.21077): attentions become affine maps of the stream before the norm, chosen by CCA.
 
     As published: least of ``sum(1 - rho^2)`` over canonical correlations of the stream before and after, maps by
-    least squares without a ridge, all from the original's states. The norms of these attentions go.
+    least squares without a ridge, all from the original's states; the norms of these attentions go, as in its scripts
+    (``--layer_drop_norm True``). Its LoRA, which is training, is left out.
     """
     bound = dict(enumerate(choosing.survey["cca"]))
     chosen = sorted(least(bound, count))

@@ -61,7 +61,8 @@ def replaceme(choosing: Choosing, count: int) -> Made:
     """ReplaceMe (arXiv 2505.02819): the span of least cosine distance, its map folded into the projection before it.
 
     As published: the criterion, over all tokens, and the least squares of the stream after the span on what the MLP
-    before it gives. Not as published: a ridge chosen by folds where that has none.
+    before it gives. Not as published: a ridge chosen by folds where that has none. Its other objective, the cosine, is
+    optimised step by step, and left out.
     """
     distance = span_distances(choosing, count, range(1, depth_of(choosing) - count + 1))
     return fitted(choosing, Folded(), spanning(best(distance), count), distance)

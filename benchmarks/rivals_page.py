@@ -120,7 +120,7 @@ def about(plan: Plan) -> str:
         begin
         + why
         + "".join(
-            f"\n### {title}\n\n{table_of(cells, dense, plan.depth)}\n{findings(cells)}"
+            f"\n### {title}\n\n{table_of(cells, dense, plan.depth)}{findings(cells)}"
             for title, cells in sections(plan)
             if cells
         )
