@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bounded import COMMAND, STUDIES, Study, difference
+from bounded import COMMAND, STUDIES
 from page import table
+from scoring import Study, difference
 
 from rectilinear.intervals import half_width
 from rectilinear.linearization.kinds import make_kind
@@ -36,7 +37,7 @@ def page() -> str:
 
 def about(study: Study) -> str:
     """The cells of a model that are there."""
-    cells = {name: json.loads(study.file(name).read_text()) for name in study.ways if study.file(name).exists()}
+    cells = study.cells()
     dense = cells["dense"]
     rows = []
     for cell in cells.values():

@@ -1,0 +1,162 @@
+"""What it costs to replace parts of a decoder: one model and two texts, cells in files, losses by document."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import save
+
+from rectilinear import CalibrationRows, Loading, Rows
+from rectilinear.intervals import half_width, mean_over_groups
+from rectilinear.measurement.perplexity import token_losses
+from rectilinear.models.describe import count_parameters
+from rectilinear.models.load import load_tokenizer
+from rectilinear.models.logits import next_logits, row_logits, tensors_in
+from rectilinear.models.origin import Origin
+from rectilinear.models.running import evaluating
+
+HERE = Path(__file__).parent
+LOADING = Loading(device="cpu", dtype="float32")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Ways to change a model, by the names of their cells, and the texts that they are compared on.
+
+    Errors are over documents; losses of late positions are those in the second half of a row.
+
+    Attributes:
+        model: folder of the model.
+        fit, score: files of the texts.
+        seq_len: tokens in a row.
+        fitted, scored: tokens.
+        ways: what is done to the model, by cell.
+        batch: rows in a forward pass.
+        folder: where the cells are, beside this file.
+    """
+
+    model: str
+    fit: str
+    score: str
+    seq_len: int
+    fitted: int
+    scored: int
+    ways: Mapping[str, Any]
+    batch: int
+    folder: str = "bounded"
+
+    def file(self, cell: str) -> Path:
+        """Where a cell is."""
+        return HERE / self.folder / f"{self.model}-{cell}.json"
+
+    @property
+    def rows(self) -> CalibrationRows:
+        """The rows to fit on, and a tenth as many after them, which are not fitted on."""
+        return CalibrationRows(max_tokens=self.fitted * 10 // 9 // self.seq_len * self.seq_len, seq_len=self.seq_len)
+
+    @property
+    def dense(self) -> dict[str, Any]:
+        """The cell of the model as it is, which is among those of bounded attention."""
+        return dict(json.loads((HERE / "bounded" / f"{self.model}-dense.json").read_text()))
+
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """The cells that are there, by name."""
+        return {name: json.loads(self.file(name).read_text()) for name in self.ways if self.file(name).exists()}
+
+
+STORIES = Study("stories260K", "tinystories/train.txt", "tinystories/valid.txt", 256, 100_000, 100_000, {}, 16)
+SMOLLM2 = Study("smollm2-135m", "wikitext2/fit.txt", "wikitext2/score.txt", 512, 32_000, 10**9, {}, 2)
+
+
+def make_cells(
+    studies: Sequence[Study], measure: Callable[[Study, Path, Path, Any], dict[str, Any]], question: str, command: str
+) -> None:
+    """Make the cells that are not there, or those of them that the command line names, and print all of these."""
+    models, texts = map(Path, sys.argv[1:3])
+    for study in studies:
+        for cell, way in study.ways.items():
+            file = study.file(cell)
+            if sys.argv[3:] and file.stem not in sys.argv[3:]:
+                continue
+            file.parent.mkdir(exist_ok=True)
+            if not file.exists():
+                made = measure(study, models / study.model, texts, way)
+                save(str(file), question, {"cell": cell, **made}, command, show=False)
+            print(file.stem, describe(json.loads(file.read_text()), study.dense), flush=True)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """How rows are run: each at once, so many in a forward pass."""
+
+    rows: int
+
+    def losses(self, model: Any, ids: torch.Tensor) -> torch.Tensor:
+        """Losses ``[rows, seq_len - 1]`` of all tokens but the first, in nats."""
+        return row_losses(model, ids)
+
+    def cached(self, model: Any, ids: torch.Tensor) -> list[int]:
+        """Numbers of floating point that each layer of the cache keeps after a row."""
+        _, cache = next_logits(model, ids)
+        held = [tensors_in(vars(layer)) for layer in cache.value.layers]  # type: ignore[union-attr]
+        return [sum(tensor.numel() for tensor in layer if tensor.is_floating_point()) for layer in held]
+
+
+def score(study: Study, model: Path, texts: Path, edited: Any, how: Any = None) -> dict[str, Any]:
+    """What an edited model weighs, and its losses by document, overall and of late positions.
+
+    ``how`` rows are run: as `Whole` does when it is not given.
+    """
+    how = how or Whole(2 * study.batch)
+    start = time.perf_counter()
+    found: dict[str, Any] = {}
+    rows = Rows(max_tokens=study.scored, seq_len=study.seq_len)
+    read = Origin(model, Loading()).rows(texts / study.score, rows, load_tokenizer(model))
+    found["parameters"] = count_parameters([edited])
+    held = how.cached(edited, read.ids[:1])
+    found |= {"floats_a_layer": sum(held) // len(held), "cache_floats": sum(held)}
+    groups = read.documents[:, 1:].long() - int(read.documents.min())
+    sums = {name: torch.zeros(int(groups.max()) + 1, dtype=torch.float64) for name in ("all", "late")}
+    sizes = {name: torch.zeros(len(sums["all"]), dtype=torch.long) for name in sums}
+    late = (torch.arange(1, study.seq_len) >= study.seq_len // 2).expand_as(groups)
+    parts = zip(*(each.split(how.rows) for each in (read.ids, groups, late)), strict=True)
+    with evaluating(edited), torch.no_grad():
+        for ids, group, chosen in parts:
+            lost = how.losses(edited, ids)
+            for name, which in (("all", torch.ones_like(chosen)), ("late", chosen)):
+                sums[name].index_add_(0, group[which], lost[which].double())
+                sizes[name].index_add_(0, group[which], torch.ones_like(group[which]))
+    found["score_seconds"] = time.perf_counter() - start
+    found["rows"] = len(read.ids)
+    found["sums"] = {name: each.tolist() for name, each in sums.items()}
+    found["sizes"] = {name: each.tolist() for name, each in sizes.items()}
+    return found
+
+
+def row_losses(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Losses ``[rows, seq_len - 1]`` of all tokens but the first, in nats."""
+    return token_losses(row_logits(model, ids), ids)
+
+
+def describe(cell: dict[str, Any], dense: dict[str, Any]) -> str:
+    """Its loss, and how much more that is than of the dense model."""
+    words = [f"{cell['floats_a_layer']:,} floats a layer"]
+    for name in ("all", "late"):
+        value, stderr, groups = difference(cell, dense, name)
+        words.append(f"{name} {value:+.4f} +- {half_width(stderr or 0.0, groups):.4f}")
+    return ", ".join(words)
+
+
+def difference(cell: dict[str, Any], other: dict[str, Any], name: str) -> tuple[float, float | None, int]:
+    """How much larger a cell's loss is than another's, its standard error over documents, and how many these are."""
+    pairs = zip(cell["sums"][name], other["sums"][name], cell["sizes"][name], strict=True)
+    kept = [(one - another, size) for one, another, size in pairs if size]
+    sums, sizes = zip(*kept, strict=True)
+    return *mean_over_groups(sums, sizes), len(kept)
