@@ -1,0 +1,140 @@
+"""Does a mixed plan under a budget lose less than the best plan of a single kind that is chosen greedily?
+
+A cell is a budget and a way to meet it: one kind for one target, blocks chosen greedily by the loss or the divergence,
+or several kinds, chosen by an integer program over what each replacement costs alone. Each is a file of its own in
+benchmarks/mixed, and one that is there is not made again. All choices and fits are made on one text; each cell is
+scored once, on another, on the same rows as benchmarks/bounded.py, which has the cells of the dense models.
+
+    python benchmarks/mixed.py MODELS TEXTS [CELL ...]
+
+MODELS, TEXTS: folders as for benchmarks/bounded.py. Cells are named as their files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scoring import LOADING, SMOLLM2, STORIES, Study, make_cells, score
+
+import rectilinear
+from rectilinear import Selection
+from rectilinear.linearization.kinds import parse_kinds
+
+COMMAND = "python benchmarks/mixed.py MODELS TEXTS"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a budget is met.
+
+    Attributes:
+        budget: as ``--budget`` has it.
+        kinds: one, or several as ``--choices`` has them.
+        target: what is replaced; None for whatever a kind can take the place of.
+        select: what a single kind's blocks are chosen by, greedily; None for the integer program.
+        trials: of the integer program's cheapest choices.
+    """
+
+    budget: str
+    kinds: str
+    target: str | None = None
+    select: str | None = None
+    trials: int = 1
+
+    def selection(self) -> tuple[Any, Selection]:
+        """Kind and selection."""
+        options: dict[str, Any] = {"budget": self.budget} | ({"target": self.target} if self.target else {})
+        if self.select:
+            (kind,) = parse_kinds(self.kinds)
+            return kind, Selection(select=self.select, **options)
+        return None, Selection(choices=self.kinds, trials=self.trials, **options)
+
+
+#: Kinds that whole models can be made smaller by alone, and their targets.
+SINGLE = [
+    ("drop", "block"),
+    ("folded", "block"),
+    ("affine", "block"),
+    ("filter", "block"),
+    ("affine", "mlp"),
+    ("drop", "mlp"),
+]
+
+
+def of_parameters(share: int, select: str, single: list[tuple[str, str]], mixed: str, trials: int) -> dict[str, Way]:
+    """Ways to keep so many per cent of the parameters."""
+    budget = f"parameters={share}%"
+    greedy = {f"{kind}-{target}": Way(budget, kind, target, select) for kind, target in single}
+    both = {"mixed": Way(budget, mixed), f"mixed-{trials}": Way(budget, mixed, trials=trials)}
+    return {f"parameters-{share}-{name}": way for name, way in (greedy | both).items()}
+
+
+def of_cache(share: int, windows: list[int], sinks: int, trials: int) -> dict[str, Way]:
+    """Ways to keep so many per cent of the cache after a row."""
+    budget, bounded = f"cache={share}%", [f"bounded:window={window}:sinks={sinks}" for window in windows]
+    greedy = {
+        f"bounded-{window}": Way(budget, kind, "attention") for window, kind in zip(windows, bounded, strict=True)
+    }
+    greedy["drop-attention"] = Way(budget, "drop", "attention")
+    both = {"mixed": Way(budget, ",".join([*bounded, "affine", "drop"]), "attention")}
+    both[f"mixed-{trials}"] = replace(both["mixed"], trials=trials)
+    return {f"cache-{share}-{name}": way for name, way in (greedy | both).items()}
+
+
+def ways_of(*parts: Mapping[str, Way]) -> dict[str, Way]:
+    """All of some ways."""
+    return {name: way for part in parts for name, way in part.items()}
+
+
+SHORT = [("drop", "block"), ("affine", "block"), ("affine", "mlp"), ("drop", "mlp")]
+STUDIES = [
+    replace(
+        STORIES,
+        folder="mixed",
+        ways=ways_of(
+            of_parameters(80, "loss", SINGLE, "drop,affine", 8),
+            of_parameters(60, "loss", SINGLE, "drop,affine", 8),
+            of_cache(10, [4, 8, 16], 0, 8),
+        ),
+    ),
+    replace(
+        SMOLLM2,
+        folder="mixed",
+        ways=ways_of(of_parameters(80, "divergence", SHORT, "drop,affine", 3)),
+    ),
+]
+
+
+def main() -> None:
+    """Make the cells that are not there, or those that are named."""
+    make_cells(STUDIES, measure, __doc__.splitlines()[0], COMMAND)
+
+
+def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
+    """A cell: losses by document, overall and of late positions, what was chosen and how long that took."""
+    start = time.perf_counter()
+    kind, selection = way.selection()
+    run: Any = {"rows": study.rows, "loading": LOADING, "batch_size": study.batch, "progress": False}
+    made = rectilinear.linearize(model, texts / study.fit, kind, selection, **run)
+    chosen = made.plan.selection
+    assert chosen is not None
+    found = {
+        "model": study.model,
+        "way": asdict(way),
+        "seq_len": study.seq_len,
+        "replacements": [
+            {"by": str(one.by), "target": one.target, "blocks": one.where} for one in made.plan.replacements
+        ],
+        "parameters_share": made.plan.parameters and made.plan.parameters.after / made.plan.parameters.before,
+        "held_out": {"before": chosen.loss_before, "after": chosen.loss_after, "trials": [*chosen.losses]},
+        "fit_seconds": time.perf_counter() - start,
+    }
+    return {**found, **score(study, model, texts, made.model)}
+
+
+if __name__ == "__main__":
+    main()
