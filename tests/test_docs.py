@@ -43,6 +43,12 @@ def test_the_page_of_bounded_attention_is_what_the_cells_make_it(monkeypatch):
     assert (ROOT / "docs/bounded.md").read_text(encoding="utf-8") == page
 
 
+def test_the_page_of_other_engines_is_what_the_cells_make_it(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    page = runpy.run_path(str(ROOT / "benchmarks/engines_page.py"))["page"]()
+    assert (ROOT / "docs/engines.md").read_text(encoding="utf-8") == page
+
+
 def test_the_page_of_large_models_is_what_the_results_make_it(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     page = runpy.run_path(str(ROOT / "benchmarks/scale_page.py"))["page"]()

@@ -80,6 +80,7 @@ def test_sublayers_are_put_into_as_few_layers_as_hold_them(benchmarks):
 
 @pytest.mark.parametrize(("kind", "target"), [("affine", "block"), ("filter", "attention"), ("bounded", "attention")])
 def test_what_has_no_place_is_refused(benchmarks, model_folder, text_file, tmp_path, reload_here, kind, target):
-    linearize(model_folder, text_file, kind=kind, target=target, blocks=[1], out=tmp_path / "out", **ROWS)
+    window = {"window": 2} if kind == "bounded" else {}
+    linearize(model_folder, text_file, kind=kind, target=target, blocks=[1], out=tmp_path / "out", **ROWS, **window)
     with pytest.raises(benchmarks[0].NoPlaceError, match=r"model\.layers\.1"):
         benchmarks[0].write_gguf(tmp_path / "out", tmp_path / "model.gguf")
