@@ -34,6 +34,7 @@ NETWORKS = """
 llama.cpp's architecture `deci` was made for Nemotron models, whose layers differ: a layer without heads has no attention, and one with heads but none for keys has a matrix instead, behind the norm and without a bias
 ([deci.cpp](https://github.com/ggml-org/llama.cpp/blob/75dc8f64c9308d0a946937100fbb9c2211dc9e64/src/models/deci.cpp)). Both give our logits. What it has no field for goes into biases: the mean of something is the bias of the feed-forward network before it, and an affine
 map is a layer of its own, a matrix and the bias of a feed-forward network of width 1 whose weights are zero. An affine map of an MLP is such a layer too, with the MLP's norm. So layers are counted as in the file.
+That llama.cpp predicts the same when it decodes token by token with its cache is tested on a tiny Llama (`tests/test_gguf_file.py`, where xllamacpp is installed).
 """
 
 LITERAL = """
@@ -86,7 +87,7 @@ def summary(studies: list[tuple[Study, dict[str, dict[str, Any]]]]) -> str:
     return (
         f"Of {len(cells)} files the perplexity in llama.cpp is that of transformers within {most['exact']:.5%} (exact) and {most['default']:.3%} (default). "
         f"The library is that of xllamacpp {versions['xllamacpp']}, the files are by gguf {versions['gguf']}; {cells[0]['date']}, {cells[0]['machine']['processor']}, one thread. "
-        f"The tokenizers in the files give the same ids for the first {tokenized[0]['of_characters']:,} characters of the texts in {sum(each['same'] for each in tokenized)} of {len(tokenized)}.\n"
+        f"In {sum(each['same'] for each in tokenized)} of them llama.cpp's tokenizer gives the same ids as transformers' for the first {tokenized[0]['of_characters']:,} characters of the text.\n"
     )
 
 

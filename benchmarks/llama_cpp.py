@@ -126,14 +126,18 @@ class Engine:
         lines = "".join(self._said).splitlines()
         return next((line for line in lines if "error" in line), lines[-1] if lines else "no message")
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Of a row of token ids from an empty cache, ``[len(ids), vocabulary]``."""
+    def logits(self, ids: Sequence[int], at_once: int | None = None) -> NDArray[np.float32]:
+        """Of a row of token ids from an empty cache, ``[len(ids), vocabulary]``, some at once; all when not given."""
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+        size = at_once or len(ids)
+        return np.concatenate([self._decode(ids[start : start + size], start) for start in range(0, len(ids), size)])
+
+    def _decode(self, ids: Sequence[int], start: int) -> NDArray[np.float32]:
         library, count = self._library, len(ids)
-        library.llama_memory_clear(library.llama_get_memory(self._context), True)
         batch = library.llama_batch_init(count, 0, 1)
         batch.n_tokens = count
         for place, number in enumerate(ids):
-            batch.token[place], batch.pos[place], batch.logits[place] = number, place, 1
+            batch.token[place], batch.pos[place], batch.logits[place] = number, start + place, 1
             batch.n_seq_id[place] = 1
             batch.seq_id[place][0] = 0
         status = library.llama_decode(self._context, batch)

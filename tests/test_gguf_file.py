@@ -58,7 +58,9 @@ def test_llama_cpp_predicts_the_same(benchmarks, model_folder, text_file, tmp_pa
     assert engine.layers == layers
     with torch.no_grad():
         wanted = made.model(ids[None]).logits[0]
-    torch.testing.assert_close(torch.from_numpy(engine.logits(ids.tolist())), wanted, rtol=1e-3, atol=1e-3)
+    for at_once in (None, 1):  # as a prompt, and as it decodes
+        found = torch.from_numpy(engine.logits(ids.tolist(), at_once))
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
     engine.close()
 
 
