@@ -15,6 +15,7 @@ TEXTS: folder with wikitext2/fit.txt and score.txt, tinystories/train.txt and va
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -267,7 +268,7 @@ def loss_of(log_probabilities: Tensor, row: Tensor) -> float:
 def perplexities(cell: dict[str, Any]) -> dict[str, float]:
     """Of transformers and of llama.cpp, with exact arithmetic and by default."""
     tokens = cell["rows"] * (cell["seq_len"] - 1)
-    return {name: float(torch.tensor(sum(losses) / tokens).double().exp()) for name, losses in cell["losses"].items()}
+    return {name: math.exp(math.fsum(losses) / tokens) for name, losses in cell["losses"].items()}
 
 
 def describe(cell: dict[str, Any]) -> str:

@@ -25,8 +25,8 @@ What it takes to run a checkpoint of `linearize` elsewhere than in transformers 
 """
 
 TABLES = """
-*Exact*: llama.cpp without flash attention and with keys and values kept in float32; *default*: as it comes, with flash attention and keys and values in float16. Perplexities are of the same rows;
-the percentages say how much llama.cpp's are above those of transformers, over all rows and, in brackets, for the row where they are furthest apart. *Log-probability*: the largest difference of any token's in any position, in nats. *Same first*: share of
+*Exact*: llama.cpp without flash attention and with keys and values kept in float32; *default*: as it comes, with keys and values in float16, and flash attention where it chooses so. Perplexities are of the same rows;
+*exact* and *default* say how much llama.cpp's are above those of transformers, as a share, over all rows and, in brackets, for the row where they are furthest apart. *Log-probability*: the largest difference of any token's in any position, in nats. *Same first*: share of
 positions with the same most likely token. Fits are made on few tokens, and blocks are chosen cheaply: compare the columns of a row, not the rows.
 """
 
@@ -85,7 +85,7 @@ def summary(studies: list[tuple[Study, dict[str, dict[str, Any]]]]) -> str:
     versions = cells[0]["versions_of_engines"]
     tokenized = [cell["ids"] for cell in cells]
     return (
-        f"Of {len(cells)} files the perplexity in llama.cpp is that of transformers within {most['exact']:.5%} (exact) and {most['default']:.3%} (default). "
+        f"Of {len(cells)} files the perplexity in llama.cpp is that of transformers within {most['exact']:.1e} of it (exact) and {most['default']:.1e} (default). "
         f"The library is that of xllamacpp {versions['xllamacpp']}, the files are by gguf {versions['gguf']}; {cells[0]['date']}, {cells[0]['machine']['processor']}, one thread. "
         f"In {sum(each['same'] for each in tokenized)} of them llama.cpp's tokenizer gives the same ids as transformers' for the first {tokenized[0]['of_characters']:,} characters of the text.\n"
     )
@@ -114,7 +114,8 @@ def way_of(cell: dict[str, Any]) -> str:
         return "nothing: the original"
     kind = options.pop("kind")
     name = str(make_kind(kind, options)) if kind in KINDS else "affine, without bias"
-    return f"{cell['target']}s {', '.join(map(str, cell['blocks']))}: {name}"
+    targets = "MLPs" if cell["target"] == "mlp" else f"{cell['target']}s"
+    return f"{targets} {', '.join(map(str, cell['blocks']))}: {name}"
 
 
 def about(study: Study, cells: dict[str, dict[str, Any]]) -> str:
@@ -129,7 +130,7 @@ def about(study: Study, cells: dict[str, dict[str, Any]]) -> str:
                 f"{cell['parameters']:,}",
                 f"{cell['parameters_in_file']:,}",
                 f"{found['transformers']:.4f}",
-                *(f"{apart(cell, name):+.5%} ({furthest(cell, name):+.4%})" for name in ("exact", "default")),
+                *(f"{apart(cell, name):+.1e} ({furthest(cell, name):+.1e})" for name in ("exact", "default")),
                 *(f"{differences[name]['log_probabilities']:.1e}" for name in ("exact", "default")),
                 *(
                     f"{differences[name]['same_first'] / (cell['rows'] * cell['seq_len']):.3%}"
@@ -139,17 +140,14 @@ def about(study: Study, cells: dict[str, dict[str, Any]]) -> str:
         )
     headings = ["replaced", "layers in the file", "parameters", "in the file", "perplexity", "exact", "default"]
     headings += ["log-probability, exact", "default", "same first, exact", "default"]
-    refused = [
-        f"- {way_of(cell)}. {cell['refused'][0].upper() + cell['refused'][1:]}."
-        for cell in cells.values()
-        if "refused" in cell
-    ]
+    refused = [f"- {way_of(cell)}" for cell in cells.values() if "refused" in cell]
     first = next(iter(cells.values()))
     return (
         f"## {study.model}\n\nRows of {study.seq_len}; fitted on at most {study.fitted * 9 // 10:,} tokens of {study.fit}, scored on {first['rows'] * (study.seq_len - 1):,} tokens of {study.score}.\n\n"
         + table(headings, rows)
         + (
-            "\n\nNo layer of llama.cpp's computes these, and `gguf_file.py` refuses them:\n\n" + "\n".join(refused)
+            "\n\nNo layer of llama.cpp's `llama` and `deci` computes these, and `gguf_file.py` refuses them:\n\n"
+            + "\n".join(refused)
             if refused
             else ""
         )
