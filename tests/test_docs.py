@@ -31,28 +31,20 @@ def test_the_experiments_page_is_what_the_results_make_it():
     assert (ROOT / "docs/experiments.md").read_text(encoding="utf-8") == page
 
 
-def test_the_page_of_real_decoders_is_what_the_cells_make_it(monkeypatch):
+@pytest.mark.parametrize(
+    ("maker", "page"),
+    [
+        ("real_page", "real"),
+        ("bounded_page", "bounded"),
+        ("rivals_page", "rivals"),
+        ("engines_page", "engines"),
+        ("scale_page", "scale"),
+    ],
+)
+def test_pages_are_what_their_results_make_them(monkeypatch, maker, page):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    page = runpy.run_path(str(ROOT / "benchmarks/real_page.py"))["page"]()
-    assert (ROOT / "docs/real.md").read_text(encoding="utf-8") == page
-
-
-def test_the_page_of_bounded_attention_is_what_the_cells_make_it(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    page = runpy.run_path(str(ROOT / "benchmarks/bounded_page.py"))["page"]()
-    assert (ROOT / "docs/bounded.md").read_text(encoding="utf-8") == page
-
-
-def test_the_page_of_rivals_is_what_the_cells_make_it(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    page = runpy.run_path(str(ROOT / "benchmarks/rivals_page.py"))["page"]()
-    assert (ROOT / "docs/rivals.md").read_text(encoding="utf-8") == page
-
-
-def test_the_page_of_large_models_is_what_the_results_make_it(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    page = runpy.run_path(str(ROOT / "benchmarks/scale_page.py"))["page"]()
-    assert (ROOT / "docs/scale.md").read_text(encoding="utf-8") == page
+    made = runpy.run_path(str(ROOT / f"benchmarks/{maker}.py"))["page"]()
+    assert (ROOT / f"docs/{page}.md").read_text(encoding="utf-8") == made
 
 
 def test_the_figures_of_faults_are_those_of_the_file():
