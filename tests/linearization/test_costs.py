@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 import rectilinear
 from rectilinear import Affine, Bounded, CalibrationRows, Drop, Filter, Folded, Loading, RequestError, Selection
+from rectilinear.linearization import choose as choosing
 from rectilinear.linearization import costs as measuring
 from rectilinear.linearization.budget import Budget
 from rectilinear.linearization.kinds import parse_kinds
-from rectilinear.linearization.plan import CostRecord, Plan, Replacement
+from rectilinear.linearization.plan import CostRecord, Plan
 from rectilinear.linearization.program import cheapest
+from rectilinear.linearization.replacement import Replacement
 from rectilinear.models.logits import next_logits
 from tests.families import build
 from tests.linearization.conftest import FITTED, ROWS, SEQ_LEN
@@ -318,3 +320,39 @@ def test_blocks_are_removed_beside_every_kind_of_stand_in(checkpoint, text_file,
     made = made_of(checkpoint, text_file, out=tmp_path / "out", plan=tmp_path / "plan.json")
     assert made.model.config.num_hidden_layers == BLOCKS - 1
     assert np.isfinite(made.plan.selection.loss_after)
+
+
+def test_later_rounds_measure_costs_among_what_was_chosen(model, linearize, rows, monkeypatch):
+    """Each with the others in place, beside the original's part in its own place; of what is only left out, by hand."""
+    measured, own = [], choosing.measure_costs
+
+    def noting(bench, ones, sizes, kept, around=()):
+        found = own(bench, ones, sizes, kept, around)
+        measured.append(({fitted.replacement.blocks[0] for fitted in around}, found))
+        return found
+
+    monkeypatch.setattr(choosing, "measure_costs", noting)
+    choice = {"choices": "drop", "target": "attention", "budget": "cache=50%", "rounds": 2}
+    linearize(copy.deepcopy(model), **choice)
+    (nothing, _), (chosen, among) = measured
+    assert not nothing
+    assert len(chosen) == 2
+
+    def moved(gone):
+        other = linearize(copy.deepcopy(model), kind="drop", target="attention", blocks=gone).model if gone else model
+        return divergence_by_hand(model, other, rows[:FITTED])
+
+    for cost in among:
+        (block,) = cost.replacement.blocks
+        with_it, without = ({*chosen} | {block}), {*chosen} - {block}
+        expected = moved(tuple(sorted(with_it))) - moved(tuple(sorted(without)))
+        assert cost.divergence == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("choices", ["drop,affine,folded", "bounded:window=4:sinks=1,filter:rank=2,mean"])
+def test_rounds_go_on_from_the_best_choice_whatever_its_kinds(model, linearize, choices):
+    budget = "cache=60%" if "bounded" in choices else "parameters=70%"
+    one, three = (linearize(copy.deepcopy(model), choices=choices, budget=budget, rounds=rounds) for rounds in (1, 3))
+    assert three.plan.selection.loss_after <= one.plan.selection.loss_after + 1e-9
+    assert three.plan.selection.costs == one.plan.selection.costs
+    assert three.plan.selection.loss_after == min(three.plan.selection.losses)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from rectilinear.errors import JobError, RequestError
 from rectilinear.linearization.fit import fit_all, merge_edits
 from rectilinear.linearization.heal import _Pupil, heal, healing_folder
-from rectilinear.linearization.plan import Replacement
+from rectilinear.linearization.replacement import Replacement
 from rectilinear.linearization.settings import Fitting
 from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.models.find_blocks import find_blocks

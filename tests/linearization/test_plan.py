@@ -8,7 +8,7 @@ import torch
 
 from rectilinear import Affine, Drop, Filter, Plan, RequestError
 from rectilinear.linearization.check_replacements import check_replacements
-from rectilinear.linearization.plan import Replacement
+from rectilinear.linearization.replacement import Replacement
 from tests.families import BLOCKS, WIDTH, build
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from rectilinear.errors import RequestError
-from rectilinear.linearization.plan import Replacement
+from rectilinear.linearization.replacement import Replacement
 
 
 def check_replacements(replacements: Sequence[Replacement], num_blocks: int, width: int) -> None:

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from rectilinear.linearization.costs import CacheBytes, check_cache, measure_cos
 from rectilinear.linearization.divergence import Divergence
 from rectilinear.linearization.fit import Fitted, Site, fit_all, fit_alone, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
-from rectilinear.linearization.plan import Replacement, SelectionRecord
+from rectilinear.linearization.plan import SelectionRecord
 from rectilinear.linearization.program import cheapest, least_shares
+from rectilinear.linearization.replacement import Replacement
 from rectilinear.linearization.request import Scope
 from rectilinear.linearization.settings import BUDGET_TOKENS
 from rectilinear.linearization.streams import Streams
@@ -56,6 +57,13 @@ def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> Non
         if error := error_without(*some):
             where = " and ".join(f"{site.target} {site.replacement.where}" for site in some)
             raise RequestError(f"expected a model that runs without {where}, got: {error}; try other blocks")
+
+
+class _Trial(NamedTuple):
+    """Fits, and the loss on held-out rows with them; None where there are none."""
+
+    fits: list[Fitted]
+    loss: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,26 +118,31 @@ class Choice:
             check_cache(bench.model, sizes)
         singles = [one for each in self.scope.alternatives(checked=Scope.runs) for one in each.runs()]
         check_left_out(bench, [one for one in singles if one.target != "block"])
-        costs = measure_costs(bench, singles, sizes, self.kept.changed(budget_tokens=tokens))
         whole = {"parameters": float(count_parameters([bench.model])), "cache": float(sizes.total)}
         limits = budget.limits(whole)
-        tried = list[tuple[list[Fitted], float | None]]()
-        for chosen in islice(cheapest(costs, limits, len(bench.stack)), selection.trials if len(self.held_out) else 1):
-            fits = fit_all(replace(bench, kept=bench.kept.under(f"{len(tried)}")), [one.replacement for one in chosen])
-            tried.append((fits, self._loss(fits)))
-        if not tried:
-            least = least_shares(costs, whole, len(bench.stack), limits)
-            raise RequestError(f"expected a `budget` of at least {least} with these choices, got {budget}")
-        fits, after = min(tried, key=lambda one: one[1] or 0.0)
+        kept, tried = self.kept.changed(budget_tokens=tokens), dict[frozenset[Replacement], _Trial]()
+        alone = costs = measure_costs(bench, singles, sizes, kept)
+        for number in range(selection.rounds):
+            for chosen in islice(cheapest(costs, limits, len(bench.stack)), selection.trials):
+                wanted = frozenset(cost.replacement.unfitted() for cost in chosen)
+                if wanted not in tried:
+                    fits = fit_all(replace(bench, kept=bench.kept.under(str(len(tried)))), [*wanted])
+                    tried[wanted] = _Trial(fits, self._loss(fits))
+            if not tried:
+                least = least_shares(costs, whole, len(bench.stack), limits)
+                raise RequestError(f"expected a `budget` of at least {least} with these choices, got {budget}")
+            fits, after = min(tried.values(), key=lambda trial: trial.loss or 0.0)
+            if number + 1 < selection.rounds:
+                costs = measure_costs(bench, singles, sizes, kept, fits)
         return fits, SelectionRecord(
             select="divergence",
             budget=selection.limit,
-            costs=tuple(costs),
+            costs=tuple(alone),
             budget_tokens=tokens,
             cache_bytes=sizes.total or None,
             loss_before=before,
             loss_after=after,
-            losses=tuple(loss for _, loss in tried if loss is not None),
+            losses=tuple(trial.loss for trial in tried.values() if trial.loss is not None),
             tokens=int(predicted(self.held_out, bench.lead).sum()),
         )
 

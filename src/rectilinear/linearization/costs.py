@@ -1,4 +1,4 @@
-"""What each replacement costs alone: how far it moves predictions, what it saves."""
+"""What each replacement costs: how far it moves predictions, alone or among others, and what it saves."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.divergence import Divergence
-from rectilinear.linearization.fit import Fitted, Site, fit_alone
+from rectilinear.linearization.fit import Fitted, Site, fit_alone, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
-from rectilinear.linearization.plan import CostRecord, Replacement
+from rectilinear.linearization.plan import CostRecord
+from rectilinear.linearization.replacement import Replacement
 from rectilinear.linearization.streams import Streams
 from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.measurement.kept import Kept
@@ -73,33 +75,77 @@ class CacheBytes:
         return after - sum(self.original[layer] for layer in layers)
 
 
-def measure_costs(bench: Workbench, singles: Sequence[Replacement], sizes: CacheBytes, kept: Kept) -> list[CostRecord]:
-    """Costs of replacements, each fitted on the original alone, in one walk through it.
+def measure_costs(
+    bench: Workbench, ones: Sequence[Replacement], sizes: CacheBytes, kept: Kept, around: Sequence[Fitted] = ()
+) -> list[CostRecord]:
+    """Costs of replacements in one walk: of each alone on the original, or in place of its like among fits ``around``.
 
-    Those that earlier runs have measured are not measured again.
+    With others around it, each is fitted to the model as these have edited it so far, and its cost is how much further
+    predictions move with it than with the original's part in its place. What earlier runs have measured is not
+    measured again.
     """
     ranks = current()
-    found = ranks.from_first(lambda: {one: kept.load(_name(one), CostRecord) for one in singles})
-    missing = sorted((one for one in singles if found[one] is None), key=lambda one: (one.begins, one.blocks))
+    kept = kept.changed(around=[fitted.replacement.unfitted().model_dump(mode="json") for fitted in around])
+    found = ranks.from_first(lambda: {one: kept.load(_name(one), CostRecord) for one in ones})
+    missing = sorted((one for one in ones if found[one] is None), key=_order)
     bench = replace(bench, kept=KeptFits())  # as each is kept here
-    divergence = Divergence(bench)
-    with evaluating(bench.model), noting_padding(bench), closing(Streams(bench.passes())) as streams:
+    with evaluating(bench.model), noting_padding(bench), closing(_Surroundings(bench, around)) as surroundings:
         for number, one in enumerate(missing):
-            fitted = fit_alone(bench, one, streams)
-            site, record = Site(bench, one, streams), fitted.replacement.fit
+            fitted, divergence = surroundings.tried(one)
+            record = fitted.replacement.fit
             assert record is not None
             cost = CostRecord(
                 replacement=fitted.replacement,
-                divergence=divergence.of(streams, fitted.edits),
+                divergence=divergence,
                 parameters=record.parameters_after - record.parameters_before,
-                cache=sizes.change(site, fitted),
+                cache=sizes.change(Site(bench, one, surroundings.streams), fitted),
             )
             found[one] = cost
             if ranks.is_first:
                 kept.save(_name(one), cost)
             if bench.progress:
                 bench.progress("costs", number + 1, len(missing))
-    return [each for one in singles if (each := found[one]) is not None]
+    return [each for one in ones if (each := found[one]) is not None]
+
+
+class _Surroundings:
+    """The original with some fits, in whose places others are tried, from the first block to the last."""
+
+    def __init__(self, bench: Workbench, around: Sequence[Fitted]) -> None:
+        self.streams = Streams(bench.passes())
+        self._bench, self._divergence = bench, Divergence(bench)
+        self._around = sorted(
+            around, key=lambda fitted: (fitted.replacement.begins, fitted.replacement.target == "mlp")
+        )
+        self._passed = 0  # how many of them are in what the streams have gone through
+        self._without: dict[frozenset[Any], float] = {}  # divergences, by what is left out
+
+    def tried(self, one: Replacement) -> tuple[Fitted, float]:
+        """A replacement as it is fitted here, and how much further it moves predictions than what it replaces."""
+        while self._passed < len(self._around) and self._is_before(self._around[self._passed].replacement, one):
+            fitted = self._around[self._passed]
+            self.streams.edit(fitted.replacement.begins, fitted.edits)
+            self._passed += 1
+        fitted = fit_alone(self._bench, one, self.streams)
+        at_once = [each for each in self._around if not _touched(each.replacement) & _touched(one)]
+        others = [each for each in self._around[self._passed :] if each in at_once]
+        left_out = frozenset(each.replacement.unfitted() for each in self._around if each not in at_once)
+        if left_out not in self._without:
+            self._without[left_out] = self._moved(others) if self._around else 0.0
+        return fitted, self._moved([*others, fitted]) - self._without[left_out]
+
+    @staticmethod
+    def _is_before(other: Replacement, one: Replacement) -> bool:
+        """Whether another has edited what a replacement is fitted to."""
+        attention = other.target == "attention" and one.target == "mlp"
+        return other.blocks[-1] < one.begins or (attention and other.blocks[0] == one.begins)
+
+    def _moved(self, fits: Sequence[Fitted]) -> float:
+        return self._divergence.of(self.streams, merge_edits(fits), edited=True)
+
+    def close(self) -> None:
+        """Let go what the streams have in memory."""
+        self.streams.close()
 
 
 def check_cache(model: nn.Module, sizes: CacheBytes) -> None:
@@ -109,6 +155,16 @@ def check_cache(model: nn.Module, sizes: CacheBytes) -> None:
             f"expected a model with layers of a cache for a `budget` of it, got {type(model).__name__}; try "
             "`budget=parameters=80%`"
         )
+
+
+def _order(one: Replacement) -> tuple[int, bool]:
+    """As they are fitted: what is in a block before its MLP first."""
+    return one.begins, one.target == "mlp"
+
+
+def _touched(one: Replacement) -> frozenset[tuple[int, str]]:
+    """The parts of blocks whose modules are others with a replacement."""
+    return one.parts | ({(one.begins, "mlp")} if one.by.needs_block_before else set())
 
 
 def _name(one: Replacement) -> str:

@@ -34,16 +34,17 @@ class Divergence:
         self._original: dict[int, Tensor] = {}
 
     @torch.no_grad()
-    def of(self, streams: Streams, edits: Edits) -> float:
+    def of(self, streams: Streams, edits: Edits, *, edited: bool = False) -> float:
         """Mean divergence (KL) of the original's predictions from those with some edits, in nats a token.
 
-        The edits are at the depth where the streams stand, or after it.
+        The edits are at the depth where the streams stand, or after it; of the model as edited so far where that is
+        said, else of the original.
         """
         moved, tokens = 0.0, 0
         for number, rows in self._rows.items():
             if number not in self._original:
                 self._original[number] = streams.logits(number, {})[:rows].float().log_softmax(-1)
-            found = streams.logits(number, edits)[:rows].float().log_softmax(-1)
+            found = streams.logits(number, edits, edited=edited)[:rows].float().log_softmax(-1)
             for wanted, own in zip(self._original[number], found, strict=True):  # row by row, for memory
                 moved += float((wanted.exp() * (wanted - own)).sum())
             tokens += found[..., 0].numel()

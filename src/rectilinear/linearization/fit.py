@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rectilinear.core.maps import FittedMap, fit_map
 from rectilinear.core.moments import Moments, MomentsAccumulator
 from rectilinear.errors import JobError
-from rectilinear.linearization.plan import FitRecord, Replacement
+from rectilinear.linearization.replacement import FitRecord, Replacement
 from rectilinear.linearization.streams import Streams
 from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.measurement.collect import merge

@@ -68,10 +68,8 @@ def _exclusive(costs: Sequence[CostRecord], num_blocks: int) -> Iterator[_Limit]
     """What replacements can be made together."""
     parts: dict[tuple[int, str], list[int]] = {}
     for number, cost in enumerate(costs):
-        one = cost.replacement
-        for part in ("attention", "mlp") if one.target == "block" else (one.target,):
-            for block in one.blocks:
-                parts.setdefault((block, part), []).append(number)
+        for part in cost.replacement.parts:
+            parts.setdefault(part, []).append(number)
 
     def of(numbers: Iterable[int]) -> NDArray[np.float64]:
         row = np.zeros(len(costs))

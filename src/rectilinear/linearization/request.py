@@ -12,7 +12,7 @@ from rectilinear.errors import RequestError
 from rectilinear.linearization.check_replacements import check_replacements
 from rectilinear.linearization.kinds import DEFAULT_KIND, make_kind
 from rectilinear.linearization.kinds.base import Kind
-from rectilinear.linearization.plan import WITHOUT, Replacement
+from rectilinear.linearization.replacement import WITHOUT, Replacement
 from rectilinear.linearization.settings import WAYS, Selection
 from rectilinear.models.depth import check_removal
 from rectilinear.models.describe import count_parameters
@@ -92,9 +92,8 @@ class Request:
         """All that the replacements depend on, as JSON has it: the same recipe replaces the same by the same."""
         if self.named is not None:
             return {"replacements": [one.unfitted().model_dump(mode="json") for one in self.named]}
-        limits = {"count", "budget", "budget_tokens", "max_loss_increase", "span", "trials", "select", "merge"}
         templates = [template.model_dump(mode="json") for template in self.templates]
-        return {"templates": templates, **self.selection.model_dump(include=limits)}
+        return {"templates": templates, **self.selection.model_dump(exclude={"plan", "blocks", "choices", "stack"})}
 
     def group(self, indices: Sequence[int]) -> list[Replacement]:
         """Replacements of some blocks: one for consecutive blocks where they are merged, or need a block before."""

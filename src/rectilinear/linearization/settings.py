@@ -80,6 +80,9 @@ class Selection(Named):
     trials: PositiveInt = 1
     """How many of the cheapest choices by these costs are fitted, to take the one with the least loss on held-out
     rows."""
+    rounds: PositiveInt = 1
+    """How often costs are measured: at first with each replacement alone, then among those of the best choice so
+    far."""
     select: Select = "score"
     """Which blocks first: most linear, least change of direction, least divergence of predictions with that one
     replaced, or least loss, measured each time."""
@@ -100,7 +103,7 @@ class Selection(Named):
         if self.by_cost:
             self.refuse_unused("where the cost of each replacement is measured", "select", "merge")
         else:
-            self.refuse_unused("without `choices` or a `budget` of the cache", "span", "trials")
+            self.refuse_unused("without `choices` or a `budget` of the cache", "span", "trials", "rounds")
         if self.choices is not None and self.budget is None:
             raise ValueError("expected a `budget` with `choices`, got none; try `budget=parameters=80%`")
         if self.merge and self.target != "block":

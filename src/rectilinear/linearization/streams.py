@@ -62,10 +62,14 @@ class Streams:
         with swapped(self._model, edits), self._original.resumed(batch):
             return run_until(self._model, self._original.batches[batch], modules)
 
-    def logits(self, batch: int, edits: Edits) -> Tensor:
-        """Logits ``[rows, seq_len, vocabulary]`` of the original with some edits, after where it stands, in a batch."""
-        with swapped(self._model, edits), self._original.resumed(batch):
-            return row_logits(self._model, tensors_of(self._original.batches[batch])[0])
+    def logits(self, batch: int, edits: Edits, *, edited: bool = False) -> Tensor:
+        """Logits ``[rows, seq_len, vocabulary]`` of the original with some edits, after where it stands, in a batch.
+
+        Or of the edited model with some more edits.
+        """
+        passes, edits = (self._edited, {**self._edits, **edits}) if edited else (self._original, edits)
+        with swapped(self._model, edits), passes.resumed(batch):
+            return row_logits(self._model, tensors_of(passes.batches[batch])[0])
 
     def passages(
         self,

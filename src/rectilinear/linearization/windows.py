@@ -31,7 +31,7 @@ from rectilinear.ranks import current
 
 if TYPE_CHECKING:
     from rectilinear.linearization.fit import Site
-    from rectilinear.linearization.plan import Replacement
+    from rectilinear.linearization.replacement import Replacement
     from rectilinear.linearization.workbench import Workbench
 
 #: Tokens that far summaries are fitted on, and windows compared.

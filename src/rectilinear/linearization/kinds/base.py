@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rectilinear.linearization.fit import Fit, Site
-    from rectilinear.linearization.plan import Replacement
+    from rectilinear.linearization.replacement import Replacement
     from rectilinear.linearization.workbench import Workbench
     from rectilinear.models.find_blocks import BlockStack
     from rectilinear.models.linear_block import LinearBlock

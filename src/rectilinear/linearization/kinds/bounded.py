@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rectilinear.linearization.fit import Fit, Site
-    from rectilinear.linearization.plan import Replacement
+    from rectilinear.linearization.replacement import Replacement
     from rectilinear.linearization.windows import Wanted
     from rectilinear.linearization.workbench import Workbench
     from rectilinear.models.parts import Part

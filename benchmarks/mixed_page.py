@@ -1,0 +1,106 @@
+"""Write docs/mixed.md: what mixed plans lose beside plans of a single kind, from the cells in benchmarks/mixed.
+
+python benchmarks/mixed_page.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mixed import COMMAND, STUDIES
+from page import table
+from scoring import Study, difference
+
+from rectilinear.intervals import half_width
+
+PAGE = Path(__file__).parent.parent / "docs" / "mixed.md"
+
+BEGIN = f"""# Mixed plans under a budget
+
+What is lost where a model has to become smaller, or its cache: by plans of a single kind whose blocks are chosen greedily, and by plans of several kinds that an integer program puts together from what each replacement costs alone
+(`--choices`, [linearization.md](linearization.md#several-kinds-under-a-budget)). No training. `{COMMAND}`; all choices and fits are made on one text, and each row of a table is scored once on another. Losses are in nats a token above the
+dense model's; ± is half of a 95 % interval over documents of the paired difference (Student's t); *late* is the second half of each row. *Parameters* and *cache* are what is left of the model's and of what a row leaves in the cache.
+Greedy plans end with the replacement that meets the budget, and so may save more than they have to. *Trials*: how many of the program's cheapest choices were fitted, to take the one with the least loss on held-out rows of the fit's text.
+"""
+
+
+def page() -> str:
+    """The text."""
+    return "\n".join([BEGIN, *(about(study) for study in STUDIES if study.cells())])
+
+
+def about(study: Study) -> str:
+    """The cells of a model that are there, by budget."""
+    dense, cells = study.dense, study.cells()
+    tokens, groups = sum(dense["sizes"]["all"]), difference(dense, dense, "all")[2]
+    parts = [
+        f"\n## {study.model}\n\nRows of {study.seq_len}; fitted on {study.fitted:,} tokens of {study.fit}, scored on {tokens:,} tokens of {study.score} ({groups} documents), {dense['machine']['processor']}. "
+        f"The dense model's loss is {sum(dense['sums']['all']) / tokens:.4f}.\n"
+    ]
+    for budget in dict.fromkeys(cell["way"]["budget"] for cell in cells.values()):
+        of_it = {name: cell for name, cell in cells.items() if cell["way"]["budget"] == budget}
+        parts.append(f"### {budget}\n\n{rows_of(of_it, dense)}\n{verdict(of_it, dense)}")
+    return "\n".join(parts)
+
+
+def rows_of(cells: dict[str, dict[str, Any]], dense: dict[str, Any]) -> str:
+    """A table of what some cells lose, the least first."""
+    rows = []
+    for cell in sorted(cells.values(), key=lambda cell: difference(cell, dense, "all")[0]):
+        losses = [difference(cell, dense, name) for name in ("all", "late")]
+        rows.append(
+            [
+                named(cell["way"]),
+                summary(cell["replacements"]),
+                f"{cell['parameters'] / dense['parameters']:.1%}",
+                f"{cell['cache_floats'] / (dense['floats_a_layer'] * depth_of(dense, cell)):.1%}",
+                *(f"{value:+.4f} ± {half_width(stderr or 0.0, groups):.4f}" for value, stderr, groups in losses),
+            ]
+        )
+    return table(["plan", "replaced", "parameters", "cache", "loss", "late"], rows)
+
+
+def depth_of(dense: dict[str, Any], cell: dict[str, Any]) -> int:
+    """Layers of the dense model's cache."""
+    return int(cell["depth"]) if dense.get("cache_floats") is None else dense["cache_floats"] // dense["floats_a_layer"]
+
+
+def named(way: dict[str, Any]) -> str:
+    """A way to meet a budget."""
+    if way["select"]:
+        return f"{way['kinds']} for the {way['target']}, greedily by {way['select']}"
+    kinds = way["kinds"].replace(",", ", ")
+    single = "," not in way["kinds"]
+    chosen = f"{kinds} for the {way['target']}, least divergence" if single else f"*mixed*: {kinds}"
+    return chosen + (f", {way['trials']} trials" if way["trials"] > 1 else "")
+
+
+def summary(replacements: list[dict[str, str]]) -> str:
+    """What is replaced by what."""
+    found: dict[str, list[str]] = {}
+    for one in replacements:
+        found.setdefault(f"{one['target']} {one['by']}", []).append(one["blocks"])
+    return "; ".join(f"{what}: {', '.join(blocks)}" for what, blocks in found.items())
+
+
+def verdict(cells: dict[str, dict[str, Any]], dense: dict[str, Any]) -> str:
+    """How much of what the best single kind loses a mixed plan does not."""
+    mixed = {name: cell for name, cell in cells.items() if "," in cell["way"]["kinds"]}
+    single = [cell for name, cell in cells.items() if name not in mixed]
+    if not mixed or not single:
+        return ""
+    best = min(single, key=lambda cell: difference(cell, dense, "all")[0])
+    lines = []
+    for cell in mixed.values():
+        value, stderr, groups = difference(cell, best, "all")
+        share = -value / difference(best, dense, "all")[0]
+        lines.append(
+            f"- {named(cell['way'])}: {value:+.4f} ± {half_width(stderr or 0.0, groups):.4f} beside the best plan of a single kind ({named(best['way'])}), {share:.0%} of what that loses."
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE}")
