@@ -65,7 +65,9 @@ SINGLE = [
 ]
 
 
-def of_parameters(share: int, select: str, single: list[tuple[str, str]], mixed: str, trials: int) -> dict[str, Way]:
+def of_parameters(
+    share: int, select: str | None, single: list[tuple[str, str]], mixed: str, trials: int
+) -> dict[str, Way]:
     """Ways to keep so many per cent of the parameters."""
     budget = f"parameters={share}%"
     greedy = {f"{kind}-{target}": Way(budget, kind, target, select) for kind, target in single}
@@ -104,7 +106,7 @@ STUDIES = [
     replace(
         SMOLLM2,
         folder="mixed",
-        ways=ways_of(of_parameters(80, "divergence", SHORT, "drop,affine", 3)),
+        ways=ways_of(of_parameters(80, None, SHORT, "drop,affine", 3)),
     ),
 ]
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from mixed import COMMAND, STUDIES
 from page import table
+from rivals import PLANS
 from scoring import Study, difference
 
 from rectilinear.intervals import half_width
 
+DEPTHS = {plan.study.model: plan.depth for plan in PLANS}
 PAGE = Path(__file__).parent.parent / "docs" / "mixed.md"
 
 BEGIN = f"""# Mixed plans under a budget
@@ -54,16 +56,11 @@ def rows_of(cells: dict[str, dict[str, Any]], dense: dict[str, Any]) -> str:
                 named(cell["way"]),
                 summary(cell["replacements"]),
                 f"{cell['parameters'] / dense['parameters']:.1%}",
-                f"{cell['cache_floats'] / (dense['floats_a_layer'] * depth_of(dense, cell)):.1%}",
+                f"{cell['cache_floats'] / (dense['floats_a_layer'] * DEPTHS[cell['model']]):.1%}",
                 *(f"{value:+.4f} ± {half_width(stderr or 0.0, groups):.4f}" for value, stderr, groups in losses),
             ]
         )
     return table(["plan", "replaced", "parameters", "cache", "loss", "late"], rows)
-
-
-def depth_of(dense: dict[str, Any], cell: dict[str, Any]) -> int:
-    """Layers of the dense model's cache."""
-    return int(cell["depth"]) if dense.get("cache_floats") is None else dense["cache_floats"] // dense["floats_a_layer"]
 
 
 def named(way: dict[str, Any]) -> str:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 import rectilinear
 from rectilinear import Affine, Bounded, CalibrationRows, Drop, Filter, Folded, Loading, RequestError, Selection
-from rectilinear.linearization import choose as choosing
 from rectilinear.linearization import costs as measuring
+from rectilinear.linearization import search as searching
 from rectilinear.linearization.budget import Budget
 from rectilinear.linearization.kinds import parse_kinds
 from rectilinear.linearization.plan import CostRecord, Plan
-from rectilinear.linearization.program import cheapest
+from rectilinear.linearization.program import cheapest, exchanges
 from rectilinear.linearization.replacement import Replacement
 from rectilinear.models.logits import next_logits
 from tests.families import build
@@ -159,6 +159,26 @@ def test_the_program_finds_the_cheapest_choices_in_turn(problem):
     assert len({tuple(map(id, chosen)) for chosen in found}) == len(found)
 
 
+@settings(max_examples=30, deadline=None)
+@given(problems())
+def test_exchanges_are_the_cheapest_choices_near_one(problem):
+    costs, limits, count = problem
+    chosen = next(cheapest(costs, limits, count), None) if costs else None
+    if chosen is None:
+        return
+    every = itertools.chain.from_iterable(itertools.combinations(costs, size) for size in range(len(costs) + 1))
+    near = [set(map(id, one)) for one in every if allowed(one, limits, count)]
+    inside, price = set(map(id, chosen)), {id(cost): cost.divergence for cost in costs}
+    near = [one for one in near if len(inside - one) <= 2]
+    expected = []
+    for cost in costs:
+        if id(cost) not in inside:
+            expected += [min(sums)] if (sums := [sum(map(price.get, one)) for one in near if id(cost) in one]) else []
+    found = exchanges(costs, limits, count, chosen)
+    assert [sum(cost.divergence for cost in one) for one in found] == pytest.approx(sorted(expected))
+    assert all(set(map(id, one)) in near for one in found)
+
+
 @torch.no_grad()
 def divergence_by_hand(model, other, ids):
     wanted, found = (each(ids, use_cache=False).logits.double().log_softmax(-1) for each in (model, other))
@@ -228,6 +248,18 @@ def test_of_several_trials_the_one_with_the_least_loss_is_taken(model, linearize
     assert len(losses) == 5
     assert losses[0] == pytest.approx(one.plan.selection.loss_after, abs=1e-6)
     assert five.plan.selection.loss_after == min(losses)
+
+
+def test_exchanges_go_on_until_none_helps(model, linearize):
+    choice = {"choices": "drop,affine", "budget": "parameters=75%"}
+    one, many = (linearize(copy.deepcopy(model), **choice, swaps=swaps) for swaps in (0, 200))
+    losses = many.plan.selection.losses
+    assert losses[0] == one.plan.selection.loss_after
+    assert many.plan.selection.loss_after == min(losses)
+    # What was tried last are the choices near the best one, all that are left of them.
+    assert 10 < len(losses) < 200
+    some = linearize(copy.deepcopy(model), **choice, swaps=3)
+    assert some.plan.selection.losses == losses[:4]
 
 
 def test_a_run_of_blocks_is_replaced_as_one_where_that_is_cheapest(model, linearize):
@@ -324,14 +356,14 @@ def test_blocks_are_removed_beside_every_kind_of_stand_in(checkpoint, text_file,
 
 def test_later_rounds_measure_costs_among_what_was_chosen(model, linearize, rows, monkeypatch):
     """Each with the others in place, beside the original's part in its own place; of what is only left out, by hand."""
-    measured, own = [], choosing.measure_costs
+    measured, own = [], searching.measure_costs
 
     def noting(bench, ones, sizes, kept, around=()):
         found = own(bench, ones, sizes, kept, around)
         measured.append(({fitted.replacement.blocks[0] for fitted in around}, found))
         return found
 
-    monkeypatch.setattr(choosing, "measure_costs", noting)
+    monkeypatch.setattr(searching, "measure_costs", noting)
     choice = {"choices": "drop", "target": "attention", "budget": "cache=50%", "rounds": 2}
     linearize(copy.deepcopy(model), **choice)
     (nothing, _), (chosen, among) = measured

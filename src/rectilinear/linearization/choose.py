@@ -6,64 +6,30 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
-from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from rectilinear.core.scores import score_block
-from rectilinear.errors import JobError, RequestError
-from rectilinear.linearization.budget import Budget
-from rectilinear.linearization.costs import CacheBytes, check_cache, measure_costs
+from rectilinear.errors import JobError
 from rectilinear.linearization.divergence import Divergence
-from rectilinear.linearization.fit import Fitted, Site, fit_all, fit_alone, merge_edits
+from rectilinear.linearization.fit import Fitted, fit_all, fit_alone, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
+from rectilinear.linearization.left_out import check_left_out
 from rectilinear.linearization.plan import SelectionRecord
-from rectilinear.linearization.program import cheapest, least_shares
 from rectilinear.linearization.replacement import Replacement
 from rectilinear.linearization.request import Scope
-from rectilinear.linearization.settings import BUDGET_TOKENS
+from rectilinear.linearization.search import Search
 from rectilinear.linearization.streams import Streams
 from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.measurement.collect import collect_moments, find_schedule, hand_over
 from rectilinear.measurement.kept import Kept
 from rectilinear.measurement.perplexity import measure_perplexity, predicted
 from rectilinear.measurement.pieces import count_rows
-from rectilinear.models.describe import check_context, count_parameters
-from rectilinear.models.find_blocks import context_of
-from rectilinear.models.running import evaluating, run
+from rectilinear.models.describe import count_parameters
+from rectilinear.models.running import evaluating
 from rectilinear.models.surgery import swapped
 from rectilinear.ranks import current
-
-
-def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> None:
-    """Raise `RequestError` for what the model does not run without: others take more from it than hidden states."""
-    streams = Streams(bench.passes())
-    sites = [Site(bench, one, streams) for one in replacements if not one.by.keeps_weights]
-
-    def error_without(*some: Site) -> JobError | None:
-        edits = {path: module for site in some for path, module in site.left_out().items()}
-        try:
-            with evaluating(bench.model), swapped(bench.model, edits):
-                run(bench.model, bench.one_row)
-        except JobError as error:
-            return error
-        return None
-
-    if not sites or error_without(*sites) is None:
-        return
-    for some in (*((site,) for site in sites), sites):
-        if error := error_without(*some):
-            where = " and ".join(f"{site.target} {site.replacement.where}" for site in some)
-            raise RequestError(f"expected a model that runs without {where}, got: {error}; try other blocks")
-
-
-class _Trial(NamedTuple):
-    """Fits, and the loss on held-out rows with them; None where there are none."""
-
-    fits: list[Fitted]
-    loss: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,41 +75,19 @@ class Choice:
         )
 
     def _by_cost(self, before: float | None) -> tuple[list[Fitted], SelectionRecord]:
-        """Measure what each replacement costs alone, and of the cheapest choices within the budget take the best."""
-        selection, bench = self.scope.request.selection, self.bench
-        tokens = selection.budget_tokens or min(BUDGET_TOKENS, context_of(self.scope.model.config) or BUDGET_TOKENS)
-        check_context(self.scope.model.config, tokens)
-        sizes, budget = CacheBytes.of(bench, tokens), cast(Budget, selection.budget)
-        if budget.cache is not None:
-            check_cache(bench.model, sizes)
-        singles = [one for each in self.scope.alternatives(checked=Scope.runs) for one in each.runs()]
-        check_left_out(bench, [one for one in singles if one.target != "block"])
-        whole = {"parameters": float(count_parameters([bench.model])), "cache": float(sizes.total)}
-        limits = budget.limits(whole)
-        kept, tried = self.kept.changed(budget_tokens=tokens), dict[frozenset[Replacement], _Trial]()
-        alone = costs = measure_costs(bench, singles, sizes, kept)
-        for number in range(selection.rounds):
-            for chosen in islice(cheapest(costs, limits, len(bench.stack)), selection.trials):
-                wanted = frozenset(cost.replacement.unfitted() for cost in chosen)
-                if wanted not in tried:
-                    fits = fit_all(replace(bench, kept=bench.kept.under(str(len(tried)))), [*wanted])
-                    tried[wanted] = _Trial(fits, self._loss(fits))
-            if not tried:
-                least = least_shares(costs, whole, len(bench.stack), limits)
-                raise RequestError(f"expected a `budget` of at least {least} with these choices, got {budget}")
-            fits, after = min(tried.values(), key=lambda trial: trial.loss or 0.0)
-            if number + 1 < selection.rounds:
-                costs = measure_costs(bench, singles, sizes, kept, fits)
-        return fits, SelectionRecord(
+        """Take what costs least together within the budget."""
+        search = Search.of(self.scope, self.bench, self._loss, self.kept)
+        trial = search.best()
+        return trial.fits, SelectionRecord(
             select="divergence",
-            budget=selection.limit,
-            costs=tuple(alone),
-            budget_tokens=tokens,
-            cache_bytes=sizes.total or None,
+            budget=self.scope.request.selection.limit,
+            costs=tuple(search.alone),
+            budget_tokens=search.sizes.ids.shape[1],
+            cache_bytes=search.sizes.total or None,
             loss_before=before,
-            loss_after=after,
-            losses=tuple(trial.loss for trial in tried.values() if trial.loss is not None),
-            tokens=int(predicted(self.held_out, bench.lead).sum()),
+            loss_after=trial.loss,
+            losses=tuple(each.loss for each in search.tried.values() if each.loss is not None),
+            tokens=int(predicted(self.held_out, self.bench.lead).sum()),
         )
 
     def _loss(self, fits: Sequence[Fitted]) -> float | None:

@@ -114,9 +114,7 @@ class _Surroundings:
     def __init__(self, bench: Workbench, around: Sequence[Fitted]) -> None:
         self.streams = Streams(bench.passes())
         self._bench, self._divergence = bench, Divergence(bench)
-        self._around = sorted(
-            around, key=lambda fitted: (fitted.replacement.begins, fitted.replacement.target == "mlp")
-        )
+        self._around = sorted(around, key=lambda fitted: _order(fitted.replacement))
         self._passed = 0  # how many of them are in what the streams have gone through
         self._without: dict[frozenset[Any], float] = {}  # divergences, by what is left out
 

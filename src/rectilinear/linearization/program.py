@@ -29,23 +29,27 @@ def cheapest(
         num_blocks: of the model.
         by: what has the least sum.
     """
-    rows = [*_exclusive(costs, num_blocks)]
-    for name, limit in limits.items():
-        scale = max(abs(limit), 1.0)
-        rows.append((_of_each(costs, name) / scale, limit / scale))
-    while True:
-        found = milp(
-            _of_each(costs, by),
-            integrality=np.ones(len(costs)),
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(np.stack([row for row, _ in rows]), -np.inf, [most for _, most in rows]),
-            options={"mip_rel_gap": 0.0},
-        )
-        if found.x is None:
-            return
-        chosen = found.x > 0.5
-        yield [cost for cost, taken in zip(costs, chosen, strict=True) if taken]
+    rows = _rows(costs, limits, num_blocks)
+    while (chosen := _solved(costs, rows, by)) is not None:
+        yield _taken(costs, chosen)
         rows.append((np.where(chosen, 1.0, -1.0), float(chosen.sum()) - 1))
+
+
+def exchanges(
+    costs: Sequence[CostRecord], limits: Mapping[str, float], num_blocks: int, chosen: Sequence[CostRecord]
+) -> list[list[CostRecord]]:
+    """Choices near one: with each other replacement in it the cheapest that gives up two of those in it at most.
+
+    The cheapest of these first; see `cheapest`.
+    """
+    inside = np.array([cost in chosen for cost in costs])
+    rows = [*_rows(costs, limits, num_blocks), (-inside.astype(float), 2.0 - len(chosen))]
+    found = []
+    for number in np.flatnonzero(~inside):
+        near = _solved(costs, rows, "divergence", included=int(number))
+        if near is not None:
+            found.append((float(_of_each(costs, "divergence")[near].sum()), int(number), _taken(costs, near)))
+    return [choice for *_, choice in sorted(found, key=lambda one: one[:2])]
 
 
 def least_shares(
@@ -62,6 +66,35 @@ def least_shares(
 
 def _of_each(costs: Sequence[CostRecord], name: str) -> NDArray[np.float64]:
     return np.array([getattr(cost, name) for cost in costs], dtype=float)
+
+
+def _rows(costs: Sequence[CostRecord], limits: Mapping[str, float], num_blocks: int) -> list[_Limit]:
+    rows = [*_exclusive(costs, num_blocks)]
+    for name, limit in limits.items():
+        scale = max(abs(limit), 1.0)
+        rows.append((_of_each(costs, name) / scale, limit / scale))
+    return rows
+
+
+def _solved(
+    costs: Sequence[CostRecord], rows: Sequence[_Limit], by: str, included: int | None = None
+) -> NDArray[np.bool_] | None:
+    """Which replacements have the least sum, one of them ``included``; None where no choice is within the limits."""
+    least = np.zeros(len(costs))
+    if included is not None:
+        least[included] = 1.0
+    found = milp(
+        _of_each(costs, by),
+        integrality=np.ones(len(costs)),
+        bounds=Bounds(least, 1),
+        constraints=LinearConstraint(np.stack([row for row, _ in rows]), -np.inf, [most for _, most in rows]),
+        options={"mip_rel_gap": 0.0},
+    )
+    return None if found.x is None else np.asarray(found.x > 0.5)
+
+
+def _taken(costs: Sequence[CostRecord], chosen: NDArray[np.bool_]) -> list[CostRecord]:
+    return [cost for cost, taken in zip(costs, chosen, strict=True) if taken]
 
 
 def _exclusive(costs: Sequence[CostRecord], num_blocks: int) -> Iterator[_Limit]:

@@ -80,6 +80,8 @@ class Selection(Named):
     trials: PositiveInt = 1
     """How many of the cheapest choices by these costs are fitted, to take the one with the least loss on held-out
     rows."""
+    swaps: NonNegativeInt = 0
+    """How many choices near the best one are fitted at most, until none has less loss."""
     rounds: PositiveInt = 1
     """How often costs are measured: at first with each replacement alone, then among those of the best choice so
     far."""
@@ -103,7 +105,7 @@ class Selection(Named):
         if self.by_cost:
             self.refuse_unused("where the cost of each replacement is measured", "select", "merge")
         else:
-            self.refuse_unused("without `choices` or a `budget` of the cache", "span", "trials", "rounds")
+            self.refuse_unused("without `choices` or a `budget` of the cache", "span", "trials", "rounds", "swaps")
         if self.choices is not None and self.budget is None:
             raise ValueError("expected a `budget` with `choices`, got none; try `budget=parameters=80%`")
         if self.merge and self.target != "block":
@@ -123,7 +125,8 @@ class Selection(Named):
     @property
     def by_loss(self) -> bool:
         """Whether losses decide which blocks, or how many."""
-        return self.max_loss_increase is not None or self.select == "loss"
+        several = self.trials > 1 or self.rounds > 1 or self.swaps > 0
+        return self.max_loss_increase is not None or self.select == "loss" or several
 
     @property
     def limit(self) -> str:
