@@ -58,6 +58,8 @@ def linearize(
     given = kind.model_dump(include=kind.model_fields_set)
     if selection.plan is not None:
         kind.refuse_unused("with `plan`", *given)
+    if selection.choices is not None:
+        kind.refuse_unused("with `choices`, in which options follow their kind", *given)
     check_upload(runtime)
     made_of = make_kind(given.pop("kind", DEFAULT_KIND), given) if given else None
     with claim(runtime.out, overwrite=runtime.overwrite, reads=[model, text]) as folder:

@@ -44,7 +44,7 @@ class Budget:
             if not 0 < found[name] < 1:
                 raise ValueError(f"expected a share above 0% and below 100% to keep of {name}, got {share}")
         kept = found.get("parameters")
-        return cls(saving=None if kept is None else 1 - kept, cache=found.get("cache"))
+        return cls(saving=None if kept is None else round(1 - kept, 12), cache=found.get("cache"))
 
     def limits(self, whole: Mapping[str, float]) -> dict[str, float]:
         """How much each limited quantity changes at most, by what there is of it."""
@@ -66,7 +66,7 @@ def _parse_share(word: str, whole: Any) -> float:
     except ValueError:
         raise ValueError(f"expected `budget=25%`, got {whole!r}") from None
     if share >= 1 and not word.endswith("%"):
-        raise ValueError(f"expected `budget=25%` or 0.25, got {whole!r}; try `budget={word}%`")
+        raise ValueError(f"expected `budget=25%` or 0.25, got {whole!r}; try `budget={str(whole).strip()}%`")
     return _finite(share)
 
 

@@ -76,7 +76,7 @@ class Choice:
 
     def _by_cost(self, before: float | None) -> tuple[list[Fitted], SelectionRecord]:
         """Take what costs least together within the budget."""
-        search = Search.of(self.scope, self.bench, self._loss, self.kept)
+        search = Search(self.scope, self.bench, self._loss, self.kept)
         trial = search.best()
         return trial.fits, SelectionRecord(
             select="divergence",
@@ -86,7 +86,8 @@ class Choice:
             cache_bytes=search.sizes.total or None,
             loss_before=before,
             loss_after=trial.loss,
-            losses=tuple(each.loss for each in search.tried.values() if each.loss is not None),
+            losses=tuple(loss for loss in search.losses.values() if loss is not None),
+            left_out=search.left_out,
             tokens=int(predicted(self.held_out, self.bench.lead).sum()),
         )
 

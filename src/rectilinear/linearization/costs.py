@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +22,7 @@ from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.measurement.kept import Kept
 from rectilinear.models.logits import cache_bytes_of_layers
 from rectilinear.models.running import evaluating
-from rectilinear.models.surgery import swapped
+from rectilinear.models.surgery import Edits, swapped
 from rectilinear.ranks import current
 from rectilinear.text.batches import tensors_of
 
@@ -57,6 +57,11 @@ class CacheBytes:
         """Of all layers."""
         return sum(self.original)
 
+    def of_edits(self, bench: Workbench, edits: Edits) -> int:
+        """Of all layers, with some edits."""
+        with evaluating(bench.model), swapped(bench.model, edits):
+            return sum(cache_bytes_of_layers(bench.model, self.ids) or ())
+
     def change(self, site: Site, fitted: Fitted) -> int:
         """How many more, or fewer, they are with a replacement."""
         layers = [each for part in site.parts for each in part.cache_layers if each < len(self.original)]
@@ -69,7 +74,8 @@ class CacheBytes:
                     return sum(found[layer] for layer in layers)
 
                 # A state that is smaller than the original's after a row grows no more.
-                after = of_these(self.row)
+                shorter = min(self.row, self.ids, key=lambda ids: ids.shape[1])
+                after = of_these(shorter)
                 if after >= sum(self.at_row[layer] for layer in layers):
                     after = of_these(self.ids)
         return after - sum(self.original[layer] for layer in layers)
@@ -87,33 +93,62 @@ def measure_costs(
     ranks = current()
     kept = kept.changed(around=[fitted.replacement.unfitted().model_dump(mode="json") for fitted in around])
     found = ranks.from_first(lambda: {one: kept.load(_name(one), CostRecord) for one in ones})
-    missing = sorted((one for one in ones if found[one] is None), key=_order)
+    missing = [one for one in ones if found[one] is None]
     bench = replace(bench, kept=KeptFits())  # as each is kept here
-    with evaluating(bench.model), noting_padding(bench), closing(_Surroundings(bench, around)) as surroundings:
-        for number, one in enumerate(missing):
-            fitted, divergence = surroundings.tried(one)
-            record = fitted.replacement.fit
-            assert record is not None
-            cost = CostRecord(
-                replacement=fitted.replacement,
-                divergence=divergence,
-                parameters=record.parameters_after - record.parameters_before,
-                cache=sizes.change(Site(bench, one, surroundings.streams), fitted),
-            )
-            found[one] = cost
-            if ranks.is_first:
-                kept.save(_name(one), cost)
-            if bench.progress:
-                bench.progress("costs", number + 1, len(missing))
+    with evaluating(bench.model), noting_padding(bench):
+        for kind in dict.fromkeys(one.by for one in missing):
+            kind.prepare(bench, [one for one in missing if one.by == kind])  # of all in one walk
+        done, divergence = 0, Divergence(bench)
+        for some, others in _walks(missing, around):
+            with closing(_Surroundings(bench, others, divergence)) as surroundings:
+                for one in some:
+                    fitted, moved = surroundings.tried(one)
+                    cost = CostRecord(
+                        replacement=fitted.replacement,
+                        divergence=moved,
+                        parameters=grown(fitted),
+                        cache=sizes.change(Site(bench, one, surroundings.streams), fitted),
+                    )
+                    found[one] = cost
+                    if ranks.is_first:
+                        kept.save(_name(one), cost)
+                    done += 1
+                    if bench.progress:
+                        bench.progress("costs", done, len(missing))
     return [each for one in ones if (each := found[one]) is not None]
+
+
+def grown(fitted: Fitted) -> int:
+    """How many parameters more, or fewer, a model has with a replacement."""
+    record = fitted.replacement.fit
+    assert record is not None
+    return record.parameters_after - record.parameters_before
+
+
+def _walks(
+    ones: Sequence[Replacement], around: Sequence[Fitted]
+) -> Iterator[tuple[list[Replacement], Sequence[Fitted]]]:
+    """What to try in each walk, in order, and among what.
+
+    A fit that edits several blocks is in a walk from the first of them on, so that what would take its place is tried
+    in another one.
+    """
+    long = [each for each in around if each.replacement.begins < each.replacement.blocks[-1]]
+    walks: dict[tuple[int, ...], list[Replacement]] = {}
+    for one in sorted(ones, key=_order):
+        hidden = tuple(number for number, each in enumerate(long) if _touched(each.replacement) & _touched(one))
+        walks.setdefault(hidden, []).append(one)
+    for hidden, some in walks.items():
+        left_out = [long[number] for number in hidden]
+        yield some, [each for each in around if not any(each is other for other in left_out)]
 
 
 class _Surroundings:
     """The original with some fits, in whose places others are tried, from the first block to the last."""
 
-    def __init__(self, bench: Workbench, around: Sequence[Fitted]) -> None:
+    def __init__(self, bench: Workbench, around: Sequence[Fitted], divergence: Divergence) -> None:
         self.streams = Streams(bench.passes())
-        self._bench, self._divergence = bench, Divergence(bench)
+        self._bench, self._divergence = bench, divergence
         self._around = sorted(around, key=lambda fitted: _order(fitted.replacement))
         self._passed = 0  # how many of them are in what the streams have gone through
         self._without: dict[frozenset[Any], float] = {}  # divergences, by what is left out
@@ -135,8 +170,8 @@ class _Surroundings:
     @staticmethod
     def _is_before(other: Replacement, one: Replacement) -> bool:
         """Whether another has edited what a replacement is fitted to."""
-        attention = other.target == "attention" and one.target == "mlp"
-        return other.blocks[-1] < one.begins or (attention and other.blocks[0] == one.begins)
+        attention = other.target == "attention" and other.blocks[0] == one.begins
+        return other.blocks[-1] < one.begins or (attention and _is_late(one))
 
     def _moved(self, fits: Sequence[Fitted]) -> float:
         return self._divergence.of(self.streams, merge_edits(fits), edited=True)
@@ -156,8 +191,13 @@ def check_cache(model: nn.Module, sizes: CacheBytes) -> None:
 
 
 def _order(one: Replacement) -> tuple[int, bool]:
-    """As they are fitted: what is in a block before its MLP first."""
-    return one.begins, one.target == "mlp"
+    """As they are fitted."""
+    return one.begins, _is_late(one)
+
+
+def _is_late(one: Replacement) -> bool:
+    """Whether it takes what a block has after its attention."""
+    return one.target == "mlp" or one.by.needs_block_before
 
 
 def _touched(one: Replacement) -> frozenset[tuple[int, str]]:

@@ -13,6 +13,24 @@ from rectilinear.models.running import evaluating, run
 from rectilinear.models.surgery import swapped
 
 
+def leaving_out_fails(
+    bench: Workbench, replacements: Sequence[Replacement], reasons: list[RequestError]
+) -> list[Replacement]:
+    """Those of some replacements without whose targets the model does not run; the reasons are added to a list."""
+    try:
+        check_left_out(bench, replacements)
+    except RequestError:
+        found = []
+        for one in replacements:
+            try:
+                check_left_out(bench, [one])
+            except RequestError as error:
+                reasons.append(error)
+                found.append(one)
+        return found
+    return []
+
+
 def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> None:
     """Raise `RequestError` for what the model does not run without: others take more from it than hidden states."""
     streams = Streams(bench.passes())

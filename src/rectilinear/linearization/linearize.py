@@ -272,6 +272,7 @@ class _Job:
         warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), scope.width)
         if whole:
             warnings.append(f"the model was run from its beginning for each replacement: {whole}")
+        warnings += [f"{what} was not considered: {why}" for what, why in selection.left_out.items()]
         if scope.too_large:
             warnings.append(
                 f"blocks {scope.too_large} were not considered: their replacements would be larger than they are"

@@ -42,7 +42,8 @@ class SelectionRecord(Record):
     costs: tuple[CostRecord, ...] = Field(default=(), description="of all that was chosen from")
     budget_tokens: int | None = Field(default=None, description="tokens of a text after which the cache is counted")
     cache_bytes: int | None = Field(default=None, description="of the original after these; null where it has no cache")
-    losses: tuple[float, ...] = Field(default=(), description="of the cheapest choices, as they were fitted in turn")
+    losses: tuple[float, ...] = Field(default=(), description="of the choices that were fitted, in turn; nats a token")
+    left_out: dict[str, str] = Field(default_factory=dict, description="why replacements were not considered")
     loss_before: float | None = None
     loss_after: float | None = None
     tokens: int = 0

@@ -17,7 +17,10 @@ _Limit = tuple[NDArray[np.float64], float]
 def cheapest(
     costs: Sequence[CostRecord], limits: Mapping[str, float], num_blocks: int, by: str = "divergence"
 ) -> Iterator[list[CostRecord]]:
-    """Choices of replacements that save enough, the one with the least sum of divergences first.
+    """Choices of replacements that save enough: the one with the least sum of divergences, then others to compare.
+
+    Errors of many replacements add up to more than their sum, so that fewer may do better: next come the cheapest
+    choices of fewer and fewer, then what is cheapest of all others.
 
     With ``x_j`` in {0, 1} for each replacement j it minimises ``sum_j x_j divergence_j`` where ``sum_j x_j change_j``
     is at most the limit of each quantity, no part of a block is replaced twice, a block stays, and so does what comes
@@ -29,10 +32,17 @@ def cheapest(
         num_blocks: of the model.
         by: what has the least sum.
     """
-    rows = _rows(costs, limits, num_blocks)
-    while (chosen := _solved(costs, rows, by)) is not None:
-        yield _taken(costs, chosen)
-        rows.append((np.where(chosen, 1.0, -1.0), float(chosen.sum()) - 1))
+    rows, most, shrinks = _rows(costs, limits, num_blocks), float(len(costs)), True
+    while True:
+        chosen = _solved(costs, [*rows, (np.ones(len(costs)), most)], by)
+        if chosen is not None:
+            yield _taken(costs, chosen)
+            rows.append((np.where(chosen, 1.0, -1.0), float(chosen.sum()) - 1))  # not the same again
+            most = float(chosen.sum()) - 1 if shrinks else most
+        elif shrinks:
+            most, shrinks = float(len(costs)), False
+        else:
+            return
 
 
 def exchanges(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, groupby
 from typing import Any, get_args
@@ -45,7 +45,7 @@ class Request:
         request = cls(selection, Replacement(by=by, target=selection.target, blocks=(0,)))
         if not request.templates:
             why = "; ".join(each.impossible[selection.target] for each in selection.choices or ())
-            raise RequestError(f"expected `choices` that can take the place of the {selection.target}, got none: {why}")
+            raise RequestError(f"expected `choices` that can take the place of {selection.target}s, got none: {why}")
         return request
 
     @cached_property
@@ -115,27 +115,24 @@ class Scope:
     width: int
     parts: Parts | None = None  # of a model with weights
 
-    def alternatives(self, *, checked: Callable[[Scope], object]) -> list[Scope]:
-        """Scopes of each of what is chosen from, in the order in which they are named, that pass a check.
-
-        Raises:
-            RequestError: none does, with the reason of the first.
-        """
-        found, reasons = list[Scope](), list[RequestError]()
+    def _check_any(self, check: Callable[[Scope], None]) -> None:
+        """Raise the first `RequestError` where nothing of what is chosen from passes a check."""
+        reasons = list[RequestError]()
         for request in self.request.alternatives():
-            scope = Scope(request, self.model, self.stack, self.width, self.parts)
             try:
-                checked(scope)
+                return check(replace(self, request=request))
             except RequestError as error:
                 reasons.append(error)
-            else:
-                found.append(scope)
-        if not found:
-            raise reasons[0]
-        return found
+        raise reasons[0]
 
     def runs(self) -> list[Replacement]:
-        """Replacements like the template of each candidate, and of consecutive blocks as one where they may be."""
+        """Replacements like the template of each candidate, and of consecutive blocks as one where they may be.
+
+        Raises:
+            RequestError: none of them can be made in this model.
+        """
+        self.check()
+        self.check_weights(None)
         longest = self.request.selection.span if self.request.template.target == "block" else 1
         found: list[tuple[int, ...]] = [(index,) for index in self.candidates]
         for length in range(2, longest + 1):
@@ -147,7 +144,7 @@ class Scope:
     def check(self) -> None:
         """Raise a `RequestError` for what cannot be done to this model, as far as that shows without its weights."""
         if self.request.selection.by_cost:
-            self.alternatives(checked=Scope.check)
+            self._check_any(Scope.check)
             return
         template, named, count = self.request.template, self.request.named, len(self.stack)
         asked = [template.model_copy(update={"blocks": (count - 1,)})] if named is None else named
@@ -180,7 +177,7 @@ class Scope:
     def check_weights(self, sha256: str | None) -> None:
         """Raise a `RequestError` for what cannot be done to the model's weights, which have this hash."""
         if self.request.selection.by_cost:
-            self.alternatives(checked=partial(Scope.check_weights, sha256=sha256))
+            self._check_any(partial(Scope.check_weights, sha256=sha256))
             return
         plan = self.request.selection.plan
         if plan is not None and plan.model.sha256 != sha256:
@@ -229,8 +226,9 @@ class Scope:
     @cached_property
     def too_large(self) -> list[int]:
         """Blocks whose replacement would have more parameters than they, where the model is to become smaller."""
-        chosen = self.request.named is None and self.request.selection.choices is None
-        if not chosen or self.request.selection.count is not None:
+        selection = self.request.selection
+        shrinks = selection.budget is not None or selection.max_loss_increase is not None
+        if self.request.named is not None or selection.by_cost or not shrinks:
             return []
         return [index for index in self.replaceable if self.saving([index]) < 0]
 
@@ -246,10 +244,11 @@ class Scope:
 
     def saving(self, indices: Sequence[int]) -> int:
         """Parameters that replacing some blocks takes away, less those that it brings."""
-        by, target = self.request.template.by, self.request.template.target
-        replacements = self.request.group(indices)
-        brought = sum(by.parameters(self._width_of(one.blocks[0]), target) for one in replacements)
-        return sum(map(self._weight, replacements)) - brought
+        return -sum(map(self.change, self.request.group(indices)))
+
+    def change(self, one: Replacement) -> int:
+        """Parameters that a replacement brings, less those that it takes away."""
+        return one.by.parameters(self._width_of(one.blocks[0]), one.target) - self._weight(one)
 
     def _width_of(self, index: int) -> int:
         """Width of what a stand-in takes: of several residual streams it is more than the configuration's."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import NamedTuple, Self, cast
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.budget import Budget
-from rectilinear.linearization.costs import CacheBytes, check_cache, measure_costs
-from rectilinear.linearization.fit import Fitted, fit_all
-from rectilinear.linearization.left_out import check_left_out
+from rectilinear.linearization.costs import CacheBytes, check_cache, grown, measure_costs
+from rectilinear.linearization.fit import Fitted, fit_all, merge_edits
+from rectilinear.linearization.left_out import leaving_out_fails
 from rectilinear.linearization.plan import CostRecord
 from rectilinear.linearization.program import cheapest, exchanges, least_shares
 from rectilinear.linearization.replacement import Replacement
@@ -19,8 +18,11 @@ from rectilinear.linearization.request import Scope
 from rectilinear.linearization.settings import BUDGET_TOKENS, Selection
 from rectilinear.linearization.workbench import Workbench
 from rectilinear.measurement.kept import Kept
-from rectilinear.models.describe import check_context, count_parameters
+from rectilinear.models.describe import count_parameters
 from rectilinear.models.find_blocks import context_of
+
+# How often a lower budget is aimed at, where what is fitted needs more than it was to.
+_AIMS = 5
 
 
 class Trial(NamedTuple):
@@ -31,45 +33,37 @@ class Trial(NamedTuple):
     loss: float | None
 
 
-@dataclass(frozen=True, eq=False)
 class Search:
     """A search for the choice with the least loss among those that cost little.
 
     Attributes:
-        bench, selection: what it is for.
-        loss: of fits, on held-out rows.
-        kept: costs of earlier runs.
-        ones: all replacements that are chosen from.
         sizes: of the cache.
-        alone: what each costs where it is the only one.
-        tried: what was fitted so far.
+        alone: what each replacement costs where it is the only one.
+        losses: of what was fitted so far, by what was chosen.
+        left_out: why replacements were not considered, by what they are.
     """
 
-    bench: Workbench
-    selection: Selection
-    loss: Callable[[Sequence[Fitted]], float | None]
-    kept: Kept
-    ones: Sequence[Replacement]
-    sizes: CacheBytes
-    alone: Sequence[CostRecord]
-    tried: dict[frozenset[Replacement], Trial] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, scope: Scope, bench: Workbench, loss: Callable[[Sequence[Fitted]], float | None], kept: Kept) -> Self:
+    def __init__(
+        self, scope: Scope, bench: Workbench, loss: Callable[[Sequence[Fitted]], float | None], kept: Kept
+    ) -> None:
         """Measure what all replacements cost that a request can choose from.
 
         Raises:
-            RequestError: a model that does not run without a part, or has no cache where there is a budget of it.
+            RequestError: a budget that cannot be met, a model that has no cache where there is a budget of it.
         """
-        selection, config = scope.request.selection, scope.model.config
-        tokens = selection.budget_tokens or min(BUDGET_TOKENS, context_of(config) or BUDGET_TOKENS)
-        check_context(config, tokens)
-        sizes, kept = CacheBytes.of(bench, tokens), kept.changed(budget_tokens=tokens)
-        if cast(Budget, selection.budget).cache is not None:
-            check_cache(bench.model, sizes)
-        ones = [one for each in scope.alternatives(checked=Scope.runs) for one in each.runs()]
-        check_left_out(bench, [one for one in ones if one.target != "block"])
-        return cls(bench, selection, loss, kept, ones, sizes, measure_costs(bench, ones, sizes, kept))
+        self._bench, self._loss, self._selection = bench, loss, scope.request.selection
+        self._budget = cast(Budget, self._selection.budget)
+        tokens = tokens_of(self._selection, context_of(scope.model.config))
+        self.sizes, self._kept = CacheBytes.of(bench, tokens), kept.changed(budget_tokens=tokens)
+        if self._budget.cache is not None:
+            check_cache(bench.model, self.sizes)
+        self._whole = {"parameters": float(count_parameters([bench.model])), "cache": float(self.sizes.total)}
+        self._limits = self._aim = self._budget.limits(self._whole)
+        self.left_out: dict[str, str] = {}
+        self._ones = self._possible(scope)
+        self.alone = measure_costs(bench, self._ones, self.sizes, self._kept)
+        self.losses: dict[frozenset[Replacement], float | None] = {}
+        self._leader: Trial | None = None
 
     def best(self) -> Trial:
         """Fit the cheapest choices, and choices near the best of them; the one with the least loss.
@@ -77,51 +71,106 @@ class Search:
         Raises:
             RequestError: no choice is within the budget.
         """
-        costs, limits, depth = self.alone, self._limits, len(self.bench.stack)
-        for number in range(self.selection.rounds):
-            if number:
-                costs = measure_costs(self.bench, self.ones, self.sizes, self.kept, self._leader.fits)
-            for chosen in islice(cheapest(costs, limits, depth), self.selection.trials):
-                self._try(chosen)
-            if not self.tried:
-                least = least_shares(costs, self._whole, depth, limits)
-                raise RequestError(
-                    f"expected a `budget` of at least {least} with these choices, got {self.selection.budget}"
-                )
-        left = self.selection.swaps
-        while left:
-            leader = self._leader
-            inside = {cost.replacement.unfitted() for cost in leader.chosen}
+        costs = self.alone
+        for number in range(self._selection.rounds):
+            if number and self._leader:
+                costs = measure_costs(self._bench, self._ones, self.sizes, self._kept, self._leader.fits)
+            self._fit_cheapest(costs)
+            if self._leader is None:
+                raise self._refusal(costs)
+        left = self._selection.swaps
+        while left and self._leader:
+            inside = _names(self._leader.chosen)
             now = [cost for cost in costs if cost.replacement.unfitted() in inside]
-            near = {_names(each): each for each in exchanges(costs, limits, depth, now)}
-            new = [each for names, each in near.items() if names not in self.tried]
-            for chosen in new[:left]:
+            near = {_names(each): each for each in exchanges(costs, self._aim, len(self._bench.stack), now)}
+            for chosen in [each for names, each in near.items() if names not in self.losses][:left]:
                 left -= 1
-                if self._try(chosen) is self._leader:
+                self._try(chosen)
+                if self._leader.chosen is chosen:
                     break
             else:
                 break  # none helps
-        return self._leader
+        return cast(Trial, self._leader)
 
-    @property
-    def _leader(self) -> Trial:
-        return min(self.tried.values(), key=lambda trial: trial.loss or 0.0)
+    def _fit_cheapest(self, costs: Sequence[CostRecord]) -> None:
+        """Fit as many of the cheapest choices as are asked for; aim lower where what is fitted needs more."""
+        fitted = 0
+        for _ in range(_AIMS):
+            for chosen in cheapest(costs, self._aim, len(self._bench.stack)):
+                over = self._try(chosen)
+                if over:
+                    self._aim = {name: most - over.get(name, 0.0) for name, most in self._aim.items()}
+                    break
+                fitted += 1
+                if fitted >= self._selection.trials:
+                    return
+            else:
+                return
 
-    def _try(self, chosen: Sequence[CostRecord]) -> Trial:
+    def _try(self, chosen: list[CostRecord]) -> dict[str, float]:
+        """How far a choice is over the budget once it is fitted; where it is not, it leads if it has the least loss.
+
+        Fits together may need more than each alone: windows are allotted to all heads together.
+        """
         names = _names(chosen)
-        if names not in self.tried:
-            bench = replace(self.bench, kept=self.bench.kept.under(str(len(self.tried))))
-            fits = fit_all(bench, [*names])
-            self.tried[names] = Trial([*chosen], fits, self.loss(fits))
-        return self.tried[names]
+        if names in self.losses:
+            return {}
+        bench = replace(self._bench, kept=self._bench.kept.under(str(len(self.losses))))
+        fits = fit_all(bench, [*names])
+        changes = {"parameters": float(sum(map(grown, fits)))}
+        if "cache" in self._limits:
+            changes["cache"] = float(self.sizes.of_edits(bench, merge_edits(fits)) - self.sizes.total)
+        over = {name: changes[name] - most for name, most in self._limits.items() if changes[name] > most}
+        self.losses[names] = None if over else self._loss(fits)
+        if over:
+            return over
+        trial = Trial(chosen, fits, self.losses[names])
+        if self._leader is None or (trial.loss or 0.0) < (self._leader.loss or 0.0):
+            self._leader = trial  # of others no fits are kept
+        return {}
 
-    @property
-    def _whole(self) -> dict[str, float]:
-        return {"parameters": float(count_parameters([self.bench.model])), "cache": float(self.sizes.total)}
+    def _possible(self, scope: Scope) -> list[Replacement]:
+        """What can be replaced in this model, of all that is chosen from.
 
-    @property
-    def _limits(self) -> dict[str, float]:
-        return cast(Budget, self.selection.budget).limits(self._whole)
+        Raises:
+            RequestError: nothing, with the first reason; or nothing that saves enough parameters.
+        """
+        found, reasons = list[CostRecord](), list[RequestError]()
+        for request in scope.request.alternatives():
+            each = replace(scope, request=request)
+            try:
+                runs = each.runs()
+            except RequestError as error:
+                self.left_out[f"{request.template.by} for the {request.template.target}"] = str(error)
+                reasons.append(error)
+                continue
+            found += [CostRecord(replacement=one, divergence=0, parameters=each.change(one), cache=0) for one in runs]
+        parts = {(cost.replacement.target, cost.replacement.blocks): cost.replacement for cost in found}
+        for one in leaving_out_fails(self._bench, [one for one in parts.values() if one.target != "block"], reasons):
+            self.left_out[f"the {one.target} of block {one.where}"] = str(reasons[-1])
+            found = [cost for cost in found if not cost.replacement.parts & one.parts]
+        if not found:
+            raise reasons[0]
+        limit = {name: most for name, most in self._limits.items() if name == "parameters"}
+        if next(cheapest(found, limit, len(self._bench.stack)), None) is None:
+            raise self._refusal(found, limit)
+        return [cost.replacement for cost in found]
+
+    def _refusal(self, costs: Sequence[CostRecord], limits: Iterable[str] = ()) -> RequestError:
+        least = least_shares(costs, self._whole, len(self._bench.stack), limits or self._limits)
+        return RequestError(f"expected a `budget` of at least {least} with these choices, got {self._budget}")
+
+
+def tokens_of(selection: Selection, context: int | None) -> int:
+    """Tokens of a text after which a budget counts the cache.
+
+    Raises:
+        RequestError: more than the model's context has.
+    """
+    tokens = selection.budget_tokens or min(BUDGET_TOKENS, context or BUDGET_TOKENS)
+    if context is not None and tokens > context:
+        raise RequestError(f"expected `budget_tokens` of at most the model's context of {context:,}, got {tokens:,}")
+    return tokens
 
 
 def _names(chosen: Iterable[CostRecord]) -> frozenset[Replacement]:

@@ -29,7 +29,9 @@ class Streams:
         self._to_come: list[tuple[int, Edits]] = []
 
     def edit(self, depth: int, edits: Edits) -> None:
-        """Have modules at or after a depth replaced by some more."""
+        """Have modules at or after a depth, which is still to be gone through, replaced by some more."""
+        if depth < self._original.depth:
+            raise ValueError(f"expected an edit from block {self._original.depth} on, got one at block {depth}")
         self._to_come.append((depth, edits))
 
     def advance(self, to: int) -> None:

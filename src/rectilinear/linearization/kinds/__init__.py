@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
@@ -36,7 +37,7 @@ def parse_kinds(value: Any) -> Any:
         return value
     texts: list[str] = []
     for word in words:  # the values of an option may have commas, too
-        if texts and "=" in texts[-1] and word.partition(":")[0] not in KINDS:
+        if texts and "=" in texts[-1] and re.fullmatch(r"[-+.\de]+", word):
             texts[-1] += f",{word}"
         else:
             texts.append(word)
@@ -46,8 +47,9 @@ def parse_kinds(value: Any) -> Any:
         if wrong := [option for option in options if "=" not in option]:
             raise RequestError(f"expected `choices=bounded:window=16,affine`, got {wrong[0]!r} in {text!r}")
         found.append(make_kind(name, dict(option.split("=", 1) for option in options)))
-    if not found:
-        raise RequestError("expected `choices=bounded:window=16,affine`, got no kind")
+    if not found or len({*found}) < len(found):
+        got = "no kind" if not found else f"one of them twice in {','.join(texts)!r}"
+        raise RequestError(f"expected `choices=bounded:window=16,affine`, got {got}")
     return found
 
 
