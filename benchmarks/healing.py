@@ -78,6 +78,11 @@ class Plan:
     trial: float = 1.0
     seeds: Sequence[int] = (1, 2, 3)
 
+    @property
+    def first_rates(self) -> Sequence[float]:
+        """Learning rates that every way is tried with."""
+        return RATES[2 : 2 + self.rates]
+
     def ways_of(self, start: str) -> list[str]:
         """Those that an edited model can be trained by: without a stand-in there is none to heal."""
         return [name for name in self.ways if self.starts[start][0].trainable or not name.startswith("states")]
@@ -211,7 +216,7 @@ def chosen_rate(study: Study, edited: Edited, cell: Cell) -> float:
     plan, file = plan_of(study), study.file(f"rates-{cell.start}-{cell.way}")
     known: dict[str, float | None] = json.loads(file.read_text()) if file.exists() else {}
     steps = max(1, round(plan.trial * steps_of(study, edited, replace(cell, budget="compute"))))
-    tried = [*RATES[2 : 2 + plan.rates]]
+    tried = [*plan.first_rates]
     while True:
         for rate in tried:
             if str(rate) not in known:

@@ -38,6 +38,7 @@ def test_the_experiments_page_is_what_the_results_make_it():
         ("bounded_page", "bounded"),
         ("rivals_page", "rivals"),
         ("engines_page", "engines"),
+        ("healing_page", "healing"),
         ("scale_page", "scale"),
     ],
 )
