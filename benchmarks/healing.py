@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,11 @@ class Plan:
     def cells(self) -> dict[str, Cell]:
         """Cells by their names."""
         found = {f"{start}-none": Cell(start) for start in self.starts}
-        for seed in self.seeds:
-            for start in self.starts:
-                ways = self.ways_of(start)
-                tried = [("compute", name) for name in ways]
-                tried += [("tokens", name) for name in self.same_tokens if name in ways[1:]]
-                for budget, name in tried:
+        budgets = {"compute": self.ways, "tokens": self.same_tokens}
+        for budget, seed, start in product(budgets, self.seeds, self.starts):
+            ways = self.ways_of(start)
+            for name in ways if budget == "compute" else ways[1:]:
+                if name in budgets[budget]:
                     found[f"{start}-{name}-{budget}-{seed}"] = Cell(start, name, budget, seed)
         return found
 
