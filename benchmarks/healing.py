@@ -10,8 +10,9 @@ which has the cells of the dense models.
 
     python benchmarks/healing.py MODELS TEXTS [CELL ...]
 
-MODELS, TEXTS: folders as for benchmarks/bounded.py. Cells are named as their files. About 40 minutes of one core for
-stories260K; of SmolLM2-135M some five hours for each seed, and two for its learning rates.
+MODELS, TEXTS: folders as for benchmarks/bounded.py. Cells are named as their files. About 45 minutes of one core for
+stories260K; of SmolLM2-135M, by what its forward passes take, some three hours for each seed, and two for its learning
+rates.
 """
 
 from __future__ import annotations

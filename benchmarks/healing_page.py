@@ -47,9 +47,6 @@ COMPARED = [
     ("lora-logits", "logits", "LoRA elsewhere, not the own parts; predictions"),
 ]
 
-#: What is to be seen, by model.
-FOUND: dict[str, str] = {}
-
 BEGIN = f"""# Healing beside fine-tuning and LoRA
 
 An edited model can be trained in several ways. Here they have the same rows and the same compute: `{COMMAND}`.
@@ -102,8 +99,9 @@ def about(plan: Plan) -> str:
         f"\n## {study.model}\n\nRows of {study.seq_len}, {plan.rows} in a step; fitted and trained on {study.fitted:,} tokens of {study.fit}, scored on {tokens:,} tokens of {study.score} ({groups} documents), "
         f"{dense['machine']['processor']}. The dense model's loss is {sum(dense['sums']['all']) / tokens:.4f}. Learning rates tried: {rates}{widened}{share}.\n"
     )
-    found = f"\n{FOUND[study.model]}" if study.model in FOUND else ""
-    return begin + found + "".join(section(plan, start, cells, dense) for start in plan.starts)
+    if len(cells) < len(study.ways):
+        begin += f"\n{len(cells)} of {len(study.ways)} cells are made; ways and seeds that are not there are left out below.\n"
+    return begin + "".join(section(plan, start, cells, dense) for start in plan.starts)
 
 
 def section(plan: Plan, start: str, cells: Cells, dense: dict[str, Any]) -> str:
@@ -200,10 +198,13 @@ def ranking(ways: dict[str, list[dict[str, Any]]]) -> str:
     """Which way loses least, and by how much."""
     first, *rest = sorted(ways, key=lambda name: total(ways[name]))
     found = {name: between(ways[name], ways[first]) for name in rest}
-    told = [f"*{NAMES[name]}* {each}" for name, each in found.items() if each.sure]
+    more = [f"*{NAMES[name]}* by {each}" for name, each in found.items() if each.sure]
     alike = [f"*{NAMES[name]}* ({each})" for name, each in found.items() if not each.sure]
-    words = f"Least loss: *{NAMES[first]}*. " + (f"More lose {', '.join(told)}. " if told else "")
-    return words + (f"Not told apart from it: {', '.join(alike)}." if alike else "All others are told apart from it.")
+    words = f"Least loss: *{NAMES[first]}*. "
+    words += f"Others lose more: {', '.join(more)}. " if more else ""
+    words += f"Not told apart from it: {', '.join(alike)}." if alike else ""
+    few = min(map(len, ways.values()))
+    return words.strip() + (" Of a single seed, so that intervals are over documents alone." if few < 2 else "")
 
 
 def choices(ways: dict[str, list[dict[str, Any]]]) -> str:
