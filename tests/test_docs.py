@@ -39,6 +39,7 @@ def test_the_experiments_page_is_what_the_results_make_it():
         ("rivals_page", "rivals"),
         ("engines_page", "engines"),
         ("mixed_page", "mixed"),
+        ("healing_page", "healing"),
         ("scale_page", "scale"),
     ],
 )
