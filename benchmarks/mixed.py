@@ -36,7 +36,8 @@ class Way:
         kinds: one, or several as ``--choices`` has them.
         target: what is replaced; None for whatever a kind can take the place of.
         select: what a single kind's blocks are chosen by, greedily; None for the integer program.
-        trials: of the integer program's cheapest choices.
+        trials, rounds, swaps: of the search around the integer program.
+        tokens: after which a budget counts the cache.
     """
 
     budget: str
@@ -44,14 +45,20 @@ class Way:
     target: str | None = None
     select: str | None = None
     trials: int = 1
+    rounds: int = 1
+    swaps: int = 0
+    tokens: int | None = None
 
     def selection(self) -> tuple[Any, Selection]:
         """Kind and selection."""
-        options: dict[str, Any] = {"budget": self.budget} | ({"target": self.target} if self.target else {})
+        options: dict[str, Any] = {"budget": self.budget}
+        options |= {} if self.target is None else {"target": self.target}
+        options |= {} if self.tokens is None else {"budget_tokens": self.tokens}
         if self.select:
             (kind,) = parse_kinds(self.kinds)
             return kind, Selection(select=self.select, **options)
-        return None, Selection(choices=self.kinds, trials=self.trials, **options)
+        search = {"trials": self.trials, "rounds": self.rounds, "swaps": self.swaps}
+        return None, Selection(choices=self.kinds, **search, **options)
 
 
 #: Kinds that whole models can be made smaller by alone, and their targets.
@@ -66,25 +73,23 @@ SINGLE = [
 
 
 def of_parameters(
-    share: int, select: str | None, single: list[tuple[str, str]], mixed: str, trials: int
+    share: int, select: str | None, single: list[tuple[str, str]], mixed: dict[str, Way]
 ) -> dict[str, Way]:
     """Ways to keep so many per cent of the parameters."""
     budget = f"parameters={share}%"
     greedy = {f"{kind}-{target}": Way(budget, kind, target, select) for kind, target in single}
-    both = {"mixed": Way(budget, mixed), f"mixed-{trials}": Way(budget, mixed, trials=trials)}
-    return {f"parameters-{share}-{name}": way for name, way in (greedy | both).items()}
+    every = greedy | {name: replace(way, budget=budget) for name, way in mixed.items()}
+    return {f"parameters-{share}-{name}": way for name, way in every.items()}
 
 
-def of_cache(share: int, windows: list[int], sinks: int, trials: int) -> dict[str, Way]:
+def of_cache(share: int, windows: list[int], tokens: int) -> dict[str, Way]:
     """Ways to keep so many per cent of the cache after a row."""
-    budget, bounded = f"cache={share}%", [f"bounded:window={window}:sinks={sinks}" for window in windows]
-    greedy = {
-        f"bounded-{window}": Way(budget, kind, "attention") for window, kind in zip(windows, bounded, strict=True)
-    }
-    greedy["drop-attention"] = Way(budget, "drop", "attention")
-    both = {"mixed": Way(budget, ",".join([*bounded, "affine", "drop"]), "attention")}
-    both[f"mixed-{trials}"] = replace(both["mixed"], trials=trials)
-    return {f"cache-{share}-{name}": way for name, way in (greedy | both).items()}
+    budget, bounded = f"cache={share}%", [f"bounded:window={window}:sinks=0:centroids=2" for window in windows]
+    every = {f"bounded-{window}": Way(budget, kind) for window, kind in zip(windows, bounded, strict=True)}
+    every["drop-attention"] = Way(budget, "drop")
+    every["mixed"] = Way(budget, ",".join([*bounded, "affine", "drop"]))
+    every["mixed-searched"] = replace(every["mixed"], trials=4, rounds=2)
+    return {f"cache-{share}-{name}": replace(way, target="attention", tokens=tokens) for name, way in every.items()}
 
 
 def ways_of(*parts: Mapping[str, Way]) -> dict[str, Way]:
@@ -93,20 +98,26 @@ def ways_of(*parts: Mapping[str, Way]) -> dict[str, Way]:
 
 
 SHORT = [("drop", "block"), ("affine", "block"), ("affine", "mlp"), ("drop", "mlp")]
+#: Kinds that make a model smaller, and some that mix tokens as well.
+MIXED = {
+    "mixed": Way("", "drop,affine"),
+    "mixed-searched": Way("", "drop,affine", trials=6, rounds=2, swaps=10),
+    "mixed-filters": Way("", "drop,affine,filter:rank=8,filter:rank=16", trials=6, rounds=2, swaps=10),
+}
 STUDIES = [
     replace(
         STORIES,
         folder="mixed",
         ways=ways_of(
-            of_parameters(80, "loss", SINGLE, "drop,affine", 8),
-            of_parameters(60, "loss", SINGLE, "drop,affine", 8),
-            of_cache(10, [4, 8, 16], 0, 8),
+            of_parameters(80, "loss", SINGLE, MIXED),
+            of_parameters(60, "loss", SINGLE, MIXED),
+            of_cache(10, [4, 8, 16], STORIES.seq_len),
         ),
     ),
     replace(
         SMOLLM2,
         folder="mixed",
-        ways=ways_of(of_parameters(80, None, SHORT, "drop,affine", 3)),
+        ways=of_parameters(80, None, SHORT, {"mixed": MIXED["mixed"], "mixed-tried": Way("", "drop,affine", trials=3)}),
     ),
 ]
 

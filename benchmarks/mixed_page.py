@@ -20,10 +20,11 @@ PAGE = Path(__file__).parent.parent / "docs" / "mixed.md"
 
 BEGIN = f"""# Mixed plans under a budget
 
-What is lost where a model has to become smaller, or its cache: by plans of a single kind whose blocks are chosen greedily, and by plans of several kinds that an integer program puts together from what each replacement costs alone
+What is lost where a model has to become smaller, or its cache: by plans of a single kind whose blocks are chosen greedily (or by the same program, where that is said), and by plans of several kinds that an integer program puts together from what each replacement costs alone
 (`--choices`, [linearization.md](linearization.md#several-kinds-under-a-budget)). No training. `{COMMAND}`; all choices and fits are made on one text, and each row of a table is scored once on another. Losses are in nats a token above the
 dense model's; ± is half of a 95 % interval over documents of the paired difference (Student's t); *late* is the second half of each row. *Parameters* and *cache* are what is left of the model's and of what a row leaves in the cache.
-Greedy plans end with the replacement that meets the budget, and so may save more than they have to. *Trials*: how many of the program's cheapest choices were fitted, to take the one with the least loss on held-out rows of the fit's text.
+Greedy plans end with the replacement that meets the budget, and so may save more than they have to; *least divergence* is the program's choice for one kind, which is that of the smallest divergences where all replacements save the same. *Trials*, *rounds* and *swaps* are options of the search, which takes the
+fitted choice with the least loss on held-out rows of the fit's text.
 """
 
 
@@ -70,7 +71,12 @@ def named(way: dict[str, Any]) -> str:
     kinds = way["kinds"].replace(",", ", ")
     single = "," not in way["kinds"]
     chosen = f"{kinds} for the {way['target']}, least divergence" if single else f"*mixed*: {kinds}"
-    return chosen + (f", {way['trials']} trials" if way["trials"] > 1 else "")
+    search = [
+        f"{way[name]} {name}"
+        for name, usual in (("trials", 1), ("rounds", 1), ("swaps", 0))
+        if way.get(name, usual) > usual
+    ]
+    return ", ".join([chosen, *search])
 
 
 def summary(replacements: list[dict[str, str]]) -> str:
