@@ -110,6 +110,7 @@ STUDIES = [
         folder="mixed",
         ways=ways_of(
             of_parameters(80, "loss", SINGLE, MIXED),
+            of_parameters(75, "loss", SINGLE, MIXED),
             of_parameters(60, "loss", SINGLE, MIXED),
             of_cache(10, [4, 8, 16], STORIES.seq_len),
         ),
