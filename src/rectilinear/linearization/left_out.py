@@ -13,22 +13,19 @@ from rectilinear.models.running import evaluating, run
 from rectilinear.models.surgery import swapped
 
 
-def leaving_out_fails(
-    bench: Workbench, replacements: Sequence[Replacement], reasons: list[RequestError]
-) -> list[Replacement]:
-    """Those of some replacements without whose targets the model does not run; the reasons are added to a list."""
+def find_needed(bench: Workbench, replacements: Sequence[Replacement]) -> dict[Replacement, RequestError]:
+    """Those of some replacements without whose targets the model does not run, and what is said of each."""
     try:
         check_left_out(bench, replacements)
     except RequestError:
-        found = []
+        found = {}
         for one in replacements:
             try:
                 check_left_out(bench, [one])
             except RequestError as error:
-                reasons.append(error)
-                found.append(one)
+                found[one] = error
         return found
-    return []
+    return {}
 
 
 def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> None:

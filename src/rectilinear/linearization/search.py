@@ -10,7 +10,7 @@ from rectilinear.errors import RequestError
 from rectilinear.linearization.budget import Budget
 from rectilinear.linearization.costs import CacheBytes, check_cache, grown, measure_costs
 from rectilinear.linearization.fit import Fitted, fit_all, merge_edits
-from rectilinear.linearization.left_out import leaving_out_fails
+from rectilinear.linearization.left_out import find_needed
 from rectilinear.linearization.plan import CostRecord
 from rectilinear.linearization.program import cheapest, exchanges, least_shares
 from rectilinear.linearization.replacement import Replacement
@@ -146,8 +146,10 @@ class Search:
                 continue
             found += [CostRecord(replacement=one, divergence=0, parameters=each.change(one), cache=0) for one in runs]
         parts = {(cost.replacement.target, cost.replacement.blocks): cost.replacement for cost in found}
-        for one in leaving_out_fails(self._bench, [one for one in parts.values() if one.target != "block"], reasons):
-            self.left_out[f"the {one.target} of block {one.where}"] = str(reasons[-1])
+        needed = find_needed(self._bench, [one for one in parts.values() if one.target != "block"])
+        for one, why in needed.items():
+            self.left_out[f"the {one.target} of block {one.where}"] = str(why)
+            reasons.append(why)
             found = [cost for cost in found if not cost.replacement.parts & one.parts]
         if not found:
             raise reasons[0]
