@@ -43,7 +43,7 @@ def about(study: Study) -> str:
     ]
     for budget in dict.fromkeys(cell["way"]["budget"] for cell in cells.values()):
         of_it = {name: cell for name, cell in cells.items() if cell["way"]["budget"] == budget}
-        parts.append(f"### {budget}\n\n{rows_of(of_it, dense)}\n{verdict(of_it, dense)}")
+        parts.append(f"### {budget}\n\n{rows_of(of_it, dense)}\n\n{verdict(of_it, dense)}")
     if missing := [name for name in study.ways if name not in cells]:
         parts.append(f"Cells that are not made yet, so that plans of these are not compared: {', '.join(missing)}.\n")
     return "\n".join(parts)
