@@ -23,6 +23,7 @@ from rectilinear.linearization.replacement import Replacement
 from rectilinear.models.logits import next_logits
 from tests.families import build
 from tests.linearization.conftest import FITTED, ROWS, SEQ_LEN
+from tests.matrix.configurations import build as build_type
 
 BLOCKS = 4
 
@@ -234,6 +235,7 @@ def test_a_budget_is_kept_in_the_model_that_is_made(model, linearize, rows, budg
     spent = [cost for cost in made.plan.selection.costs if cost.replacement.unfitted() in chosen]
     assert len(spent) == len(chosen)
     assert kept[1] - kept[0] == sum(cost.cache for cost in spent)
+    assert made.plan.selection.cache_bytes_after == kept[1]
     assert parameters[1] - parameters[0] == sum(
         one.fit.parameters_after - one.fit.parameters_before for one in made.plan.replacements
     )
@@ -434,6 +436,17 @@ def test_what_cannot_be_put_in_is_left_out_and_said(linearize):
     assert {one.replacement.kind for one in made.plan.selection.costs} == {"drop"}
     (why,) = made.plan.selection.left_out.values()
     assert any("folded" in warning and why in warning for warning in made.plan.warnings)
+
+
+def test_what_the_model_does_not_run_without_is_left_out_and_said(linearize):
+    """Keys and values that later blocks read as well; attention that is bounded has them."""
+    model = build_type("gemma4_text", num_kv_shared_layers=2)
+    made = linearize(model, choices="mean,bounded:window=4:sinks=1:far=none:uniform=true", budget="parameters=95%")
+    why = made.plan.selection.left_out["the attention of block 1"]
+    assert "expected a model that runs without attention 1" in why
+    considered = {(one.kind, one.target, one.where) for one in (cost.replacement for cost in made.plan.selection.costs)}
+    assert ("mean", "attention", "1") not in considered
+    assert {("mean", "block", "3"), ("bounded", "attention", "1")} <= considered
 
 
 def test_a_named_kind_is_considered_though_it_is_larger_than_what_it_replaces(model, linearize):

@@ -21,10 +21,9 @@ def check_replacements(replacements: Sequence[Replacement], num_blocks: int, wid
         for index in one.blocks:
             if not 0 <= index < num_blocks:
                 raise RequestError(f"expected blocks from 0 to {num_blocks - 1}, got {index}")
-            for part in ("attention", "mlp", "block") if one.target == "block" else (one.target, "block"):
-                if (index, part) in taken:
-                    raise RequestError(f"expected each block to be replaced once, got block {index} twice")
-        taken |= {(index, one.target) for index in one.blocks}
+            if taken & one.model_copy(update={"blocks": (index,)}).parts:
+                raise RequestError(f"expected each block to be replaced once, got block {index} twice")
+        taken |= one.parts
         if one.target in one.by.impossible:
             why = one.by.impossible[one.target]
             raise RequestError(f"expected another target than {one.target} for {one.kind}: {why}")
@@ -37,7 +36,7 @@ def check_replacements(replacements: Sequence[Replacement], num_blocks: int, wid
         raise RequestError(f"expected at least one of {num_blocks} blocks to stay, got all of them removed")
     for one in replacements:
         before = one.blocks[0] - 1
-        if one.by.needs_block_before and (before < 0 or (before, "block") in taken or (before, "mlp") in taken):
+        if one.by.needs_block_before and (before < 0 or taken & one.rests_on):
             raise RequestError(
                 f"expected a block before {one.kind} block {one.blocks[0]} that stays, got "
                 f"{'none' if before < 0 else f'block {before} replaced'}; try other blocks, or another `kind`"

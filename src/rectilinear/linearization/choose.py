@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError
-from rectilinear.linearization.divergence import Divergence
-from rectilinear.linearization.fit import Fitted, fit_all, fit_alone, merge_edits
+from rectilinear.linearization.costs import tried
+from rectilinear.linearization.fit import Fitted, fit_all, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.linearization.left_out import check_left_out
 from rectilinear.linearization.plan import SelectionRecord
 from rectilinear.linearization.replacement import Replacement
 from rectilinear.linearization.request import Scope
 from rectilinear.linearization.search import Search
-from rectilinear.linearization.streams import Streams
 from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.measurement.collect import collect_moments, find_schedule, hand_over
 from rectilinear.measurement.kept import Kept
@@ -51,9 +50,10 @@ class Choice:
         check_left_out(self.bench, named or ())
         before = self._loss([])
         scores: dict[int, float] = {}
+        searched: dict[str, Any] = {}
         if selection.by_cost:
-            return self._by_cost(before)
-        if named is None and selection.by_loss:
+            fits, after, searched = self._by_cost()
+        elif named is None and selection.by_loss:
             fits, after, scores = self._by_loss(before or 0.0)
         else:
             if named is None:
@@ -66,29 +66,30 @@ class Choice:
             after = self._loss(fits)
         by_hand = self.scope.request.named is not None
         return fits, SelectionRecord(
-            select="by hand" if by_hand else selection.select,
+            select="by hand" if by_hand else "divergence" if selection.by_cost else selection.select,
             budget=None if by_hand else selection.limit,
             scores={str(index): score for index, score in scores.items()},
             loss_before=before,
             loss_after=after,
             tokens=int(predicted(self.held_out, self.bench.lead).sum()),
+            **searched,
         )
 
-    def _by_cost(self, before: float | None) -> tuple[list[Fitted], SelectionRecord]:
-        """Take what costs least together within the budget."""
+    def _by_cost(self) -> tuple[list[Fitted], float | None, dict[str, Any]]:
+        """Take what costs least together within the budget: the fits, the loss reached, and what was found out."""
         search = Search(self.scope, self.bench, self._loss, self.kept)
-        trial = search.best()
-        return trial.fits, SelectionRecord(
-            select="divergence",
-            budget=self.scope.request.selection.limit,
-            costs=tuple(search.alone),
-            budget_tokens=search.sizes.ids.shape[1],
-            cache_bytes=search.sizes.total or None,
-            loss_before=before,
-            loss_after=trial.loss,
-            losses=tuple(loss for loss in search.losses.values() if loss is not None),
-            left_out=search.left_out,
-            tokens=int(predicted(self.held_out, self.bench.lead).sum()),
+        best, sizes = search.best(), search.sizes
+        return (
+            best.fits,
+            best.loss,
+            {
+                "costs": tuple(search.alone),
+                "budget_tokens": sizes.ids.shape[1],
+                "cache_bytes": sizes.total or None,
+                "cache_bytes_after": sizes.of_edits(self.bench, merge_edits(best.fits)) if sizes.total else None,
+                "losses": tuple(loss for loss in search.losses.values() if loss is not None),
+                "left_out": search.left_out,
+            },
         )
 
     def _loss(self, fits: Sequence[Fitted]) -> float | None:
@@ -161,14 +162,9 @@ class Choice:
 
     def _divergences(self) -> dict[str, Tensor]:
         """How far predictions move with each candidate alone replaced, in one walk through the original."""
-        bench, found, divergence = replace(self.bench, kept=KeptFits()), list[float](), Divergence(self.bench)
-        singles = self._singles()
-        with evaluating(bench.model), noting_padding(bench), closing(Streams(bench.passes())) as streams:
-            for one in singles:
-                fitted = fit_alone(bench, one, streams)
-                found.append(divergence.of(streams, fitted.edits))
-        blocks = torch.tensor([one.blocks[-1] for one in singles])
-        return {"blocks": blocks, "divergence": torch.tensor(found, dtype=torch.float64)}
+        found = {fitted.replacement.blocks[-1]: moved for fitted, moved in tried(self.bench, self._singles())}
+        divergences = torch.tensor([*found.values()], dtype=torch.float64)
+        return {"blocks": torch.tensor([*found]), "divergence": divergences}
 
     def _scores(self) -> dict[str, Tensor]:
         """How linear each part is that can be replaced, and how much it does: 1 less the cosine of input and output."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.divergence import Divergence
-from rectilinear.linearization.fit import Fitted, Site, fit_alone, merge_edits
+from rectilinear.linearization.fit import Fitted, fit_alone, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.linearization.plan import CostRecord
 from rectilinear.linearization.replacement import Replacement
@@ -48,9 +48,7 @@ class CacheBytes:
         """Those of a model after so many tokens."""
         row = tensors_of(bench.one_row)[0]
         ids = row.repeat(1, -(-tokens // row.shape[1]))[:, :tokens]
-        with evaluating(bench.model):
-            original, at_row = (cache_bytes_of_layers(bench.model, each) or () for each in (ids, row))
-        return cls(original, at_row, ids, row)
+        return cls(_bytes_of_layers(bench, {}, ids), _bytes_of_layers(bench, {}, row), ids, row)
 
     @property
     def total(self) -> int:
@@ -59,26 +57,30 @@ class CacheBytes:
 
     def of_edits(self, bench: Workbench, edits: Edits) -> int:
         """Of all layers, with some edits."""
-        with evaluating(bench.model), swapped(bench.model, edits):
-            return sum(cache_bytes_of_layers(bench.model, self.ids) or ())
+        return sum(_bytes_of_layers(bench, edits, self.ids))
 
-    def change(self, site: Site, fitted: Fitted) -> int:
+    def change(self, bench: Workbench, fitted: Fitted) -> int:
         """How many more, or fewer, they are with a replacement."""
-        layers = [each for part in site.parts for each in part.cache_layers if each < len(self.original)]
+        one = fitted.replacement
+        parts = [bench.parts.part(index, one.target, bool(one.removed)) for index in one.blocks]
+        layers = [each for part in parts for each in part.cache_layers if each < len(self.original)]
+
+        def of_these(found: Sequence[int]) -> int:
+            return sum(found[layer] for layer in layers)
+
         after = 0
-        if fitted.replacement.by.remembers and layers:
-            with evaluating(site.bench.model), swapped(site.bench.model, fitted.edits):
+        if one.by.remembers and layers:
+            # A state that is smaller than the original's after a row grows no more.
+            shorter = min(self.row, self.ids, key=lambda ids: ids.shape[1])
+            after = of_these(_bytes_of_layers(bench, fitted.edits, shorter))
+            if after >= of_these(self.at_row):
+                after = of_these(_bytes_of_layers(bench, fitted.edits, self.ids))
+        return after - of_these(self.original)
 
-                def of_these(ids: Tensor) -> int:
-                    found = cache_bytes_of_layers(site.bench.model, ids) or ()
-                    return sum(found[layer] for layer in layers)
 
-                # A state that is smaller than the original's after a row grows no more.
-                shorter = min(self.row, self.ids, key=lambda ids: ids.shape[1])
-                after = of_these(shorter)
-                if after >= sum(self.at_row[layer] for layer in layers):
-                    after = of_these(self.ids)
-        return after - sum(self.original[layer] for layer in layers)
+def _bytes_of_layers(bench: Workbench, edits: Edits, ids: Tensor) -> Sequence[int]:
+    with evaluating(bench.model), swapped(bench.model, edits):
+        return cache_bytes_of_layers(bench.model, ids) or ()
 
 
 def measure_costs(
@@ -94,28 +96,32 @@ def measure_costs(
     kept = kept.changed(around=[fitted.replacement.unfitted().model_dump(mode="json") for fitted in around])
     found = ranks.from_first(lambda: {one: kept.load(_name(one), CostRecord) for one in ones})
     missing = [one for one in ones if found[one] is None]
-    bench = replace(bench, kept=KeptFits())  # as each is kept here
-    with evaluating(bench.model), noting_padding(bench):
-        for kind in dict.fromkeys(one.by for one in missing):
-            kind.prepare(bench, [one for one in missing if one.by == kind])  # of all in one walk
-        done, divergence = 0, Divergence(bench)
-        for some, others in _walks(missing, around):
-            with closing(_Surroundings(bench, others, divergence)) as surroundings:
-                for one in some:
-                    fitted, moved = surroundings.tried(one)
-                    cost = CostRecord(
-                        replacement=fitted.replacement,
-                        divergence=moved,
-                        parameters=grown(fitted),
-                        cache=sizes.change(Site(bench, one, surroundings.streams), fitted),
-                    )
-                    found[one] = cost
-                    if ranks.is_first:
-                        kept.save(_name(one), cost)
-                    done += 1
-                    if bench.progress:
-                        bench.progress("costs", done, len(missing))
+    for done, (fitted, moved) in enumerate(tried(bench, missing, around), 1):
+        cost = CostRecord(
+            replacement=fitted.replacement,
+            divergence=moved,
+            parameters=grown(fitted),
+            cache=sizes.change(bench, fitted),
+        )
+        found[fitted.replacement.unfitted()] = cost
+        if ranks.is_first:
+            kept.save(_name(fitted.replacement), cost)
+        if bench.progress:
+            bench.progress("costs", done, len(missing))
     return [each for one in ones if (each := found[one]) is not None]
+
+
+def tried(
+    bench: Workbench, ones: Sequence[Replacement], around: Sequence[Fitted] = ()
+) -> Iterator[tuple[Fitted, float]]:
+    """Each of some replacements as it is fitted, and how much further it moves predictions: see `measure_costs`."""
+    bench, divergence = replace(bench, kept=KeptFits()), Divergence(bench)  # the fits are not gone on from
+    with evaluating(bench.model), noting_padding(bench):
+        for kind in dict.fromkeys(one.by for one in ones):
+            kind.prepare(bench, [one for one in ones if one.by == kind])  # of all in one walk
+        for some, others in _walks(ones, around):
+            with closing(_Surroundings(bench, others, divergence)) as surroundings:
+                yield from map(surroundings.tried, some)
 
 
 def grown(fitted: Fitted) -> int:
@@ -136,7 +142,7 @@ def _walks(
     long = [each for each in around if each.replacement.begins < each.replacement.blocks[-1]]
     walks: dict[tuple[int, ...], list[Replacement]] = {}
     for one in sorted(ones, key=_order):
-        hidden = tuple(number for number, each in enumerate(long) if _touched(each.replacement) & _touched(one))
+        hidden = tuple(number for number, each in enumerate(long) if each.replacement.touches & one.touches)
         walks.setdefault(hidden, []).append(one)
     for hidden, some in walks.items():
         left_out = [long[number] for number in hidden]
@@ -160,7 +166,7 @@ class _Surroundings:
             self.streams.edit(fitted.replacement.begins, fitted.edits)
             self._passed += 1
         fitted = fit_alone(self._bench, one, self.streams)
-        at_once = [each for each in self._around if not _touched(each.replacement) & _touched(one)]
+        at_once = [each for each in self._around if not each.replacement.touches & one.touches]
         others = [each for each in self._around[self._passed :] if each in at_once]
         left_out = frozenset(each.replacement.unfitted() for each in self._around if each not in at_once)
         if left_out not in self._without:
@@ -198,11 +204,6 @@ def _order(one: Replacement) -> tuple[int, bool]:
 def _is_late(one: Replacement) -> bool:
     """Whether it takes what a block has after its attention."""
     return one.target == "mlp" or one.by.needs_block_before
-
-
-def _touched(one: Replacement) -> frozenset[tuple[int, str]]:
-    """The parts of blocks whose modules are others with a replacement."""
-    return one.parts | ({(one.begins, "mlp")} if one.by.needs_block_before else set())
 
 
 def _name(one: Replacement) -> str:

@@ -13,38 +13,40 @@ from rectilinear.models.running import evaluating, run
 from rectilinear.models.surgery import swapped
 
 
-def find_needed(bench: Workbench, replacements: Sequence[Replacement]) -> dict[Replacement, RequestError]:
-    """Those of some replacements without whose targets the model does not run, and what is said of each."""
-    try:
-        check_left_out(bench, replacements)
-    except RequestError:
-        found = {}
-        for one in replacements:
-            try:
-                check_left_out(bench, [one])
-            except RequestError as error:
-                found[one] = error
-        return found
-    return {}
+def find_needed(bench: Workbench, replacements: Sequence[Replacement]) -> dict[tuple[Replacement, ...], str]:
+    """What the model does not run without, as others take more from it than hidden states, and why.
 
-
-def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> None:
-    """Raise `RequestError` for what the model does not run without: others take more from it than hidden states."""
+    Each of the targets of some replacements by itself, or all of them where only together they cannot be missed.
+    """
     streams = Streams(bench.passes())
     sites = [Site(bench, one, streams) for one in replacements if not one.by.keeps_weights]
 
-    def error_without(*some: Site) -> JobError | None:
-        edits = {path: module for site in some for path, module in site.left_out().items()}
-        try:
-            with evaluating(bench.model), swapped(bench.model, edits):
-                run(bench.model, bench.one_row)
-        except JobError as error:
-            return error
-        return None
+    def errors(*groups: Sequence[Site]) -> dict[tuple[Replacement, ...], str]:
+        return {
+            tuple(site.replacement for site in some): f"expected a model that runs without {_names(some)}, got: {error}"
+            for some in groups
+            if (error := _error_without(bench, some))
+        }
 
-    if not sites or error_without(*sites) is None:
-        return
-    for some in (*((site,) for site in sites), sites):
-        if error := error_without(*some):
-            where = " and ".join(f"{site.target} {site.replacement.where}" for site in some)
-            raise RequestError(f"expected a model that runs without {where}, got: {error}; try other blocks")
+    together = errors(sites) if sites else {}
+    return together and (errors(*([site] for site in sites)) or together)
+
+
+def check_left_out(bench: Workbench, replacements: Sequence[Replacement]) -> None:
+    """Raise `RequestError` for what the model does not run without."""
+    for reason in find_needed(bench, replacements).values():
+        raise RequestError(f"{reason}; try other blocks")
+
+
+def _error_without(bench: Workbench, sites: Sequence[Site]) -> JobError | None:
+    edits = {path: module for site in sites for path, module in site.left_out().items()}
+    try:
+        with evaluating(bench.model), swapped(bench.model, edits):
+            run(bench.model, bench.one_row)
+    except JobError as error:
+        return error
+    return None
+
+
+def _names(sites: Sequence[Site]) -> str:
+    return " and ".join(f"{site.target} {site.replacement.where}" for site in sites)

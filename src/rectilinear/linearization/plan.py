@@ -42,6 +42,7 @@ class SelectionRecord(Record):
     costs: tuple[CostRecord, ...] = Field(default=(), description="of all that was chosen from")
     budget_tokens: int | None = Field(default=None, description="tokens of a text after which the cache is counted")
     cache_bytes: int | None = Field(default=None, description="of the original after these; null where it has no cache")
+    cache_bytes_after: int | None = Field(default=None, description="the same with all that was chosen")
     losses: tuple[float, ...] = Field(default=(), description="of the choices that were fitted, in turn; nats a token")
     left_out: dict[str, str] = Field(default_factory=dict, description="why replacements were not considered")
     loss_before: float | None = None
@@ -49,18 +50,16 @@ class SelectionRecord(Record):
     tokens: int = 0
 
     def spent(self, replacements: Sequence[Replacement]) -> list[str]:
-        """What some replacements cost and save, where that was measured, in sentences."""
+        """What some replacements cost and save together, where that was measured, in sentences."""
         of_these = {one.unfitted() for one in replacements}
         spent = [cost for cost in self.costs if cost.replacement.unfitted() in of_these]
         if not spent:
             return []
-        found = [
-            f"each alone, they move predictions by {sum(cost.divergence for cost in spent):.4f} nats per token in all"
-        ]
-        if self.cache_bytes:
-            after = self.cache_bytes + sum(cost.cache for cost in spent)
-            share = f"{after / self.cache_bytes - 1:+.1%}"
-            found.append(f"cache after {self.budget_tokens:,} tokens {self.cache_bytes:,} -> {after:,} bytes ({share})")
+        moved = sum(cost.divergence for cost in spent)
+        found = [f"each alone, they move predictions by {moved:.4f} nats per token in all"]
+        if (before := self.cache_bytes) and (after := self.cache_bytes_after) is not None:
+            share = f"{after / before - 1:+.1%}"
+            found.append(f"cache after {self.budget_tokens:,} tokens {before:,} -> {after:,} bytes ({share})")
         return found
 
 
@@ -113,10 +112,10 @@ class Plan(ResultFile):
         """``rectilinear linearize``; "" where replacements were those of a plan."""
         from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 
-        kind = str(self.settings.get("kind"))
-        if not (kind in KINDS or self.settings.get("choices")) or self.environment is None:
+        named = str(self.settings.get("kind"))
+        kinds = [KINDS[named]] if named in KINDS else []
+        if not (kinds or self.settings.get("choices")) or self.environment is None:
             return ""
-        kinds = [kind] if kind in KINDS else []
         healing: dict[str, Any] = {}
         if healed := self.heal:
             healing = {
@@ -125,15 +124,9 @@ class Plan(ResultFile):
                 "heal_batch_size": healed.batch_size,
                 "heal_logits": healed.logits_weight,
             }
-        arguments = [model_word(self.model), "--text", text_word(self.data), *(["--kind", kind] if kinds else [])]
+        arguments = [model_word(self.model), "--text", text_word(self.data), *(["--kind", named] if kinds else [])]
         values = {**self.settings, **loaded_as(self.model, self.environment), "seq_len": self.data.seq_len, **healing}
-        options: list[type[BaseModel]] = [
-            *(KINDS[each] for each in kinds),
-            Selection,
-            Fitting,
-            CalibrationRows,
-            Loading,
-        ]
+        options: tuple[type[BaseModel], ...] = (*kinds, Selection, Fitting, CalibrationRows, Loading)
         return command_line("linearize", arguments, values, *options, folder=True)
 
     def words(self) -> tuple[str, ...]:

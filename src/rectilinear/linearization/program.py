@@ -123,6 +123,6 @@ def _exclusive(costs: Sequence[CostRecord], num_blocks: int) -> Iterator[_Limit]
         yield of(numbers), 1.0
     yield np.array([float(len(cost.replacement.removed)) for cost in costs]), num_blocks - 1.0
     for number, cost in enumerate(costs):
-        if cost.replacement.by.needs_block_before:
-            for other in parts.get((cost.replacement.blocks[0] - 1, "mlp"), ()):
+        for part in cost.replacement.rests_on:
+            for other in parts.get(part, ()):
                 yield of([number, other]), 1.0

@@ -95,6 +95,16 @@ class Replacement(Record):
         return frozenset((block, target) for block in self.blocks for target in targets)
 
     @property
+    def rests_on(self) -> frozenset[tuple[int, str]]:
+        """What of which blocks has to stay for it, as it is written into that."""
+        return frozenset({(self.begins, "mlp")} if self.by.needs_block_before else ())
+
+    @property
+    def touches(self) -> frozenset[tuple[int, str]]:
+        """What of which blocks has other modules with it."""
+        return self.parts | self.rests_on
+
+    @property
     def is_stock(self) -> bool:
         """Whether the stock architecture knows all modules that it leaves."""
         return self.by.removes_blocks and self.target == "block"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain, groupby
 from typing import Any, get_args
 
@@ -115,24 +115,30 @@ class Scope:
     width: int
     parts: Parts | None = None  # of a model with weights
 
-    def _check_any(self, check: Callable[[Scope], None]) -> None:
-        """Raise the first `RequestError` where nothing of what is chosen from passes a check."""
-        reasons = list[RequestError]()
-        for request in self.request.alternatives():
-            try:
-                return check(replace(self, request=request))
-            except RequestError as error:
-                reasons.append(error)
-        raise reasons[0]
-
-    def runs(self) -> list[Replacement]:
-        """Replacements like the template of each candidate, and of consecutive blocks as one where they may be.
+    @cached_property
+    def alternatives(self) -> tuple[list[Scope], dict[str, str]]:
+        """Scopes of each kind and target that is chosen from, and why others cannot be put into this model.
 
         Raises:
-            RequestError: none of them can be made in this model.
+            RequestError: none can, with the first reason.
         """
-        self.check()
-        self.check_weights(None)
+        found, reasons = list[Scope](), dict[str, str]()
+        for request in self.request.alternatives():
+            scope = replace(self, request=request)
+            try:
+                scope.check()
+                if self.parts is not None:  # of a model with weights
+                    scope.check_weights(None)
+            except RequestError as error:
+                reasons[f"{request.template.by} for the {request.template.target}"] = str(error)
+            else:
+                found.append(scope)
+        if not found:
+            raise RequestError(next(iter(reasons.values())))
+        return found, reasons
+
+    def runs(self) -> list[Replacement]:
+        """Replacements like the template of each candidate, and of consecutive blocks as one where they may be."""
         longest = self.request.selection.span if self.request.template.target == "block" else 1
         found: list[tuple[int, ...]] = [(index,) for index in self.candidates]
         for length in range(2, longest + 1):
@@ -144,7 +150,7 @@ class Scope:
     def check(self) -> None:
         """Raise a `RequestError` for what cannot be done to this model, as far as that shows without its weights."""
         if self.request.selection.by_cost:
-            self._check_any(Scope.check)
+            _ = self.alternatives
             return
         template, named, count = self.request.template, self.request.named, len(self.stack)
         asked = [template.model_copy(update={"blocks": (count - 1,)})] if named is None else named
@@ -177,7 +183,7 @@ class Scope:
     def check_weights(self, sha256: str | None) -> None:
         """Raise a `RequestError` for what cannot be done to the model's weights, which have this hash."""
         if self.request.selection.by_cost:
-            self._check_any(partial(Scope.check_weights, sha256=sha256))
+            _ = self.alternatives
             return
         plan = self.request.selection.plan
         if plan is not None and plan.model.sha256 != sha256:

@@ -59,8 +59,9 @@ class Search:
             check_cache(bench.model, self.sizes)
         self._whole = {"parameters": float(count_parameters([bench.model])), "cache": float(self.sizes.total)}
         self._limits = self._aim = self._budget.limits(self._whole)
-        self.left_out: dict[str, str] = {}
-        self._ones = self._possible(scope)
+        scopes, reasons = scope.alternatives
+        self.left_out = {**reasons}
+        self._ones = self._possible(scopes)
         self.alone = measure_costs(bench, self._ones, self.sizes, self._kept)
         self.losses: dict[frozenset[Replacement], float | None] = {}
         self._leader: Trial | None = None
@@ -129,30 +130,27 @@ class Search:
             self._leader = trial  # of others no fits are kept
         return {}
 
-    def _possible(self, scope: Scope) -> list[Replacement]:
+    def _possible(self, scopes: Sequence[Scope]) -> list[Replacement]:
         """What can be replaced in this model, of all that is chosen from.
 
         Raises:
-            RequestError: nothing, with the first reason; or nothing that saves enough parameters.
+            RequestError: nothing, or nothing that saves enough parameters.
         """
-        found, reasons = list[CostRecord](), list[RequestError]()
-        for request in scope.request.alternatives():
-            each = replace(scope, request=request)
-            try:
-                runs = each.runs()
-            except RequestError as error:
-                self.left_out[f"{request.template.by} for the {request.template.target}"] = str(error)
-                reasons.append(error)
+        found = [
+            CostRecord(replacement=one, divergence=0, parameters=each.change(one), cache=0)
+            for each in scopes
+            for one in each.runs()
+        ]
+        gone = [cost.replacement for cost in found if not cost.replacement.by.keeps_weights]
+        parts = {one.parts: one for one in gone if one.target != "block"}
+        for ones, why in find_needed(self._bench, [*parts.values()]).items():
+            if len(ones) > 1:  # any of which can be missed while the others are there
                 continue
-            found += [CostRecord(replacement=one, divergence=0, parameters=each.change(one), cache=0) for one in runs]
-        parts = {(cost.replacement.target, cost.replacement.blocks): cost.replacement for cost in found}
-        needed = find_needed(self._bench, [one for one in parts.values() if one.target != "block"])
-        for one, why in needed.items():
-            self.left_out[f"the {one.target} of block {one.where}"] = str(why)
-            reasons.append(why)
-            found = [cost for cost in found if not cost.replacement.parts & one.parts]
+            self.left_out[f"the {ones[0].target} of block {ones[0].where}"] = why
+            without = {one for one in gone if one.parts & ones[0].parts}
+            found = [cost for cost in found if cost.replacement not in without]
         if not found:
-            raise reasons[0]
+            raise RequestError(next(iter(self.left_out.values())))
         limit = {name: most for name, most in self._limits.items() if name == "parameters"}
         if next(cheapest(found, limit, len(self._bench.stack)), None) is None:
             raise self._refusal(found, limit)

@@ -102,9 +102,10 @@ class Selection(Named):
             self.refuse_unused("with `blocks`", "select")
         if self.budget is None or self.budget.cache is None:
             self.refuse_unused("without a `budget` of the cache", "budget_tokens")
-        if self.by_cost and self.budget and self.budget.saving is not None and not 0 < self.budget.saving < 1:
-            raise ValueError(f"expected `budget` above 0% and below 100%, got {self.budget.saving:.1%}")
         if self.by_cost:
+            saving = None if self.budget is None else self.budget.saving
+            if saving is not None and not 0 < saving < 1:
+                raise ValueError(f"expected `budget` above 0% and below 100%, got {saving:.1%}")
             self.refuse_unused("where the cost of each replacement is measured", "select", "merge")
         else:
             self.refuse_unused("without `choices` or a `budget` of the cache", "span", "trials", "rounds", "swaps")
