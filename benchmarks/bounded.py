@@ -1,8 +1,8 @@
 """What does it cost to bound all attentions of a decoder, and what does a summary of far tokens save?
 
-A cell is a way to replace all attentions of a model, or half of them. Each is a file of its own in benchmarks/bounded, and one that is
-there is not made again, so that a run which was stopped goes on: some minutes for stories260K, half an hour for
-SmolLM2-135M on one core. All choices and fits are made on one text; each cell is scored once, on another.
+A cell is a way to replace all attentions of a model, or half of them. Each is a file of its own in benchmarks/bounded,
+and one that is there is not made again, so that a run which was stopped goes on: some minutes for stories260K, half an
+hour for SmolLM2-135M on one core. All choices and fits are made on one text; each cell is scored once, on another.
 
     python benchmarks/bounded.py MODELS TEXTS [CELL ...]
 
@@ -18,12 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scoring import LOADING, SMOLLM2, STORIES, Study, make_cells, score
+from scoring import LOADING, SMOLLM2, STORIES, Study, linearized, make_cells, score
 
-import rectilinear
 from rectilinear import Bounded, Filter, Selection
 from rectilinear.linearization.kinds.base import Kind
-from rectilinear.models.load import load_config, load_model
+from rectilinear.models.load import load_model
 
 COMMAND = "python benchmarks/bounded.py MODELS TEXTS"
 
@@ -93,10 +92,8 @@ def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
     if kind is None:
         edited: Any = load_model(model, LOADING)
     else:
-        chosen = chosen or {"blocks": [*range(load_config(model).num_hidden_layers)]}
-        selection = Selection(target="attention", **chosen)
-        run: Any = {"rows": study.rows, "loading": LOADING, "batch_size": study.batch, "progress": False}
-        made = rectilinear.linearize(model, texts / study.fit, kind, selection, **run)
+        selection = Selection(target="attention", **(chosen or {"blocks": [*range(study.depth)]}))
+        made = linearized(study, model, texts, kind, selection)
         edited = made.model
         found["blocks"] = [one.blocks[0] for one in made.plan.replacements]
         found["fit"] = [one.fit.model_dump(mode="json") for one in made.plan.replacements if one.fit]

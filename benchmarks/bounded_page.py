@@ -11,9 +11,8 @@ from typing import Any
 
 from bounded import COMMAND, STUDIES
 from page import table
-from scoring import Study, difference
+from scoring import Study, about_rows, loss_of
 
-from rectilinear.intervals import half_width
 from rectilinear.linearization.kinds import make_kind
 
 HERE = Path(__file__).parent
@@ -44,24 +43,10 @@ def about(study: Study) -> str:
         options = dict(cell["options"] or {})
         way = str(make_kind(options.pop("kind"), options)) if options else "the dense model"
         way = f"{cell['chosen']['count']} of them: {way}" if cell.get("chosen") else way
-        losses = [difference(cell, dense, name) for name in ("all", "late")]
-        rows.append(
-            [
-                way,
-                f"{cell['floats_a_layer']:,}",
-                f"{cell['parameters']:,}",
-                *(f"{value:+.4f} ± {half_width(stderr or 0.0, groups):.4f}" for value, stderr, groups in losses),
-            ]
-        )
-    tokens, groups = sum(dense["sizes"]["all"]), difference(dense, dense, "all")[2]
-    loss = sum(dense["sums"]["all"]) / tokens
-    return (
-        f"\n## {study.model}\n\n"
-        f"Rows of {study.seq_len}; fitted on {study.fitted:,} tokens of {study.fit}, scored on {tokens:,} tokens of {study.score} ({groups} documents), "
-        f"{dense['date']}, {dense['machine']['processor']}. The dense model's loss is {loss:.4f}.\n\n"
-        + table(["attentions replaced by", "numbers a layer", "parameters", "loss", "late"], rows)
-        + "\n"
-    )
+        losses = [loss_of(cell, dense, name) for name in ("all", "late")]
+        rows.append([way, f"{cell['floats_a_layer']:,}", f"{cell['parameters']:,}", *losses])
+    headings = ["attentions replaced by", "numbers a layer", "parameters", "loss", "late"]
+    return f"\n## {study.model}\n\n{about_rows(study)}\n\n{table(headings, rows)}\n"
 
 
 def about_decoding(result: dict[str, Any]) -> str:

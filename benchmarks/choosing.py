@@ -20,7 +20,7 @@ from rectilinear.models.find_blocks import BlockStack, find_blocks
 from rectilinear.models.load import load_model, load_tokenizer
 from rectilinear.models.origin import Origin
 from rectilinear.models.part_probe import probe_parts
-from rectilinear.models.running import evaluating, run
+from rectilinear.models.running import evaluating, hooked_before, run
 from rectilinear.models.surgery import swapped
 
 
@@ -45,6 +45,11 @@ class Choosing:
     model: Path
     texts: Path
     trial_tokens: int
+
+    @property
+    def source(self) -> tuple[Study, Path, Path]:
+        """The study, the model and the texts."""
+        return self.study, self.model, self.texts
 
     @cached_property
     def ids(self) -> Tensor:
@@ -226,12 +231,13 @@ class Trials:
         def put(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return with_first(args, given), kwargs
 
-        with evaluating(model), torch.no_grad(), swapped(model, edits):
-            handle = model.get_submodule(stack.path_of(begins)).register_forward_pre_hook(put, with_kwargs=True)
-            try:
-                return row_losses(model, ids)
-            finally:
-                handle.remove()
+        with (
+            evaluating(model),
+            torch.no_grad(),
+            swapped(model, edits),
+            hooked_before([model.get_submodule(stack.path_of(begins))], put),
+        ):
+            return row_losses(model, ids)
 
 
 def kept(file: Path, measure: Any) -> dict[str, Any]:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from choosing import Choosing
-from scoring import LOADING
+from scoring import linearized
 from torch import Tensor, nn
 
-import rectilinear
 from rectilinear import CalibrationRows, Drop, Selection
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.models.capture import first_value, with_first
@@ -87,7 +86,7 @@ def without(
 ) -> Made:
     """The model without some blocks or attentions."""
     rows = CalibrationRows(max_tokens=2 * choosing.study.seq_len, seq_len=choosing.study.seq_len)  # nothing is fitted
-    made = replaced(choosing, Drop(), Selection(blocks=sorted(blocks), target=target), rows)
+    made = linearized(*choosing.source, Drop(), Selection(blocks=sorted(blocks), target=target), rows=rows)
     seconds = {"choice": choosing.survey["seconds"] if choice is None else choice, "fit": fit}
     return Made(made.model, tuple(sorted(blocks)), named(scores), seconds)
 
@@ -98,16 +97,10 @@ def fitted(
     """The model with something fitted in place of attentions, or of a span as one."""
     start = time.perf_counter()
     selection = Selection(blocks=sorted(blocks), merge=target == "block", target=target)
-    made = replaced(choosing, kind, selection, choosing.study.rows)
+    made = linearized(*choosing.source, kind, selection)
     seconds = {"choice": choosing.survey["seconds"], "fit": time.perf_counter() - start}
     scores = named(scores) or {"held out": made.plan.selection.loss_after}
     return Made(made.model, tuple(sorted(blocks)), scores, seconds)
-
-
-def replaced(choosing: Choosing, kind: Kind, selection: Selection, rows: CalibrationRows) -> rectilinear.Linearized:
-    """What `rectilinear.linearize` makes of the model."""
-    run: Any = {"rows": rows, "loading": LOADING, "batch_size": choosing.study.batch, "progress": False}
-    return rectilinear.linearize(choosing.model, choosing.texts / choosing.study.fit, kind, selection, **run)
 
 
 def named(scores: Mapping[Any, float]) -> dict[str, float]:

@@ -16,30 +16,27 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from common import save
 from gguf_file import NoPlaceError, write_gguf
 from llama_cpp import Engine, system
+from scoring import SMOLLM2, STORIES, Study, linearized, make_cells
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-import rectilinear
-from rectilinear import Affine, Bounded, CalibrationRows, Drop, Filter, Folded, Loading, Mean, Rows, Selection
+from rectilinear import Affine, Bounded, Drop, Filter, Folded, Loading, Mean, Rows, Selection
 from rectilinear.linearization.fit import Fit, Site
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.load import load_tokenizer
 from rectilinear.models.origin import Origin
 
-CELLS = Path(__file__).parent / "engines"
 COMMAND = "python benchmarks/engines.py MODELS TEXTS"
 
 
@@ -80,23 +77,6 @@ class Way:
     stock: bool = False
 
 
-@dataclass(frozen=True)
-class Study:
-    """Ways by the names of their cells for a model, and the texts that they are fitted and compared on."""
-
-    model: str
-    fit: str
-    score: str
-    seq_len: int
-    fitted: int
-    scored: int
-    ways: Mapping[str, Way]
-
-    def file(self, cell: str) -> Path:
-        """Where a cell is."""
-        return CELLS / f"{self.model}-{cell}.json"
-
-
 _BLOCKS = Selection(count=2, select="influence")
 _ATTENTIONS = Selection(target="attention", count=2)
 _LEAST = Selection(target="attention", count=2, select="divergence")
@@ -104,14 +84,11 @@ _LATE = Selection(target="attention", blocks=[22, 24])
 _MLPS = Selection(target="mlp", blocks=[1, 2])
 
 STUDIES = [
-    Study(
-        "stories260K",
-        "tinystories/train.txt",
-        "tinystories/valid.txt",
-        256,
-        20_480,
-        100_000,
-        {
+    replace(
+        STORIES,
+        fitted=18_432,
+        folder="engines",
+        ways={
             "original": Way(),
             "drop-blocks": Way(Drop(), _BLOCKS),
             "folded-blocks": Way(Folded(), _BLOCKS),
@@ -135,14 +112,12 @@ STUDIES = [
             ),
         },
     ),
-    Study(
-        "smollm2-135m",
-        "wikitext2/fit.txt",
-        "wikitext2/score.txt",
-        512,
-        6_656,
-        8_192,
-        {
+    replace(
+        SMOLLM2,
+        fitted=6_144,
+        scored=8_192,
+        folder="engines",
+        ways={
             "original": Way(),
             "drop-blocks": Way(Drop(), _BLOCKS),
             "folded-blocks": Way(Folded(), _BLOCKS),
@@ -156,38 +131,22 @@ STUDIES = [
 
 def main() -> None:
     """Make the cells that are not there, or those that are named."""
-    models, texts = map(Path, sys.argv[1:3])
-    CELLS.mkdir(exist_ok=True)
-    for study in STUDIES:
-        for cell, way in study.ways.items():
-            file = study.file(cell)
-            if sys.argv[3:] and file.stem not in sys.argv[3:]:
-                continue
-            if not file.exists():
-                with tempfile.TemporaryDirectory() as folder:
-                    made = measure(study, models / study.model, texts, way, Path(folder))
-                save(str(file), __doc__.splitlines()[0], {"cell": cell, **made}, COMMAND, show=False)
-            print(file.stem, describe(json.loads(file.read_text())), flush=True)
+    make_cells(STUDIES, measure, __doc__.splitlines()[0], COMMAND, lambda cell, study: describe(cell))
 
 
-def measure(study: Study, model: Path, texts: Path, way: Way, folder: Path) -> dict[str, Any]:
+def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
     """A cell: the checkpoint, the file, and predictions by both on the same rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        return measure_in(Path(folder), study, model, texts, way)
+
+
+def measure_in(folder: Path, study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
+    """The same, with a folder for the files."""
     found: dict[str, Any] = {"model": study.model, "seq_len": study.seq_len}
     checkpoint = model
     if way.kind:
         checkpoint, options = folder / "checkpoint", {"kind": way.kind.name, **way.kind.model_dump(mode="json")}
-        rows = CalibrationRows(max_tokens=study.fitted, seq_len=study.seq_len)
-        plan = rectilinear.linearize(
-            model,
-            texts / study.fit,
-            way.kind,
-            way.selection,
-            rows=rows,
-            loading=Loading(device="cpu", dtype="float32"),
-            batch_size=4,
-            progress=False,
-            out=checkpoint,
-        ).plan
+        plan = linearized(study, model, texts, way.kind, way.selection, batch_size=4, out=checkpoint).plan
         blocks = sorted({block for one in plan.replacements for block in one.blocks})
         found |= {"options": options, "target": way.selection.target, "blocks": blocks}
     config = json.loads((checkpoint / "config.json").read_text())

@@ -5,13 +5,13 @@ python benchmarks/engines_page.py
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from engines import COMMAND, STUDIES, Study, perplexities
+from engines import COMMAND, STUDIES, perplexities
 from page import table
+from scoring import Study
 
 from rectilinear.linearization.kinds import KINDS, make_kind
 
@@ -63,14 +63,9 @@ calls them with `use_cache=False`, so that what filters and bounded attention re
 
 def page() -> str:
     """The text."""
-    studies = [(study, cells) for study in STUDIES if (cells := read(study))]
+    studies = [(study, cells) for study in STUDIES if (cells := study.cells())]
     parts = [BEGIN, summary(studies), TABLES, *(about(*each) for each in studies), NETWORKS, LITERAL]
     return "\n".join([*parts, about_literal(studies), ELSEWHERE, elsewhere(), SOURCES])
-
-
-def read(study: Study) -> dict[str, dict[str, Any]]:
-    """The cells that are there."""
-    return {cell: json.loads(file.read_text()) for cell in study.ways if (file := study.file(cell)).exists()}
 
 
 def faithful(study: Study, cells: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -143,7 +138,7 @@ def about(study: Study, cells: dict[str, dict[str, Any]]) -> str:
     refused = [f"- {way_of(cell)}" for cell in cells.values() if "refused" in cell]
     first = next(iter(cells.values()))
     return (
-        f"## {study.model}\n\nRows of {study.seq_len}; fitted on at most {study.fitted * 9 // 10:,} tokens of {study.fit}, scored on {first['rows'] * (study.seq_len - 1):,} tokens of {study.score}.\n\n"
+        f"## {study.model}\n\nRows of {study.seq_len}; fitted on {study.tokens_fitted:,} tokens of {study.fit}, scored on {first['rows'] * (study.seq_len - 1):,} tokens of {study.score}.\n\n"
         + table(headings, rows)
         + (
             "\n\nNo layer of llama.cpp's `llama` and `deci` computes these, and `gguf_file.py` refuses them:\n\n"

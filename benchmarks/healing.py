@@ -150,15 +150,15 @@ def main() -> None:
     make_cells([plan.whole() for plan in PLANS], measure, __doc__.splitlines()[0], COMMAND)
 
 
-def plan_of(study: Study) -> Plan:
-    """The plan whose study it is."""
-    return next(plan for plan in PLANS if plan.study.model == study.model)
+def plan_of(model: str) -> Plan:
+    """What is compared on a model."""
+    return next(plan for plan in PLANS if plan.study.model == model)
 
 
 @cache
 def edited_of(name: str, start: str, model: Path, texts: Path) -> Edited:
     """The edited model that a start of a model's plan is."""
-    plan = next(plan for plan in PLANS if plan.study.model == name)
+    plan = plan_of(name)
     return Edited.of(plan.study, model, texts, *plan.starts[start])
 
 
@@ -170,7 +170,7 @@ def measure(study: Study, model: Path, texts: Path, cell: Cell) -> dict[str, Any
     if cell.way is None:
         held_out = {"held_out": edited.held_out_loss(edited.model), "dense": edited.held_out_loss(edited.original)}
         return {**found, **held_out, **score(study, model, texts, edited.model)}
-    way, plan = WAYS[cell.way], plan_of(study)
+    way, plan = WAYS[cell.way], plan_of(study.model)
     cost, steps = costs_of(study, edited, cell.start)[cell.way], steps_of(study, edited, cell)
     course = Course(steps, chosen_rate(study, edited, cell), plan.rows, cell.seed)
     start = time.process_time()
@@ -192,7 +192,7 @@ def measure(study: Study, model: Path, texts: Path, cell: Cell) -> dict[str, Any
 
 def costs_of(study: Study, edited: Edited, start: str) -> dict[str, dict[str, int]]:
     """What training costs, by way (see `costs`)."""
-    plan = plan_of(study)
+    plan = plan_of(study.model)
 
     def count() -> dict[str, dict[str, int]]:
         return {name: costs(edited, WAYS[name], plan.rows) for name in plan.ways_of(start)}
@@ -202,7 +202,7 @@ def costs_of(study: Study, edited: Edited, start: str) -> dict[str, dict[str, in
 
 def steps_of(study: Study, edited: Edited, cell: Cell) -> int:
     """How many steps a cell has: those of the reference, or those that cost as much as these do."""
-    plan, known = plan_of(study), costs_of(study, edited, cell.start)
+    plan, known = plan_of(study.model), costs_of(study, edited, cell.start)
     if cell.budget == "tokens" or cell.way is None:
         return plan.steps
     reference = known[plan.reference(cell.start)]
@@ -214,7 +214,7 @@ def chosen_rate(study: Study, edited: Edited, cell: Cell) -> float:
 
     Trials have the steps that cost as much as the reference, or a share of them; cells of both budgets have its choice.
     """
-    plan, file = plan_of(study), study.file(f"rates-{cell.start}-{cell.way}")
+    plan, file = plan_of(study.model), study.file(f"rates-{cell.start}-{cell.way}")
     known: dict[str, float | None] = json.loads(file.read_text()) if file.exists() else {}
     steps = max(1, round(plan.trial * steps_of(study, edited, replace(cell, budget="compute"))))
     tried = [*plan.first_rates]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from healing import COMMAND, PLANS, TRIAL_SEED, Plan
 from page import table
-from scoring import difference
+from scoring import about_rows, difference, loss_of
 
 from rectilinear.intervals import half_width
 
@@ -91,14 +91,11 @@ def about(plan: Plan) -> str:
     """The tables of a model."""
     study = plan.whole()
     dense, cells = study.dense, study.cells()
-    tokens, groups = sum(dense["sizes"]["all"]), difference(dense, dense, "all")[2]
     widened = "; while the best of these is the first or the last, the one beside it is tried too" * plan.widened
     share = "" if plan.trial == 1 else f", with {plan.trial:.0%} of the steps in trials"
     rates = ", ".join(f"{rate:g}" for rate in plan.first_rates)
-    begin = (
-        f"\n## {study.model}\n\nRows of {study.seq_len}, {plan.rows} in a step; fitted and trained on {study.fitted:,} tokens of {study.fit}, scored on {tokens:,} tokens of {study.score} ({groups} documents), "
-        f"{dense['machine']['processor']}. The dense model's loss is {sum(dense['sums']['all']) / tokens:.4f}. Learning rates tried: {rates}{widened}{share}.\n"
-    )
+    rows = about_rows(study, rows=f", {plan.rows} in a step", fitted="fitted and trained")
+    begin = f"\n## {study.model}\n\n{rows} Learning rates tried: {rates}{widened}{share}.\n"
     if len(cells) < len(study.ways):
         begin += f"\n{len(cells)} of {len(study.ways)} cells are made; ways and seeds that are not there are left out below.\n"
     return begin + "".join(section(plan, start, cells, dense) for start in plan.starts)
@@ -111,7 +108,7 @@ def section(plan: Plan, start: str, cells: Cells, dense: dict[str, Any]) -> str:
         return ""
     none = cells[f"{start}-none"]
     where = ", ".join(map(str, none["blocks"]))
-    text = f"\n### {STARTS[plan.study.model, start]} ({where})\n\nNot trained: {loss_of([none], dense, 'all')}, {none['parameters']:,} parameters.\n\n"
+    text = f"\n### {STARTS[plan.study.model, start]} ({where})\n\nNot trained: {loss_of(none, dense, 'all')}, {none['parameters']:,} parameters.\n\n"
     text += "At the same compute:\n\n" + table_of(groups["compute"], none, dense)
     text += f"\n\n{ranking(groups['compute'])}\n"
     if groups["tokens"]:
@@ -142,9 +139,9 @@ def table_of(ways: dict[str, list[dict[str, Any]]], none: dict[str, Any], dense:
         rows.append(
             [
                 NAMES[name],
-                loss_of(each, dense, "all"),
+                loss_of(averaged(each), dense, "all"),
                 seeds,
-                loss_of(each, dense, "late"),
+                loss_of(averaged(each), dense, "late"),
                 f"{gained:.1%}",
                 f"{one['trained']:,}{rank}",
                 f"{one['rate']:g}",
@@ -174,12 +171,6 @@ def mean_loss(cell: dict[str, Any]) -> float:
 def total(cells: list[dict[str, Any]]) -> float:
     """Nats a token, a mean over seeds."""
     return statistics.fmean(map(mean_loss, cells))
-
-
-def loss_of(cells: list[dict[str, Any]], dense: dict[str, Any], name: str) -> str:
-    """How much more cells lose than the dense model, a mean over seeds, with half of an interval over documents."""
-    value, stderr, groups = difference(averaged(cells), dense, name)
-    return f"{value:+.4f} ± {half_width(stderr or 0.0, groups):.4f}"
 
 
 def between(ones: list[dict[str, Any]], others: list[dict[str, Any]]) -> Between:

@@ -13,14 +13,12 @@ MODELS, TEXTS: folders as for benchmarks/bounded.py. Cells are named as their fi
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scoring import LOADING, SMOLLM2, STORIES, Study, make_cells, score
+from scoring import SMOLLM2, STORIES, Study, linearized, make_cells, score
 
-import rectilinear
 from rectilinear import Selection
 from rectilinear.linearization.kinds import parse_kinds
 
@@ -92,11 +90,6 @@ def of_cache(share: int, windows: list[int], tokens: int) -> dict[str, Way]:
     return {f"cache-{share}-{name}": replace(way, target="attention", tokens=tokens) for name, way in every.items()}
 
 
-def ways_of(*parts: Mapping[str, Way]) -> dict[str, Way]:
-    """All of some ways."""
-    return {name: way for part in parts for name, way in part.items()}
-
-
 SHORT = [("drop", "block"), ("affine", "block"), ("affine", "mlp"), ("drop", "mlp")]
 #: Kinds that make a model smaller, and some that mix tokens as well.
 MIXED = {
@@ -108,12 +101,12 @@ STUDIES = [
     replace(
         STORIES,
         folder="mixed",
-        ways=ways_of(
-            of_parameters(80, "loss", SINGLE, MIXED),
-            of_parameters(75, "loss", SINGLE, MIXED),
-            of_parameters(60, "loss", SINGLE, MIXED),
-            of_cache(10, [4, 8, 16], STORIES.seq_len),
-        ),
+        ways={
+            **of_parameters(80, "loss", SINGLE, MIXED),
+            **of_parameters(75, "loss", SINGLE, MIXED),
+            **of_parameters(60, "loss", SINGLE, MIXED),
+            **of_cache(10, [4, 8, 16], STORIES.seq_len),
+        },
     ),
     replace(
         SMOLLM2,
@@ -132,8 +125,7 @@ def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
     """A cell: losses by document, overall and of late positions, what was chosen and how long that took."""
     start = time.perf_counter()
     kind, selection = way.selection()
-    run: Any = {"rows": study.rows, "loading": LOADING, "batch_size": study.batch, "progress": False}
-    made = rectilinear.linearize(model, texts / study.fit, kind, selection, **run)
+    made = linearized(study, model, texts, kind, selection)
     chosen = made.plan.selection
     assert chosen is not None
     found = {

@@ -10,12 +10,8 @@ from typing import Any
 
 from mixed import COMMAND, STUDIES
 from page import table
-from rivals import PLANS
-from scoring import Study, difference
+from scoring import Study, about_rows, difference, loss_of
 
-from rectilinear.intervals import half_width
-
-DEPTHS = {plan.study.model: plan.depth for plan in PLANS}
 PAGE = Path(__file__).parent.parent / "docs" / "mixed.md"
 
 BEGIN = f"""# Mixed plans under a budget
@@ -36,31 +32,26 @@ def page() -> str:
 def about(study: Study) -> str:
     """The cells of a model that are there, by budget."""
     dense, cells = study.dense, study.cells()
-    tokens, groups = sum(dense["sizes"]["all"]), difference(dense, dense, "all")[2]
-    parts = [
-        f"\n## {study.model}\n\nRows of {study.seq_len}; fitted on {study.fitted:,} tokens of {study.fit}, scored on {tokens:,} tokens of {study.score} ({groups} documents), {dense['machine']['processor']}. "
-        f"The dense model's loss is {sum(dense['sums']['all']) / tokens:.4f}.\n"
-    ]
+    parts = [f"\n## {study.model}\n\n{about_rows(study)}\n"]
     for budget in dict.fromkeys(cell["way"]["budget"] for cell in cells.values()):
         of_it = {name: cell for name, cell in cells.items() if cell["way"]["budget"] == budget}
-        parts.append(f"### {budget}\n\n{rows_of(of_it, dense)}\n\n{verdict(of_it, dense)}")
+        parts.append(f"### {budget}\n\n{rows_of(of_it, dense, study.depth)}\n\n{verdict(of_it, dense)}")
     if missing := [name for name in study.ways if name not in cells]:
         parts.append(f"Cells that are not made yet, so that plans of these are not compared: {', '.join(missing)}.\n")
     return "\n".join(parts)
 
 
-def rows_of(cells: dict[str, dict[str, Any]], dense: dict[str, Any]) -> str:
+def rows_of(cells: dict[str, dict[str, Any]], dense: dict[str, Any], depth: int) -> str:
     """A table of what some cells lose, the least first."""
     rows = []
     for cell in sorted(cells.values(), key=lambda cell: difference(cell, dense, "all")[0]):
-        losses = [difference(cell, dense, name) for name in ("all", "late")]
         rows.append(
             [
                 named(cell["way"]),
                 summary(cell["replacements"]),
                 f"{cell['parameters'] / dense['parameters']:.1%}",
-                f"{cell['cache_floats'] / (dense['floats_a_layer'] * DEPTHS[cell['model']]):.1%}",
-                *(f"{value:+.4f} ± {half_width(stderr or 0.0, groups):.4f}" for value, stderr, groups in losses),
+                f"{cell['cache_floats'] / (dense['floats_a_layer'] * depth):.1%}",
+                *(loss_of(cell, dense, name) for name in ("all", "late")),
             ]
         )
     return table(["plan", "replaced", "parameters", "cache", "loss", "late"], rows)
@@ -98,10 +89,9 @@ def verdict(cells: dict[str, dict[str, Any]], dense: dict[str, Any]) -> str:
     best = min(single, key=lambda cell: difference(cell, dense, "all")[0])
     lines = []
     for cell in mixed.values():
-        value, stderr, groups = difference(cell, best, "all")
-        share = -value / difference(best, dense, "all")[0]
+        share = -difference(cell, best, "all")[0] / difference(best, dense, "all")[0]
         lines.append(
-            f"- {named(cell['way'])}: {value:+.4f} ± {half_width(stderr or 0.0, groups):.4f} beside the best plan of a single kind ({named(best['way'])}), {share:.0%} of what that loses."
+            f"- {named(cell['way'])}: {loss_of(cell, best, 'all')} beside the best plan of a single kind ({named(best['way'])}), {share:.0%} of what that loses."
         )
     return "\n".join(lines) + "\n"
 

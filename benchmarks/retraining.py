@@ -17,12 +17,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from choosing import Skip
 from peft import LoraConfig, get_peft_model
-from scoring import LOADING, Study
+from scoring import LOADING, Study, linearized
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-import rectilinear
 from rectilinear import Fitting, Selection
 from rectilinear.linearization.fit import Fitted
 from rectilinear.linearization.heal import heal
@@ -88,8 +87,7 @@ class Edited:
     @classmethod
     def of(cls, study: Study, model: Path, texts: Path, kind: Kind, selection: Selection) -> Edited:
         """What `rectilinear.linearize` makes of a study's model."""
-        run: Any = {"rows": study.rows, "loading": LOADING, "batch_size": study.batch, "progress": False}
-        made = rectilinear.linearize(model, texts / study.fit, kind, selection, **run)
+        made = linearized(study, model, texts, kind, selection)
         ids = Origin(model, LOADING).rows(texts / study.fit, study.rows, load_tokenizer(model)).ids
         count = count_fitted(ids)
         return cls(load_model(model, LOADING), made.model, made.plan, ids[:count], ids[count:], study.batch)

@@ -39,7 +39,6 @@ class Plan:
 
     Attributes:
         study: the model and the texts.
-        depth: blocks of the model.
         trial_tokens: how many tokens losses of trials are measured on.
         blocks, attentions: how many of them are replaced.
         spans: how many spans are fitted where the best is sought, those of least cosine distance; None for all.
@@ -48,13 +47,16 @@ class Plan:
     """
 
     study: Study
-    depth: int
     trial_tokens: int
     blocks: Sequence[int]
     attentions: Sequence[int]
     spans: int | None
     rank: int
     kept: Sequence[int]
+
+    def whole(self) -> Study:
+        """The study with its cells."""
+        return replace(self.study, ways=self.ways(), folder="rivals")
 
     def ways(self) -> dict[str, Recipe]:
         """Recipes by the names of their cells."""
@@ -92,7 +94,6 @@ SPANS: dict[str, Kind] = {"drop": Drop(), "folded": Folded(), "affine": Affine()
 PLANS = [
     Plan(
         STORIES,
-        depth=5,
         trial_tokens=32_768,
         blocks=(1, 2),
         attentions=(2, 5),
@@ -102,7 +103,6 @@ PLANS = [
     ),
     Plan(
         SMOLLM2,
-        depth=30,
         trial_tokens=4_096,
         blocks=(6,),
         attentions=(15,),
@@ -111,7 +111,7 @@ PLANS = [
         kept=(26, 43, 72),
     ),
 ]
-STUDIES = [replace(plan.study, ways=plan.ways(), folder="rivals") for plan in PLANS]
+STUDIES = [plan.whole() for plan in PLANS]
 TRIAL_TOKENS = {plan.study.model: plan.trial_tokens for plan in PLANS}
 
 

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bounded import STUDIES as BOUNDED
 from page import table
 from rivals import COMMAND, PLANS, Plan
-from scoring import Study, difference
+from scoring import about_rows, difference, loss_of
 
-from rectilinear.intervals import half_width
 from rectilinear.linearization.kinds import make_kind
+from rectilinear.settings import as_ranges
 
 PAGE = Path(__file__).parent.parent / "docs" / "rivals.md"
 
@@ -95,24 +94,17 @@ Cells = dict[str, dict[str, Any]]
 
 def page() -> str:
     """The text."""
-    return "\n".join([BEGIN, *(about(plan) for plan in PLANS if folder(plan).cells()), ABOUT_KVPRESS])
-
-
-def folder(plan: Plan) -> Study:
-    """Its study, with cells of rivals."""
-    return replace(plan.study, ways=plan.ways(), folder="rivals")
+    return "\n".join([BEGIN, *(about(plan) for plan in PLANS if plan.whole().cells()), ABOUT_KVPRESS])
 
 
 def about(plan: Plan) -> str:
     """The tables of a model."""
     study, dense = plan.study, plan.study.dense
-    tokens, groups = sum(dense["sizes"]["all"]), difference(dense, dense, "all")[2]
     spans = (
         "All spans are tried" if plan.spans is None else f"The {plan.spans} spans of least cosine distance are tried"
     )
     begin = (
-        f"\n## {study.model}\n\nRows of {study.seq_len}; fitted on {study.fitted:,} tokens of {study.fit}, scored on {tokens:,} tokens of {study.score} ({groups} documents), "
-        f"{dense['machine']['processor']}. The dense model's loss is {sum(dense['sums']['all']) / tokens:.4f}, and it has {dense['parameters']:,} parameters. "
+        f"\n## {study.model}\n\n{about_rows(study)} It has {dense['parameters']:,} parameters. "
         f"{spans} where the best is sought; losses of SLEB's trials are of {plan.trial_tokens:,} tokens.\n"
     )
     why = f"\n{WHY[study.model]}" if study.model in WHY else ""
@@ -120,7 +112,7 @@ def about(plan: Plan) -> str:
         begin
         + why
         + "".join(
-            f"\n### {title}\n\n{table_of(cells, dense, plan.depth)}{findings(cells)}"
+            f"\n### {title}\n\n{table_of(cells, dense, plan.study.depth)}{findings(cells)}"
             for title, cells in sections(plan)
             if cells
         )
@@ -129,15 +121,15 @@ def about(plan: Plan) -> str:
 
 def sections(plan: Plan) -> Iterator[tuple[str, Cells]]:
     """Titles and cells that belong together, by what METHODS calls them or what they are in words."""
-    cells = folder(plan).cells()
+    cells = plan.whole().cells()
     for count in plan.blocks:
-        yield f"{count} of {plan.depth} blocks", ending(cells, f"-{count}")
+        yield f"{count} of {plan.study.depth} blocks", ending(cells, f"-{count}")
     (bounded,) = (each.cells() for each in BOUNDED if each.model == plan.study.model)
-    for count in sorted({*plan.attentions, plan.depth}):
+    for count in sorted({*plan.attentions, plan.study.depth}):
         found = ending(cells, f"-{count}-attentions")
         for cell in bounded.values():
             options = dict(cell["options"] or {})
-            if options and (cell.get("chosen") or {}).get("count", plan.depth) == count:
+            if options and (cell.get("chosen") or {}).get("count", plan.study.depth) == count:
                 found[
                     f"*ours*: {make_kind(options.pop('kind'), options)}".replace(
                         "*ours*: bounded, window", words_of(options)
@@ -146,7 +138,7 @@ def sections(plan: Plan) -> Iterator[tuple[str, Cells]]:
         pressed = {
             METHODS["kvpress-tova"].format(name.split("-")[-1]): cell for name, cell in cells.items() if "tova" in name
         }
-        yield f"{count} of {plan.depth} attentions", found | (pressed if count == plan.depth else {})
+        yield f"{count} of {plan.study.depth} attentions", found | (pressed if count == plan.study.depth else {})
 
 
 def words_of(options: Mapping[str, Any]) -> str:
@@ -168,7 +160,7 @@ def table_of(cells: Cells, dense: dict[str, Any], depth: int) -> str:
         cache = cell["cache_floats"] if "cache_floats" in cell else depth * cell["floats_a_layer"]
         overall = "" if "TOVA" in name else loss_of(cell, dense, "all")
         spent = (f"{cell[key]:.0f}" if cell.get(key) else "" for key in ("choice_seconds", "fit_seconds"))
-        where = listed(cell["blocks"]) if "blocks" in cell else "all"
+        where = as_ranges(cell["blocks"]) if "blocks" in cell else "all"
         share = f"{cache / (depth * dense['floats_a_layer']):.1%}"
         rows.append(
             [
@@ -182,23 +174,6 @@ def table_of(cells: Cells, dense: dict[str, Any], depth: int) -> str:
             ]
         )
     return table(["method", "where", "loss", "late", "parameters", "cache", "choice", "fit"], rows) + "\n"
-
-
-def loss_of(cell: dict[str, Any], other: dict[str, Any], name: str) -> str:
-    """How much more a cell loses than another, with half of an interval."""
-    value, stderr, groups = difference(cell, other, name)
-    return f"{value:+.4f} ± {half_width(stderr or 0.0, groups):.4f}"
-
-
-def listed(blocks: list[int]) -> str:
-    """Numbers, those that follow each other as a range."""
-    runs: list[list[int]] = []
-    for block in blocks:
-        if runs and block == runs[-1][-1] + 1:
-            runs[-1].append(block)
-        else:
-            runs.append([block])
-    return ", ".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def findings(cells: Cells) -> str:

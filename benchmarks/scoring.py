@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from common import save
 
-from rectilinear import CalibrationRows, Loading, Rows
+import rectilinear
+from rectilinear import CalibrationRows, Loading, Rows, Selection
 from rectilinear.intervals import half_width, mean_over_groups
+from rectilinear.linearization.kinds.base import Kind
+from rectilinear.linearization.workbench import count_fitted
 from rectilinear.measurement.perplexity import token_losses
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.load import load_tokenizer
@@ -33,16 +36,17 @@ class Study:
     Errors are over documents; losses of late positions are those in the second half of a row.
 
     Attributes:
-        model: folder of the model.
+        model: folder of the model; ``depth`` blocks.
         fit, score: files of the texts.
         seq_len: tokens in a row.
-        fitted, scored: tokens.
+        fitted, scored: tokens, about.
         ways: what is done to the model, by cell.
         batch: rows in a forward pass.
         folder: where the cells are, beside this file.
     """
 
     model: str
+    depth: int
     fit: str
     score: str
     seq_len: int
@@ -62,6 +66,11 @@ class Study:
         return CalibrationRows(max_tokens=self.fitted * 10 // 9 // self.seq_len * self.seq_len, seq_len=self.seq_len)
 
     @property
+    def tokens_fitted(self) -> int:
+        """How many tokens are fitted on, in whole rows."""
+        return count_fitted(torch.empty(self.rows.max_tokens // self.seq_len, 0)) * self.seq_len
+
+    @property
     def dense(self) -> dict[str, Any]:
         """The cell of the model as it is, which is among those of bounded attention."""
         return dict(json.loads((HERE / "bounded" / f"{self.model}-dense.json").read_text()))
@@ -71,14 +80,22 @@ class Study:
         return {name: json.loads(self.file(name).read_text()) for name in self.ways if self.file(name).exists()}
 
 
-STORIES = Study("stories260K", "tinystories/train.txt", "tinystories/valid.txt", 256, 100_000, 100_000, {}, 16)
-SMOLLM2 = Study("smollm2-135m", "wikitext2/fit.txt", "wikitext2/score.txt", 512, 32_000, 10**9, {}, 2)
+STORIES = Study("stories260K", 5, "tinystories/train.txt", "tinystories/valid.txt", 256, 100_000, 100_000, {}, 16)
+SMOLLM2 = Study("smollm2-135m", 30, "wikitext2/fit.txt", "wikitext2/score.txt", 512, 32_000, 10**9, {}, 2)
 
 
 def make_cells(
-    studies: Sequence[Study], measure: Callable[[Study, Path, Path, Any], dict[str, Any]], question: str, command: str
+    studies: Sequence[Study],
+    measure: Callable[[Study, Path, Path, Any], dict[str, Any]],
+    question: str,
+    command: str,
+    describe: Callable[[dict[str, Any], Study], str] | None = None,
 ) -> None:
-    """Make the cells that are not there, or those of them that the command line names, and print all of these."""
+    """Make the cells that are not there, or those of them that the command line names, and print all of these.
+
+    ``describe`` says what is printed of a cell: losses when it is not given.
+    """
+    describe = describe or losses_of
     models, texts = map(Path, sys.argv[1:3])
     for study in studies:
         for cell, way in study.ways.items():
@@ -89,7 +106,15 @@ def make_cells(
             if not file.exists():
                 made = measure(study, models / study.model, texts, way)
                 save(str(file), question, {"cell": cell, **made}, command, show=False)
-            print(file.stem, describe(json.loads(file.read_text()), study.dense), flush=True)
+            print(file.stem, describe(json.loads(file.read_text()), study), flush=True)
+
+
+def linearized(
+    study: Study, model: Path, texts: Path, kind: Kind | None, selection: Selection, **run: Any
+) -> rectilinear.Linearized:
+    """What `rectilinear.linearize` makes of a model on the text that is fitted on."""
+    usual: Any = {"rows": study.rows, "loading": LOADING, "batch_size": study.batch, "progress": False}
+    return rectilinear.linearize(model, texts / study.fit, kind, selection, **{**usual, **run})
 
 
 @dataclass(frozen=True)
@@ -145,13 +170,28 @@ def row_losses(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return token_losses(row_logits(model, ids), ids)
 
 
-def describe(cell: dict[str, Any], dense: dict[str, Any]) -> str:
-    """Its loss, and how much more that is than of the dense model."""
-    words = [f"{cell['floats_a_layer']:,} floats a layer"]
-    for name in ("all", "late"):
-        value, stderr, groups = difference(cell, dense, name)
-        words.append(f"{name} {value:+.4f} +- {half_width(stderr or 0.0, groups):.4f}")
-    return ", ".join(words)
+def losses_of(cell: dict[str, Any], study: Study) -> str:
+    """How much more a cell loses than the dense model."""
+    losses = [f"{name} {loss_of(cell, study.dense, name)}" for name in ("all", "late")]
+    return ", ".join([f"{cell['floats_a_layer']:,} floats a layer", *losses])
+
+
+def loss_of(cell: dict[str, Any], other: dict[str, Any], name: str) -> str:
+    """How much more a cell loses than another, with half of a 95 % interval over documents."""
+    value, stderr, groups = difference(cell, other, name)
+    return f"{value:+.4f} ± {half_width(stderr or 0.0, groups):.4f}"
+
+
+def about_rows(study: Study, *, rows: str = "", fitted: str = "fitted") -> str:
+    """A paragraph of a page: which rows are fitted on and scored, and what the dense model loses.
+
+    ``rows`` is said of rows beside their length, and ``fitted`` what was done to those of the first text.
+    """
+    dense, tokens = study.dense, sum(study.dense["sizes"]["all"])
+    return (
+        f"Rows of {study.seq_len}{rows}; {fitted} on {study.tokens_fitted:,} tokens of {study.fit}, scored on {tokens:,} tokens of {study.score} ({difference(dense, dense, 'all')[2]} documents), "
+        f"{dense['machine']['processor']}. The dense model's loss is {sum(dense['sums']['all']) / tokens:.4f}."
+    )
 
 
 def difference(cell: dict[str, Any], other: dict[str, Any], name: str) -> tuple[float, float | None, int]:

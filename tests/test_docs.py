@@ -49,6 +49,14 @@ def test_pages_are_what_their_results_make_them(monkeypatch, maker, page):
     assert (ROOT / f"docs/{page}.md").read_text(encoding="utf-8") == made
 
 
+def test_the_tokens_that_pages_call_fitted_on_are_those_of_the_fits(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    for study in runpy.run_path(str(ROOT / "benchmarks/bounded.py"))["STUDIES"]:
+        fits = [fit for cell in study.cells().values() for fit in cell.get("fit", []) if fit["tokens"]]
+        assert fits
+        assert {fit["tokens"] for fit in fits} == {study.tokens_fitted}
+
+
 def test_the_figures_of_faults_are_those_of_the_file():
     made = runpy.run_path(str(ROOT / "benchmarks/faults.py"))
     lines = made["read"]()

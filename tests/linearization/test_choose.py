@@ -11,22 +11,14 @@ import rectilinear
 from rectilinear import JobError, RequestError
 from tests import oracle
 from tests.families import build
-from tests.linearization.conftest import FITTED, SEQ_LEN, loss_by_hand
+from tests.linearization.conftest import FITTED, SEQ_LEN, learn, loss_by_hand
 
 BLOCKS = 6
 
 
 @pytest.fixture(scope="module")
 def trained(rows):
-    """Six blocks that learnt these rows a little, so that losing them costs something."""
-    model = build("llama", num_hidden_layers=BLOCKS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(5):
-        for batch in rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))].split(8):
-            optimizer.zero_grad()
-            model(batch, labels=batch, use_cache=False).loss.backward()
-            optimizer.step()
-    return model.eval().requires_grad_(False)
+    return learn(build("llama", num_hidden_layers=BLOCKS), rows, epochs=5)
 
 
 @pytest.fixture

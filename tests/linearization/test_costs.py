@@ -22,7 +22,7 @@ from rectilinear.linearization.program import cheapest, exchanges
 from rectilinear.linearization.replacement import Replacement
 from rectilinear.models.logits import next_logits
 from tests.families import build
-from tests.linearization.conftest import FITTED, ROWS, SEQ_LEN
+from tests.linearization.conftest import FITTED, ROWS, SEQ_LEN, learn
 from tests.matrix.configurations import build as build_type
 
 BLOCKS = 4
@@ -30,15 +30,7 @@ BLOCKS = 4
 
 @pytest.fixture(scope="module")
 def trained(rows):
-    """Blocks that learnt these rows a little, so that losing them costs something."""
-    model = build("llama", num_hidden_layers=BLOCKS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(4):
-        for batch in rows.split(8):
-            optimizer.zero_grad()
-            model(batch, labels=batch, use_cache=False).loss.backward()
-            optimizer.step()
-    return model.eval().requires_grad_(False)
+    return learn(build("llama", num_hidden_layers=BLOCKS), rows, epochs=4)
 
 
 @pytest.fixture
@@ -398,34 +390,34 @@ def test_later_rounds_measure_costs_among_what_was_chosen(model, linearize, rows
 
 
 @pytest.mark.parametrize(
-    "first",
+    ("first", "second"),
     [
-        {"kind": "folded", "blocks": (2,)},
-        {"kind": "affine", "blocks": (1, 2), "merge": True},
-        {"kind": "affine", "blocks": (2,)},
+        ({"kind": "folded", "blocks": (2,)}, {"kind": "drop", "target": "mlp"}),
+        ({"kind": "affine", "blocks": (1, 2), "merge": True}, {"kind": "drop", "target": "mlp"}),
+        ({"kind": "affine", "blocks": (2,)}, {"kind": "drop", "target": "mlp"}),
+        ({"kind": "drop", "target": "attention", "blocks": (1,)}, {"kind": "folded", "target": "block"}),
     ],
-    ids=["folded", "run", "block"],
+    ids=["folded", "run", "block", "folded after an attention"],
 )
-def test_costs_among_what_edits_several_blocks_are_those_by_hand(model, linearize, rows, monkeypatch, first):
-    """Of what is left out beside it, so that nothing is fitted after it."""
+def test_costs_among_others_are_those_by_hand(model, linearize, rows, monkeypatch, first, second):
+    """Of what comes after them, so that nothing is fitted anew; also where one is written into the block before it."""
     measured, own = [], searching.measure_costs
-    one = Replacement(by=make_kind(first["kind"], {}), target="block", blocks=first["blocks"])
+    one = Replacement(by=make_kind(first["kind"], {}), target=first.get("target", "block"), blocks=first["blocks"])
 
     def among(bench, ones, sizes, kept, around=()):
         measured.extend(own(bench, ones, sizes, kept, around or fit_all(bench, [one])))
         return measured
 
     monkeypatch.setattr(searching, "measure_costs", among)
-    linearize(copy.deepcopy(model), choices="drop", target="mlp", budget="parameters=90%")
+    linearize(copy.deepcopy(model), choices=second["kind"], target=second["target"], budget="parameters=90%")
     alone = linearize(copy.deepcopy(model), **first)
     data = alone.plan.model_dump(mode="json", by_alias=True)
     base = divergence_by_hand(model, alone.model, rows[:FITTED])
-    for cost in measured:
-        (block,) = cost.replacement.blocks
-        if block <= first["blocks"][-1]:  # before it, what is fitted after it would be fitted anew
-            continue
-        gone = {"kind": "drop", "target": "mlp", "blocks": [block]}
-        both = Plan.model_validate({**data, "replacements": [*data["replacements"], gone]})
+    later = [cost for cost in measured if cost.replacement.blocks[0] > first["blocks"][-1]]
+    assert later
+    for cost in later:
+        also = {**second, "blocks": [*cost.replacement.blocks]}
+        both = Plan.model_validate({**data, "replacements": [*data["replacements"], also]})
         made = linearize(copy.deepcopy(model), plan=both)
         expected = divergence_by_hand(model, made.model, rows[:FITTED]) - base
         assert cost.divergence == pytest.approx(expected, rel=1e-3, abs=1e-5)
