@@ -81,6 +81,7 @@ def test_a_budget_is_what_is_saved_or_what_is_kept_and_is_recorded_as_it_is_read
         ({"choices": "bounded:windows=3", "budget": 0.1}, "expected no `windows` with `kind=bounded`"),
         ({"choices": "bounded:window", "budget": 0.1}, "got 'window' in 'bounded:window'"),
         ({"choices": "drop", "budget": 0.1, "select": "loss"}, "expected no `select`"),
+        ({"choices": "drop", "budget": 0.1, "target": "mlp", "span": 2}, "expected no `span` with `target=mlp`"),
         ({"choices": "drop", "budget": "0%"}, "above 0% and below 100%"),
         ({"choices": "drop", "budget": "150%"}, "above 0% and below 100%"),
         ({"choices": "drop,drop", "budget": 0.1}, "one of them twice"),

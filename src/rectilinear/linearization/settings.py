@@ -109,6 +109,8 @@ class Selection(Named):
             self.refuse_unused("where the cost of each replacement is measured", "select", "merge")
         else:
             self.refuse_unused("without `choices` or a `budget` of the cache", "span", "trials", "rounds", "swaps")
+        if self.target != "block":
+            self.refuse_unused(f"with `target={self.target}`", "span")
         if self.choices is not None and self.budget is None:
             raise ValueError("expected a `budget` with `choices`, got none; try `budget=parameters=80%`")
         if self.merge and self.target != "block":
