@@ -95,15 +95,19 @@ SHORT = [("drop", "block"), ("affine", "block"), ("affine", "mlp"), ("drop", "ml
 MIXED = {
     "mixed": Way("", "drop,affine"),
     "mixed-searched": Way("", "drop,affine", trials=6, rounds=2, swaps=10),
-    "mixed-filters": Way("", "drop,affine,filter:rank=8,filter:rank=16", trials=6, rounds=2, swaps=10),
 }
+FILTERS = Way("", "drop,affine,filter:rank=8,filter:rank=16", trials=6, rounds=2, swaps=10)
 STUDIES = [
     replace(
         STORIES,
         folder="mixed",
         ways={
-            **of_parameters(80, "loss", SINGLE, MIXED),
+            **of_parameters(90, "loss", SINGLE, MIXED),
+            **of_parameters(85, "loss", SINGLE, MIXED),
+            **of_parameters(80, "loss", SINGLE, {**MIXED, "mixed-filters": FILTERS}),
             **of_parameters(75, "loss", SINGLE, MIXED),
+            **of_parameters(70, "loss", SINGLE, MIXED),
+            **of_parameters(65, "loss", SINGLE, MIXED),
             **of_parameters(60, "loss", SINGLE, MIXED),
             **of_cache(10, [4, 8, 16], STORIES.seq_len),
         },

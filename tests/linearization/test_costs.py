@@ -9,17 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 import rectilinear
 from rectilinear import Affine, Bounded, CalibrationRows, Drop, Filter, Folded, Loading, RequestError, Selection
 from rectilinear.linearization import costs as measuring
-from rectilinear.linearization import search as searching
+from rectilinear.linearization import survey as surveying
 from rectilinear.linearization.budget import Budget
 from rectilinear.linearization.fit import fit_all
 from rectilinear.linearization.kinds import make_kind, parse_kinds
 from rectilinear.linearization.plan import CostRecord, Plan
 from rectilinear.linearization.program import cheapest, exchanges
 from rectilinear.linearization.replacement import Replacement
+from rectilinear.linearization.sweep import sweep_table
 from rectilinear.models.logits import next_logits
 from tests.families import build
 from tests.linearization.conftest import FITTED, ROWS, SEQ_LEN, learn
@@ -77,6 +79,12 @@ def test_a_budget_is_what_is_saved_or_what_is_kept_and_is_recorded_as_it_is_read
         ({"budget": "cache=25%,cache=30%"}, "each once"),
         ({"budget": "cache=120%"}, "above 0% and below 100% to keep of cache"),
         ({"choices": "drop"}, "expected a `budget` with `choices`"),
+        ({"choices": "drop", "budget": 0.1, "sweep": "90%,80%"}, "expected `sweep=parameters=90%,75%,60%`"),
+        ({"choices": "drop", "budget": 0.1, "sweep": "parameters=90%,cache=8%"}, "shares of one quantity"),
+        ({"choices": "drop", "budget": 0.1, "sweep": "parameters=9%,150%"}, "above 0% and below 100%"),
+        ({"choices": "drop", "budget": 0.1, "sweep": "parameters=9"}, "try `sweep="),
+        ({"choices": "drop", "budget": 0.1, "sweep": "cache=9%"}, "`sweep` of what `budget` limits"),
+        ({"count": 1, "sweep": "parameters=9%"}, "expected no `sweep` without `choices`"),
         ({"choices": "dorp", "budget": 0.1}, "expected `kind` to be one of"),
         ({"choices": "bounded:windows=3", "budget": 0.1}, "expected no `windows` with `kind=bounded`"),
         ({"choices": "bounded:window", "budget": 0.1}, "got 'window' in 'bounded:window'"),
@@ -335,12 +343,17 @@ def test_costs_are_measured_once_for_all_budgets_and_go_on_where_they_were_stopp
 def test_a_mixed_plan_is_a_checkpoint_and_says_how_it_was_made(checkpoint, text_file, tmp_path):
     """Blocks that are gone beside bounded attention, filters and maps: it is loaded again, and decodes."""
     choice = {"choices": "bounded:window=4:sinks=1,drop,affine", "budget": "parameters=70%,cache=50%"}
+    choice["sweep"] = "cache=80%,40%"
     made = made_of(checkpoint, text_file, out=tmp_path / "out", **choice)
     plan = Plan.load(tmp_path / "out" / "plan.json")
     assert plan.selection == made.plan.selection
     command = plan.command()
     assert "--choices bounded:window=4:sinks=1,drop,affine" in command
     assert "--budget parameters=70%,cache=50%" in command
+    assert "--sweep cache=80%,40%" in command
+    assert [point.budget for point in plan.selection.sweep] == [
+        f"parameters=70%,cache={share}%" for share in (80, 50, 40)
+    ]
     same = rectilinear.linearize(checkpoint, text_file, None, Selection(plan=plan), **SIZE, progress=False)
     assert same.plan.selection.loss_after == pytest.approx(made.plan.selection.loss_after, abs=1e-9)
 
@@ -365,14 +378,14 @@ def test_blocks_are_removed_beside_every_kind_of_stand_in(checkpoint, text_file,
 
 def test_later_rounds_measure_costs_among_what_was_chosen(model, linearize, rows, monkeypatch):
     """Each with the others in place, beside the original's part in its own place; of what is only left out, by hand."""
-    measured, own = [], searching.measure_costs
+    measured, own = [], surveying.measure_costs
 
     def noting(bench, ones, sizes, kept, around=()):
         found = own(bench, ones, sizes, kept, around)
         measured.append(({fitted.replacement.blocks[0] for fitted in around}, found))
         return found
 
-    monkeypatch.setattr(searching, "measure_costs", noting)
+    monkeypatch.setattr(surveying, "measure_costs", noting)
     choice = {"choices": "drop", "target": "attention", "budget": "cache=50%", "rounds": 2}
     linearize(copy.deepcopy(model), **choice)
     (nothing, _), (chosen, among) = measured
@@ -402,14 +415,14 @@ def test_later_rounds_measure_costs_among_what_was_chosen(model, linearize, rows
 )
 def test_costs_among_others_are_those_by_hand(model, linearize, rows, monkeypatch, first, second):
     """Of what comes after them, so that nothing is fitted anew; also where one is written into the block before it."""
-    measured, own = [], searching.measure_costs
+    measured, own = [], surveying.measure_costs
     one = Replacement(by=make_kind(first["kind"], {}), target=first.get("target", "block"), blocks=first["blocks"])
 
     def among(bench, ones, sizes, kept, around=()):
         measured.extend(own(bench, ones, sizes, kept, around or fit_all(bench, [one])))
         return measured
 
-    monkeypatch.setattr(searching, "measure_costs", among)
+    monkeypatch.setattr(surveying, "measure_costs", among)
     linearize(copy.deepcopy(model), choices=second["kind"], target=second["target"], budget="parameters=90%")
     alone = linearize(copy.deepcopy(model), **first)
     data = alone.plan.model_dump(mode="json", by_alias=True)
@@ -449,12 +462,12 @@ def test_a_named_kind_is_considered_though_it_is_larger_than_what_it_replaces(mo
 
 def test_a_budget_is_kept_where_fits_together_need_more_than_alone(model, linearize, monkeypatch):
     """As if all of them had needed less when they were measured alone."""
-    own = searching.measure_costs
+    own = surveying.measure_costs
 
     def less(*args):
         return [cost.model_copy(update={"parameters": int(1.2 * cost.parameters)}) for cost in own(*args)]
 
-    monkeypatch.setattr(searching, "measure_costs", less)
+    monkeypatch.setattr(surveying, "measure_costs", less)
     made = linearize(copy.deepcopy(model), choices="affine", budget="parameters=75%")
     assert made.plan.parameters.after <= 0.75 * made.plan.parameters.before
 
@@ -466,3 +479,58 @@ def test_rounds_go_on_from_the_best_choice_whatever_its_kinds(model, linearize, 
     assert three.plan.selection.loss_after <= one.plan.selection.loss_after + 1e-9
     assert three.plan.selection.costs == one.plan.selection.costs
     assert three.plan.selection.loss_after == min(three.plan.selection.losses)
+
+
+@pytest.mark.parametrize("quantity", ["parameters", "cache"])
+def test_each_point_of_a_sweep_is_what_its_budget_alone_finds(model, linearize, rows, monkeypatch, quantity):
+    fit, fitted = measuring.fit_alone, []
+    monkeypatch.setattr(measuring, "fit_alone", lambda *given: fitted.append(given[1]) or fit(*given))
+    choice = {"choices": "bounded:window=4:sinks=1,drop,affine", "trials": 2}
+    budget, sweep = f"{quantity}=75%", f"{quantity}=90%,75%,40%"
+    swept = linearize(copy.deepcopy(model), budget=budget, sweep=sweep, **choice).plan
+    assert len(fitted) == len({*fitted})  # costs are measured once for all of it
+    assert [point.budget for point in swept.selection.sweep] == [f"{quantity}={share}%" for share in (90, 75, 40)]
+    for point in swept.selection.sweep:
+        alone = linearize(copy.deepcopy(model), budget=point.budget, **choice)
+        chosen = alone.plan.selection
+        assert {*point.replacements} == {one.unfitted() for one in alone.plan.replacements}
+        assert point.parameters == alone.plan.parameters.after
+        assert point.cache_bytes == chosen.cache_bytes_after
+        assert point.increase == pytest.approx(chosen.loss_after - chosen.loss_before, abs=1e-9)
+        costs = {cost.replacement.unfitted(): cost.divergence for cost in chosen.costs}
+        assert point.divergence == pytest.approx(sum(costs[one] for one in point.replacements))
+        increases = [losses_of(each, rows[FITTED:]) for each in (alone.model, model)]
+        assert_t_interval(point.interval, increases[0] - increases[1])
+    moved = swept.selection.loss_after - swept.selection.loss_before
+    assert moved == pytest.approx(swept.selection.sweep[1].increase, abs=1e-9)
+
+
+@torch.no_grad()
+def losses_of(model, ids):
+    """Of each row, float64."""
+    logits = model.eval()(ids, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+    return -logits.gather(-1, ids[:, 1:, None]).mean((1, 2)).numpy()
+
+
+def assert_t_interval(found, differences):
+    low, high = stats.t.interval(0.95, len(differences) - 1, differences.mean(), stats.sem(differences))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_a_share_that_no_choice_is_within_is_left_out_of_a_sweep_and_said(linearize, model):
+    plan = linearize(model, choices="affine", target="mlp", budget="parameters=90%", sweep="parameters=5%").plan
+    assert [point.budget for point in plan.selection.sweep] == ["parameters=90%"]
+    assert any("a budget of parameters=5% was not considered: expected a `budget` of" in each for each in plan.warnings)
+
+
+def test_a_sweep_is_a_table_and_a_figure_and_marks_what_a_tighter_budget_beats(linearize, model):
+    plan = linearize(model, choices="drop,affine", budget="parameters=80%", sweep="parameters=90%").plan
+    (chart,) = plan.charts()
+    frontier, found, original = chart.panels[0].lines
+    assert [*zip(found.x, found.y, strict=True)] == [(each.parameters, each.increase) for each in plan.selection.sweep]
+    assert (original.x, original.y) == ((plan.model.parameters,), (0.0,))
+    assert (plan.model.parameters, 0.0) in zip(frontier.x, frontier.y, strict=True)
+    loose, tight = plan.selection.sweep
+    beaten = loose.model_copy(update={"increase": tight.increase + 1})
+    shown = sweep_table([beaten, tight], "", 64, 100).rows
+    assert [row[-1].mark for row in shown] == ["*", ""]

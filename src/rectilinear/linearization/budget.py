@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rectilinear.settings import words_of
@@ -40,9 +40,7 @@ class Budget:
             name, _, share = word.partition("=")
             if name not in QUANTITIES or name in found:
                 raise ValueError(f"expected `budget=parameters=80%,cache=25%`, each once, got {value!r}")
-            found[name] = _parse_share(share, value)
-            if not 0 < found[name] < 1:
-                raise ValueError(f"expected a share above 0% and below 100% to keep of {name}, got {share}")
+            found[name] = _parse_kept(name, share, value)
         kept = found.get("parameters")
         return cls(saving=None if kept is None else round(1 - kept, 12), cache=found.get("cache"))
 
@@ -57,20 +55,66 @@ class Budget:
 
     def __str__(self) -> str:
         kept = {"parameters": self.saving if self.saving is None else 1 - self.saving, "cache": self.cache}
-        return ",".join(f"{name}={100 * share:.6g}%" for name, share in kept.items() if share is not None)
+        return ",".join(f"{name}={_percent(share)}" for name, share in kept.items() if share is not None)
 
 
-def _parse_share(word: str, whole: Any) -> float:
+@dataclass(frozen=True)
+class Sweep:
+    """Budgets that differ in one quantity.
+
+    Attributes:
+        quantity: one of QUANTITIES.
+        shares: of it that are kept at most.
+    """
+
+    quantity: str
+    shares: tuple[float, ...]
+
+    @classmethod
+    def parse(cls, value: Any) -> Any:
+        """``parameters=90%,75%,60%`` as shares of one quantity that are kept; anything else as it is."""
+        words = words_of(value)
+        if words is None:
+            return value
+        name, _, first = (words or [""])[0].partition("=")
+        if name not in QUANTITIES or not first or any("=" in word for word in words[1:]):
+            raise ValueError(f"expected `sweep=parameters=90%,75%,60%`, shares of one quantity to keep, got {value!r}")
+        return cls(name, tuple(_parse_kept(name, share, value, "sweep") for share in (first, *words[1:])))
+
+    def budgets(self, budget: Budget) -> Sequence[Budget]:
+        """A budget of that quantity and others like it, with each of the shares for its own; the largest first."""
+        if self.quantity == "parameters":
+            saved = {budget.saving or 0.0, *(round(1 - share, 12) for share in self.shares)}
+            return [replace(budget, saving=share) for share in sorted(saved)]
+        return [replace(budget, cache=share) for share in sorted({budget.cache or 1.0, *self.shares}, reverse=True)]
+
+    def __str__(self) -> str:
+        return f"{self.quantity}={','.join(map(_percent, self.shares))}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.6g}%"
+
+
+def _parse_kept(name: str, share: str, whole: Any, option: str = "budget") -> float:
+    """A share that is kept of a quantity."""
+    found = _parse_share(share, whole, option)
+    if not 0 < found < 1:
+        raise ValueError(f"expected a share above 0% and below 100% to keep of {name}, got {share}")
+    return found
+
+
+def _parse_share(word: str, whole: Any, option: str = "budget") -> float:
     try:
         share = float(word[:-1]) / 100 if word.endswith("%") else float(word)
     except ValueError:
-        raise ValueError(f"expected `budget=25%`, got {whole!r}") from None
+        raise ValueError(f"expected `{option}=25%`, got {whole!r}") from None
     if share >= 1 and not word.endswith("%"):
-        raise ValueError(f"expected `budget=25%` or 0.25, got {whole!r}; try `budget={str(whole).strip()}%`")
-    return _finite(share)
+        raise ValueError(f"expected `{option}=25%` or 0.25, got {whole!r}; try `{option}={str(whole).strip()}%`")
+    return _finite(share, option)
 
 
-def _finite(share: float) -> float:
+def _finite(share: float, option: str = "budget") -> float:
     if not math.isfinite(share):
-        raise ValueError(f"expected `budget` to be a finite number, got {share}")
+        raise ValueError(f"expected `{option}` to be a finite number, got {share}")
     return share

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -11,24 +11,28 @@ import torch
 from torch import Tensor
 
 from rectilinear.core.scores import score_block
-from rectilinear.errors import JobError
-from rectilinear.linearization.costs import tried
+from rectilinear.errors import JobError, RequestError
+from rectilinear.linearization.budget import Budget
+from rectilinear.linearization.costs import grown, tried
 from rectilinear.linearization.fit import Fitted, fit_all, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.linearization.left_out import check_left_out
 from rectilinear.linearization.plan import SelectionRecord
 from rectilinear.linearization.replacement import Replacement
 from rectilinear.linearization.request import Scope
-from rectilinear.linearization.search import Search
+from rectilinear.linearization.search import Search, Trial
+from rectilinear.linearization.survey import Survey
+from rectilinear.linearization.sweep import SweepRecord
 from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.measurement.collect import collect_moments, find_schedule, hand_over
 from rectilinear.measurement.kept import Kept
-from rectilinear.measurement.perplexity import measure_perplexity, predicted
+from rectilinear.measurement.perplexity import Perplexity, measure_perplexity, predicted
 from rectilinear.measurement.pieces import count_rows
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.running import evaluating
 from rectilinear.models.surgery import swapped
 from rectilinear.ranks import current
+from rectilinear.results import IntervalRecord
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,11 +52,12 @@ class Choice:
         """
         named, selection = self.scope.request.named, self.scope.request.selection
         check_left_out(self.bench, named or ())
-        before = self._loss([])
+        original = self._predicts([])
+        before = original.loss if original else None
         scores: dict[int, float] = {}
         searched: dict[str, Any] = {}
         if selection.by_cost:
-            fits, after, searched = self._by_cost()
+            fits, after, searched = self._by_cost(original)
         elif named is None and selection.by_loss:
             fits, after, scores = self._by_loss(before or 0.0)
         else:
@@ -75,30 +80,69 @@ class Choice:
             **searched,
         )
 
-    def _by_cost(self) -> tuple[list[Fitted], float | None, dict[str, Any]]:
+    def _by_cost(self, original: Perplexity | None) -> tuple[list[Fitted], float | None, dict[str, Any]]:
         """Take what costs least together within the budget: the fits, the loss reached, and what was found out."""
-        search = Search(self.scope, self.bench, self._loss, self.kept)
-        best, sizes = search.best(), search.sizes
+        selection = self.scope.request.selection
+        survey = Survey(self.scope, self.bench, self.kept)
+        search = Search(survey, self.bench, self._predicts, selection)
+        best = search.best()
+        found = self._swept(survey, survey.budget, best, original)
         return (
             best.fits,
             best.loss,
             {
-                "costs": tuple(search.alone),
-                "budget_tokens": sizes.ids.shape[1],
-                "cache_bytes": sizes.total or None,
-                "cache_bytes_after": sizes.of_edits(self.bench, merge_edits(best.fits)) if sizes.total else None,
+                "costs": tuple(survey.alone),
+                "budget_tokens": survey.sizes.ids.shape[1],
+                "cache_bytes": survey.sizes.total or None,
+                "cache_bytes_after": found.cache_bytes,
                 "losses": tuple(loss for loss in search.losses.values() if loss is not None),
-                "left_out": search.left_out,
+                "sweep": tuple(self._sweep(survey, found, original)),
+                "left_out": survey.left_out,
             },
         )
 
-    def _loss(self, fits: Sequence[Fitted]) -> float | None:
-        """Nats per token on the held-out rows with some replacements; None where there are no rows."""
+    def _sweep(self, survey: Survey, found: SweepRecord, original: Perplexity | None) -> Iterator[SweepRecord]:
+        """The best choices within all budgets that are compared, of which one is found already."""
+        selection = self.scope.request.selection
+        for budget in selection.sweep.budgets(survey.budget) if selection.sweep else ():
+            if str(budget) == found.budget:
+                yield found
+                continue
+            bench = replace(self.bench, kept=self.bench.kept.under(str(budget)))
+            try:
+                best = Search(survey, bench, self._predicts, selection, budget).best()
+            except RequestError as error:
+                survey.left_out[f"a budget of {budget}"] = str(error)
+            else:
+                yield self._swept(survey, budget, best, original)
+
+    def _swept(self, survey: Survey, budget: Budget, best: Trial, original: Perplexity | None) -> SweepRecord:
+        """What the best choice within a budget keeps and loses."""
+        alone = {cost.replacement.unfitted(): cost.divergence for cost in survey.alone}
+        changes = best.reached.changes(original) if best.reached and original else None
+        replacements = tuple(fitted.replacement.unfitted() for fitted in best.fits)
+        increase, stderr = changes.mean() if changes else (None, None)
+        return SweepRecord(
+            budget=str(budget),
+            replacements=replacements,
+            parameters=int(survey.whole["parameters"]) + sum(map(grown, best.fits)),
+            cache_bytes=survey.sizes.of_edits(self.bench, merge_edits(best.fits)) if survey.sizes.total else None,
+            divergence=sum(alone[one] for one in replacements),
+            increase=increase,
+            interval=IntervalRecord.of(increase, stderr, len(changes.sums) if changes else 0),
+        )
+
+    def _predicts(self, fits: Sequence[Fitted]) -> Perplexity | None:
+        """How well held-out rows are predicted with some replacements; None where there are none."""
         if not len(self.held_out):
             return None
         with swapped(self.bench.model, merge_edits(fits)):
             size = count_rows(self.bench.batches[0])
-            return measure_perplexity(self.bench.model, self.held_out, size, bos=self.bench.lead).loss
+            return measure_perplexity(self.bench.model, self.held_out, size, bos=self.bench.lead)
+
+    def _loss(self, fits: Sequence[Fitted]) -> float | None:
+        found = self._predicts(fits)
+        return found.loss if found else None
 
     def _is_enough(self, chosen: Sequence[int]) -> bool:
         selection = self.scope.request.selection

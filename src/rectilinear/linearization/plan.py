@@ -7,9 +7,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
+from rectilinear.charts import Chart
 from rectilinear.command_lines import command_line, loaded_as, model_word, text_word
 from rectilinear.linearization.kinds import KINDS
 from rectilinear.linearization.replacement import Replacement
+from rectilinear.linearization.sweep import SweepRecord, sweep_chart, sweep_table
 from rectilinear.measurement.settings import TOKENS_A_FEATURE
 from rectilinear.models.settings import Loading
 from rectilinear.names import short_name
@@ -44,6 +46,7 @@ class SelectionRecord(Record):
     cache_bytes: int | None = Field(default=None, description="of the original after these; null where it has no cache")
     cache_bytes_after: int | None = Field(default=None, description="the same with all that was chosen")
     losses: tuple[float, ...] = Field(default=(), description="of the choices that were fitted, in turn; nats a token")
+    sweep: tuple[SweepRecord, ...] = Field(default=(), description="what choices within several budgets keep and lose")
     left_out: dict[str, str] = Field(default_factory=dict, description="why replacements were not considered")
     loss_before: float | None = None
     loss_after: float | None = None
@@ -175,7 +178,20 @@ class Plan(ResultFile):
         lines += chosen.spent(self.replacements) if chosen else []
         lines += [str(self.heal)] * (self.heal is not None)
         title = f"{short_name(self.model.id)}: what was replaced, fitted on {short_name(self.data.source)}"
-        return (Table.of(columns, rows, title=title, caption="\n".join(lines)),)
+        table = Table.of(columns, rows, title=title, caption="\n".join(lines))
+        if not (chosen and chosen.sweep):
+            return (table,)
+        about = f"{short_name(self.model.id)}: choices within some budgets"
+        return table, sweep_table(chosen.sweep, about, chosen.budget_tokens, chosen.tokens)
+
+    def charts(self) -> tuple[Chart, ...]:
+        """What other budgets would lose, where they were compared."""
+        if not ((chosen := self.selection) and chosen.sweep):
+            return ()
+        before = {"parameters": self.model.parameters, "cache": chosen.cache_bytes}
+        title = f"{short_name(self.model.id)}: choices within some budgets"
+        chart = sweep_chart(chosen.sweep, title, before, chosen.tokens)
+        return (chart,) if chart else ()
 
 
 def find_warnings(replacements: Sequence[Replacement], folds: int, width: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from pydantic import BeforeValidator, Field, NonNegativeInt, PlainSerializer, PositiveInt, model_validator
 
-from rectilinear.linearization.budget import Budget
+from rectilinear.linearization.budget import Budget, Sweep
 from rectilinear.linearization.kinds import parse_kinds
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import Plan
@@ -75,6 +75,15 @@ class Selection(Named):
     ] = None
     """Kinds to choose from for each attention, MLP and block, such as bounded:window=16,affine,drop: those that move
     predictions least together within `budget`."""
+    sweep: Annotated[
+        Sweep | None,
+        BeforeValidator(Sweep.parse),
+        PlainSerializer(lambda sweep: sweep and str(sweep)),
+        ONE_WORD,
+        Parameter(metavar="QUANTITY=SHARES"),
+    ] = None
+    """Shares to compare with that of `budget`, such as parameters=90%,75%,60%: what the best choice within each
+    keeps and loses."""
     span: PositiveInt = 1
     """Most consecutive blocks that one stand-in takes the place of, among `choices`."""
     trials: PositiveInt = 1
@@ -107,8 +116,12 @@ class Selection(Named):
             if saving is not None and not 0 < saving < 1:
                 raise ValueError(f"expected `budget` above 0% and below 100%, got {saving:.1%}")
             self.refuse_unused("where the cost of each replacement is measured", "select", "merge")
+            if self.budget is not None and self.sweep is not None and self.sweep.quantity not in str(self.budget):
+                raise ValueError(f"expected `sweep` of what `budget` limits, {self.budget}, got {self.sweep}")
         else:
-            self.refuse_unused("without `choices` or a `budget` of the cache", "span", "trials", "rounds", "swaps")
+            self.refuse_unused(
+                "without `choices` or a `budget` of the cache", "sweep", "span", "trials", "rounds", "swaps"
+            )
         if self.target != "block":
             self.refuse_unused(f"with `target={self.target}`", "span")
         if self.choices is not None and self.budget is None:
@@ -130,7 +143,7 @@ class Selection(Named):
     @property
     def by_loss(self) -> bool:
         """Whether losses decide which blocks, or how many."""
-        several = self.trials > 1 or self.rounds > 1 or self.swaps > 0
+        several = self.trials > 1 or self.rounds > 1 or self.swaps > 0 or self.sweep is not None
         return self.max_loss_increase is not None or self.select == "loss" or several
 
     @property
