@@ -20,7 +20,7 @@ from typing import Any
 
 from scoring import LOADING, SMOLLM2, STORIES, Study, linearized, make_cells, score
 
-from rectilinear import Bounded, Filter, Selection
+from rectilinear import Bounded, Filter, Plan, Selection
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.models.load import load_model
 
@@ -86,19 +86,30 @@ def main() -> None:
 def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
     """A cell: losses by document, overall and of late positions, and what the fit was."""
     start = time.perf_counter()
-    kind, chosen = (way.kind, {"count": way.count, "select": "divergence"}) if isinstance(way, Some) else (way, None)
+    kind, chosen = parts_of(way)
     options = kind and {"kind": kind.name, **kind.model_dump(mode="json")}
     found: dict[str, Any] = {"model": study.model, "options": options, "chosen": chosen, "seq_len": study.seq_len}
-    if kind is None:
-        edited: Any = load_model(model, LOADING)
-    else:
-        selection = Selection(target="attention", **(chosen or {"blocks": [*range(study.depth)]}))
-        made = linearized(study, model, texts, kind, selection)
-        edited = made.model
-        found["blocks"] = [one.blocks[0] for one in made.plan.replacements]
-        found["fit"] = [one.fit.model_dump(mode="json") for one in made.plan.replacements if one.fit]
+    edited, plan = bounded(study, model, texts, way)
+    if plan is not None:
+        found["blocks"] = [one.blocks[0] for one in plan.replacements]
+        found["fit"] = [one.fit.model_dump(mode="json") for one in plan.replacements if one.fit]
         found["fit_seconds"] = time.perf_counter() - start
     return {**found, **score(study, model, texts, edited)}
+
+
+def parts_of(way: Way) -> tuple[Kind | None, dict[str, Any] | None]:
+    """The kind, and what attentions are chosen by; None for the dense model, and where all are replaced."""
+    return (way.kind, {"count": way.count, "select": "divergence"}) if isinstance(way, Some) else (way, None)
+
+
+def bounded(study: Study, model: Path, texts: Path, way: Way) -> tuple[Any, Plan | None]:
+    """A model with its attentions replaced, and what by; the dense one without a plan."""
+    kind, chosen = parts_of(way)
+    if kind is None:
+        return load_model(model, LOADING), None
+    selection = Selection(target="attention", **(chosen or {"blocks": [*range(study.depth)]}))
+    made = linearized(study, model, texts, kind, selection)
+    return made.model, made.plan
 
 
 if __name__ == "__main__":
