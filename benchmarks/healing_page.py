@@ -51,7 +51,7 @@ BEGIN = f"""# Healing beside fine-tuning and LoRA
 
 An edited model can be trained in several ways. Here they have the same rows and the same compute: `{COMMAND}`.
 
-- *Healing* (`--heal-steps`, [linearization.md](linearization.md#healing)) trains the stand-ins towards the original's hidden states after each replaced block, with `--heal-logits 1` towards its predictions too.
+- *Healing* (`--heal-steps`, [linearization.md](linearization.md#healing)) trains the stand-ins towards the original's hidden states after each replaced block, and towards its predictions too unless with `--heal-logits 0`.
 - *Fine-tuning* trains the same parameters by the loss of the next token, *distillation* by the divergence (KL) of the predictions from the original's.
 - *LoRA* (peft, scaled by 2, no dropout) trains the linear layers of blocks that are not part of a stand-in, by either loss, at the rank that gives about as many parameters; stand-ins stay as they were fitted.
 - Where a block is left out, nothing is there to heal: the blocks before and after the cut are trained, or LoRA in all blocks that are left.

@@ -59,15 +59,9 @@ class Way:
         return None, Selection(choices=self.kinds, **search, **options)
 
 
-#: Kinds that whole models can be made smaller by alone, and their targets.
-SINGLE = [
-    ("drop", "block"),
-    ("folded", "block"),
-    ("affine", "block"),
-    ("filter", "block"),
-    ("affine", "mlp"),
-    ("drop", "mlp"),
-]
+#: Kinds that whole models can be made smaller by alone, and their targets; filters of all blocks save a third.
+SMALL = [("drop", "block"), ("folded", "block"), ("affine", "block"), ("affine", "mlp"), ("drop", "mlp")]
+SINGLE = [*SMALL, ("filter", "block")]
 
 
 def of_parameters(
@@ -107,8 +101,8 @@ STUDIES = [
             **of_parameters(80, "loss", SINGLE, {**MIXED, "mixed-filters": FILTERS}),
             **of_parameters(75, "loss", SINGLE, MIXED),
             **of_parameters(70, "loss", SINGLE, MIXED),
-            **of_parameters(65, "loss", SINGLE, MIXED),
-            **of_parameters(60, "loss", SINGLE, MIXED),
+            **of_parameters(65, "loss", SMALL, MIXED),
+            **of_parameters(60, "loss", SMALL, MIXED),
             **of_cache(10, [4, 8, 16], STORIES.seq_len),
         },
     ),

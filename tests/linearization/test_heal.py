@@ -92,7 +92,7 @@ def test_finds_its_way_back(fitted, ids):
     bench.model.set_submodule(path, copy.deepcopy(planted))
     bench, fits = workbench(bench.model, bench.batches), fits
     perturb(fits, 0.02)
-    record = heal(bench, fits, ids[:4], Fitting(heal_steps=300, heal_learning_rate=1e-2))
+    record = heal(bench, fits, ids[:4], Fitting(heal_steps=300, heal_learning_rate=1e-2, heal_logits=0.0))
     assert record.mse_before > 1e-3
     assert record.mse_after < record.mse_before / 1000
     assert (record.steps, record.learning_rate, record.batch_size) == (300, 1e-2, 8)
@@ -206,7 +206,7 @@ def test_logits_alone_lower_the_divergence(fitted, ids):
     bench, fits = fitted(BLOCK)
     perturb(fits)
     heavy = copy.deepcopy(fits)
-    light = heal(bench, fits, ids, Fitting(heal_steps=60, heal_learning_rate=1e-2))
+    light = heal(bench, fits, ids, Fitting(heal_steps=60, heal_learning_rate=1e-2, heal_logits=0.0))
     weighty = heal(bench, heavy, ids, Fitting(heal_steps=60, heal_learning_rate=1e-2, heal_logits=10.0))
     assert weighty.mse_after > light.mse_after  # it minds something else
 
@@ -366,7 +366,7 @@ class TestLinearize:
             ({"heal_learning_rate": 1e-2}, "heal_learning_rate 0.001 -> 0.01"),
             ({"blocks": [2]}, "replacements"),
             ({"max_tokens": 960}, "text"),
-            ({"seed": 1, "heal_logits": 1.0}, "heal_logits 0.0 -> 1.0, seed 0 -> 1"),
+            ({"seed": 1, "heal_logits": 0.0}, "heal_logits 1.0 -> 0.0, seed 0 -> 1"),
         ]:
             with pytest.raises(RequestError, match=rf"the run in .*out.heal to resume it, got another \({what}"):
                 linearize(out=out, **options)

@@ -158,18 +158,18 @@ class Selection(Named):
 
 
 class Fitting(Settings):
-    """How replacements are fitted, and trained towards the original's hidden states after that."""
+    """How replacements are fitted, and trained towards the original's hidden states and predictions after that."""
 
     folds: PositiveInt = 4
     """Contiguous folds of the rows, by which ridges are chosen; 1 for none."""
     heal_steps: NonNegativeInt = 0
-    """Steps to train the stand-ins for after the fit, towards the original's hidden states."""
+    """Steps to train the stand-ins for after the fit, towards the original's hidden states and predictions."""
     heal_learning_rate: Positive = 1e-3
     """Learning rate of the first of these steps; it falls to 0."""
     heal_batch_size: PositiveInt = 8
     """Rows of each of these steps."""
-    heal_logits: NonNegative = 0.0
-    """Weight of the divergence from the original's predictions in them."""
+    heal_logits: NonNegative = 1.0
+    """Weight of the divergence from the original's predictions in them; 0 for hidden states alone."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
