@@ -67,23 +67,23 @@ def cases(blocks: int, width: int) -> dict[str, dict[str, Any]]:
         }
         for window in (4, 8, 16):
             found[f"window {window} {name} attentions"] = {"window": window, **at}
-    pair = {"count": 2}
+    pair, healed = {"count": 2}, {"heal_steps": 300, "heal_logits": 0.0}  # towards hidden states alone, as the paper
     found |= {
         "drop 2 by influence (ShortGPT)": {"kind": "drop", "select": "influence", **pair},
         "drop 2 by loss (SLEB)": {"kind": "drop", "select": "loss", **pair},
         "folded 2 by influence (ReplaceMe)": {"kind": "folded", "select": "influence", **pair},
         "affine 2 by score (the paper)": {"kind": "affine", "select": "score", **pair},
-        "affine 2 by score, healed (the paper)": {"kind": "affine", "select": "score", "heal_steps": 300, **pair},
+        "affine 2 by score, healed (the paper)": {"kind": "affine", "select": "score", **healed, **pair},
         "filter 2 by score": {"kind": "filter", "select": "score", **pair},
         "filter 2 by loss": {"kind": "filter", "select": "loss", **pair},
         "filter 2 by loss, merged": {"kind": "filter", "select": "loss", "merge": True, **pair},
-        "filter 2 by loss, healed": {"kind": "filter", "select": "loss", "heal_steps": 300, **pair},
+        "filter 2 by loss, healed": {"kind": "filter", "select": "loss", **healed, **pair},
         f"filter all attentions rank {few}, healed": {
             "kind": "filter",
             "target": "attention",
             "blocks": all_of_them,
             "rank": few,
-            "heal_steps": 300,
+            **healed,
         },
     }
     return dict(sorted(found.items(), key=lambda case: "heal_steps" in case[1]))  # the slow ones last
