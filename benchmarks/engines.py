@@ -148,7 +148,7 @@ def measure_in(folder: Path, study: Study, model: Path, texts: Path, way: Way) -
         checkpoint, options = folder / "checkpoint", {"kind": way.kind.name, **way.kind.model_dump(mode="json")}
         plan = linearized(study, model, texts, way.kind, way.selection, batch_size=4, out=checkpoint).plan
         blocks = sorted({block for one in plan.replacements for block in one.blocks})
-        found |= {"options": options, "target": way.selection.target, "blocks": blocks}
+        found |= {"options": options, "target": way.selection.target or "block", "blocks": blocks}
     config = json.loads((checkpoint / "config.json").read_text())
     found["own_code"] = "auto_map" in config
     reference: Any = AutoModelForCausalLM.from_pretrained(

@@ -77,7 +77,7 @@ def _option(name: str, about: FieldInfo, value: Any) -> list[str]:
         negative = [each for parameter in parameters for each in parameter.negative or ()]
         return [flag if value else negative[0]]
     if ONE_WORD in parameters:
-        return [flag, ",".join(_words(value))]
+        return [flag, ",".join(_words(value)) or "none"]
     return [word for each in _words(value) for word in (flag, each)]
 
 

@@ -27,6 +27,8 @@ COMMANDS = {
     "linearize": ("linearize", "dense", *TEXT, "--kind", "filter", "--rank", 2, "--count", 1, "--select", "loss"),
     "linearize named": ("linearize", "dense", *TEXT, "--blocks", "0-1", "--merge"),
     "linearize healed": ("linearize", "dense", *TEXT, "--blocks", 1, "--heal-steps", 2, "--heal-logits", 0.5),
+    "linearize without means": ("linearize", "dense", *TEXT, "--blocks", 1, "--rates", "none"),
+    "linearize choosing": ("linearize", "dense", *TEXT, "--choices", "affine:rank=2,drop", "--budget", "10%"),
     "pretrain": (*PRETRAIN, "--vocab-size", 300, "--max-steps", 2, "--regularizer", "mse", "--spare-embedding"),
     "pretrain with a tokenizer": (*PRETRAIN, "--tokenizer", "dense", "--max-steps", 2, "--held-out", "more.txt"),
     "finetune": ("finetune", "dense", "--task", "cb", "--data", "superglue", *TEXT, "--seeds", 2, "--max-steps", 2),
@@ -35,6 +37,7 @@ COMMANDS = {
 MORE = {
     "evaluate": ("--data", "superglue", "--limit", 3),
     "linearize healed": ("--heal-batch-size", 2, "--heal-learning-rate", 0.01),
+    "linearize choosing": ("--target", "block", "--sweep", "parameters=80%"),
     "probe": ("--pooling", "last", "--folds", 2),
     "judge": ("--judge-model", "mine", "--reference", "other"),
 }

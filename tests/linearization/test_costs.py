@@ -88,6 +88,8 @@ def test_a_budget_is_what_is_saved_or_what_is_kept_and_is_recorded_as_it_is_read
         ({"choices": "dorp", "budget": 0.1}, "expected `kind` to be one of"),
         ({"choices": "bounded:windows=3", "budget": 0.1}, "expected no `windows` with `kind=bounded`"),
         ({"choices": "bounded:window", "budget": 0.1}, "got 'window' in 'bounded:window'"),
+        ({"choices": "bounded:far=none:refit=false", "budget": 0.1}, "expected no `refit` with `far=none`"),
+        ({"choices": "bounded:far=mean:centroids=2", "budget": 0.1}, "expected no `centroids` with `far=mean`"),
         ({"choices": "drop", "budget": 0.1, "select": "loss"}, "expected no `select`"),
         ({"choices": "drop", "budget": 0.1, "target": "mlp", "span": 2}, "expected no `span` with `target=mlp`"),
         ({"choices": "drop", "budget": "0%"}, "above 0% and below 100%"),
@@ -107,8 +109,9 @@ def test_what_asks_for_nothing_is_refused(selection, message):
 @pytest.mark.parametrize(
     "kinds",
     [
-        (Bounded(window=16), Bounded(window=64, far="none", uniform=True, refit=False), Affine(rank=3), Drop()),
+        (Bounded(window=16), Bounded(window=64, far="mean", uniform=True, refit=False), Affine(rank=3), Drop()),
         (Filter(rates=(1.0, 0.5), taps=0), Folded()),
+        (Filter(rates=(), taps=2), Filter()),
     ],
 )
 def test_kinds_are_spelled_as_they_are_read(kinds):

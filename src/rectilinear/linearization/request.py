@@ -42,10 +42,11 @@ class Request:
                 raise RequestError(f"expected no `kind` with `{other}`, where it changes nothing; try without it")
         if all(getattr(selection, way) is None for way in WAYS):
             raise RequestError(f"expected one of {', '.join(f'`{way}`' for way in WAYS)}, got none of them")
-        request = cls(selection, Replacement(by=by, target=selection.target, blocks=(0,)))
+        request = cls(selection, Replacement(by=by, target=selection.target or "block", blocks=(0,)))
         if not request.templates:
-            why = "; ".join(each.impossible[selection.target] for each in selection.choices or ())
-            raise RequestError(f"expected `choices` that can take the place of {selection.target}s, got none: {why}")
+            target = request.template.target
+            why = "; ".join(each.impossible[target] for each in selection.choices or ())
+            raise RequestError(f"expected `choices` that can take the place of {target}s, got none: {why}")
         return request
 
     @cached_property
@@ -66,7 +67,7 @@ class Request:
         selection = self.selection
         if selection.choices is None:
             return [self.template]
-        targets = [selection.target] if "target" in selection.model_fields_set else get_args(Target)
+        targets = [selection.target] if selection.target else get_args(Target)
         return [
             self.template.model_copy(update={"by": kind, "target": target})
             for kind in selection.choices

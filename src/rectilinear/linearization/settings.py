@@ -45,8 +45,8 @@ class CalibrationRows(Rows):
 class Selection(Named):
     """What is replaced: a part of some blocks, which are named, chosen in some order, or those of a plan."""
 
-    target: Target = "block"
-    """What of a block is replaced."""
+    target: Target | None = None
+    """What of a block is replaced: all of it when not given, and with `choices` whatever costs least."""
     blocks: Annotated[Indices | None, ONE_WORD, Parameter(metavar="2-4,7")] = None
     """Blocks to replace, counted from 0, such as 2-4,7."""
     count: int | None = None
@@ -122,13 +122,14 @@ class Selection(Named):
             self.refuse_unused(
                 "without `choices` or a `budget` of the cache", "sweep", "span", "trials", "rounds", "swaps"
             )
-        if self.target != "block":
+        part = None if self.target == "block" else self.target
+        if part:
             self.refuse_unused(f"with `target={self.target}`", "span")
         if self.choices is not None and self.budget is None:
             raise ValueError("expected a `budget` with `choices`, got none; try `budget=parameters=80%`")
-        if self.merge and self.target != "block":
+        if self.merge and part:
             raise ValueError(f"expected `target=block` with `merge`, got {self.target}: only whole blocks merge")
-        if self.select == "influence" and self.target != "block":
+        if self.select == "influence" and part:
             raise ValueError(
                 f"expected `select=score`, divergence or loss for `target={self.target}`: influence is how little a "
                 "whole block turns its input"

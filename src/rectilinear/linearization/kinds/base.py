@@ -52,7 +52,8 @@ class Kind(Settings):
         """Its name and those of its options that are not as usual, as `parse_kinds` reads them."""
         options = self.model_dump(mode="json", exclude_defaults=True)
         texts = {
-            name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in options.items()
+            name: ",".join(map(str, value)) or "none" if isinstance(value, list) else value
+            for name, value in options.items()
         }
         return ":".join([self.name, *(f"{name}={text}" for name, text in texts.items())])
 

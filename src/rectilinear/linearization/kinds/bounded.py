@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from cyclopts import Parameter
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.settings import Target
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from torch import nn
 
     from rectilinear.linearization.fit import Fit, Site
@@ -45,6 +47,17 @@ class Bounded(Kind):
     """The same window for all key-value heads; else those get long ones that lose most with short ones."""
     refit: Annotated[bool, Parameter(negative="--no-refit")] = True
     """With a far value: map what the heads give, and mean values of far tokens, to what the residual stream lacks."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Refuse options that change nothing; plans name all, as they usually are."""
+        fields = type(self).model_fields
+        idle = {"none": ("centroids", "refit"), "mean": ("centroids",)}.get(self.far, ())
+        for name in idle:
+            if getattr(self, name) != fields[name].default:
+                why = f"with `far={self.far}`, where it changes nothing"
+                raise ValueError(f"expected no `{name}` {why}; try without it")
+        return self
 
     @property
     def remembers(self) -> bool:

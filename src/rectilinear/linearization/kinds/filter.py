@@ -12,8 +12,8 @@ from rectilinear.settings import ONE_WORD, Target, words_of
 
 
 def _parse_rates(value: Any) -> Any:
-    """``1,0.9`` as numbers; anything else as it is."""
-    words = words_of(value)
+    """``1,0.9`` as numbers, ``none`` as no numbers; anything else as it is."""
+    words = [] if value in ("none", ["none"]) else words_of(value)
     try:
         return value if words is None else [float(word) for word in words]
     except ValueError:
@@ -40,7 +40,7 @@ class Filter(LinearMap):
         1.0,
         0.8,
     )
-    """Rates of the decaying means that a filter sees, such as 1,0.9; 1 is the plain mean."""
+    """Rates of the decaying means that a filter sees, such as 1,0.9, or none; 1 is the plain mean."""
 
     @property
     def remembers(self) -> bool:
