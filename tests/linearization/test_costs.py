@@ -218,7 +218,7 @@ def test_costs_are_of_each_replacement_alone(model, linearize, rows):
         name, _, rank = kind.partition(", rank ")
         alone = linearize(copy.deepcopy(model), kind=name, target=target, blocks=(1,), **({"rank": 4} if rank else {}))
         cost = costs[kind, target, "1"]
-        expected = divergence_by_hand(model, alone.model, rows[:FITTED])
+        expected = divergence_by_hand(model, alone.model, rows[FITTED:])
         assert cost.divergence == pytest.approx(expected, rel=1e-3)
         assert cost.parameters == sum(each.numel() for each in alone.model.parameters()) - total
 
@@ -397,7 +397,7 @@ def test_later_rounds_measure_costs_among_what_was_chosen(model, linearize, rows
 
     def moved(gone):
         other = linearize(copy.deepcopy(model), kind="drop", target="attention", blocks=gone).model if gone else model
-        return divergence_by_hand(model, other, rows[:FITTED])
+        return divergence_by_hand(model, other, rows[FITTED:])
 
     for cost in among:
         (block,) = cost.replacement.blocks
@@ -429,14 +429,14 @@ def test_costs_among_others_are_those_by_hand(model, linearize, rows, monkeypatc
     linearize(copy.deepcopy(model), choices=second["kind"], target=second["target"], budget="parameters=90%")
     alone = linearize(copy.deepcopy(model), **first)
     data = alone.plan.model_dump(mode="json", by_alias=True)
-    base = divergence_by_hand(model, alone.model, rows[:FITTED])
+    base = divergence_by_hand(model, alone.model, rows[FITTED:])
     later = [cost for cost in measured if cost.replacement.blocks[0] > first["blocks"][-1]]
     assert later
     for cost in later:
         also = {**second, "blocks": [*cost.replacement.blocks]}
         both = Plan.model_validate({**data, "replacements": [*data["replacements"], also]})
         made = linearize(copy.deepcopy(model), plan=both)
-        expected = divergence_by_hand(model, made.model, rows[:FITTED]) - base
+        expected = divergence_by_hand(model, made.model, rows[FITTED:]) - base
         assert cost.divergence == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
-from rectilinear.linearization.divergence import Divergence
+from rectilinear.linearization.divergence import Divergence, judged_rows
 from rectilinear.linearization.fit import Fitted, fit_alone, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.linearization.plan import CostRecord
@@ -115,7 +115,7 @@ def tried(
     bench: Workbench, ones: Sequence[Replacement], around: Sequence[Fitted] = ()
 ) -> Iterator[tuple[Fitted, float]]:
     """Each of some replacements as it is fitted, and how much further it moves predictions: see `measure_costs`."""
-    bench, divergence = replace(bench, kept=KeptFits()), Divergence(bench)  # the fits are not gone on from
+    bench, divergence = replace(bench, kept=KeptFits()), Divergence(judged_rows(bench))  # fits are not gone on from
     with evaluating(bench.model), noting_padding(bench):
         for kind in dict.fromkeys(one.by for one in ones):
             kind.prepare(bench, [one for one in ones if one.by == kind])  # of all in one walk
@@ -153,7 +153,7 @@ class _Surroundings:
     """The original with some fits, in whose places others are tried, from the first block to the last."""
 
     def __init__(self, bench: Workbench, around: Sequence[Fitted], divergence: Divergence) -> None:
-        self.streams = Streams(bench.passes())
+        self.streams = Streams(bench.passes(judged=True))
         self._bench, self._divergence = bench, divergence
         self._around = sorted(around, key=lambda fitted: _order(fitted.replacement))
         self._passed = 0  # how many of them are in what the streams have gone through

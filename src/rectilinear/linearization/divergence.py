@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from rectilinear.linearization.streams import Streams
 from rectilinear.linearization.workbench import Workbench
+from rectilinear.measurement.pieces import count_rows
 from rectilinear.models.surgery import Edits
 from rectilinear.ranks import current
-from rectilinear.text.batches import tensors_of
+from rectilinear.text.batches import Batch, tensors_of
 
 #: Tokens whose predictions are compared.
 TOKENS = 2048
@@ -26,11 +29,27 @@ def first_rows(bench: Workbench, tokens: int) -> dict[int, int]:
     return {number: found[number] for number in bench.schedule.order if number in found}
 
 
-class Divergence:
-    """Compares predictions with the original's, which are kept, on the first rows that are fitted on."""
+def to_judge(held_out: Tensor, size: int) -> Sequence[Batch]:
+    """Batches of so many rows of those that nothing is fitted on, ``[rows, seq_len]``, to compare replacements on."""
+    return torch.split(held_out[: -(-TOKENS // held_out.shape[1])], size) if len(held_out) else ()
 
-    def __init__(self, bench: Workbench) -> None:
-        self._rows = first_rows(bench, TOKENS)
+
+def judged_rows(bench: Workbench) -> dict[int, int]:
+    """The rows that replacements are compared on: those that nothing is fitted on, where there are such."""
+    if not bench.judged:
+        return first_rows(bench, TOKENS)
+    return {number: count_rows(bench.judged[number - len(bench.batches)]) for number in bench.judged_here}
+
+
+class Divergence:
+    """Compares predictions with the original's, which are kept.
+
+    Args:
+        rows: how many of which batches of the streams that it is asked about.
+    """
+
+    def __init__(self, rows: Mapping[int, int]) -> None:
+        self._rows = rows
         self._original: dict[int, Tensor] = {}
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import nn
 from rectilinear.errors import RequestError
 from rectilinear.linearization.card import model_card
 from rectilinear.linearization.choose import Choice
+from rectilinear.linearization.divergence import to_judge
 from rectilinear.linearization.fit import Fitted, merge_edits
 from rectilinear.linearization.heal import heal, healing_folder
 from rectilinear.linearization.kept_fits import KeptFits, fits_folder
@@ -259,7 +260,7 @@ class _Job:
             size = min(size, fitted_rows // current().count)  # for each process that shares them a batch at least
             batches = torch.split(ids[:fitted_rows], size)
             given = (fitting.folds, progress, packed.lead, whole is None, KeptFits(fits, f"{size}-"), self.reading.seed)
-            bench = Workbench(model, stack, parts, PaddingMask(), batches, *given)
+            bench = Workbench(model, stack, parts, PaddingMask(), batches, *given, judged=to_judge(held_out, size))
             return bench, *Choice(scope, bench, held_out, costs.changed(batch_size=size)).make()
 
         bench, done, selection = with_batch_size(attempt, batch_size, model, ids.shape[1])

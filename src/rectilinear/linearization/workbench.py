@@ -59,6 +59,7 @@ class Workbench:
     kept: KeptFits = field(default_factory=KeptFits)  # maps that a run which was killed has fitted
     seed: int = 0  # of what is drawn
     surveys: dict[Any, Any] = field(default_factory=dict)  # what kinds found out of the original, for all trials
+    judged: Sequence[Batch] = ()  # rows that are not fitted on, on which replacements are compared
 
     @property
     def precision(self) -> torch.dtype:
@@ -69,11 +70,21 @@ class Workbench:
         """A tensor in that precision."""
         return tensor.to(self.precision)
 
-    def passes(self) -> Passes:
-        """The rows before the first block of the original, on a walk through it where that can be."""
-        found = Walk(self.model, self.stack, self.batches) if self.resumes else Passes(self.model, self.batches)
-        found.numbers = self.schedule.order
+    def passes(self, *, judged: bool = False) -> Passes:
+        """The rows before the first block of the original, on a walk through it where that can be.
+
+        After those that are fitted on, perhaps those that replacements are compared on.
+        """
+        batches = [*self.batches, *self.judged] if judged else self.batches
+        found = Walk(self.model, self.stack, batches) if self.resumes else Passes(self.model, batches)
+        found.numbers = [*self.schedule.order, *self.judged_here] if judged else self.schedule.order
         return found
+
+    @property
+    def judged_here(self) -> Sequence[int]:
+        """Numbers of the batches to compare on that run here, where other processes run others."""
+        first, own = len(self.batches), current().share(len(self.judged))
+        return range(first + own.start, first + own.stop)
 
     @property
     def schedule(self) -> Schedule:
