@@ -37,12 +37,15 @@ def results(model, text, tasks):
         ("scored", {"kind": "filter", "rank": 2, "count": 1}),
         ("bounded", {"kind": "bounded", "blocks": [0, 2], "target": "attention", "window": 3, "centroids": 2}),
         ("tried", {"kind": "affine", "count": 1, "select": "loss", "target": "mlp"}),
+        ("chosen", {"choices": "affine,drop", "budget": "parameters=90%", "sweep": "parameters=80%", "rounds": 2}),
     ):
         edited = linearize(model, text, **options, **common)
         yield f"linearize, {name}", edited.plan
         yield f"weights, {name}", {key: value.double().sum().item() for key, value in edited.model.state_dict().items()}
     few = linearize(model, text, kind="affine", blocks=[1], max_tokens=200, seq_len=32, progress=False)
     yield "fewer batches than processes", few.plan
+    some = {"kind": "affine", "count": 1, "target": "mlp", "select": "divergence", "max_tokens": 200, "seq_len": 32}
+    yield "fewer batches to compare on", linearize(model, text, **some, progress=False).plan
     evaluating = rectilinear.Evaluating(tasks="cb,copa", data=str(tasks), speed=False, batch_size=2)
     yield "evaluate", rectilinear.evaluate(model, text, evaluating, **rows)
 
