@@ -1,15 +1,15 @@
 """What can a decoder still do whose attentions are bounded: longer rows, other text, recall of what was seen, writing?
 
 A cell is a model as a cell of benchmarks/bounded.py makes it, all choices and fits on one text, in rows of the length
-that is given there; each is a file of its own in benchmarks/abilities, and one that is there is not made again.
+that is given there; each is a file of its own in benchmarks/abilities, and one that is there is not made again. That of
+the dense model is made first, as others are compared with what it writes.
 
     python benchmarks/abilities.py MODELS TEXTS [CELL ...]
 
-MODELS, TEXTS: folders as for benchmarks/bounded.py. Cells are named as their files; the dense model's is made first,
-as others are compared with what it writes.
+MODELS, TEXTS: folders as for benchmarks/bounded.py. Cells are named as their files.
 
-Recall: a stretch of random tokens, text that models were fitted on, and the same stretch again; a model that finds it
-predicts the second but for its first token. Writing: greedy, with a cache.
+Recall: text that models were fitted on, a stretch of random tokens, more of the text, and the same stretch again; a
+model that finds it predicts the second but for its first token. Writing: greedy, with a cache.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ from transformers import GenerationConfig
 
 from rectilinear import Loading, Rows
 from rectilinear.intervals import half_width
+from rectilinear.measurement.perplexity import token_losses
 from rectilinear.models.load import load_tokenizer
+from rectilinear.models.logits import row_logits
 from rectilinear.models.origin import Origin
 from rectilinear.models.running import evaluating
 
 COMMAND = "python benchmarks/abilities.py MODELS TEXTS"
 
-#: Random tokens that are seen twice.
-STRETCH = 32
+#: Random tokens that are seen twice, and tokens of text before them, so that they are not attention sinks.
+STRETCH, BEFORE = 32, 32
 
 #: Texts that are gone on with, tokens of each, and tokens that are written.
 PROMPTS, PROMPT, WRITTEN = 32, 128, 64
@@ -88,6 +90,7 @@ def main() -> None:
 def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
     """A cell: losses by document on each text, losses and hits of each stretch, what is written."""
     plan, start = PLAN_OF[study.model], time.perf_counter()
+    dense = None if way is None else json.loads(study.file("dense").read_text())
     edited, _ = bounded(study, model, texts, way)
     found: dict[str, Any] = {"model": study.model, "fit_seconds": time.perf_counter() - start}
     longer = replace(study, seq_len=plan.long, batch=max(1, study.batch * study.seq_len // plan.long))
@@ -96,7 +99,6 @@ def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
         text: score(replace(study, score=text, scored=tokens), model, texts, edited)
         for text, tokens in plan.other.items()
     }
-    dense = None if way is None else json.loads(study.file("dense").read_text())
     with evaluating(edited), torch.no_grad():
         found["recall"] = {str(distance): recall(plan, model, texts, edited, distance) for distance in plan.distances}
         found["writing"] = write(study, model, texts, edited, dense)
@@ -106,18 +108,19 @@ def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
 def recall(plan: Plan, model: Path, texts: Path, edited: Any, distance: int) -> dict[str, list[float]]:
     """Of each stretch: the loss when it is first seen, and the loss and the share of hits when it comes again."""
     study, tokenizer = plan.study, load_tokenizer(model)
-    rows = Rows(max_tokens=plan.recalls * distance, seq_len=distance)
-    between = Origin(model, Loading()).rows(texts / study.fit, rows, tokenizer).ids[:, : distance - STRETCH]
+    length = BEFORE + distance - STRETCH
+    rows = Rows(max_tokens=plan.recalls * length, seq_len=length)
+    text = Origin(model, Loading()).rows(texts / study.fit, rows, tokenizer).ids
     drawn = torch.Generator().manual_seed(distance)
     known = torch.tensor([each for each in range(len(tokenizer)) if each not in tokenizer.all_special_ids])
-    stretches = known[torch.randint(len(known), (len(between), STRETCH), generator=drawn)]
+    stretches = known[torch.randint(len(known), (len(text), STRETCH), generator=drawn)]
     found: dict[str, list[float]] = {"first": [], "again": [], "hits": []}
-    for row in torch.cat([stretches, between, stretches], 1).split(1):
-        logits = edited(row, use_cache=False).logits[0, :-1].double()
-        losses = torch.nn.functional.cross_entropy(logits, row[0, 1:], reduction="none")
-        found["first"].append(float(losses[: STRETCH - 1].mean()))
+    for row in torch.cat([text[:, :BEFORE], stretches, text[:, BEFORE:], stretches], 1).split(1):
+        logits = row_logits(edited, row)
+        losses, hits = token_losses(logits, row)[0], logits[0, :-1].argmax(-1) == row[0, 1:]
+        found["first"].append(float(losses[BEFORE : BEFORE + STRETCH - 1].mean()))
         found["again"].append(float(losses[1 - STRETCH :].mean()))
-        found["hits"].append(float((logits.argmax(-1) == row[0, 1:])[1 - STRETCH :].double().mean()))
+        found["hits"].append(float(hits[1 - STRETCH :].double().mean()))
     return found
 
 
@@ -125,7 +128,9 @@ def write(study: Study, model: Path, texts: Path, edited: Any, dense: dict[str, 
     """What is written after some texts, how much of it repeats itself, and how much of it the dense model writes."""
     rows = Rows(max_tokens=PROMPTS * study.seq_len, seq_len=study.seq_len)
     prompts = Origin(model, Loading()).rows(texts / study.score, rows, load_tokenizer(model)).ids[:, :PROMPT]
-    usual = GenerationConfig(do_sample=False, max_new_tokens=WRITTEN, eos_token_id=None, pad_token_id=0)
+    usual = GenerationConfig(
+        do_sample=False, max_new_tokens=WRITTEN, min_new_tokens=WRITTEN, eos_token_id=None, pad_token_id=0
+    )
     mask = torch.ones_like(prompts)
     written = edited.generate(prompts, attention_mask=mask, generation_config=usual)[:, PROMPT:]
     found: dict[str, Any] = {"tokens": [" ".join(map(str, row)) for row in written.tolist()]}

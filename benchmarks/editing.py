@@ -26,6 +26,7 @@ class Made:
     Attributes:
         scores: what was chosen by, a block, a span by its first block or a set of blocks each.
         seconds: of the choice (of the pass that many choices share, or of all trials), and of the fit.
+        where: what was replaced by what, where that is not one thing for whole blocks or attentions.
         how: rows are run, where that is not as usual (see `scoring.score`).
     """
 
@@ -33,6 +34,7 @@ class Made:
     blocks: tuple[int, ...]
     scores: Mapping[str, float]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    where: str = ""
     how: Any = None
 
 

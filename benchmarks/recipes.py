@@ -11,13 +11,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from choosing import Choosing, best
 from editing import Made, fitted, hadamard, named, patched, without
+from scoring import linearized
 
-from rectilinear import Folded
+from rectilinear import Folded, Selection
 from rectilinear.linearization.kinds.base import Kind
+from rectilinear.linearization.replacement import words_of
+from rectilinear.models.describe import count_parameters
 
 
 def shortgpt(choosing: Choosing, count: int) -> Made:
@@ -128,6 +132,28 @@ def cuts(choosing: Choosing, count: int, kind: Kind) -> Made:
     chosen = sleb(choosing, count, ends=True)
     made = fitted(choosing, kind, chosen.blocks, chosen.scores)
     return replace(made, seconds={**chosen.seconds, "fit": made.seconds["fit"]})
+
+
+def mixed(choosing: Choosing, count: int, **search: Any) -> Made:
+    """Ours: affine maps, or nothing, for those attentions, MLPs, blocks and runs of blocks that cost least together.
+
+    At most as many parameters are left as where that many blocks are removed. ``search``: kinds, and how the choice is
+    made.
+    """
+    start = time.perf_counter()
+    blocks = count_parameters(choosing.stack.blocks[:count])
+    budget = blocks / count_parameters([choosing.original])
+    selection = Selection(budget=budget, **search)
+    made = linearized(*choosing.source, None, selection)
+    touched = sorted({block for one in made.plan.replacements for block in one.blocks})
+    seconds = {"choice": time.perf_counter() - start}
+    return Made(
+        made.model,
+        tuple(touched),
+        {"held out": made.plan.selection.loss_after},
+        seconds,
+        where=words_of(made.plan.replacements),
+    )
 
 
 def streamline(choosing: Choosing, count: int) -> tuple[tuple[int, ...], Mapping[int, float]]:

@@ -13,8 +13,8 @@ where it is not installed (see benchmarks/pressing.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 from attention_recipes import llm_drop, llm_drop_affine, nbl, nbl_sequential, tova
 from choosing import Choosing
 from editing import Made
-from recipes import best_span, cuts, ghosted, linearpatch, replaceme, shortgpt, sleb, uidl
+from recipes import best_span, cuts, ghosted, linearpatch, mixed, replaceme, shortgpt, sleb, uidl
 from scoring import SMOLLM2, STORIES, Study, make_cells, score
 
 from rectilinear import Affine, Drop, Filter, Folded
@@ -44,6 +44,7 @@ class Plan:
         spans: how many spans are fitted where the best is sought, those of least cosine distance; None for all.
         rank: of a filter that has about as many parameters as an affine map.
         kept: tokens that kvpress keeps, about the caches of bounded attention.
+        search: kinds of mixed plans, and how they are chosen.
     """
 
     study: Study
@@ -53,6 +54,7 @@ class Plan:
     spans: int | None
     rank: int
     kept: Sequence[int]
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     def whole(self) -> Study:
         """The study with its cells."""
@@ -71,6 +73,7 @@ class Plan:
                 "linearpatch": linearpatch,
                 "ghosted": ghosted,
                 "replaceme": replaceme,
+                "mixed": partial(mixed, **self.search),
                 "cuts-affine": partial(cuts, kind=Affine()),
                 "cuts-filter-small": partial(cuts, kind=small),
                 **{f"span-{name}": partial(best_span, kind=kind, most=self.spans) for name, kind in SPANS.items()},
@@ -100,6 +103,7 @@ PLANS = [
         spans=None,
         rank=8,
         kept=(10, 18),
+        search={"choices": "affine,drop", "span": 2, "trials": 6, "rounds": 2, "swaps": 10},
     ),
     Plan(
         SMOLLM2,
@@ -109,6 +113,7 @@ PLANS = [
         spans=6,
         rank=72,
         kept=(26, 43, 72),
+        search={"choices": "affine", "span": 6, "trials": 3},
     ),
 ]
 STUDIES = [plan.whole() for plan in PLANS]
@@ -130,6 +135,7 @@ def measure(study: Study, model: Path, texts: Path, recipe: Recipe) -> dict[str,
     """A cell: losses by document, overall and of late positions, what was chosen and how long that took."""
     made = recipe(Choosing(study, model, texts, TRIAL_TOKENS[study.model]))
     found = {"model": study.model, "seq_len": study.seq_len, "blocks": made.blocks, "scores": made.scores}
+    found |= {"where": made.where} if made.where else {}
     seconds = {f"{what}_seconds": value for what, value in made.seconds.items()}
     return {**found, **seconds, **score(study, model, texts, made.model, made.how)}
 

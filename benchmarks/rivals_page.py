@@ -34,6 +34,7 @@ METHODS = {
     "span-affine": "*ours*: the span of least loss, affine",
     "span-filter": "*ours*: the span of least loss, filter of full rank",
     "span-filter-small": "*ours*: the span of least loss, filter of the size of a matrix",
+    "mixed": "*ours*: a mixed plan of affine maps and nothing",
     "cuts-affine": "*ours*: blocks as of SLEB without sparing the ends, affine for each run",
     "cuts-filter-small": "*ours*: blocks as of SLEB without sparing the ends, a filter of the size of a matrix for each run",
     "llmdrop": "LLM-Drop: those that turn the stream least, removed",
@@ -160,7 +161,7 @@ def table_of(cells: Cells, dense: dict[str, Any], depth: int) -> str:
         cache = cell["cache_floats"] if "cache_floats" in cell else depth * cell["floats_a_layer"]
         overall = "" if "TOVA" in name else loss_of(cell, dense, "all")
         spent = (f"{cell[key]:.0f}" if cell.get(key) else "" for key in ("choice_seconds", "fit_seconds"))
-        where = as_ranges(cell["blocks"]) if "blocks" in cell else "all"
+        where = cell.get("where") or (as_ranges(cell["blocks"]) if "blocks" in cell else "all")
         share = f"{cache / (depth * dense['floats_a_layer']):.1%}"
         rows.append(
             [
@@ -195,12 +196,12 @@ def findings(cells: Cells) -> str:
 
 def winners(cells: Cells) -> str:
     """Of cells that add nothing, little or whatever, the best, and the best of the others' or of ours."""
-    fewest = min((cell["parameters"] for cell in cells.values()), default=0)
+    removed = cells["shortgpt"]["parameters"] if "shortgpt" in cells else 0
     small = [name for name in cells if name != "span-filter"]
     groups = {"Nothing there, or an affine map": small}
-    if "span-drop" in cells:
+    if "shortgpt" in cells:
         groups = {
-            "No parameter more than where blocks are removed": [n for n in cells if cells[n]["parameters"] == fewest],
+            "No parameter more than where blocks are removed": [n for n in cells if cells[n]["parameters"] <= removed],
             "At most a matrix for each run of blocks": small,
             "Whatever is put there": [*cells],
         }

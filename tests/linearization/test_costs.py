@@ -1,6 +1,7 @@
 """Choosing from several kinds within a budget: what each costs alone, the integer program, the plan from it."""
 
 import copy
+import dataclasses
 import itertools
 import json
 
@@ -12,16 +13,30 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import rectilinear
-from rectilinear import Affine, Bounded, CalibrationRows, Drop, Filter, Folded, Loading, RequestError, Selection
+from rectilinear import (
+    Affine,
+    Bounded,
+    CalibrationRows,
+    Drop,
+    Filter,
+    Folded,
+    JobError,
+    Loading,
+    RequestError,
+    Selection,
+)
+from rectilinear.linearization import candidates as pricing
 from rectilinear.linearization import costs as measuring
-from rectilinear.linearization import survey as surveying
+from rectilinear.linearization import search as searching
 from rectilinear.linearization.budget import Budget
+from rectilinear.linearization.choose import Choice
 from rectilinear.linearization.fit import fit_all
 from rectilinear.linearization.kinds import make_kind, parse_kinds
 from rectilinear.linearization.plan import CostRecord, Plan
 from rectilinear.linearization.program import cheapest, exchanges
 from rectilinear.linearization.replacement import Replacement
-from rectilinear.linearization.sweep import sweep_table
+from rectilinear.linearization.request import Request
+from rectilinear.measurement.perplexity import Losses
 from rectilinear.models.logits import next_logits
 from tests.families import build
 from tests.linearization.conftest import FITTED, ROWS, SEQ_LEN, learn
@@ -80,23 +95,22 @@ def test_a_budget_is_what_is_saved_or_what_is_kept_and_is_recorded_as_it_is_read
         ({"budget": "cache=120%"}, "above 0% and below 100% to keep of cache"),
         ({"choices": "drop"}, "expected a `budget` with `choices`"),
         ({"choices": "drop", "budget": 0.1, "sweep": "90%,80%"}, "expected `sweep=parameters=90%,75%,60%`"),
-        ({"choices": "drop", "budget": 0.1, "sweep": "parameters=90%,cache=8%"}, "shares of one quantity"),
+        ({"choices": "drop", "budget": 0.1, "sweep": "parameters=90%,cache=8%"}, "shares of one quantity to keep"),
         ({"choices": "drop", "budget": 0.1, "sweep": "parameters=9%,150%"}, "above 0% and below 100%"),
-        ({"choices": "drop", "budget": 0.1, "sweep": "parameters=9"}, "try `sweep="),
-        ({"choices": "drop", "budget": 0.1, "sweep": "cache=9%"}, "`sweep` of what `budget` limits"),
+        ({"choices": "drop", "budget": 0.1, "sweep": "parameters=95,90%"}, "try shares such as 75%"),
+        ({"choices": "drop", "budget": 0.1, "sweep": "cache=9%"}, "limits, parameters=90%, got cache=9%; try `budget="),
+        ({"choices": "drop", "budget": 0.1, "sweep": [0.9, 0.8]}, "expected `sweep=parameters=90%,75%,60%`"),
         ({"count": 1, "sweep": "parameters=9%"}, "expected no `sweep` without `choices`"),
         ({"choices": "dorp", "budget": 0.1}, "expected `kind` to be one of"),
         ({"choices": "bounded:windows=3", "budget": 0.1}, "expected no `windows` with `kind=bounded`"),
         ({"choices": "bounded:window", "budget": 0.1}, "got 'window' in 'bounded:window'"),
-        ({"choices": "bounded:far=none:refit=false", "budget": 0.1}, "expected no `refit` with `far=none`"),
-        ({"choices": "bounded:far=mean:centroids=2", "budget": 0.1}, "expected no `centroids` with `far=mean`"),
         ({"choices": "drop", "budget": 0.1, "select": "loss"}, "expected no `select`"),
         ({"choices": "drop", "budget": 0.1, "target": "mlp", "span": 2}, "expected no `span` with `target=mlp`"),
         ({"choices": "drop", "budget": "0%"}, "above 0% and below 100%"),
         ({"choices": "drop", "budget": "150%"}, "above 0% and below 100%"),
         ({"choices": "drop,drop", "budget": 0.1}, "one of them twice"),
         ({"choices": "bounded:window=16,afine", "budget": 0.1}, "got 'afine'"),
-        ({"choices": "drop", "budget": "cache=25"}, "try `budget=cache=25%`"),
+        ({"choices": "drop", "budget": "cache=25"}, "got 'cache=25'; try shares such as 75%"),
         ({"budget": 0.1, "trials": 3}, "expected no `trials` without `choices`"),
         ({"budget": 0.1, "budget_tokens": 30}, "expected no `budget_tokens`"),
     ],
@@ -104,6 +118,22 @@ def test_a_budget_is_what_is_saved_or_what_is_kept_and_is_recorded_as_it_is_read
 def test_what_asks_for_nothing_is_refused(selection, message):
     with pytest.raises(RequestError, match=message):
         Selection(**selection)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Bounded(far="none", refit=False), "expected no `refit` with `far=none`"),
+        (Bounded(far="mean", centroids=4), "expected no `centroids` with `far=mean`"),
+    ],
+)
+@pytest.mark.parametrize("way", ["kind", "choices"])
+def test_options_that_change_nothing_are_refused_unless_a_plan_names_all(kind, message, way):
+    asked = {"choices": [kind], "budget": "cache=50%"} if way == "choices" else {"target": "attention", "count": 1}
+    with pytest.raises(RequestError, match=message):
+        Request.of(None if way == "choices" else kind, Selection(**asked))
+    one = Replacement(by=kind, target="attention", blocks=(0,))
+    assert Replacement.model_validate(one.model_dump(mode="json")) == one
 
 
 @pytest.mark.parametrize(
@@ -381,14 +411,14 @@ def test_blocks_are_removed_beside_every_kind_of_stand_in(checkpoint, text_file,
 
 def test_later_rounds_measure_costs_among_what_was_chosen(model, linearize, rows, monkeypatch):
     """Each with the others in place, beside the original's part in its own place; of what is only left out, by hand."""
-    measured, own = [], surveying.measure_costs
+    measured, own = [], pricing.measure_costs
 
     def noting(bench, ones, sizes, kept, around=()):
         found = own(bench, ones, sizes, kept, around)
         measured.append(({fitted.replacement.blocks[0] for fitted in around}, found))
         return found
 
-    monkeypatch.setattr(surveying, "measure_costs", noting)
+    monkeypatch.setattr(pricing, "measure_costs", noting)
     choice = {"choices": "drop", "target": "attention", "budget": "cache=50%", "rounds": 2}
     linearize(copy.deepcopy(model), **choice)
     (nothing, _), (chosen, among) = measured
@@ -418,14 +448,14 @@ def test_later_rounds_measure_costs_among_what_was_chosen(model, linearize, rows
 )
 def test_costs_among_others_are_those_by_hand(model, linearize, rows, monkeypatch, first, second):
     """Of what comes after them, so that nothing is fitted anew; also where one is written into the block before it."""
-    measured, own = [], surveying.measure_costs
+    measured, own = [], pricing.measure_costs
     one = Replacement(by=make_kind(first["kind"], {}), target=first.get("target", "block"), blocks=first["blocks"])
 
     def among(bench, ones, sizes, kept, around=()):
         measured.extend(own(bench, ones, sizes, kept, around or fit_all(bench, [one])))
         return measured
 
-    monkeypatch.setattr(surveying, "measure_costs", among)
+    monkeypatch.setattr(pricing, "measure_costs", among)
     linearize(copy.deepcopy(model), choices=second["kind"], target=second["target"], budget="parameters=90%")
     alone = linearize(copy.deepcopy(model), **first)
     data = alone.plan.model_dump(mode="json", by_alias=True)
@@ -465,12 +495,12 @@ def test_a_named_kind_is_considered_though_it_is_larger_than_what_it_replaces(mo
 
 def test_a_budget_is_kept_where_fits_together_need_more_than_alone(model, linearize, monkeypatch):
     """As if all of them had needed less when they were measured alone."""
-    own = surveying.measure_costs
+    own = pricing.measure_costs
 
     def less(*args):
         return [cost.model_copy(update={"parameters": int(1.2 * cost.parameters)}) for cost in own(*args)]
 
-    monkeypatch.setattr(surveying, "measure_costs", less)
+    monkeypatch.setattr(pricing, "measure_costs", less)
     made = linearize(copy.deepcopy(model), choices="affine", budget="parameters=75%")
     assert made.plan.parameters.after <= 0.75 * made.plan.parameters.before
 
@@ -485,27 +515,85 @@ def test_rounds_go_on_from_the_best_choice_whatever_its_kinds(model, linearize, 
 
 
 @pytest.mark.parametrize("quantity", ["parameters", "cache"])
-def test_each_point_of_a_sweep_is_what_its_budget_alone_finds(model, linearize, rows, monkeypatch, quantity):
+def test_each_point_of_a_sweep_is_the_best_choice_that_is_known_within_its_budget(
+    model, linearize, rows, monkeypatch, quantity
+):
     fit, fitted = measuring.fit_alone, []
     monkeypatch.setattr(measuring, "fit_alone", lambda *given: fitted.append(given[1]) or fit(*given))
     choice = {"choices": "bounded:window=4:sinks=1,drop,affine", "trials": 2}
     budget, sweep = f"{quantity}=75%", f"{quantity}=90%,75%,40%"
     swept = linearize(copy.deepcopy(model), budget=budget, sweep=sweep, **choice).plan
+    points, costs = swept.selection.sweep, {cost.replacement.unfitted(): cost for cost in swept.selection.costs}
     assert len(fitted) == len({*fitted})  # costs are measured once for all of it
-    assert [point.budget for point in swept.selection.sweep] == [f"{quantity}={share}%" for share in (90, 75, 40)]
-    for point in swept.selection.sweep:
-        alone = linearize(copy.deepcopy(model), budget=point.budget, **choice)
-        chosen = alone.plan.selection
-        assert {*point.replacements} == {one.unfitted() for one in alone.plan.replacements}
-        assert point.parameters == alone.plan.parameters.after
-        assert point.cache_bytes == chosen.cache_bytes_after
-        assert point.increase == pytest.approx(chosen.loss_after - chosen.loss_before, abs=1e-9)
-        costs = {cost.replacement.unfitted(): cost.divergence for cost in chosen.costs}
-        assert point.divergence == pytest.approx(sum(costs[one] for one in point.replacements))
-        increases = [losses_of(each, rows[FITTED:]) for each in (alone.model, model)]
-        assert_t_interval(point.interval, increases[0] - increases[1])
+    assert [point.budget for point in points] == [f"{quantity}={share}%" for share in (90, 75, 40)]
+    assert [point.increase for point in points] == sorted(point.increase for point in points)
+    for point in points:
+        alone = linearize(copy.deepcopy(model), budget=point.budget, **choice).plan.selection
+        assert point.increase <= alone.loss_after - alone.loss_before + 1e-9
+        assert point.kept <= point.share
+        chosen = swept.model_copy(update={"replacements": point.replacements})
+        made = linearize(copy.deepcopy(model), plan=chosen)
+        assert made.plan.parameters.after == point.parameters
+        assert point.divergence == pytest.approx(sum(costs[one].divergence for one in point.replacements))
+        increases = losses_of(made.model, rows[FITTED:]) - losses_of(model, rows[FITTED:])
+        assert point.increase == pytest.approx(increases.mean(), abs=1e-6)
+        assert point.stderr == pytest.approx(stats.sem(increases), abs=1e-6)
+        assert_t_interval(point.interval, increases)
+    taken = next(point for point in points if point.budget == budget)
+    assert [point.taken for point in points] == [point.replacements == taken.replacements for point in points]
+    assert {*taken.replacements} == {one.unfitted() for one in swept.replacements}
+    assert swept.selection.cache_bytes_after == taken.cache_bytes
     moved = swept.selection.loss_after - swept.selection.loss_before
-    assert moved == pytest.approx(swept.selection.sweep[1].increase, abs=1e-9)
+    assert moved == pytest.approx(taken.increase, abs=1e-9)
+
+
+def test_a_choice_of_a_tighter_budget_is_taken_where_it_loses_less(linearize, model, monkeypatch):
+    """And none is fitted twice for two budgets."""
+    fit, fitted = searching.fit_all, []
+    monkeypatch.setattr(searching, "fit_all", lambda *given: fitted.append(frozenset(given[1])) or fit(*given))
+    losses = {}
+
+    def pretended(search, fits):  # the more is replaced, the less is lost
+        losses[len(fits)] = found = own(search, fits)
+        return dataclasses.replace(found, rows=Losses(found.rows.sums / (1 + len(fits)), found.rows.sizes))
+
+    own = Choice._predicts
+    monkeypatch.setattr(Choice, "_predicts", pretended)
+    choice = {"choices": "drop", "target": "mlp", "budget": "parameters=95%"}
+    plan = linearize(model, sweep="parameters=94.9%,80%,75%", **choice).plan
+    assert len(fitted) - len({*fitted}) <= 1  # what is taken at last is not in memory any more
+    tightest = plan.selection.sweep[-1]
+    assert all({*point.replacements} == {*tightest.replacements} for point in plan.selection.sweep)
+    assert {one.unfitted() for one in plan.replacements} == {*tightest.replacements}
+    assert len(plan.replacements) > 1
+
+
+def test_a_budget_whose_choices_fail_loses_nothing_of_the_others(linearize, model, monkeypatch):
+    fit = searching.fit_all
+
+    def failing(bench, ones, *given):
+        if len(ones) > 1:
+            raise JobError("expected finite activations")
+        return fit(bench, ones, *given)
+
+    monkeypatch.setattr(searching, "fit_all", failing)
+    plan = linearize(model, choices="drop", target="mlp", budget="parameters=95%", sweep="parameters=70%").plan
+    assert [point.budget for point in plan.selection.sweep] == ["parameters=95%"]
+    assert plan.selection.unmet == {"parameters=70%": "expected finite activations"}
+    assert "no choice within parameters=70% was compared: expected finite activations" in plan.warnings
+
+
+def test_equal_budgets_are_one():
+    selection = Selection(choices="drop", budget="1.3%", sweep="parameters=98.7%,0.987")
+    assert [str(budget) for budget in selection.budgets] == ["parameters=98.7%"]
+
+
+@pytest.mark.parametrize(("rows_of_text", "error"), [(1, None), (2, None), (ROWS, "a standard error")])
+def test_a_sweep_has_the_errors_that_there_are(linearize, model, rows_of_text, error):
+    some = {"max_tokens": rows_of_text * SEQ_LEN, "choices": "drop", "budget": "parameters=90%"}
+    (point, _) = linearize(model, sweep="parameters=80%", **some).plan.selection.sweep
+    assert (point.increase is None) == (rows_of_text == 1)
+    assert (point.stderr is None) == (point.interval is None) == (error is None)
 
 
 @torch.no_grad()
@@ -520,20 +608,29 @@ def assert_t_interval(found, differences):
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-6)
 
 
-def test_a_share_that_no_choice_is_within_is_left_out_of_a_sweep_and_said(linearize, model):
-    plan = linearize(model, choices="affine", target="mlp", budget="parameters=90%", sweep="parameters=5%").plan
-    assert [point.budget for point in plan.selection.sweep] == ["parameters=90%"]
-    assert any("a budget of parameters=5% was not considered: expected a `budget` of" in each for each in plan.warnings)
+@pytest.mark.parametrize("sweep", ["parameters=5%", "parameters=95%,1%"])
+def test_a_share_that_no_choice_is_within_is_refused_before_costs_are_measured(linearize, model, sweep, monkeypatch):
+    monkeypatch.setattr(measuring, "fit_alone", lambda *given: pytest.fail("it was measured"))
+    with pytest.raises(RequestError, match=r"expected shares in `sweep` of at least parameters=.*got parameters="):
+        linearize(model, choices="affine", target="mlp", budget="parameters=90%", sweep=sweep)
 
 
-def test_a_sweep_is_a_table_and_a_figure_and_marks_what_a_tighter_budget_beats(linearize, model):
+def test_a_sweep_is_a_table_and_a_figure(linearize, model):
     plan = linearize(model, choices="drop,affine", budget="parameters=80%", sweep="parameters=90%").plan
-    (chart,) = plan.charts()
-    frontier, found, original = chart.panels[0].lines
-    assert [*zip(found.x, found.y, strict=True)] == [(each.parameters, each.increase) for each in plan.selection.sweep]
-    assert (original.x, original.y) == ((plan.model.parameters,), (0.0,))
-    assert (plan.model.parameters, 0.0) in zip(frontier.x, frontier.y, strict=True)
-    loose, tight = plan.selection.sweep
-    beaten = loose.model_copy(update={"increase": tight.increase + 1})
-    shown = sweep_table([beaten, tight], "", 64, 100).rows
-    assert [row[-1].mark for row in shown] == ["*", ""]
+    points, (chart,) = plan.selection.sweep, plan.charts()
+    *_, original = chart.panels[0].lines
+    found = {
+        point[0]: point[1:] for line in chart.panels[0].lines for point in zip(line.names, line.x, line.y, strict=False)
+    }
+    assert found == {f"{100 * each.share:g}%": (100 * each.kept, each.increase) for each in points}
+    assert (original.x, original.y) == ((100.0,), (0.0,))
+    table = plan.tables()[1]
+    assert [row[0] for row in table.rows] == ["the original", "parameters=90%", "parameters=80% *"]
+    assert table.rows[0][2:4] == (plan.model.parameters, plan.selection.cache_bytes)
+    assert [row[2] for row in table.rows[1:]] == [point.parameters for point in points]
+    assert "before healing" not in table.caption
+
+
+def test_losses_of_a_sweep_are_said_to_be_from_before_healing(linearize, model):
+    plan = linearize(model, choices="affine", budget="parameters=80%", sweep="parameters=90%", heal_steps=2).plan
+    assert "before healing" in plan.tables()[1].caption

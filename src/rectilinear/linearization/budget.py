@@ -25,6 +25,12 @@ class Budget:
     saving: float | None = None
     cache: float | None = None
 
+    @property
+    def kept(self) -> dict[str, float]:
+        """Shares that are kept at most, of what is limited."""
+        shares = {"parameters": None if self.saving is None else 1 - self.saving, "cache": self.cache}
+        return {name: share for name, share in shares.items() if share is not None}
+
     @classmethod
     def parse(cls, value: Any) -> Any:
         """``25%`` and 0.25 as what is saved, ``parameters=80%,cache=25%`` as what is kept; anything else as it is."""
@@ -40,22 +46,21 @@ class Budget:
             name, _, share = word.partition("=")
             if name not in QUANTITIES or name in found:
                 raise ValueError(f"expected `budget=parameters=80%,cache=25%`, each once, got {value!r}")
-            found[name] = _parse_kept(name, share, value)
+            found[name] = _parse_kept(name, share, f"expected `budget=parameters=80%,cache=25%`, got {value!r}")
         kept = found.get("parameters")
         return cls(saving=None if kept is None else round(1 - kept, 12), cache=found.get("cache"))
 
     def limits(self, whole: Mapping[str, float]) -> dict[str, float]:
         """How much each limited quantity changes at most, by what there is of it."""
-        shares = {"parameters": self.saving, "cache": None if self.cache is None else 1 - self.cache}
-        return {name: -share * whole[name] for name, share in shares.items() if share is not None}
+        saved = {"parameters": self.saving, "cache": None if self.cache is None else 1 - self.cache}
+        return {name: -share * whole[name] for name, share in saved.items() if share is not None}
 
     def settings(self) -> float | str:
         """As it is recorded, and parsed again: a number where that is all."""
         return self.saving if self.saving is not None and self.cache is None else str(self)
 
     def __str__(self) -> str:
-        kept = {"parameters": self.saving if self.saving is None else 1 - self.saving, "cache": self.cache}
-        return ",".join(f"{name}={_percent(share)}" for name, share in kept.items() if share is not None)
+        return ",".join(f"{name}={percent(share)}" for name, share in self.kept.items())
 
 
 @dataclass(frozen=True)
@@ -73,48 +78,59 @@ class Sweep:
     @classmethod
     def parse(cls, value: Any) -> Any:
         """``parameters=90%,75%,60%`` as shares of one quantity that are kept; anything else as it is."""
-        words = words_of(value)
-        if words is None:
+        if value is None or isinstance(value, cls):
             return value
-        name, _, first = (words or [""])[0].partition("=")
-        if name not in QUANTITIES or not first or any("=" in word for word in words[1:]):
-            raise ValueError(f"expected `sweep=parameters=90%,75%,60%`, shares of one quantity to keep, got {value!r}")
-        return cls(name, tuple(_parse_kept(name, share, value, "sweep") for share in (first, *words[1:])))
+        usual = f"expected `sweep=parameters=90%,75%,60%`, shares of one quantity to keep, got {value!r}"
+        words = words_of(value) or [""]
+        name, _, first = words[0].partition("=")
+        if name not in QUANTITIES:
+            raise ValueError(usual)
+        return cls(name, tuple(_parse_kept(name, share, usual) for share in (first, *words[1:])))
 
     def budgets(self, budget: Budget) -> Sequence[Budget]:
-        """A budget of that quantity and others like it, with each of the shares for its own; the largest first."""
+        """A budget of that quantity and others like it, with each of the shares for its own; the loosest first."""
         if self.quantity == "parameters":
             saved = {budget.saving or 0.0, *(round(1 - share, 12) for share in self.shares)}
             return [replace(budget, saving=share) for share in sorted(saved)]
         return [replace(budget, cache=share) for share in sorted({budget.cache or 1.0, *self.shares}, reverse=True)]
 
     def __str__(self) -> str:
-        return f"{self.quantity}={','.join(map(_percent, self.shares))}"
+        return f"{self.quantity}={','.join(map(percent, self.shares))}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share as it is written."""
     return f"{100 * share:.6g}%"
 
 
-def _parse_kept(name: str, share: str, whole: Any, option: str = "budget") -> float:
+def _parse_kept(name: str, word: str, usual: str) -> float:
     """A share that is kept of a quantity."""
-    found = _parse_share(share, whole, option)
-    if not 0 < found < 1:
-        raise ValueError(f"expected a share above 0% and below 100% to keep of {name}, got {share}")
-    return found
+    share = _share(word)
+    if share is None or (share >= 1 and not word.endswith("%")):
+        raise ValueError(f"{usual}; try shares such as 75%, or 0.75")
+    if not 0 < share < 1:
+        raise ValueError(f"expected a share above 0% and below 100% to keep of {name}, got {word}")
+    return share
 
 
-def _parse_share(word: str, whole: Any, option: str = "budget") -> float:
-    try:
-        share = float(word[:-1]) / 100 if word.endswith("%") else float(word)
-    except ValueError:
-        raise ValueError(f"expected `{option}=25%`, got {whole!r}") from None
+def _parse_share(word: str, whole: Any) -> float:
+    share = _share(word)
+    if share is None:
+        raise ValueError(f"expected `budget=25%`, got {whole!r}")
     if share >= 1 and not word.endswith("%"):
-        raise ValueError(f"expected `{option}=25%` or 0.25, got {whole!r}; try `{option}={str(whole).strip()}%`")
-    return _finite(share, option)
+        raise ValueError(f"expected `budget=25%` or 0.25, got {whole!r}; try `budget={str(whole).strip()}%`")
+    return _finite(share)
 
 
-def _finite(share: float, option: str = "budget") -> float:
+def _share(word: str) -> float | None:
+    """``75%`` or 0.75 as a number; None for anything else."""
+    try:
+        return round(float(word[:-1]) / 100 if word.endswith("%") else float(word), 12)
+    except ValueError:
+        return None
+
+
+def _finite(share: float) -> float:
     if not math.isfinite(share):
-        raise ValueError(f"expected `{option}` to be a finite number, got {share}")
+        raise ValueError(f"expected `budget` to be a finite number, got {share}")
     return share

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,15 +13,15 @@ from torch import Tensor
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
 from rectilinear.linearization.budget import Budget
-from rectilinear.linearization.costs import grown, tried
+from rectilinear.linearization.candidates import Candidates
+from rectilinear.linearization.costs import tried
 from rectilinear.linearization.fit import Fitted, fit_all, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.linearization.left_out import check_left_out
 from rectilinear.linearization.plan import SelectionRecord
 from rectilinear.linearization.replacement import Replacement
-from rectilinear.linearization.request import Scope
+from rectilinear.linearization.scope import Scope
 from rectilinear.linearization.search import Search, Trial
-from rectilinear.linearization.survey import Survey
 from rectilinear.linearization.sweep import SweepRecord
 from rectilinear.linearization.workbench import Workbench, noting_padding
 from rectilinear.measurement.collect import collect_moments, find_schedule, hand_over
@@ -83,54 +83,55 @@ class Choice:
     def _by_cost(self, original: Perplexity | None) -> tuple[list[Fitted], float | None, dict[str, Any]]:
         """Take what costs least together within the budget: the fits, the loss reached, and what was found out."""
         selection = self.scope.request.selection
-        survey = Survey(self.scope, self.bench, self.kept)
-        search = Search(survey, self.bench, self._predicts, selection)
-        best = search.best()
-        found = self._swept(survey, survey.budget, best, original)
-        return (
-            best.fits,
-            best.loss,
-            {
-                "costs": tuple(survey.alone),
-                "budget_tokens": survey.sizes.ids.shape[1],
-                "cache_bytes": survey.sizes.total or None,
-                "cache_bytes_after": found.cache_bytes,
-                "losses": tuple(loss for loss in search.losses.values() if loss is not None),
-                "sweep": tuple(self._sweep(survey, found, original)),
-                "left_out": survey.left_out,
-            },
-        )
-
-    def _sweep(self, survey: Survey, found: SweepRecord, original: Perplexity | None) -> Iterator[SweepRecord]:
-        """The best choices within all budgets that are compared, of which one is found already."""
-        selection = self.scope.request.selection
-        for budget in selection.sweep.budgets(survey.budget) if selection.sweep else ():
-            if str(budget) == found.budget:
-                yield found
-                continue
-            bench = replace(self.bench, kept=self.bench.kept.under(str(budget)))
+        candidates = Candidates.measured(self.scope, self.bench, self.kept)
+        search = Search(candidates, self._predicts)
+        search.go(own := cast(Budget, selection.budget))
+        unmet: dict[str, str] = {}
+        for budget in selection.budgets:
             try:
-                best = Search(survey, bench, self._predicts, selection, budget).best()
-            except RequestError as error:
-                survey.left_out[f"a budget of {budget}"] = str(error)
-            else:
-                yield self._swept(survey, budget, best, original)
+                if budget != own:
+                    search.go(budget)
+            except (RequestError, JobError) as error:  # which is no reason to lose what is found already
+                unmet[str(budget)] = str(error)
+        best = cast(Trial, search.best(own))  # perhaps found within another budget
+        total = candidates.sizes.total
+        searched = {
+            "costs": tuple(candidates.alone),
+            "budget_tokens": candidates.sizes.ids.shape[1],
+            "cache_bytes": total or None,
+            "cache_bytes_after": total + int(best.changes["cache"]) if total else None,
+            "losses": tuple(trial.reached.loss for trial in search.within(own) if trial.reached),
+            "sweep": tuple(self._sweep(search, candidates, original)),
+            "unmet": unmet,
+            "left_out": candidates.left_out,
+        }
+        return search.fits(best), best.reached.loss if best.reached else None, searched
 
-    def _swept(self, survey: Survey, budget: Budget, best: Trial, original: Perplexity | None) -> SweepRecord:
-        """What the best choice within a budget keeps and loses."""
-        alone = {cost.replacement.unfitted(): cost.divergence for cost in survey.alone}
-        changes = best.reached.changes(original) if best.reached and original else None
-        replacements = tuple(fitted.replacement.unfitted() for fitted in best.fits)
-        increase, stderr = changes.mean() if changes else (None, None)
-        return SweepRecord(
-            budget=str(budget),
-            replacements=replacements,
-            parameters=int(survey.whole["parameters"]) + sum(map(grown, best.fits)),
-            cache_bytes=survey.sizes.of_edits(self.bench, merge_edits(best.fits)) if survey.sizes.total else None,
-            divergence=sum(alone[one] for one in replacements),
-            increase=increase,
-            interval=IntervalRecord.of(increase, stderr, len(changes.sums) if changes else 0),
-        )
+    def _sweep(self, search: Search, candidates: Candidates, original: Perplexity | None) -> Iterator[SweepRecord]:
+        """What the best choices within all budgets that are compared keep and lose; nothing where none are."""
+        selection, whole = candidates.selection, candidates.whole
+        best = {budget: search.best(budget) for budget in (selection.budgets if selection.sweep else ())}
+        for budget, trial in best.items():
+            if trial is None or selection.sweep is None:
+                continue
+            kept = {name: int(there + trial.changes[name]) for name, there in whole.items()}
+            changes = trial.reached.changes(original) if trial.reached and original else None
+            increase, stderr = changes.mean() if changes else (None, None)
+            quantity = selection.sweep.quantity
+            yield SweepRecord(
+                budget=str(budget),
+                quantity=quantity,
+                share=budget.kept[quantity],
+                kept=kept[quantity] / whole[quantity],
+                taken=trial is best[cast(Budget, selection.budget)],
+                replacements=tuple(sorted(trial.chosen, key=lambda one: (one.begins, one.target == "mlp"))),
+                parameters=kept["parameters"],
+                cache_bytes=kept["cache"] if whole["cache"] else None,
+                divergence=trial.divergence,
+                increase=increase,
+                stderr=stderr,
+                interval=IntervalRecord.of(increase, stderr, len(changes.sums) if changes else 0),
+            )
 
     def _predicts(self, fits: Sequence[Fitted]) -> Perplexity | None:
         """How well held-out rows are predicted with some replacements; None where there are none."""

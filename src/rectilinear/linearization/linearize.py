@@ -22,7 +22,8 @@ from rectilinear.linearization.kept_fits import KeptFits, fits_folder
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.needs import find_needs
 from rectilinear.linearization.plan import ParametersRecord, Plan, SelectionRecord, find_warnings
-from rectilinear.linearization.request import Request, Scope
+from rectilinear.linearization.request import Request
+from rectilinear.linearization.scope import Scope
 from rectilinear.linearization.settings import CalibrationRows, Fitting, Selection
 from rectilinear.linearization.workbench import Workbench, check_shared, count_fitted, noting_padding
 from rectilinear.measurement.beginnings import bos_warnings
@@ -273,11 +274,10 @@ class _Job:
         warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), scope.width)
         if whole:
             warnings.append(f"the model was run from its beginning for each replacement: {whole}")
-        warnings += [f"{what} was not considered: {why}" for what, why in selection.left_out.items()]
+        warnings += selection.missing()
         if scope.too_large:
-            warnings.append(
-                f"blocks {scope.too_large} were not considered: their replacements would be larger than they are"
-            )
+            why = "their replacements would be larger than they are"
+            warnings.append(f"blocks {scope.too_large} were not considered: {why}")
         placed = {"folds": fitting.folds, "stack": stack.path, "fitted_rows": fitted_rows}
         plan = Plan(
             model=self.record,

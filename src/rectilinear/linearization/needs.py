@@ -6,7 +6,7 @@ from torch import nn
 
 from rectilinear.core.block_moments import bytes_of_moments
 from rectilinear.errors import RequestError
-from rectilinear.linearization.request import Scope
+from rectilinear.linearization.scope import Scope
 from rectilinear.measurement.needs import Needs, bytes_of_weights, itemsize_of
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.memory import available_memory

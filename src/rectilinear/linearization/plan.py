@@ -47,10 +47,16 @@ class SelectionRecord(Record):
     cache_bytes_after: int | None = Field(default=None, description="the same with all that was chosen")
     losses: tuple[float, ...] = Field(default=(), description="of the choices that were fitted, in turn; nats a token")
     sweep: tuple[SweepRecord, ...] = Field(default=(), description="what choices within several budgets keep and lose")
+    unmet: dict[str, str] = Field(default_factory=dict, description="why no choice was compared within a budget")
     left_out: dict[str, str] = Field(default_factory=dict, description="why replacements were not considered")
     loss_before: float | None = None
     loss_after: float | None = None
     tokens: int = 0
+
+    def missing(self) -> list[str]:
+        """What was not considered, in sentences."""
+        found = [f"{what} was not considered: {why}" for what, why in self.left_out.items()]
+        return found + [f"no choice within {budget} was compared: {why}" for budget, why in self.unmet.items()]
 
     def spent(self, replacements: Sequence[Replacement]) -> list[str]:
         """What some replacements cost and save together, where that was measured, in sentences."""
@@ -129,6 +135,8 @@ class Plan(ResultFile):
             }
         arguments = [model_word(self.model), "--text", text_word(self.data), *(["--kind", named] if kinds else [])]
         values = {**self.settings, **loaded_as(self.model, self.environment), "seq_len": self.data.seq_len, **healing}
+        if kinds and values.get("target") == "block":  # as usual
+            del values["target"]
         options: tuple[type[BaseModel], ...] = (*kinds, Selection, Fitting, CalibrationRows, Loading)
         return command_line("linearize", arguments, values, *options, folder=True)
 
@@ -181,17 +189,32 @@ class Plan(ResultFile):
         table = Table.of(columns, rows, title=title, caption="\n".join(lines))
         if not (chosen and chosen.sweep):
             return (table,)
-        about = f"{short_name(self.model.id)}: choices within some budgets"
-        return table, sweep_table(chosen.sweep, about, chosen.budget_tokens, chosen.tokens)
+        caption = [f"cache bytes: after {chosen.budget_tokens:,} tokens"] * (chosen.cache_bytes is not None)
+        caption += ["alone: sum of the divergences of each replacement by itself", "*: what was replaced"]
+        if chosen.sweep[0].increase is not None:
+            caption.append(f"loss: {self._of_the_sweep}; ± is the standard error over rows")
+        original = (self.model.parameters, chosen.cache_bytes)
+        return table, sweep_table(chosen.sweep, self._about_sweep, original, "\n".join(caption))
 
     def charts(self) -> tuple[Chart, ...]:
         """What other budgets would lose, where they were compared."""
         if not ((chosen := self.selection) and chosen.sweep):
             return ()
-        before = {"parameters": self.model.parameters, "cache": chosen.cache_bytes}
-        title = f"{short_name(self.model.id)}: choices within some budgets"
-        chart = sweep_chart(chosen.sweep, title, before, chosen.tokens)
+        losses = f"{self._of_the_sweep}, with a 95 % interval over rows"
+        caption = f"The best of the choices that were fitted, within some budgets: {losses}."
+        chart = sweep_chart(chosen.sweep, self._about_sweep, caption)
         return (chart,) if chart else ()
+
+    @property
+    def _about_sweep(self) -> str:
+        return f"{short_name(self.model.id)}: choices within some budgets"
+
+    @property
+    def _of_the_sweep(self) -> str:
+        """What losses of other budgets are."""
+        tokens = self.selection.tokens if self.selection else 0
+        healed = ", before healing" * (self.heal is not None)
+        return f"increase in nats a token on {tokens:,} tokens that nothing was fitted on{healed}"
 
 
 def find_warnings(replacements: Sequence[Replacement], folds: int, width: int) -> list[str]:

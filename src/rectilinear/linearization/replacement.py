@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field, model_serializer, model_validator
@@ -112,3 +113,11 @@ class Replacement(Record):
     def unfitted(self) -> Replacement:
         """The same without a record of a fit."""
         return self.model_copy(update={"fit": None})
+
+
+def words_of(replacements: Iterable[Replacement]) -> str:
+    """What is replaced by what."""
+    found: dict[str, list[str]] = {}
+    for one in replacements:
+        found.setdefault(f"{one.target} {one.by}", []).append(one.where)
+    return "; ".join(f"{what}: {', '.join(blocks)}" for what, blocks in found.items())

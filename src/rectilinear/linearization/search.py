@@ -2,125 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import NamedTuple, cast
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from rectilinear.linearization.budget import Budget
-from rectilinear.linearization.costs import grown
-from rectilinear.linearization.fit import Fitted, fit_all, merge_edits
+from rectilinear.linearization.candidates import Candidates
+from rectilinear.linearization.fit import Fitted, fit_all
 from rectilinear.linearization.plan import CostRecord
 from rectilinear.linearization.program import cheapest, exchanges
 from rectilinear.linearization.replacement import Replacement
-from rectilinear.linearization.settings import Selection
-from rectilinear.linearization.survey import Survey
-from rectilinear.linearization.workbench import Workbench
 from rectilinear.measurement.perplexity import Perplexity
 
 # How often a lower budget is aimed at, where what is fitted needs more than it was to.
 _AIMS = 5
 
+_Choice = frozenset[Replacement]
 
-class Trial(NamedTuple):
-    """A choice that was fitted, and how well it predicts held-out rows; None where there are none."""
 
-    chosen: list[CostRecord]
-    fits: list[Fitted]
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A choice that was fitted.
+
+    Attributes:
+        chosen: the replacements.
+        changes: how much more, or less, there is with it of each quantity that can be limited.
+        divergence: sum of what each costs alone.
+        reached: how well it predicts held-out rows; None where there are none.
+    """
+
+    chosen: _Choice
+    changes: Mapping[str, float]
+    divergence: float
     reached: Perplexity | None
 
     @property
-    def loss(self) -> float | None:
-        """On these rows, nats a token."""
-        return self.reached.loss if self.reached else None
+    def price(self) -> float:
+        """What the best has least of: the loss, or what it costs alone where there is none."""
+        return self.reached.loss if self.reached else self.divergence
+
+    def over(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """How much it is over some limits, of those that it is over."""
+        return {name: self.changes[name] - most for name, most in limits.items() if self.changes[name] > most}
 
 
 class Search:
-    """A search for the choice with the least loss among those that cost little, within a budget.
+    """A search for the choice with the least loss among those that cost little, within one budget after another.
 
     Attributes:
-        losses: of what was fitted so far, by what was chosen; None where it is not within the budget.
+        trials: what was fitted so far, for whichever budget.
     """
 
-    def __init__(
-        self,
-        survey: Survey,
-        bench: Workbench,
-        measure: Callable[[Sequence[Fitted]], Perplexity | None],
-        selection: Selection,
-        budget: Budget | None = None,
-    ) -> None:
-        """Nothing is tried yet."""
-        self._survey, self._bench, self._measure, self._selection = survey, bench, measure, selection
-        self._budget = budget or survey.budget
-        self._limits = self._aim = self._budget.limits(survey.whole)
-        self.losses: dict[frozenset[Replacement], float | None] = {}
-        self._leader: Trial | None = None
+    def __init__(self, candidates: Candidates, measure: Callable[[Sequence[Fitted]], Perplexity | None]) -> None:
+        self.trials: dict[_Choice, Trial] = {}
+        self._candidates, self._measure = candidates, measure
+        self._bench, self._selection = candidates.bench, candidates.selection
+        self._fits: dict[_Choice, list[Fitted]] = {}  # of the best ones
 
-    def best(self) -> Trial:
-        """Fit the cheapest choices, and choices near the best of them; the one with the least loss.
+    def within(self, budget: Budget) -> list[Trial]:
+        """All that was fitted and is within a budget, in turn."""
+        limits = budget.limits(self._candidates.whole)
+        return [trial for trial in self.trials.values() if not trial.over(limits)]
+
+    def best(self, budget: Budget) -> Trial | None:
+        """The one with the least loss of these."""
+        return min(self.within(budget), key=lambda trial: trial.price, default=None)
+
+    def fits(self, trial: Trial) -> list[Fitted]:
+        """What was fitted for a choice; once more where that is not in memory."""
+        if trial.chosen not in self._fits:
+            self._fits[trial.chosen] = self._fit(trial.chosen)
+        return self._fits[trial.chosen]
+
+    def go(self, budget: Budget) -> Trial:
+        """Fit the cheapest choices within a budget, and choices near the best of them; the best that is known then.
 
         Raises:
             RequestError: no choice is within the budget.
         """
-        costs = self._survey.alone
+        costs = self._candidates.alone
+        aim = budget.limits(self._candidates.whole)
         for number in range(self._selection.rounds):
-            if number and self._leader:
-                costs = self._survey.around(self._leader.fits)
-            self._fit_cheapest(costs)
-            if self._leader is None:
-                raise self._survey.refusal(costs, self._budget, self._limits)
+            if number and (leader := self.best(budget)):
+                costs = self._candidates.among(self.fits(leader))
+            aim = self._fit_cheapest(costs, aim, budget)
+        leader = self.best(budget)
+        if leader is None:
+            raise self._candidates.refusal(budget, costs, budget.kept)
         left = self._selection.swaps
-        while left and self._leader:
-            inside = _names(self._leader.chosen)
-            now = [cost for cost in costs if cost.replacement.unfitted() in inside]
-            near = {_names(each): each for each in exchanges(costs, self._aim, len(self._bench.stack), now)}
-            for chosen in [each for names, each in near.items() if names not in self.losses][:left]:
+        while left:
+            now = [cost for cost in costs if cost.replacement.unfitted() in leader.chosen]
+            near = map(_names, exchanges(costs, aim, len(self._bench.stack), now))
+            for chosen in [each for each in near if each not in self.trials][:left]:
                 left -= 1
-                self._try(chosen)
-                if self._leader.chosen is chosen:
+                self._try(chosen, budget)
+                if self.best(budget) is not leader:
                     break
             else:
                 break  # none helps
-        return cast(Trial, self._leader)
+            leader = self.best(budget) or leader
+        return leader
 
-    def _fit_cheapest(self, costs: Sequence[CostRecord]) -> None:
-        """Fit as many of the cheapest choices as are asked for; aim lower where what is fitted needs more."""
+    def _fit_cheapest(self, costs: Sequence[CostRecord], aim: dict[str, float], budget: Budget) -> dict[str, float]:
+        """Fit as many of the cheapest choices as are asked for; what was aimed at, lower where fits need more."""
+        limits = budget.limits(self._candidates.whole)
         fitted = 0
         for _ in range(_AIMS):
-            for chosen in cheapest(costs, self._aim, len(self._bench.stack)):
-                over = self._try(chosen)
+            for some in cheapest(costs, aim, len(self._bench.stack)):
+                over = self._try(_names(some), budget).over(limits)
                 if over:
-                    self._aim = {name: most - over.get(name, 0.0) for name, most in self._aim.items()}
+                    aim = {name: most - over.get(name, 0.0) for name, most in aim.items()}
                     break
                 fitted += 1
                 if fitted >= self._selection.trials:
-                    return
+                    return aim
             else:
-                return
+                return aim
+        return aim
 
-    def _try(self, chosen: list[CostRecord]) -> dict[str, float]:
-        """How far a choice is over the budget once it is fitted; where it is not, it leads if it has the least loss.
+    def _try(self, chosen: _Choice, budget: Budget) -> Trial:
+        """A choice as it turns out; fits are kept of the best within its budget and within that of the result.
 
         Fits together may need more than each alone: windows are allotted to all heads together.
         """
-        names = _names(chosen)
-        if names in self.losses:
-            return {}
-        bench = replace(self._bench, kept=self._bench.kept.under(str(len(self.losses))))
-        fits = fit_all(bench, [*names])
-        changes = {"parameters": float(sum(map(grown, fits)))}
-        if "cache" in self._limits:
-            sizes = self._survey.sizes
-            changes["cache"] = float(sizes.of_edits(bench, merge_edits(fits)) - sizes.total)
-        over = {name: changes[name] - most for name, most in self._limits.items() if changes[name] > most}
-        trial = Trial(chosen, fits, None if over else self._measure(fits))
-        self.losses[names] = trial.loss
-        if over:
-            return over
-        if self._leader is None or (trial.loss or 0.0) < (self._leader.loss or 0.0):
-            self._leader = trial  # of others no fits are kept
-        return {}
+        if chosen not in self.trials:
+            fits = self._fit(chosen)
+            candidates = self._candidates
+            of_it = candidates.changes(fits), candidates.divergence(chosen), self._measure(fits)
+            self.trials[chosen] = Trial(chosen, *of_it)
+            self._fits[chosen] = fits
+            best = {trial.chosen for each in (budget, self._selection.budget) if each and (trial := self.best(each))}
+            self._fits = {each: kept for each, kept in self._fits.items() if each in best}
+        return self.trials[chosen]
+
+    def _fit(self, chosen: _Choice) -> list[Fitted]:
+        ordered = sorted((one.model_dump(mode="json") for one in chosen), key=json.dumps)
+        name = hashlib.sha256(json.dumps(ordered).encode()).hexdigest()[:16]
+        return fit_all(replace(self._bench, kept=self._bench.kept.under(name)), [*chosen])
 
 
-def _names(chosen: Iterable[CostRecord]) -> frozenset[Replacement]:
+def _names(chosen: Iterable[CostRecord]) -> _Choice:
     return frozenset(cost.replacement.unfitted() for cost in chosen)

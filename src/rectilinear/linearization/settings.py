@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from pydantic import BeforeValidator, Field, NonNegativeInt, PlainSerializer, PositiveInt, model_validator
 
-from rectilinear.linearization.budget import Budget, Sweep
+from rectilinear.linearization.budget import Budget, Sweep, percent
 from rectilinear.linearization.kinds import parse_kinds
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.linearization.plan import Plan
@@ -116,8 +117,9 @@ class Selection(Named):
             if saving is not None and not 0 < saving < 1:
                 raise ValueError(f"expected `budget` above 0% and below 100%, got {saving:.1%}")
             self.refuse_unused("where the cost of each replacement is measured", "select", "merge")
-            if self.budget is not None and self.sweep is not None and self.sweep.quantity not in str(self.budget):
-                raise ValueError(f"expected `sweep` of what `budget` limits, {self.budget}, got {self.sweep}")
+            if self.sweep and self.budget and self.sweep.quantity not in self.budget.kept:
+                hint = f"try `budget={self.budget},{self.sweep.quantity}={percent(self.sweep.shares[0])}`"
+                raise ValueError(f"expected `sweep` of what `budget` limits, {self.budget}, got {self.sweep}; {hint}")
         else:
             self.refuse_unused(
                 "without `choices` or a `budget` of the cache", "sweep", "span", "trials", "rounds", "swaps"
@@ -137,6 +139,12 @@ class Selection(Named):
         return self
 
     @property
+    def budgets(self) -> Sequence[Budget]:
+        """That of the result, and those that are compared with it, the loosest first."""
+        assert self.budget is not None
+        return self.sweep.budgets(self.budget) if self.sweep else [self.budget]
+
+    @property
     def by_cost(self) -> bool:
         """Whether the costs of all replacements are measured, and the least taken together."""
         return self.choices is not None or (self.budget is not None and self.budget.cache is not None)
@@ -144,7 +152,7 @@ class Selection(Named):
     @property
     def by_loss(self) -> bool:
         """Whether losses decide which blocks, or how many."""
-        several = self.trials > 1 or self.rounds > 1 or self.swaps > 0 or self.sweep is not None
+        several = self.trials > 1 or self.rounds > 1 or self.swaps > 0
         return self.max_loss_increase is not None or self.select == "loss" or several
 
     @property

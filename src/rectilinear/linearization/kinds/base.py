@@ -57,6 +57,9 @@ class Kind(Settings):
         }
         return ":".join([self.name, *(f"{name}={text}" for name, text in texts.items())])
 
+    def check_given(self) -> None:
+        """Raise a `RequestError` for options that were given and would change nothing."""
+
     def check(self, width: int) -> None:
         """Raise a `RequestError` for options that make no sense for hidden states of a width."""
 

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from cyclopts import Parameter
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from rectilinear.linearization.kinds.base import Kind
 from rectilinear.settings import Target
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from torch import nn
 
     from rectilinear.linearization.fit import Fit, Site
@@ -48,16 +46,10 @@ class Bounded(Kind):
     refit: Annotated[bool, Parameter(negative="--no-refit")] = True
     """With a far value: map what the heads give, and mean values of far tokens, to what the residual stream lacks."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        """Refuse options that change nothing; plans name all, as they usually are."""
-        fields = type(self).model_fields
-        idle = {"none": ("centroids", "refit"), "mean": ("centroids",)}.get(self.far, ())
-        for name in idle:
-            if getattr(self, name) != fields[name].default:
-                why = f"with `far={self.far}`, where it changes nothing"
-                raise ValueError(f"expected no `{name}` {why}; try without it")
-        return self
+    def check_given(self) -> None:
+        """Nothing of what is far is needed without it, and no centroids for a mean."""
+        if self.far != "centroids":
+            self.refuse_unused(f"with `far={self.far}`", "centroids", *["refit"] * (self.far == "none"))
 
     @property
     def remembers(self) -> bool:

@@ -13,7 +13,9 @@ from rectilinear.settings import ONE_WORD, Target, words_of
 
 def _parse_rates(value: Any) -> Any:
     """``1,0.9`` as numbers, ``none`` as no numbers; anything else as it is."""
-    words = [] if value in ("none", ["none"]) else words_of(value)
+    words = words_of(value)
+    if words and [word.lower() for word in words] == ["none"]:
+        words = []
     try:
         return value if words is None else [float(word) for word in words]
     except ValueError:

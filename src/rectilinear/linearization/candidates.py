@@ -1,0 +1,138 @@
+"""What can be chosen from within a budget, and what each of it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rectilinear.errors import RequestError
+from rectilinear.linearization.budget import Budget
+from rectilinear.linearization.costs import CacheBytes, check_cache, grown, measure_costs
+from rectilinear.linearization.fit import Fitted, merge_edits
+from rectilinear.linearization.left_out import find_needed
+from rectilinear.linearization.plan import CostRecord
+from rectilinear.linearization.program import cheapest, least_shares
+from rectilinear.linearization.replacement import Replacement
+from rectilinear.linearization.scope import Scope
+from rectilinear.linearization.settings import BUDGET_TOKENS, Selection
+from rectilinear.linearization.workbench import Workbench
+from rectilinear.measurement.kept import Kept
+from rectilinear.models.describe import count_parameters
+from rectilinear.models.find_blocks import context_of
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Replacements that a model can have, and what each costs.
+
+    Attributes:
+        bench, selection: what they are for.
+        ones: the replacements.
+        left_out: why others are not considered, by what they are.
+        sizes: of the cache.
+        alone: what each costs where it is the only one.
+        kept: costs of earlier runs.
+    """
+
+    bench: Workbench
+    selection: Selection
+    ones: Sequence[Replacement]
+    left_out: Mapping[str, str]
+    sizes: CacheBytes
+    alone: Sequence[CostRecord]
+    kept: Kept
+
+    @classmethod
+    def measured(cls, scope: Scope, bench: Workbench, kept: Kept) -> Candidates:
+        """Those of a request.
+
+        Raises:
+            RequestError: a budget that no choice of them can meet, told before they are measured where that is
+                possible; a model that has no cache where there is a budget of it.
+        """
+        selection = scope.request.selection
+        tokens = tokens_of(selection, context_of(scope.model.config))
+        sizes, kept = CacheBytes.of(bench, tokens), kept.changed(budget_tokens=tokens)
+        if any(budget.cache is not None for budget in selection.budgets):
+            check_cache(bench.model, sizes)
+        found, left_out = _possible(scope, bench)
+        ones = [cost.replacement for cost in found]
+        cls(bench, selection, ones, left_out, sizes, found, kept).check(["parameters"])
+        alone = measure_costs(bench, ones, sizes, kept)
+        measured = cls(bench, selection, ones, left_out, sizes, alone, kept)
+        measured.check(["parameters", "cache"])
+        return measured
+
+    def among(self, fits: Sequence[Fitted]) -> list[CostRecord]:
+        """What each costs among others; see `measure_costs`."""
+        return measure_costs(self.bench, self.ones, self.sizes, self.kept, fits)
+
+    @property
+    def whole(self) -> dict[str, float]:
+        """What the original has of each quantity that can be limited."""
+        return {"parameters": float(count_parameters([self.bench.model])), "cache": float(self.sizes.total)}
+
+    def changes(self, fits: Sequence[Fitted]) -> dict[str, float]:
+        """How much more, or less, there is of each with some replacements."""
+        found = {"parameters": float(sum(map(grown, fits))), "cache": 0.0}
+        if self.sizes.total:
+            found["cache"] = float(self.sizes.of_edits(self.bench, merge_edits(fits)) - self.sizes.total)
+        return found
+
+    def divergence(self, chosen: Iterable[Replacement]) -> float:
+        """Sum of what some cost, each by itself, in nats a token."""
+        costs = {cost.replacement.unfitted(): cost.divergence for cost in self.alone}
+        return sum(costs[one] for one in chosen)
+
+    def check(self, quantities: Sequence[str]) -> None:
+        """Raise a `RequestError` where no choice is within the limits of some quantities, of any of the budgets."""
+        for budget in self.selection.budgets:
+            limits = budget.limits(self.whole)
+            limits = {name: most for name, most in limits.items() if name in quantities}
+            if limits and next(cheapest(self.alone, limits, len(self.bench.stack)), None) is None:
+                raise self.refusal(budget, self.alone, [*limits])
+
+    def refusal(self, budget: Budget, costs: Sequence[CostRecord], limited: Iterable[str]) -> RequestError:
+        """What to say of a budget that no choice is within."""
+        option = "a `budget`" if budget == self.selection.budget else "shares in `sweep`"
+        least = least_shares(costs, self.whole, len(self.bench.stack), limited)
+        together = ", not both at once" * (len(budget.kept) > 1)
+        return RequestError(f"expected {option} of at least {least}{together} with these choices, got {budget}")
+
+
+def _possible(scope: Scope, bench: Workbench) -> tuple[list[CostRecord], dict[str, str]]:
+    """What can be replaced in a model, with the parameters that change, and why all else cannot.
+
+    Raises:
+        RequestError: nothing.
+    """
+    scopes, reasons = scope.alternatives
+    left_out = {**reasons}
+    found = [
+        CostRecord(replacement=one, divergence=0, parameters=each.change(one), cache=0)
+        for each in scopes
+        for one in each.runs()
+    ]
+    gone = [cost.replacement for cost in found if not cost.replacement.by.keeps_weights]
+    parts = {one.parts: one for one in gone if one.target != "block"}
+    for ones, why in find_needed(bench, [*parts.values()]).items():
+        if len(ones) > 1:  # any of which can be missed while the others are there
+            continue
+        left_out[f"the {ones[0].target} of block {ones[0].where}"] = why
+        without = {one for one in gone if one.parts & ones[0].parts}
+        found = [cost for cost in found if cost.replacement not in without]
+    if not found:
+        raise RequestError(next(iter(left_out.values())))
+    return found, left_out
+
+
+def tokens_of(selection: Selection, context: int | None) -> int:
+    """Tokens of a text after which a budget counts the cache.
+
+    Raises:
+        RequestError: more than the model's context has.
+    """
+    tokens = selection.budget_tokens or min(BUDGET_TOKENS, context or BUDGET_TOKENS)
+    if context is not None and tokens > context:
+        raise RequestError(f"expected `budget_tokens` of at most the model's context of {context:,}, got {tokens:,}")
+    return tokens
