@@ -90,9 +90,12 @@ def verdict(cells: dict[str, dict[str, Any]], dense: dict[str, Any]) -> str:
     lines = []
     for cell in mixed.values():
         share = -difference(cell, best, "all")[0] / difference(best, dense, "all")[0]
-        lines.append(
-            f"- {named(cell['way'])}: {loss_of(cell, best, 'all')} beside the best plan of a single kind ({named(best['way'])}), {share:.0%} of what that loses."
-        )
+        beside = f"the best plan of a single kind ({named(best['way'])})"
+        if cell["sums"] == best["sums"]:
+            lines.append(f"- {named(cell['way'])}: the same as {beside}.")
+        else:
+            recovered = f"{share:.0%} of what that loses is recovered" if share > 0 else "which loses less"
+            lines.append(f"- {named(cell['way'])}: {loss_of(cell, best, 'all')} beside {beside}; {recovered}.")
     return "\n".join(lines) + "\n"
 
 

@@ -209,6 +209,7 @@ def about_quality(result: dict[str, Any]) -> str:
         f"{result['calibration']['text']}, scored on {result['scored']['tokens']:,} tokens ({result['scored']['rows']} rows) of "
         f"{result['scored']['text']}. Dense: perplexity {dense['perplexity']:.2f}, {dense['parameters']:,} parameters. "
         "± is the standard error of the increase, paired by rows; the cache, after 160 tokens, is a share of the dense model's. "
+        "*Healed*: 300 steps towards hidden states alone (`--heal-logits 0`), as the paper does. "
         "Windows keep every parameter, and the mask narrows what is seen, not what is computed. How much faster wider models run is "
         "under [decoding](#decoding): a model of this size is bound by calls, not by arithmetic.\n\n"
         f"![loss against parameters and cache](quality-{name}.png)\n\n"
