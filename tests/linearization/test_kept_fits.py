@@ -83,6 +83,26 @@ def test_a_run_that_was_killed_goes_on(tiny_checkpoint, text_file, tmp_path, fit
 
 
 @needs_proc
+def test_choices_that_were_fitted_are_found_again_whatever_other_budgets_are_compared(
+    tiny_checkpoint, text_file, tmp_path, fitted, kill, reload_here, monkeypatch
+):
+    """Maps are kept by what was chosen: of another choice none is taken for one of this."""
+    monkeypatch.setenv("RECTILINEAR_CACHE", str(tmp_path / "cache"))
+    choice = {"choices": "affine,drop", "target": "mlp", "budget": "parameters=93%"}
+    swept = [{**choice, "sweep": f"parameters={share}%"} for share in (80, 86)]
+    linearize(str(tiny_checkpoint), text_file, out=tmp_path / "first", **SIZE, **swept[0])  # which keeps the costs
+    kill(tiny_checkpoint, 2, swept[0])
+    fitted.clear()
+    linearize(str(tiny_checkpoint), text_file, out=tmp_path / "work" / "out", **SIZE, **swept[1])
+    few = len(fitted)
+    linearize(str(tiny_checkpoint), text_file, out=tmp_path / "usual", **SIZE, **swept[1])
+    assert few < len(fitted) - few
+    names = sorted(path.name for path in (tmp_path / "usual").iterdir())
+    compared = filecmp.cmpfiles(tmp_path / "usual", tmp_path / "work" / "out", names, shallow=False)
+    assert compared == (names, [], [])
+
+
+@needs_proc
 def test_with_another_configuration_it_fits_anew(tiny_checkpoint, text_file, tmp_path, fitted, kill, reload_here):
     model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     kill(model, 3, KINDS[0])
