@@ -107,6 +107,9 @@ def test_a_budget_is_what_is_saved_or_what_is_kept_and_is_recorded_as_it_is_read
         ({"choices": "drop", "budget": 0.1, "select": "loss"}, "expected no `select`"),
         ({"choices": "drop", "budget": 0.1, "target": "mlp", "span": 2}, "expected no `span` with `target=mlp`"),
         ({"choices": "drop", "budget": "0%"}, "above 0% and below 100%"),
+        ({"choices": "drop", "budget": "parameters=100%"}, "above 0% and below 100%"),
+        ({"choices": "drop", "budget": "cache=100%"}, "above 0% and below 100%"),
+        ({"choices": "drop", "budget": 0.1, "sweep": "parameters=100%"}, "above 0% and below 100%"),
         ({"choices": "drop", "budget": "150%"}, "above 0% and below 100%"),
         ({"choices": "drop,drop", "budget": 0.1}, "one of them twice"),
         ({"choices": "bounded:window=16,afine", "budget": 0.1}, "got 'afine'"),
@@ -581,6 +584,20 @@ def test_a_budget_whose_choices_fail_loses_nothing_of_the_others(linearize, mode
     assert [point.budget for point in plan.selection.sweep] == ["parameters=95%"]
     assert plan.selection.unmet == {"parameters=70%": "expected finite activations"}
     assert "no choice within parameters=70% was compared: expected finite activations" in plan.warnings
+
+
+def test_a_model_that_grows_under_a_budget_of_the_cache_is_warned_of_and_can_be_forbidden(linearize, model):
+    choice = {"choices": "bounded:window=4:sinks=1,bounded:window=6:sinks=1:far=none"}
+    grown = linearize(copy.deepcopy(model), budget="cache=60%", **choice).plan
+    more = grown.parameters.after - grown.parameters.before
+    hint = "try `budget=cache=60%,parameters=100%`"
+    assert more > 0
+    assert (
+        f"the model has {more:,} parameters more than the original, which the budget allows; {hint}" in grown.warnings
+    )
+    kept = linearize(copy.deepcopy(model), budget="cache=60%,parameters=100%", **choice).plan
+    assert kept.parameters.after == kept.parameters.before
+    assert not any("parameters more" in warning for warning in kept.warnings)
 
 
 def test_equal_budgets_are_one():

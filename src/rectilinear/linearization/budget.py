@@ -46,7 +46,8 @@ class Budget:
             name, _, share = word.partition("=")
             if name not in QUANTITIES or name in found:
                 raise ValueError(f"expected `budget=parameters=80%,cache=25%`, each once, got {value!r}")
-            found[name] = _parse_kept(name, share, f"expected `budget=parameters=80%,cache=25%`, got {value!r}")
+            usual = f"expected `budget=parameters=80%,cache=25%`, got {value!r}"
+            found[name] = _parse_kept(name, share, usual, all_of_it=name == "parameters")
         kept = found.get("parameters")
         return cls(saving=None if kept is None else round(1 - kept, 12), cache=found.get("cache"))
 
@@ -103,12 +104,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.6g}%"
 
 
-def _parse_kept(name: str, word: str, usual: str) -> float:
-    """A share that is kept of a quantity."""
+def _parse_kept(name: str, word: str, usual: str, *, all_of_it: bool = False) -> float:
+    """A share that is kept of a quantity, perhaps all of it."""
     share = _share(word)
-    if share is None or (share >= 1 and not word.endswith("%")):
+    if share is None or (share > 1 and not word.endswith("%")):
         raise ValueError(f"{usual}; try shares such as 75%, or 0.75")
-    if not 0 < share < 1:
+    if not 0 < share < 1 and not (all_of_it and share == 1):
         raise ValueError(f"expected a share above 0% and below 100% to keep of {name}, got {word}")
     return share
 

@@ -274,7 +274,7 @@ class _Job:
         warnings += find_warnings(replacements, min(fitting.folds, fitted_rows), scope.width)
         if whole:
             warnings.append(f"the model was run from its beginning for each replacement: {whole}")
-        warnings += selection.missing()
+        warnings += selection.warnings(replacements)
         if scope.too_large:
             why = "their replacements would be larger than they are"
             warnings.append(f"blocks {scope.too_large} were not considered: {why}")

@@ -53,10 +53,16 @@ class SelectionRecord(Record):
     loss_after: float | None = None
     tokens: int = 0
 
-    def missing(self) -> list[str]:
-        """What was not considered, in sentences."""
+    def warnings(self, replacements: Sequence[Replacement]) -> list[str]:
+        """What was not considered, and what a budget of the cache has made larger, in sentences."""
         found = [f"{what} was not considered: {why}" for what, why in self.left_out.items()]
-        return found + [f"no choice within {budget} was compared: {why}" for budget, why in self.unmet.items()]
+        found += [f"no choice within {budget} was compared: {why}" for budget, why in self.unmet.items()]
+        fits = [one.fit for one in replacements if one.fit] if self.costs else []
+        more = sum(fit.parameters_after - fit.parameters_before for fit in fits)
+        if more > 0:
+            hint = f"try `budget={self.budget},parameters=100%`"
+            found.append(f"the model has {more:,} parameters more than the original, which the budget allows; {hint}")
+        return found
 
     def spent(self, replacements: Sequence[Replacement]) -> list[str]:
         """What some replacements cost and save together, where that was measured, in sentences."""

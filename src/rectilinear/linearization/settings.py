@@ -114,7 +114,8 @@ class Selection(Named):
             self.refuse_unused("without a `budget` of the cache", "budget_tokens")
         if self.by_cost:
             saving = None if self.budget is None else self.budget.saving
-            if saving is not None and not 0 < saving < 1:
+            no_more = saving == 0 and self.budget is not None and self.budget.cache is not None
+            if saving is not None and not (0 < saving < 1 or no_more):
                 raise ValueError(f"expected `budget` above 0% and below 100%, got {saving:.1%}")
             self.refuse_unused("where the cost of each replacement is measured", "select", "merge")
             if self.sweep and self.budget and self.sweep.quantity not in self.budget.kept:
