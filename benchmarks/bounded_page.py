@@ -11,7 +11,7 @@ from typing import Any
 
 from bounded import COMMAND, STUDIES
 from page import table
-from scoring import Study, about_rows, loss_of
+from scoring import Study, about_rows, cache_of_replaced, loss_of
 
 from rectilinear.linearization.kinds import make_kind
 
@@ -22,7 +22,7 @@ BEGIN = f"""# Attention with a bounded memory
 
 What it costs to replace all attentions of a model, or those half of them that move predictions least, by ones whose memory does not grow with the text (`--kind bounded`, [linearization.md](linearization.md#what-stands-in)), without any training.
 All choices and fits are made on one text, and each row of a table is scored once on another: `{COMMAND}`. Losses are in nats a token above the dense model's; ± is half of a 95 % interval
-over documents of the paired difference (Student's t); *late* is the second half of each row, where more is far. *Numbers a layer*: floating-point numbers that a layer of the cache holds for a row, whatever its
+over documents of the paired difference (Student's t); *late* is the second half of each row, where more is far. *Numbers a layer*: floating-point numbers that the cache holds for a row in a layer whose attention is replaced, whatever its
 length from some 100 tokens on; the dense cache grows, and is given after one row. The same window for each head without far tokens is StreamingLLM's (arXiv 2309.17453), with positions as they are in the text. Whether the refit pays depends on model and texts: compare the rows with it and without.
 """
 
@@ -44,7 +44,7 @@ def about(study: Study) -> str:
         way = str(make_kind(options.pop("kind"), options)) if options else "the dense model"
         way = f"{cell['chosen']['count']} of them: {way}" if cell.get("chosen") else way
         losses = [loss_of(cell, dense, name) for name in ("all", "late")]
-        rows.append([way, f"{cell['floats_a_layer']:,}", f"{cell['parameters']:,}", *losses])
+        rows.append([way, f"{cache_of_replaced(cell, study):,}", f"{cell['parameters']:,}", *losses])
     headings = ["attentions replaced by", "numbers a layer", "parameters", "loss", "late"]
     return f"\n## {study.model}\n\n{about_rows(study)}\n\n{table(headings, rows)}\n"
 

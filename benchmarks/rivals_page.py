@@ -13,7 +13,7 @@ from typing import Any
 from bounded import STUDIES as BOUNDED
 from page import table
 from rivals import COMMAND, PLANS, Plan
-from scoring import about_rows, difference, loss_of
+from scoring import Study, about_rows, cache_of, cache_of_replaced, difference, loss_of
 
 from rectilinear.linearization.kinds import make_kind
 from rectilinear.settings import as_ranges
@@ -113,7 +113,7 @@ def about(plan: Plan) -> str:
         begin
         + why
         + "".join(
-            f"\n### {title}\n\n{table_of(cells, dense, plan.study.depth)}{findings(cells)}"
+            f"\n### {title}\n\n{table_of(cells, plan.study)}{findings(cells, plan.study)}"
             for title, cells in sections(plan)
             if cells
         )
@@ -154,15 +154,14 @@ def ending(cells: Cells, end: str) -> Cells:
     return {name.removesuffix(end): cell for name, cell in cells.items() if re.fullmatch(r"[a-z-]+" + end, name)}
 
 
-def table_of(cells: Cells, dense: dict[str, Any], depth: int) -> str:
+def table_of(cells: Cells, study: Study) -> str:
     """Cells, the least loss of late positions first."""
-    rows = []
+    rows, dense = [], study.dense
     for name, cell in sorted(cells.items(), key=lambda item: difference(item[1], dense, "late")[0]):
-        cache = cell["cache_floats"] if "cache_floats" in cell else depth * cell["floats_a_layer"]
         overall = "" if "TOVA" in name else loss_of(cell, dense, "all")
         spent = (f"{cell[key]:.0f}" if cell.get(key) else "" for key in ("choice_seconds", "fit_seconds"))
         where = cell.get("where") or (as_ranges(cell["blocks"]) if "blocks" in cell else "all")
-        share = f"{cache / (depth * dense['floats_a_layer']):.1%}"
+        share = f"{cache_of(cell, study) / (study.depth * dense['floats_a_layer']):.1%}"
         rows.append(
             [
                 METHODS.get(name, name),
@@ -177,10 +176,10 @@ def table_of(cells: Cells, dense: dict[str, Any], depth: int) -> str:
     return table(["method", "where", "loss", "late", "parameters", "cache", "choice", "fit"], rows) + "\n"
 
 
-def findings(cells: Cells) -> str:
+def findings(cells: Cells, study: Study) -> str:
     """Which cells lose least, what is saved at a cache, and what single choices cost."""
     mapped = {name: cell for name, cell in cells.items() if name in METHODS}
-    parts = [winners(mapped), caches(cells), spans(cells)]
+    parts = [winners(mapped), caches(cells, study), spans(cells)]
     pairs = [
         [told, METHODS[one], METHODS[other], loss_of(cells[one], cells[other], "all")]
         for one, other, told in COMPARED
@@ -218,18 +217,19 @@ def winners(cells: Cells) -> str:
     return "\n".join(lines)
 
 
-def caches(cells: Cells) -> str:
+def caches(cells: Cells, study: Study) -> str:
     """Ours that loses least at late positions with no more cache than each published way to bound it."""
     rows = []
     for name, cell in cells.items():
         mine = [
             (difference(other, cell, "late")[0], each)
             for each, other in cells.items()
-            if each.startswith("*ours*: bounded") and other["floats_a_layer"] <= cell["floats_a_layer"] * 1.02
+            if each.startswith("*ours*: bounded")
+            and cache_of_replaced(other, study) <= cache_of_replaced(cell, study) * 1.02
         ]
         if mine and name.startswith(("TOVA", "StreamingLLM")):
             least = min(mine)[1]
-            sizes = [f"{each['floats_a_layer']:,}" for each in (cell, cells[least])]
+            sizes = [f"{cache_of_replaced(each, study):,}" for each in (cell, cells[least])]
             rows.append([name, sizes[0], least, sizes[1], loss_of(cell, cells[least], "late")])
     if not rows:
         return ""

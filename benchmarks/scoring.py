@@ -182,6 +182,25 @@ def loss_of(cell: dict[str, Any], other: dict[str, Any], name: str) -> str:
     return f"{value:+.4f} ± {half_width(stderr or 0.0, groups):.4f}"
 
 
+def cache_of(cell: dict[str, Any], study: Study) -> int:
+    """Numbers of floating point in the cache after a row, in all layers."""
+    if "cache_floats" in cell:
+        return int(cell["cache_floats"])
+    count = replaced_in(cell, study)  # cells of before had those of a layer that was replaced, or all alike
+    return int(count * cell["floats_a_layer"] + (study.depth - count) * study.dense["floats_a_layer"])
+
+
+def cache_of_replaced(cell: dict[str, Any], study: Study) -> int:
+    """The same in each of the layers that something was done to, the mean."""
+    count = replaced_in(cell, study)
+    return (cache_of(cell, study) - (study.depth - count) * int(study.dense["floats_a_layer"])) // count
+
+
+def replaced_in(cell: dict[str, Any], study: Study) -> int:
+    """How many attentions are bounded."""
+    return int((cell.get("chosen") or {}).get("count", study.depth))
+
+
 def about_rows(study: Study, *, rows: str = "", fitted: str = "fitted") -> str:
     """A paragraph of a page: which rows are fitted on and scored, and what the dense model loses.
 
