@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -15,6 +16,7 @@ from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from rectilinear.errors import JobError, RequestError
+from rectilinear.linearization import heal as healing
 from rectilinear.linearization.fit import fit_all, merge_edits
 from rectilinear.linearization.heal import _Pupil, heal, healing_folder
 from rectilinear.linearization.replacement import Replacement
@@ -398,9 +400,19 @@ class TestLinearize:
         assert same([*again.model.parameters()], [*linearize().model.parameters()])
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
-    def test_healing_that_makes_it_worse_is_no_success(self, linearize):
+    @pytest.mark.parametrize(("logits", "losses"), [(0.0, [2.0, 1.0]), (1.0, [1.0, 2.0])])
+    def test_healing_that_makes_it_worse_is_no_success(self, linearize, monkeypatch, logits, losses):
+        """Hidden states that are far worse, and no less loss where predictions are trained for."""
+        monkeypatch.setattr(healing, "measure_perplexity", lambda *_, **__: SimpleNamespace(loss=losses.pop(0)))
         with pytest.raises(JobError, match=r"healing made it worse.*try a smaller `heal_learning_rate`"):
-            linearize(heal_steps=10, heal_learning_rate=30.0)
+            linearize(heal_steps=10, heal_learning_rate=30.0, heal_logits=logits)
+
+    def test_hidden_states_may_be_given_up_for_predictions(self, linearize, monkeypatch):
+        losses = [2.0, 1.0]
+        monkeypatch.setattr(healing, "measure_perplexity", lambda *_, **__: SimpleNamespace(loss=losses.pop(0)))
+        record = linearize(heal_steps=10, heal_learning_rate=30.0).plan.heal
+        assert record.mse_after > 2 * record.mse_before
+        assert (record.loss_before, record.loss_after) == (2.0, 1.0)
 
     def test_the_checkpoint_loads(self, linearize, tmp_path, reload_here):
         healed = linearize(blocks=None, count=2, merge=True, heal_steps=20)
