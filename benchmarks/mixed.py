@@ -34,6 +34,7 @@ class Way:
         kinds: one, or several as ``--choices`` has them.
         target: what is replaced; None for whatever a kind can take the place of.
         select: what a single kind's blocks are chosen by, greedily; None for the integer program.
+        span: most consecutive blocks that one stand-in takes the place of.
         trials, rounds, swaps: of the search around the integer program.
         tokens: after which a budget counts the cache.
     """
@@ -42,6 +43,7 @@ class Way:
     kinds: str
     target: str | None = None
     select: str | None = None
+    span: int = 1
     trials: int = 1
     rounds: int = 1
     swaps: int = 0
@@ -56,6 +58,7 @@ class Way:
             (kind,) = parse_kinds(self.kinds)
             return kind, Selection(select=self.select, **options)
         search = {"trials": self.trials, "rounds": self.rounds, "swaps": self.swaps}
+        search |= {} if self.span == 1 else {"span": self.span}
         return None, Selection(choices=self.kinds, **search, **options)
 
 
@@ -91,6 +94,8 @@ MIXED = {
     "mixed-searched": Way("", "drop,affine", trials=6, rounds=2, swaps=10),
 }
 FILTERS = Way("", "drop,affine,filter:rank=8,filter:rank=16", trials=6, rounds=2, swaps=10)
+#: Runs of blocks as well; one kind for blocks alone is no mixed plan.
+RUNS = {"affine-runs": Way("", "affine", "block", span=6), "mixed-runs": Way("", "affine", span=6)}
 STUDIES = [
     replace(
         STORIES,
@@ -109,7 +114,7 @@ STUDIES = [
     replace(
         SMOLLM2,
         folder="mixed",
-        ways=of_parameters(80, None, SHORT, {"mixed": MIXED["mixed"], "mixed-tried": Way("", "drop,affine", trials=3)}),
+        ways=of_parameters(80, None, SHORT, {"mixed": MIXED["mixed"], **RUNS}),
     ),
 ]
 

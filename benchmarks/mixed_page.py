@@ -57,13 +57,22 @@ def rows_of(cells: dict[str, dict[str, Any]], dense: dict[str, Any], depth: int)
     return table(["plan", "replaced", "parameters", "cache", "loss", "late"], rows)
 
 
+def is_mixed(way: dict[str, Any]) -> bool:
+    """Whether there are several kinds, or one for several targets."""
+    return "," in way["kinds"] or way["target"] is None
+
+
 def named(way: dict[str, Any]) -> str:
     """A way to meet a budget."""
     if way["select"]:
         return f"{way['kinds']} for the {way['target']}, greedily by {way['select']}"
     kinds = way["kinds"].replace(",", ", ")
-    single = "," not in way["kinds"]
-    chosen = f"{kinds} for the {way['target']}, least divergence" if single else f"*mixed*: {kinds}"
+    span = way.get("span", 1)
+    runs = f" and runs of up to {span} blocks" if span > 1 else ""
+    if is_mixed(way):
+        chosen = f"*mixed*: {kinds}{f' for attentions, MLPs, blocks{runs}' if runs else ''}"
+    else:
+        chosen = f"{kinds} for the {way['target']}{runs}, least divergence"
     search = [
         f"{way[name]} {name}"
         for name, usual in (("trials", 1), ("rounds", 1), ("swaps", 0))
@@ -82,7 +91,7 @@ def summary(replacements: list[dict[str, str]]) -> str:
 
 def verdict(cells: dict[str, dict[str, Any]], dense: dict[str, Any]) -> str:
     """How much of what the best single kind loses a mixed plan does not."""
-    mixed = {name: cell for name, cell in cells.items() if "," in cell["way"]["kinds"]}
+    mixed = {name: cell for name, cell in cells.items() if is_mixed(cell["way"])}
     single = [cell for name, cell in cells.items() if name not in mixed]
     if not mixed or not single:
         return ""
