@@ -10,7 +10,9 @@ from typing import Any
 
 from mixed import COMMAND, STUDIES
 from page import table
-from scoring import Study, about_rows, difference, loss_of
+from scoring import Study, about_rows, cache_share, difference, loss_of
+
+from rectilinear.linearization.replacement import in_words
 
 PAGE = Path(__file__).parent.parent / "docs" / "mixed.md"
 
@@ -35,22 +37,22 @@ def about(study: Study) -> str:
     parts = [f"\n## {study.model}\n\n{about_rows(study)}\n"]
     for budget in dict.fromkeys(cell["way"]["budget"] for cell in cells.values()):
         of_it = {name: cell for name, cell in cells.items() if cell["way"]["budget"] == budget}
-        parts.append(f"### {budget}\n\n{rows_of(of_it, dense, study.depth)}\n\n{verdict(of_it, dense)}")
+        parts.append(f"### {budget}\n\n{rows_of(of_it, study)}\n\n{verdict(of_it, dense)}")
     if missing := [name for name in study.ways if name not in cells]:
         parts.append(f"Cells that are not made yet, so that plans of these are not compared: {', '.join(missing)}.\n")
     return "\n".join(parts)
 
 
-def rows_of(cells: dict[str, dict[str, Any]], dense: dict[str, Any], depth: int) -> str:
+def rows_of(cells: dict[str, dict[str, Any]], study: Study) -> str:
     """A table of what some cells lose, the least first."""
-    rows = []
+    rows, dense = [], study.dense
     for cell in sorted(cells.values(), key=lambda cell: difference(cell, dense, "all")[0]):
         rows.append(
             [
                 named(cell["way"]),
-                summary(cell["replacements"]),
+                in_words((f"{one['target']} {one['by']}", one["blocks"]) for one in cell["replacements"]),
                 f"{cell['parameters'] / dense['parameters']:.1%}",
-                f"{cell['cache_floats'] / (dense['floats_a_layer'] * depth):.1%}",
+                cache_share(cell, study),
                 *(loss_of(cell, dense, name) for name in ("all", "late")),
             ]
         )
@@ -79,14 +81,6 @@ def named(way: dict[str, Any]) -> str:
         if way.get(name, usual) > usual
     ]
     return ", ".join([chosen, *search])
-
-
-def summary(replacements: list[dict[str, str]]) -> str:
-    """What is replaced by what."""
-    found: dict[str, list[str]] = {}
-    for one in replacements:
-        found.setdefault(f"{one['target']} {one['by']}", []).append(one["blocks"])
-    return "; ".join(f"{what}: {', '.join(blocks)}" for what, blocks in found.items())
 
 
 def verdict(cells: dict[str, dict[str, Any]], dense: dict[str, Any]) -> str:

@@ -13,9 +13,8 @@ from typing import Any
 from bounded import STUDIES as BOUNDED
 from page import table
 from rivals import COMMAND, PLANS, Plan
-from scoring import Study, about_rows, cache_of, cache_of_replaced, difference, loss_of
+from scoring import Study, about_rows, cache_of_replaced, cache_share, difference, interval_of, loss_of
 
-from rectilinear.intervals import half_width
 from rectilinear.linearization.kinds import make_kind
 from rectilinear.settings import as_ranges
 
@@ -169,7 +168,6 @@ def table_of(cells: Cells, study: Study) -> str:
         overall = "" if "TOVA" in name else loss_of(cell, dense, "all")
         spent = (f"{cell[key]:.0f}" if cell.get(key) else "" for key in ("choice_seconds", "fit_seconds"))
         where = cell.get("where") or (as_ranges(cell["blocks"]) if "blocks" in cell else "all")
-        share = f"{cache_of(cell, study) / (study.depth * dense['floats_a_layer']):.1%}"
         rows.append(
             [
                 METHODS.get(name, name),
@@ -177,7 +175,7 @@ def table_of(cells: Cells, study: Study) -> str:
                 overall,
                 loss_of(cell, dense, "late"),
                 f"{cell['parameters']:,}",
-                share,
+                cache_share(cell, study),
                 *spent,
             ]
         )
@@ -227,8 +225,8 @@ def winners(cells: Cells) -> str:
 
 def apart(cell: dict[str, Any], other: dict[str, Any]) -> str:
     """What is said of a difference whose interval has zero in it."""
-    value, stderr, groups = difference(cell, other, "all")
-    return "" if abs(value) > half_width(stderr or 0.0, groups) else ", not told apart"
+    value, half = interval_of(cell, other, "all")
+    return "" if abs(value) > half else ", not told apart"
 
 
 def caches(cells: Cells, study: Study) -> str:

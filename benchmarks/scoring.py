@@ -178,8 +178,19 @@ def losses_of(cell: dict[str, Any], study: Study) -> str:
 
 def loss_of(cell: dict[str, Any], other: dict[str, Any], name: str) -> str:
     """How much more a cell loses than another, with half of a 95 % interval over documents."""
+    value, half = interval_of(cell, other, name)
+    return f"{value:+.4f} ± {half:.4f}"
+
+
+def interval_of(cell: dict[str, Any], other: dict[str, Any], name: str) -> tuple[float, float]:
+    """How much larger a cell's loss is than another's, and half of a 95 % interval over documents."""
     value, stderr, groups = difference(cell, other, name)
-    return f"{value:+.4f} ± {half_width(stderr or 0.0, groups):.4f}"
+    return value, half_width(stderr or 0.0, groups)
+
+
+def cache_share(cell: dict[str, Any], study: Study) -> str:
+    """What a row leaves in the cache, of what the dense model does."""
+    return f"{cache_of(cell, study) / (study.depth * study.dense['floats_a_layer']):.1%}"
 
 
 def cache_of(cell: dict[str, Any], study: Study) -> int:

@@ -37,8 +37,19 @@ def learn(model, rows, epochs):
     return model.eval().requires_grad_(False)
 
 
-@torch.no_grad()
 def loss_by_hand(model, rows):
     """Nats a token of every token but a row's first."""
-    logits = model(rows, use_cache=False).logits.double().log_softmax(-1)
-    return -float(logits[:, :-1].gather(-1, rows[:, 1:, None]).mean())
+    return losses_by_hand(model, rows).mean()
+
+
+@torch.no_grad()
+def losses_by_hand(model, rows):
+    """The same of each row, float64 ``[rows]``."""
+    logits = model.eval()(rows, use_cache=False).logits[:, :-1].double().log_softmax(-1)
+    return -logits.gather(-1, rows[:, 1:, None]).mean((1, 2)).numpy()
+
+
+@torch.no_grad()
+def divergence_by_hand(model, other, ids):
+    wanted, found = (each(ids, use_cache=False).logits.double().log_softmax(-1) for each in (model, other))
+    return float((wanted.exp() * (wanted - found)).sum(-1).mean())

@@ -39,7 +39,7 @@ from rectilinear.linearization.request import Request
 from rectilinear.measurement.perplexity import Losses
 from rectilinear.models.logits import next_logits
 from tests.families import build
-from tests.linearization.conftest import FITTED, ROWS, SEQ_LEN, learn
+from tests.linearization.conftest import FITTED, ROWS, SEQ_LEN, divergence_by_hand, learn, losses_by_hand
 from tests.matrix.configurations import build as build_type
 
 BLOCKS = 4
@@ -229,12 +229,6 @@ def test_exchanges_are_the_cheapest_choices_near_one(problem):
     found = exchanges(costs, limits, count, chosen)
     assert [sum(cost.divergence for cost in one) for one in found] == pytest.approx(sorted(expected))
     assert all(set(map(id, one)) in near for one in found)
-
-
-@torch.no_grad()
-def divergence_by_hand(model, other, ids):
-    wanted, found = (each(ids, use_cache=False).logits.double().log_softmax(-1) for each in (model, other))
-    return float((wanted.exp() * (wanted - found)).sum(-1).mean())
 
 
 def test_costs_are_of_each_replacement_alone(model, linearize, rows):
@@ -538,7 +532,7 @@ def test_each_point_of_a_sweep_is_the_best_choice_that_is_known_within_its_budge
         made = linearize(copy.deepcopy(model), plan=chosen)
         assert made.plan.parameters.after == point.parameters
         assert point.divergence == pytest.approx(sum(costs[one].divergence for one in point.replacements))
-        increases = losses_of(made.model, rows[FITTED:]) - losses_of(model, rows[FITTED:])
+        increases = losses_by_hand(made.model, rows[FITTED:]) - losses_by_hand(model, rows[FITTED:])
         assert point.increase == pytest.approx(increases.mean(), abs=1e-6)
         assert point.stderr == pytest.approx(stats.sem(increases), abs=1e-6)
         assert_t_interval(point.interval, increases)
@@ -611,13 +605,6 @@ def test_a_sweep_has_the_errors_that_there_are(linearize, model, rows_of_text, e
     (point, _) = linearize(model, sweep="parameters=80%", **some).plan.selection.sweep
     assert (point.increase is None) == (rows_of_text == 1)
     assert (point.stderr is None) == (point.interval is None) == (error is None)
-
-
-@torch.no_grad()
-def losses_of(model, ids):
-    """Of each row, float64."""
-    logits = model.eval()(ids, use_cache=False).logits[:, :-1].double().log_softmax(-1)
-    return -logits.gather(-1, ids[:, 1:, None]).mean((1, 2)).numpy()
 
 
 def assert_t_interval(found, differences):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast
 
 from rectilinear.errors import RequestError
 from rectilinear.linearization.budget import Budget
@@ -27,16 +29,14 @@ class Candidates:
 
     Attributes:
         bench, selection: what they are for.
-        ones: the replacements.
         left_out: why others are not considered, by what they are.
         sizes: of the cache.
-        alone: what each costs where it is the only one.
+        alone: what each costs where it is the only one, with the replacement.
         kept: costs of earlier runs.
     """
 
     bench: Workbench
     selection: Selection
-    ones: Sequence[Replacement]
     left_out: Mapping[str, str]
     sizes: CacheBytes
     alone: Sequence[CostRecord]
@@ -56,18 +56,23 @@ class Candidates:
         if any(budget.cache is not None for budget in selection.budgets):
             check_cache(bench.model, sizes)
         found, left_out = _possible(scope, bench)
-        ones = [cost.replacement for cost in found]
-        cls(bench, selection, ones, left_out, sizes, found, kept).check(["parameters"])
-        alone = measure_costs(bench, ones, sizes, kept)
-        measured = cls(bench, selection, ones, left_out, sizes, alone, kept)
+        unmeasured = cls(bench, selection, left_out, sizes, found, kept)
+        unmeasured.check(["parameters"])
+        measured = replace(unmeasured, alone=unmeasured.among([]))
         measured.check(["parameters", "cache"])
         return measured
 
     def among(self, fits: Sequence[Fitted]) -> list[CostRecord]:
         """What each costs among others; see `measure_costs`."""
-        return measure_costs(self.bench, self.ones, self.sizes, self.kept, fits)
+        ones = [cost.replacement.unfitted() for cost in self.alone]
+        return measure_costs(self.bench, ones, self.sizes, self.kept, fits)
 
     @property
+    def budget(self) -> Budget:
+        """That of the result."""
+        return cast(Budget, self.selection.budget)
+
+    @cached_property
     def whole(self) -> dict[str, float]:
         """What the original has of each quantity that can be limited."""
         return {"parameters": float(count_parameters([self.bench.model])), "cache": float(self.sizes.total)}
@@ -87,14 +92,13 @@ class Candidates:
     def check(self, quantities: Sequence[str]) -> None:
         """Raise a `RequestError` where no choice is within the limits of some quantities, of any of the budgets."""
         for budget in self.selection.budgets:
-            limits = budget.limits(self.whole)
-            limits = {name: most for name, most in limits.items() if name in quantities}
+            limits = {name: most for name, most in budget.limits(self.whole).items() if name in quantities}
             if limits and next(cheapest(self.alone, limits, len(self.bench.stack)), None) is None:
                 raise self.refusal(budget, self.alone, [*limits])
 
     def refusal(self, budget: Budget, costs: Sequence[CostRecord], limited: Iterable[str]) -> RequestError:
         """What to say of a budget that no choice is within."""
-        option = "a `budget`" if budget == self.selection.budget else "shares in `sweep`"
+        option = "a `budget`" if budget == self.budget else "shares in `sweep`"
         least = least_shares(costs, self.whole, len(self.bench.stack), limited)
         together = ", not both at once" * (len(budget.kept) > 1)
         return RequestError(f"expected {option} of at least {least}{together} with these choices, got {budget}")

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from rectilinear.core.scores import score_block
 from rectilinear.errors import JobError, RequestError
-from rectilinear.linearization.budget import Budget
 from rectilinear.linearization.candidates import Candidates
 from rectilinear.linearization.costs import tried
-from rectilinear.linearization.fit import Fitted, fit_all, merge_edits
+from rectilinear.linearization.fit import Fitted, fit_all, in_order, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
 from rectilinear.linearization.left_out import check_left_out
 from rectilinear.linearization.plan import SelectionRecord
@@ -82,15 +81,13 @@ class Choice:
 
     def _by_cost(self, original: Perplexity | None) -> tuple[list[Fitted], float | None, dict[str, Any]]:
         """Take what costs least together within the budget: the fits, the loss reached, and what was found out."""
-        selection = self.scope.request.selection
         candidates = Candidates.measured(self.scope, self.bench, self.kept)
-        search = Search(candidates, self._predicts)
-        search.go(own := cast(Budget, selection.budget))
+        search, own = Search(candidates, self._predicts), candidates.budget
+        search.go(own)
         unmet: dict[str, str] = {}
-        for budget in selection.budgets:
+        for budget in [each for each in candidates.selection.budgets if each != own]:
             try:
-                if budget != own:
-                    search.go(budget)
+                search.go(budget)
             except (RequestError, JobError) as error:  # which is no reason to lose what is found already
                 unmet[str(budget)] = str(error)
         best = cast(Trial, search.best(own))  # perhaps found within another budget
@@ -110,21 +107,23 @@ class Choice:
     def _sweep(self, search: Search, candidates: Candidates, original: Perplexity | None) -> Iterator[SweepRecord]:
         """What the best choices within all budgets that are compared keep and lose; nothing where none are."""
         selection, whole = candidates.selection, candidates.whole
-        best = {budget: search.best(budget) for budget in (selection.budgets if selection.sweep else ())}
-        for budget, trial in best.items():
-            if trial is None or selection.sweep is None:
+        if selection.sweep is None:
+            return
+        quantity, taken = selection.sweep.quantity, search.best(candidates.budget)
+        for budget in selection.budgets:
+            trial = search.best(budget)
+            if trial is None:
                 continue
             kept = {name: int(there + trial.changes[name]) for name, there in whole.items()}
             changes = trial.reached.changes(original) if trial.reached and original else None
             increase, stderr = changes.mean() if changes else (None, None)
-            quantity = selection.sweep.quantity
             yield SweepRecord(
                 budget=str(budget),
                 quantity=quantity,
                 share=budget.kept[quantity],
                 kept=kept[quantity] / whole[quantity],
-                taken=trial is best[cast(Budget, selection.budget)],
-                replacements=tuple(sorted(trial.chosen, key=lambda one: (one.begins, one.target == "mlp"))),
+                taken=trial is taken,
+                replacements=tuple(in_order(trial.chosen)),
                 parameters=kept["parameters"],
                 cache_bytes=kept["cache"] if whole["cache"] else None,
                 divergence=trial.divergence,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,7 +17,7 @@ from rectilinear.linearization.plan import CostRecord
 from rectilinear.linearization.replacement import Replacement
 from rectilinear.linearization.streams import Streams
 from rectilinear.linearization.workbench import Workbench, noting_padding
-from rectilinear.measurement.kept import Kept
+from rectilinear.measurement.kept import Kept, name_of
 from rectilinear.models.logits import cache_bytes_of_layers
 from rectilinear.models.running import evaluating
 from rectilinear.models.surgery import Edits, swapped
@@ -208,5 +206,4 @@ def _is_late(one: Replacement) -> bool:
 
 def _name(one: Replacement) -> str:
     """Of the file with the cost of a replacement."""
-    options = hashlib.sha256(json.dumps(one.by.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
-    return f"{one.target}-{one.where}-{one.kind}-{options}"
+    return f"{one.target}-{one.where}-{one.kind}-{name_of(one.by.model_dump(mode='json'))}"

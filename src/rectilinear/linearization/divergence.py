@@ -18,7 +18,7 @@ from rectilinear.text.batches import Batch, tensors_of
 TOKENS = 2048
 
 
-def first_rows(bench: Workbench, tokens: int) -> dict[int, int]:
+def first_rows(bench: Workbench, tokens: int = TOKENS) -> dict[int, int]:
     """How many rows of which batches that run in this process are the first of so many tokens, at least one."""
     found, left = dict[int, int](), tokens
     for number, batch in enumerate(bench.batches):
@@ -37,7 +37,7 @@ def to_judge(held_out: Tensor, size: int) -> Sequence[Batch]:
 def judged_rows(bench: Workbench) -> dict[int, int]:
     """The rows that replacements are compared on: those that nothing is fitted on, where there are such."""
     if not bench.judged:
-        return first_rows(bench, TOKENS)
+        return first_rows(bench)
     return {number: count_rows(bench.judged[number - len(bench.batches)]) for number in bench.judged_here}
 
 

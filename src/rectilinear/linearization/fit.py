@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,8 +57,7 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
         JobError: activations that are not finite, or a module that does not run.
     """
     kept = {fitted.replacement.unfitted(): fitted for fitted in known}
-    ordered = sorted(replacements, key=lambda one: (one.blocks, _WITHIN.index(one.target)))
-    wanted = [replacement.unfitted() for replacement in ordered]
+    wanted = [replacement.unfitted() for replacement in in_order(replacements)]
     done: list[Fitted] = []
     with evaluating(bench.model), noting_padding(bench), closing(Streams(bench.passes())) as streams:
         prepared: dict[Replacement, Any] = {}
@@ -70,6 +69,11 @@ def fit_all(bench: Workbench, replacements: Sequence[Replacement], known: Sequen
             done.append(kept.get(one) or _fit(Site(bench, one, streams, prepared.get(one))))
             streams.edit(one.begins, done[-1].edits)
     return done
+
+
+def in_order(replacements: Iterable[Replacement]) -> list[Replacement]:
+    """From the first block to the last, as they are fitted."""
+    return sorted(replacements, key=lambda one: (one.blocks, _WITHIN.index(one.target)))
 
 
 def fit_alone(bench: Workbench, replacement: Replacement, streams: Streams) -> Fitted:

@@ -117,7 +117,12 @@ class Replacement(Record):
 
 def words_of(replacements: Iterable[Replacement]) -> str:
     """What is replaced by what."""
+    return in_words((f"{one.target} {one.by}", one.where) for one in replacements)
+
+
+def in_words(made: Iterable[tuple[str, str]]) -> str:
+    """What was made of which blocks, of which ones each."""
     found: dict[str, list[str]] = {}
-    for one in replacements:
-        found.setdefault(f"{one.target} {one.by}", []).append(one.where)
+    for what, where in made:
+        found.setdefault(what, []).append(where)
     return "; ".join(f"{what}: {', '.join(blocks)}" for what, blocks in found.items())

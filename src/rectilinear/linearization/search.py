@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rectilinear.linearization.budget import Budget
 from rectilinear.linearization.candidates import Candidates
-from rectilinear.linearization.fit import Fitted, fit_all
+from rectilinear.linearization.fit import Fitted, fit_all, in_order
 from rectilinear.linearization.plan import CostRecord
 from rectilinear.linearization.program import cheapest, exchanges
 from rectilinear.linearization.replacement import Replacement
+from rectilinear.measurement.kept import name_of
 from rectilinear.measurement.perplexity import Perplexity
 
 # How often a lower budget is aimed at, where what is fitted needs more than it was to.
@@ -75,8 +74,8 @@ class Search:
             self._fits[trial.chosen] = self._fit(trial.chosen)
         return self._fits[trial.chosen]
 
-    def go(self, budget: Budget) -> Trial:
-        """Fit the cheapest choices within a budget, and choices near the best of them; the best that is known then.
+    def go(self, budget: Budget) -> None:
+        """Fit the cheapest choices within a budget, and choices near the best of them.
 
         Raises:
             RequestError: no choice is within the budget.
@@ -102,7 +101,6 @@ class Search:
             else:
                 break  # none helps
             leader = self.best(budget) or leader
-        return leader
 
     def _fit_cheapest(self, costs: Sequence[CostRecord], aim: dict[str, float], budget: Budget) -> dict[str, float]:
         """Fit as many of the cheapest choices as are asked for; what was aimed at, lower where fits need more."""
@@ -132,14 +130,14 @@ class Search:
             of_it = candidates.changes(fits), candidates.divergence(chosen), self._measure(fits)
             self.trials[chosen] = Trial(chosen, *of_it)
             self._fits[chosen] = fits
-            best = {trial.chosen for each in (budget, self._selection.budget) if each and (trial := self.best(each))}
+            best = {trial.chosen for each in (budget, candidates.budget) if (trial := self.best(each))}
             self._fits = {each: kept for each, kept in self._fits.items() if each in best}
         return self.trials[chosen]
 
     def _fit(self, chosen: _Choice) -> list[Fitted]:
-        ordered = sorted((one.model_dump(mode="json") for one in chosen), key=json.dumps)
-        name = hashlib.sha256(json.dumps(ordered).encode()).hexdigest()[:16]
-        return fit_all(replace(self._bench, kept=self._bench.kept.under(name)), [*chosen])
+        ordered = in_order(chosen)
+        name = name_of([one.model_dump(mode="json") for one in ordered])
+        return fit_all(replace(self._bench, kept=self._bench.kept.under(name)), ordered)
 
 
 def _names(chosen: Iterable[CostRecord]) -> _Choice:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rectilinear.errors import RequestError
-from rectilinear.linearization.divergence import TOKENS as COMPARED
 from rectilinear.linearization.divergence import Divergence, first_rows
 from rectilinear.linearization.far_fit import (
     Whole,
@@ -243,7 +242,7 @@ def survey_all(bench: Workbench, replacements: Sequence[Replacement], wanted: Wa
     """`survey` of some attentions, in the order of their blocks; what trials before found out is not measured again."""
     from rectilinear.linearization.fit import Site
 
-    found, divergence = [], Divergence(first_rows(bench, COMPARED))
+    found, divergence = [], Divergence(first_rows(bench))
     with closing(Streams(bench.passes())) as streams:
         for one in replacements:
             key = (wanted, one.begins)

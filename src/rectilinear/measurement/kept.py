@@ -69,6 +69,11 @@ class KeptScores(Record):
         return cls(block=block_record(index, scores), width=len(whole.moments.mean_x), tokens=whole.tokens)
 
 
+def name_of(value: Any, length: int = 16) -> str:
+    """Of the file or folder for what has a description as JSON has it: so many digits of its SHA-256."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:length]
+
+
 @dataclass(frozen=True)
 class Kept:
     """The numbers of one measurement that are there already.
@@ -101,8 +106,7 @@ class Kept:
         """Where they are; None where nothing is kept."""
         if self.recipe is None:
             return None
-        text = json.dumps(self.recipe, sort_keys=True, default=str)
-        return kept_folder() / hashlib.sha256(text.encode()).hexdigest()[:32]
+        return kept_folder() / name_of(self.recipe, 32)
 
     def changed(self, **changes: Any) -> Kept:
         """The scores of a measurement that differs in something."""
