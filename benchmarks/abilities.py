@@ -1,4 +1,4 @@
-"""What can a decoder still do whose attentions are bounded: longer rows, other text, recall of what was seen, writing?
+"""What can a decoder still do whose attentions are bounded: longer rows, other text, tasks, recall, writing?
 
 A cell is a model as a cell of benchmarks/bounded.py makes it, all choices and fits on one text, in rows of the length
 that is given there; each is a file of its own in benchmarks/abilities, and one that is there is not made again. That of
@@ -6,7 +6,8 @@ the dense model is made first, as others are compared with what it writes.
 
     python benchmarks/abilities.py MODELS TEXTS [CELL ...]
 
-MODELS, TEXTS: folders as for benchmarks/bounded.py. Cells are named as their files.
+MODELS, TEXTS: folders as for benchmarks/bounded.py; TEXTS has eval/lambada_openai.jsonl (objects with context and
+continuation) and eval/arc_easy.jsonl (query, choices, gold) as well. Cells are named as their files.
 
 Recall: text that models were fitted on, a stretch of random tokens, more of the text, and the same stretch again; a
 model that finds it predicts the second but for its first token. Writing: greedy, with a cache.
@@ -28,7 +29,8 @@ from bounded import Way, bounded
 from scoring import Study, make_cells, score
 from transformers import GenerationConfig
 
-from rectilinear import Loading, Rows
+import rectilinear
+from rectilinear import Evaluating, Loading, Rows
 from rectilinear.intervals import half_width
 from rectilinear.measurement.perplexity import token_losses
 from rectilinear.models.load import load_tokenizer
@@ -40,6 +42,9 @@ COMMAND = "python benchmarks/abilities.py MODELS TEXTS"
 
 #: Random tokens that are seen twice, and tokens of text before them, so that they are not attention sinks.
 STRETCH, BEFORE = 32, 32
+
+#: Of each task.
+DOCUMENTS = 500
 
 #: Texts that are gone on with, tokens of each, and tokens that are written.
 PROMPTS, PROMPT, WRITTEN = 32, 128, 64
@@ -53,6 +58,7 @@ class Plan:
         study: the model and the texts, with the ways to bound its attentions.
         long: tokens in longer rows.
         other: texts that it is not fitted on, of which so many tokens.
+        tasks: of lm-evaluation-harness, and what is scored of each; the first DOCUMENTS of it.
         distances: between the beginnings of a stretch.
         recalls: stretches for each distance.
     """
@@ -60,6 +66,7 @@ class Plan:
     study: Study
     long: int
     other: Mapping[str, int]
+    tasks: Mapping[str, str]
     distances: Sequence[int]
     recalls: int
 
@@ -75,6 +82,7 @@ PLANS = [
         of_bounded("smollm2-135m", "far-33", "streaming-39", "half-33", "half-streaming-39"),
         long=2048,
         other={"tinystories/valid.txt": 50_000},
+        tasks={"lambada_openai": "acc", "arc_easy": "acc"},
         distances=(200, 500, 1000, 2000),
         recalls=16,
     ),
@@ -99,10 +107,20 @@ def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
         text: score(replace(study, score=text, scored=tokens), model, texts, edited)
         for text, tokens in plan.other.items()
     }
+    found["tasks"] = answer(plan, model, texts, edited)
     with evaluating(edited), torch.no_grad():
         found["recall"] = {str(distance): recall(plan, model, texts, edited, distance) for distance in plan.distances}
         found["writing"] = write(study, model, texts, edited, dense)
     return {**found, "seconds": time.perf_counter() - start}
+
+
+def answer(plan: Plan, model: Path, texts: Path, edited: Any) -> dict[str, list[float]]:
+    """Of each task: what each document scores."""
+    asked = Evaluating(
+        tasks=tuple(plan.tasks), data=texts / "eval", limit=DOCUMENTS, batch_size=8 * plan.study.batch
+    )
+    items = rectilinear.evaluate(edited, None, asked, tokenizer=load_tokenizer(model), progress=False).items.tasks
+    return {task: [*(items[task][metric].values or ())] for task, metric in plan.tasks.items()}
 
 
 def recall(plan: Plan, model: Path, texts: Path, edited: Any, distance: int) -> dict[str, list[float]]:

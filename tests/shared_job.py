@@ -76,6 +76,7 @@ def main():
         if ranks.count > 1:
             failing(ranks)
         if ranks.count == 2:
+            timed(ranks, model, text)
             unlike(ranks, model, text)
     with sharing() as again:  # as often as one likes
         assert again.gather(again.rank) == [*range(again.count)]
@@ -92,6 +93,14 @@ def failing(ranks):
     said = "it is wet" if ranks.rank == 1 else "stopped, as process 1 failed: it is wet"
     with pytest.raises(JobError, match=f"^{said}"):
         in_step(fail)()
+
+
+def timed(ranks, model, text):
+    """Times, which differ between processes, are those of the first: all choose the same."""
+    size = {"max_tokens": 1500, "seq_len": 32, "batch_size": 4, "progress": False}
+    budget = {"budget": "decoding=98%", "budget_tokens": 30, "sweep": "decoding=99%"}
+    plan = linearize(model, text, choices="drop,affine", **budget, **size).plan
+    assert len({*ranks.gather(plan.to_json())}) == 1
 
 
 def unlike(ranks, model, text):

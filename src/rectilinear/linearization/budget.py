@@ -10,7 +10,7 @@ from typing import Any
 from rectilinear.settings import words_of
 
 #: What a budget can be of.
-QUANTITIES = ("parameters", "cache")
+QUANTITIES = ("parameters", "cache", "decoding")
 
 
 @dataclass(frozen=True)
@@ -20,20 +20,31 @@ class Budget:
     Attributes:
         saving: share of the model's parameters that is saved at least; None for no limit.
         cache: share of the cache's bytes that is kept at most; None for no limit.
+        decoding: share of the time to decode a token that is kept at most; None for no limit.
     """
 
     saving: float | None = None
     cache: float | None = None
+    decoding: float | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether it is of something that is known of no replacement before it was tried."""
+        return self.cache is not None or self.decoding is not None
 
     @property
     def kept(self) -> dict[str, float]:
         """Shares that are kept at most, of what is limited."""
-        shares = {"parameters": None if self.saving is None else 1 - self.saving, "cache": self.cache}
+        parameters = None if self.saving is None else 1 - self.saving
+        shares = {"parameters": parameters, "cache": self.cache, "decoding": self.decoding}
         return {name: share for name, share in shares.items() if share is not None}
 
     @classmethod
     def parse(cls, value: Any) -> Any:
-        """``25%`` and 0.25 as what is saved, ``parameters=80%,cache=25%`` as what is kept; anything else as it is."""
+        """``25%`` and 0.25 as what is saved, ``parameters=80%,cache=25%`` as what is kept; anything else as it is.
+
+        What can be kept a share of is in `QUANTITIES`.
+        """
         if isinstance(value, float | int) and not isinstance(value, bool):
             return cls(saving=_finite(float(value)))
         words = words_of(value)
@@ -48,17 +59,18 @@ class Budget:
                 raise ValueError(f"expected `budget=parameters=80%,cache=25%`, each once, got {value!r}")
             usual = f"expected `budget=parameters=80%,cache=25%`, got {value!r}"
             found[name] = _parse_kept(name, share, usual, all_of_it=name == "parameters")
-        kept = found.get("parameters")
-        return cls(saving=None if kept is None else round(1 - kept, 12), cache=found.get("cache"))
+        kept = found.pop("parameters", None)
+        return cls(saving=None if kept is None else round(1 - kept, 12), **found)
 
     def limits(self, whole: Mapping[str, float]) -> dict[str, float]:
         """How much each limited quantity changes at most, by what there is of it."""
-        saved = {"parameters": self.saving, "cache": None if self.cache is None else 1 - self.cache}
-        return {name: -share * whole[name] for name, share in saved.items() if share is not None}
+        saved = {name: 1 - share for name, share in self.kept.items()}
+        saved |= {} if self.saving is None else {"parameters": self.saving}  # as it was given
+        return {name: -share * whole[name] for name, share in saved.items()}
 
     def settings(self) -> float | str:
         """As it is recorded, and parsed again: a number where that is all."""
-        return self.saving if self.saving is not None and self.cache is None else str(self)
+        return self.saving if self.saving is not None and not self.measured else str(self)
 
     def __str__(self) -> str:
         return ",".join(f"{name}={percent(share)}" for name, share in self.kept.items())
@@ -93,7 +105,8 @@ class Sweep:
         if self.quantity == "parameters":
             saved = {budget.saving or 0.0, *(round(1 - share, 12) for share in self.shares)}
             return [replace(budget, saving=share) for share in sorted(saved)]
-        return [replace(budget, cache=share) for share in sorted({budget.cache or 1.0, *self.shares}, reverse=True)]
+        shares = {getattr(budget, self.quantity) or 1.0, *self.shares}
+        return [replace(budget, **{self.quantity: share}) for share in sorted(shares, reverse=True)]
 
     def __str__(self) -> str:
         return f"{self.quantity}={','.join(map(percent, self.shares))}"

@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import cast
 
 from rectilinear.errors import RequestError
-from rectilinear.linearization.budget import Budget
+from rectilinear.linearization.budget import QUANTITIES, Budget
 from rectilinear.linearization.costs import CacheBytes, check_cache, grown, measure_costs
+from rectilinear.linearization.decoding_time import DecodingTime
 from rectilinear.linearization.fit import Fitted, merge_edits
 from rectilinear.linearization.left_out import find_needed
 from rectilinear.linearization.plan import CostRecord
@@ -31,6 +32,7 @@ class Candidates:
         bench, selection: what they are for.
         left_out: why others are not considered, by what they are.
         sizes: of the cache.
+        time: of decoding a token; None where no budget is of that.
         alone: what each costs where it is the only one, with the replacement.
         kept: costs of earlier runs.
     """
@@ -39,6 +41,7 @@ class Candidates:
     selection: Selection
     left_out: Mapping[str, str]
     sizes: CacheBytes
+    time: DecodingTime | None
     alone: Sequence[CostRecord]
     kept: Kept
 
@@ -48,24 +51,26 @@ class Candidates:
 
         Raises:
             RequestError: a budget that no choice of them can meet, told before they are measured where that is
-                possible; a model that has no cache where there is a budget of it.
+                possible; a model that has no cache where there is a budget of it, or of decoding.
         """
         selection = scope.request.selection
         tokens = tokens_of(selection, context_of(scope.model.config))
-        sizes, kept = CacheBytes.of(bench, tokens), kept.changed(budget_tokens=tokens)
-        if any(budget.cache is not None for budget in selection.budgets):
+        sizes, limited = CacheBytes.of(bench, tokens), {name for budget in selection.budgets for name in budget.kept}
+        if "cache" in limited:
             check_cache(bench.model, sizes)
+        time = DecodingTime.of(bench, sizes.ids) if "decoding" in limited else None
         found, left_out = _possible(scope, bench)
-        unmeasured = cls(bench, selection, left_out, sizes, found, kept)
+        kept = kept.changed(budget_tokens=tokens, **({"timed": True} if time else {}))
+        unmeasured = cls(bench, selection, left_out, sizes, time, found, kept)
         unmeasured.check(["parameters"])
         measured = replace(unmeasured, alone=unmeasured.among([]))
-        measured.check(["parameters", "cache"])
+        measured.check(QUANTITIES)
         return measured
 
     def among(self, fits: Sequence[Fitted]) -> list[CostRecord]:
         """What each costs among others; see `measure_costs`."""
         ones = [cost.replacement.unfitted() for cost in self.alone]
-        return measure_costs(self.bench, ones, self.sizes, self.kept, fits)
+        return measure_costs(self.bench, ones, (self.sizes, self.time), self.kept, fits)
 
     @property
     def budget(self) -> Budget:
@@ -75,19 +80,24 @@ class Candidates:
     @cached_property
     def whole(self) -> dict[str, float]:
         """What the original has of each quantity that can be limited."""
-        return {"parameters": float(count_parameters([self.bench.model])), "cache": float(self.sizes.total)}
+        parameters = float(count_parameters([self.bench.model]))
+        return {"parameters": parameters, "cache": float(self.sizes.total), "decoding": 1.0}
 
     def changes(self, fits: Sequence[Fitted]) -> dict[str, float]:
-        """How much more, or less, there is of each with some replacements."""
-        found = {"parameters": float(sum(map(grown, fits))), "cache": 0.0}
+        """How much more, or less, there is of each with some replacements; of decoding by what each changes alone."""
+        longer = sum(self._of_each[fitted.replacement.unfitted()].decoding or 0.0 for fitted in fits)
+        found = {"parameters": float(sum(map(grown, fits))), "cache": 0.0, "decoding": longer}
         if self.sizes.total:
             found["cache"] = float(self.sizes.of_edits(self.bench, merge_edits(fits)) - self.sizes.total)
         return found
 
     def divergence(self, chosen: Iterable[Replacement]) -> float:
         """Sum of what some cost, each by itself, in nats a token."""
-        costs = {cost.replacement.unfitted(): cost.divergence for cost in self.alone}
-        return sum(costs[one] for one in chosen)
+        return sum(self._of_each[one].divergence for one in chosen)
+
+    @cached_property
+    def _of_each(self) -> dict[Replacement, CostRecord]:
+        return {cost.replacement.unfitted(): cost for cost in self.alone}
 
     def check(self, quantities: Sequence[str]) -> None:
         """Raise a `RequestError` where no choice is within the limits of some quantities, of any of the budgets."""
@@ -131,7 +141,7 @@ def _possible(scope: Scope, bench: Workbench) -> tuple[list[CostRecord], dict[st
 
 
 def tokens_of(selection: Selection, context: int | None) -> int:
-    """Tokens of a text after which a budget counts the cache.
+    """Tokens of a text after which a budget counts the cache and times decoding.
 
     Raises:
         RequestError: more than the model's context has.

@@ -91,18 +91,19 @@ class Choice:
             except (RequestError, JobError) as error:  # which is no reason to lose what is found already
                 unmet[str(budget)] = str(error)
         best = cast(Trial, search.best(own))  # perhaps found within another budget
-        total = candidates.sizes.total
+        total, fits = candidates.sizes.total, search.fits(best)
         searched = {
             "costs": tuple(candidates.alone),
             "budget_tokens": candidates.sizes.ids.shape[1],
             "cache_bytes": total or None,
             "cache_bytes_after": total + int(best.changes["cache"]) if total else None,
+            "decoding_seconds": candidates.time and candidates.time.beside(self.bench, merge_edits(fits)),
             "losses": tuple(trial.reached.loss for trial in search.within(own) if trial.reached),
             "sweep": tuple(self._sweep(search, candidates, original)),
             "unmet": unmet,
             "left_out": candidates.left_out,
         }
-        return search.fits(best), best.reached.loss if best.reached else None, searched
+        return fits, best.reached.loss if best.reached else None, searched
 
     def _sweep(self, search: Search, candidates: Candidates, original: Perplexity | None) -> Iterator[SweepRecord]:
         """What the best choices within all budgets that are compared keep and lose; nothing where none are."""
@@ -114,7 +115,7 @@ class Choice:
             trial = search.best(budget)
             if trial is None:
                 continue
-            kept = {name: int(there + trial.changes[name]) for name, there in whole.items()}
+            kept = {name: there + trial.changes[name] for name, there in whole.items()}
             changes = trial.reached.changes(original) if trial.reached and original else None
             increase, stderr = changes.mean() if changes else (None, None)
             yield SweepRecord(
@@ -124,8 +125,8 @@ class Choice:
                 kept=kept[quantity] / whole[quantity],
                 taken=trial is taken,
                 replacements=tuple(in_order(trial.chosen)),
-                parameters=kept["parameters"],
-                cache_bytes=kept["cache"] if whole["cache"] else None,
+                parameters=int(kept["parameters"]),
+                cache_bytes=int(kept["cache"]) if whole["cache"] else None,
                 divergence=trial.divergence,
                 increase=increase,
                 stderr=stderr,

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
+from rectilinear.linearization.decoding_time import DecodingTime
 from rectilinear.linearization.divergence import Divergence, judged_rows
 from rectilinear.linearization.fit import Fitted, fit_alone, merge_edits
 from rectilinear.linearization.kept_fits import KeptFits
@@ -82,15 +83,19 @@ def _bytes_of_layers(bench: Workbench, edits: Edits, ids: Tensor) -> Sequence[in
 
 
 def measure_costs(
-    bench: Workbench, ones: Sequence[Replacement], sizes: CacheBytes, kept: Kept, around: Sequence[Fitted] = ()
+    bench: Workbench,
+    ones: Sequence[Replacement],
+    measures: tuple[CacheBytes, DecodingTime | None],
+    kept: Kept,
+    around: Sequence[Fitted] = (),
 ) -> list[CostRecord]:
     """Costs of replacements in one walk: of each alone on the original, or in place of its like among fits ``around``.
 
     With others around it, each is fitted to the model as these have edited it so far, and its cost is how much further
     predictions move with it than with the original's part in its place. What earlier runs have measured is not
-    measured again.
+    measured again. Decoding is timed where ``measures`` has what that takes.
     """
-    ranks = current()
+    ranks, (sizes, time) = current(), measures
     kept = kept.changed(around=[fitted.replacement.unfitted().model_dump(mode="json") for fitted in around])
     found = ranks.from_first(lambda: {one: kept.load(_name(one), CostRecord) for one in ones})
     missing = [one for one in ones if found[one] is None]
@@ -100,6 +105,7 @@ def measure_costs(
             divergence=moved,
             parameters=grown(fitted),
             cache=sizes.change(bench, fitted),
+            decoding=time and time.change(bench, fitted),
         )
         found[fitted.replacement.unfitted()] = cost
         if ranks.is_first:

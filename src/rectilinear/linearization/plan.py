@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from rectilinear.charts import Chart
 from rectilinear.command_lines import command_line, loaded_as, model_word, text_word
+from rectilinear.linearization.budget import Budget, percent
 from rectilinear.linearization.kinds import KINDS
 from rectilinear.linearization.replacement import Replacement
 from rectilinear.linearization.sweep import SweepRecord, sweep_chart, sweep_table
@@ -33,6 +34,11 @@ class CostRecord(Record):
     divergence: float = Field(description="mean KL of the original's predictions from those with it, nats a token")
     parameters: int = Field(description="how many more, or fewer, the model has with it")
     cache: int = Field(description="bytes that the cache takes more, or less, after `budget_tokens`")
+    decoding: float | None = Field(
+        default=None,
+        description="how much longer a token takes to decode after these, as a share of the original's time; null "
+        "where that was not timed",
+    )
 
 
 class SelectionRecord(Record):
@@ -42,9 +48,14 @@ class SelectionRecord(Record):
     budget: str | None = None
     scores: dict[str, float] = Field(default_factory=dict, description="by block: what they were ordered by")
     costs: tuple[CostRecord, ...] = Field(default=(), description="of all that was chosen from")
-    budget_tokens: int | None = Field(default=None, description="tokens of a text after which the cache is counted")
+    budget_tokens: int | None = Field(
+        default=None, description="tokens of a text after which the cache is counted and decoding timed"
+    )
     cache_bytes: int | None = Field(default=None, description="of the original after these; null where it has no cache")
     cache_bytes_after: int | None = Field(default=None, description="the same with all that was chosen")
+    decoding_seconds: tuple[float, float] | None = Field(
+        default=None, description="of a token after these, the original's and with all that was chosen; null: not timed"
+    )
     losses: tuple[float, ...] = Field(default=(), description="of the choices that were fitted, in turn; nats a token")
     sweep: tuple[SweepRecord, ...] = Field(default=(), description="what choices within several budgets keep and lose")
     unmet: dict[str, str] = Field(default_factory=dict, description="why no choice was compared within a budget")
@@ -62,6 +73,12 @@ class SelectionRecord(Record):
         if more > 0:
             hint = f"try `budget={self.budget},parameters=100%`"
             found.append(f"the model has {more:,} parameters more than the original, which the budget allows; {hint}")
+        most = Budget.parse(self.budget).decoding if self.decoding_seconds else None
+        if self.decoding_seconds and most and (took := self.decoding_seconds[1] / self.decoding_seconds[0]) > most:
+            found.append(
+                f"decoding a token takes {took:.1%} of the original's time, above the budget, which what each "
+                f"replacement saves alone was within; try a machine that does nothing else, or below {percent(most)}"
+            )
         return found
 
     def spent(self, replacements: Sequence[Replacement]) -> list[str]:
@@ -75,6 +92,12 @@ class SelectionRecord(Record):
         if (before := self.cache_bytes) and (after := self.cache_bytes_after) is not None:
             share = f"{after / before - 1:+.1%}"
             found.append(f"cache after {self.budget_tokens:,} tokens {before:,} -> {after:,} bytes ({share})")
+        if self.decoding_seconds:
+            first, then = (1000 * seconds for seconds in self.decoding_seconds)
+            share = f"{then / first - 1:+.1%}"
+            found.append(
+                f"decoding a token after {self.budget_tokens:,} others {first:.3g} -> {then:.3g} ms to decode ({share})"
+            )
         return found
 
 

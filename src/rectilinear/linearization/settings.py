@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: after each (SLEB, 2402.09025).
 Select = Literal["score", "influence", "divergence", "loss"]
 
-#: Tokens of a text after which a budget counts the cache, where that is not said.
+#: Tokens of a text after which a budget counts the cache and times decoding, where that is not said.
 BUDGET_TOKENS = 2048
 
 #: The ways to say which blocks are replaced.
@@ -60,9 +60,10 @@ class Selection(Named):
         Parameter(metavar="SHARE"),
     ] = None
     """Share of the model's parameters to save at least, such as 25%; or what is kept at most, such as
-    parameters=80%,cache=25%."""
+    parameters=80%,cache=25%,decoding=70%, the last of the time to decode a token."""
     budget_tokens: PositiveInt | None = None
-    """Tokens of a text after which a budget counts the cache; 2,048 when not given, or the model's context."""
+    """Tokens of a text after which a budget counts the cache and times decoding; 2,048 when not given, or the model's
+    context."""
     max_loss_increase: Positive | None = None
     """Replace blocks until the loss on held-out rows would rise by more than this, in nats per token."""
     plan: Annotated[Plan | None, BeforeValidator(_read_plan), ONE_WORD, Parameter(metavar="PATH")] = None
@@ -110,11 +111,11 @@ class Selection(Named):
             self.refuse_unused("with `plan`", "target", "select", "merge")
         if self.blocks is not None:
             self.refuse_unused("with `blocks`", "select")
-        if self.budget is None or self.budget.cache is None:
-            self.refuse_unused("without a `budget` of the cache", "budget_tokens")
+        if self.budget is None or not self.budget.measured:
+            self.refuse_unused("without a `budget` of the cache or of decoding", "budget_tokens")
         if self.by_cost:
             saving = None if self.budget is None else self.budget.saving
-            no_more = saving == 0 and self.budget is not None and self.budget.cache is not None
+            no_more = saving == 0 and self.budget is not None and self.budget.measured
             if saving is not None and not (0 < saving < 1 or no_more):
                 raise ValueError(f"expected `budget` above 0% and below 100%, got {saving:.1%}")
             self.refuse_unused("where the cost of each replacement is measured", "select", "merge")
@@ -123,7 +124,12 @@ class Selection(Named):
                 raise ValueError(f"expected `sweep` of what `budget` limits, {self.budget}, got {self.sweep}; {hint}")
         else:
             self.refuse_unused(
-                "without `choices` or a `budget` of the cache", "sweep", "span", "trials", "rounds", "swaps"
+                "without `choices` or a `budget` of the cache or of decoding",
+                "sweep",
+                "span",
+                "trials",
+                "rounds",
+                "swaps",
             )
         part = None if self.target == "block" else self.target
         if part:
@@ -148,7 +154,7 @@ class Selection(Named):
     @property
     def by_cost(self) -> bool:
         """Whether the costs of all replacements are measured, and the least taken together."""
-        return self.choices is not None or (self.budget is not None and self.budget.cache is not None)
+        return self.choices is not None or (self.budget is not None and self.budget.measured)
 
     @property
     def by_loss(self) -> bool:
@@ -162,7 +168,7 @@ class Selection(Named):
         if self.count is not None:
             return f"{self.count} block{'s' * (self.count != 1)}"
         if self.budget is not None:
-            saves = self.budget.saving if self.budget.cache is None else None
+            saves = None if self.budget.measured else self.budget.saving
             return str(self.budget) if saves is None else f"{saves:.1%} of parameters"
         return f"{self.max_loss_increase} nats per token"
 

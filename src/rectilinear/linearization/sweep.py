@@ -17,7 +17,7 @@ class SweepRecord(Record):
     """The best choice that is known within a budget: what it replaces, what it keeps and what it loses."""
 
     budget: str
-    quantity: str = Field(description="in which the budgets differ, parameters or cache")
+    quantity: str = Field(description="in which the budgets differ: parameters, cache or decoding")
     share: float = Field(description="of it that is kept at most")
     kept: float = Field(description="share of it that is kept")
     taken: bool = Field(description="whether it is what was replaced")
@@ -60,7 +60,8 @@ def sweep_chart(points: Sequence[SweepRecord], title: str, caption: str) -> Char
     known = [point for point in points if point.increase is not None]
     if not known:
         return None
-    what = {"parameters": "parameters", "cache": "bytes of the cache"}[known[0].quantity]
+    whats = {"parameters": "parameters", "cache": "bytes of the cache", "decoding": "time to decode a token"}
+    what = whats[known[0].quantity]
     x, y = Axis(f"{what} kept, %"), Axis("loss above the original's, nats a token")
     corners = unbeaten([(100.0, 0.0, ""), *((100 * each.kept, each.increase or 0.0, each.budget) for each in known)])
     panel = Curves("", x, y, (frontier(corners), *_lines(known)))
