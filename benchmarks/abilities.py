@@ -116,9 +116,7 @@ def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
 
 def answer(plan: Plan, model: Path, texts: Path, edited: Any) -> dict[str, list[float]]:
     """Of each task: what each document scores."""
-    asked = Evaluating(
-        tasks=tuple(plan.tasks), data=texts / "eval", limit=DOCUMENTS, batch_size=8 * plan.study.batch
-    )
+    asked = Evaluating(tasks=tuple(plan.tasks), data=texts / "eval", limit=DOCUMENTS, batch_size=8 * plan.study.batch)
     items = rectilinear.evaluate(edited, None, asked, tokenizer=load_tokenizer(model), progress=False).items.tasks
     return {task: [*(items[task][metric].values or ())] for task, metric in plan.tasks.items()}
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig
 
 from rectilinear import RequestError
+from rectilinear.models import bounded_attention as bounded_attention_module
 from rectilinear.models.attention_probe import find_attention
 from rectilinear.models.bounded_attention import BoundedAttention, Terms, bounded_attention
 from rectilinear.models.far_summary import FarSummary
@@ -34,10 +35,10 @@ class Padding:
         self.real, self.starts = real, starts
 
     def of_last(self, tokens):
-        return self.real
+        return None if self.real.all() else self.real
 
     def starts_of_last(self, tokens):
-        return self.starts
+        return self.starts if self.starts.any() else None
 
 
 def made(window, sinks, replaced=torch.nn.Identity):
@@ -117,6 +118,8 @@ CASES = st.fixed_dictionaries(
         "softcap": st.sampled_from([None, 1.5]),
         "nothing": st.booleans(),
         "far": st.booleans(),
+        "single": st.integers(0, 12),
+        "plain": st.integers(0, 50),
         "seed": st.integers(0, 100),
     }
 )
@@ -126,13 +129,18 @@ CASES = st.fixed_dictionaries(
 @given(CASES)
 @torch.no_grad()
 def test_any_pieces_of_any_documents_are_what_softmax_attention_gives(case):
-    """Padding anywhere, documents that begin anywhere, tokens that come in pieces, and a cache between them."""
-    generator, tokens = torch.Generator().manual_seed(case["seed"]), sum(case["pieces"])
+    """Padding anywhere, documents that begin anywhere, tokens that come in pieces, and a cache between them.
+
+    After some tokens, perhaps, comes no more padding and no other document; and the last come one by one.
+    """
+    pieces = case["pieces"] + case["single"] * [1]
+    generator, tokens = torch.Generator().manual_seed(case["seed"]), sum(pieces)
     rows, heads, shared = case["rows"], 2, 2
     query = torch.randn(rows, heads * shared, tokens, 4, generator=generator)
     key, value = (torch.randn(rows, heads, tokens, width, generator=generator) for width in (4, 3))
     real = torch.rand(rows, tokens, generator=generator) < 0.8
     starts = torch.rand(rows, tokens, generator=generator) < 0.1
+    real[:, case["plain"] :], starts[:, case["plain"] :] = True, False
     nothing = torch.randn(heads * shared, generator=generator) if case["nothing"] else None
     terms = Terms(0.7, case["sliding"], case["softcap"], nothing)
     windows = case["windows"] if len(case["windows"]) == heads else case["windows"] * heads
@@ -144,7 +152,7 @@ def test_any_pieces_of_any_documents_are_what_softmax_attention_gives(case):
             for parameter in (module.far_summary.centroids, module.far_summary.offsets, module.far_summary.weights):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
     expected = naive(query, key, value, real, starts, windows, case["sinks"], terms, module.far_summary)
-    for length in case["pieces"]:
+    for length in pieces:
         here = slice(begin, begin + length)
         module.padding, module._kept = Padding(real[:, here], starts[:, here]), kept
         outputs.append(module.attend(query[:, :, here], key[:, :, here], value[:, :, here], terms))
@@ -153,6 +161,31 @@ def test_any_pieces_of_any_documents_are_what_softmax_attention_gives(case):
     torch.testing.assert_close(found[real].double(), expected[real], rtol=CLOSE, atol=CLOSE)
     assert found.isfinite().all()
     assert all(group.tokens.keys.shape[2] <= case["sinks"] + max(windows) - 1 for group in kept.state.groups)
+
+
+@torch.no_grad()
+def test_a_token_more_is_taken_at_once_where_every_row_keeps_all_that_it_can(monkeypatch):
+    """And by the longer way in between, where there is padding, after which a row may keep less."""
+    generator, tokens, taken = torch.Generator().manual_seed(0), 30, []
+    once = bounded_attention_module.look_once
+    monkeypatch.setattr(
+        bounded_attention_module,
+        "look_once",
+        lambda *given: taken.append(given[4].lengths[0, 0].item()) or once(*given),
+    )
+    query, key, value = (torch.randn(2, 2, tokens, 4, generator=generator) for _ in range(3))
+    real, starts = torch.ones(2, tokens, dtype=torch.bool), torch.zeros(2, tokens, dtype=torch.bool)
+    real[1, :4], real[0, 20], starts[1, 22] = False, False, True
+    expected = naive(query, key, value, real, starts, (3, 5), 2, Terms(0.5))
+    module, kept, outputs = made((3, 5), 2), KeptState(False), []
+    for begin in range(tokens):
+        here = slice(begin, begin + 1)
+        module.padding, module._kept = Padding(real[:, here], starts[:, here]), kept
+        outputs.append(module.attend(query[:, :, here], key[:, :, here], value[:, :, here], Terms(0.5)))
+    torch.testing.assert_close(torch.cat(outputs, 1)[real].double(), expected[real], rtol=CLOSE, atol=CLOSE)
+    # The second row keeps 2 + 5 - 1 tokens after its sixth, the tenth of all, and again after six of its document.
+    lengths = torch.where(real[0], real[0].cumsum(0), 0)
+    assert taken[::2] == [int(lengths[t]) for t in range(tokens) if 10 <= t < 20 or t == 21 or t >= 28]
 
 
 def test_more_tokens_than_are_taken_at_once():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from .bounded_step import Group, Looked, Reach, Terms, in_order, look, spread_heads
+from .bounded_step import Group, Heads, Looked, Reach, Terms, by_window, in_order, look, look_once
 from .far_summary import Far, FarSummary, FarSums, mixed
 from .kept_tokens import KeptTokens, Places, find_places, starting
 from .stand_ins import PaddingMask, StandIn, one_or_all
@@ -43,22 +43,21 @@ class Bounds(NamedTuple):
     windows: tuple[int, ...]
     sinks: int
 
-    def groups(self, heads: int) -> list[tuple[int, Tensor | slice]]:
-        """Each window, and those of so many key-value heads that have it."""
-        if len({*self.windows}) == 1:
-            return [(self.windows[0], slice(None))]
-        windows = torch.tensor(self.windows)
-        return [(window, (windows == window).nonzero()[:, 0]) for window in sorted({*self.windows})]
-
 
 class BoundedState(NamedTuple):
-    """What is kept of a sequence by the key-value heads of each window."""
+    """What is kept of a sequence by the key-value heads of each window.
+
+    Attributes:
+        groups: by window, in rising order.
+        full: whether it is known that every row keeps all that it can.
+    """
 
     groups: tuple[Group, ...]
+    full: bool = False
 
     def each_row(self, change: Callable[[Tensor, int], Tensor]) -> BoundedState:
         """The same, with each tensor changed; ``change`` takes one and the number of the axis that rows are on."""
-        return BoundedState(tuple(group.each_row(change) for group in self.groups))
+        return self._replace(groups=tuple(group.each_row(change) for group in self.groups))
 
 
 class BoundedAttention(StandIn):
@@ -147,10 +146,13 @@ class BoundedAttention(StandIn):
         kept = self._kept
         state = cast("BoundedState | None", kept.state) if kept else None
         if state is None:
-            state = self._begin(key, value)
+            state = self._begin(query, key, value)
         like = key.transpose(1, 2)
         positions = self._positions(like, kept.length if kept else 0)
-        places, before = find_places(state.groups[0].tokens.length, positions, *self._noted(like)), state
+        real, starts = self._noted(like)
+        goes_on = key.shape[2] == 1 and real is None and starts is None and not terms.dropout
+        state = state._replace(full=goes_on and (state.full or self._is_full(state)))
+        places, before = find_places(state.groups[0].tokens.length, positions, real, starts), state
 
         def go(tokens: int) -> tuple[list[Looked], BoundedState]:
             parts = query[:, :, :tokens], key[:, :, :tokens], value[:, :, :tokens]
@@ -162,13 +164,25 @@ class BoundedAttention(StandIn):
         output = self._combine(query, positions, looked, (terms, far))
         return output.transpose(1, 2).contiguous()
 
-    def _begin(self, key: Tensor, value: Tensor) -> BoundedState:
+    def _by_window(self, query: Tensor, key: Tensor) -> tuple[tuple[Heads, ...], Tensor]:
+        return by_window(self.bounds.windows, key.shape[1], query.shape[1], key.device)
+
+    def _begin(self, query: Tensor, key: Tensor, value: Tensor) -> BoundedState:
         """The state before the first token."""
         groups, far = list[Group](), self.far_summary
-        for _, heads in self.bounds.groups(key.shape[1]):
-            sums = None if far is None else FarSums.none(value[:, heads], far.shared * far.count)
-            groups.append(Group(KeptTokens.none(key[:, heads], value[:, heads]), sums))
+        for heads in self._by_window(query, key)[0]:
+            own = key[:, heads.shared], value[:, heads.shared]
+            sums = None if far is None else FarSums.none(own[1], far.shared * far.count)
+            groups.append(Group(KeptTokens.none(*own), sums))
         return BoundedState(tuple(groups))
+
+    def _is_full(self, state: BoundedState) -> bool:
+        """Whether each row keeps all that it can of its document."""
+        windows = sorted({*self.bounds.windows})
+        sizes = [window + self.bounds.sinks - 1 for window in windows]
+        kept = [group.tokens.ranks for group in state.groups]
+        long = all(ranks.shape[1] == size for ranks, size in zip(kept, sizes, strict=True))
+        return long and bool((torch.cat(kept, 1) >= 0).all())
 
     def _go(
         self, query: Tensor, key: Tensor, value: Tensor, state: BoundedState, places: Places, asked: Asked
@@ -176,24 +190,22 @@ class BoundedAttention(StandIn):
         """What queries get of some tokens at a time, and what is kept after all of them."""
         groups, (terms, far) = state.groups, asked
         found = list[Looked]()
-        bounds = self.bounds.groups(key.shape[1])
-        order = [heads for _, heads in bounds]
-        shared = query.shape[1] // key.shape[1]
+        every, order = self._by_window(query, key)
+        go = look_once if state.full else look
         for begin in range(0, key.shape[2], _CHUNK):
             here = slice(begin, min(begin + _CHUNK, key.shape[2]))
             parts, after = list[Looked](), list[Group]()
-            for (window, heads), group in zip(bounds, groups, strict=True):
-                queries = slice(None) if isinstance(heads, slice) else spread_heads(heads, shared)
-                own = terms if terms.sinks is None else terms._replace(sinks=terms.sinks[queries])
-                inputs = query[:, queries, here], key[:, heads, here], value[:, heads, here]
-                weigh = None if far is None else partial(far.weigh, scaling=terms.scaling, heads=heads)
-                reach = Reach(window, self.bounds.sinks, weigh)
-                part, rest = look(*inputs, group, places.part(here.start, here.stop), reach, own)
+            for heads, group in zip(every, groups, strict=True):
+                own = terms if terms.sinks is None else terms._replace(sinks=terms.sinks[heads.queries])
+                inputs = query[:, heads.queries, here], key[:, heads.shared, here], value[:, heads.shared, here]
+                weigh = None if far is None else partial(far.weigh, scaling=terms.scaling, heads=heads.shared)
+                reach = Reach(heads.window, self.bounds.sinks, weigh)
+                part, rest = go(*inputs, group, places.part(here.start, here.stop), reach, own)
                 parts.append(part)
                 after.append(rest)
-            found.append(in_order(parts, order, shared))
+            found.append(in_order(parts, order))
             groups = tuple(after)
-        return found, BoundedState(tuple(Group(starting(each.tokens), each.sums) for each in groups))
+        return found, BoundedState(tuple(Group(starting(each.tokens), each.sums) for each in groups), state.full)
 
     def _combine(self, query: Tensor, positions: Tensor, looked: list[Looked], asked: Asked) -> Tensor:
         """What the heads give, ``[rows, heads, tokens, width]``, of what is kept and of far tokens."""

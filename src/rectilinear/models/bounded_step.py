@@ -6,7 +6,8 @@ This file travels with checkpoints as `modeling_rectilinear` does, so it imports
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,10 +113,40 @@ def look(
     return Looked(output, near, by_head.transpose(2, 3).flatten(1, 2), means, counts), Group(after, ended)
 
 
+def look_once(
+    query: Tensor, key: Tensor, value: Tensor, before: Group, places: Places, reach: Reach, terms: Terms
+) -> tuple[Looked, Group]:
+    """The same for a single token of each row, which goes on with what is kept, in rows that keep all that they can.
+
+    Of these it sees all, and the oldest but for the first tokens leaves for it.
+    """
+    kept, sinks = before.tokens, reach.sinks
+    keys, values = torch.cat([kept.keys, key], 2), torch.cat([kept.values, value], 2)
+    ranks, positions = torch.cat([kept.ranks, places.ranks], 1), torch.cat([kept.positions, places.positions], 1)
+    visible = None if terms.sliding is None else places.ranks[..., None] - ranks[:, None] < terms.sliding
+    output, near = _weighted(query, keys, values, visible, ranks < sinks, terms)
+    counts = (places.ranks + 1 - reach.window - sinks)[:, None].expand(-1, query.shape[1], -1)
+
+    def staying(tensor: Tensor, axis: int) -> Tensor:
+        behind = tensor.shape[axis] - sinks - 1
+        return torch.cat([tensor.narrow(axis, 0, sinks), tensor.narrow(axis, sinks + 1, behind)], axis)
+
+    stay = staying(keys, 2), staying(values, 2), staying(ranks, 1), staying(positions, 1)
+    after, sums = KeptTokens(*stay, kept.document, places.lengths[:, 0]), before.sums
+    if sums is None or reach.weigh is None:
+        return Looked(output, near, None, None, counts), Group(after, None)
+    shared = query.shape[1] // key.shape[1]
+    by_head = sums.weighted.view(*sums.weighted.shape[:2], shared, -1, value.shape[-1] + 1).flatten(1, 2)[:, :, None]
+    means = sums.values[:, :, None].repeat_interleave(shared, 1) / counts.clamp(min=1)[..., None]
+    oldest = slice(sinks, sinks + 1)
+    ended = sums.with_one(values[:, :, oldest], reach.weigh(keys[:, :, oldest], positions[:, oldest]))
+    return Looked(output, near, by_head, means, counts), Group(after, ended)
+
+
 def _weighted(
-    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, first: Tensor, terms: Terms
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, first: Tensor, terms: Terms
 ) -> tuple[Tensor, Near]:
-    """Softmax attention ``[rows, heads, queries, width]`` on what is visible, ``[rows, queries, keys]``.
+    """Softmax attention ``[rows, heads, queries, width]`` on what is visible, ``[rows, queries, keys]``, or on all.
 
     ``first``, ``[rows, keys]``, are the first tokens of documents, whose scores `Near` has by themselves.
     """
@@ -125,7 +156,8 @@ def _weighted(
     if terms.softcap is not None:
         scores = terms.softcap * torch.tanh(scores / terms.softcap)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
+    if visible is not None:
+        scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
     largest = scores.detach().amax(-1, keepdim=True)
     nothing = terms.sinks
     if nothing is not None:
@@ -139,20 +171,48 @@ def _weighted(
     weights = nn.functional.dropout(weights / total[..., None], terms.dropout, terms.dropout > 0)
     output = (weights.to(query.dtype).flatten(2, 3) @ values.to(query.dtype)).view(*weights.shape[:-1], -1)
     output = output.flatten(1, 2)
-    masses = (each.clamp(min=_LEAST).log() + largest[..., 0] for each in (total, window, sinks))
-    return output, Near(*(each.flatten(1, 2) for each in masses))
+    masses = torch.stack([total, window, sinks]).clamp(min=_LEAST).log() + largest[..., 0]
+    return output, Near(*masses.flatten(2, 3).unbind())
 
 
-def spread_heads(heads: Tensor, shared: int) -> Tensor:
-    """The query heads that share some key-value heads, so many each."""
-    return (heads[:, None] * shared + torch.arange(shared)).flatten()
+class Heads(NamedTuple):
+    """Heads that see as far as each other.
+
+    Attributes:
+        window: see `Reach`.
+        shared: of keys and values, their numbers.
+        queries: the query heads that have these, their numbers.
+    """
+
+    window: int
+    shared: Tensor | slice
+    queries: Tensor | slice
 
 
-def in_order(parts: Sequence[Looked], heads: Sequence[Tensor | slice], shared: int) -> Looked:
-    """What heads of several windows got, in the order of the heads."""
+@cache
+def by_window(
+    windows: tuple[int, ...], heads: int, queries: int, device: torch.device
+) -> tuple[tuple[Heads, ...], Tensor]:
+    """So many key-value and query heads by their windows, and the places of query heads in these, one after the other.
+
+    ``windows`` are of each key-value head, or one of all.
+    """
+    every = torch.arange(queries, device=device)
+    if len({*windows}) == 1:
+        return (Heads(windows[0], slice(None), slice(None)),), every
+    found, shared = list[Heads](), queries // heads
+    with torch.inference_mode(False):  # for all calls to come
+        for window in sorted({*windows}):
+            some = torch.tensor([head for head, own in enumerate(windows) if own == window], device=device)
+            found.append(Heads(window, some, every.view(heads, shared)[some].flatten()))
+        order = torch.cat([torch.as_tensor(some.queries) for some in found]).argsort()
+    return tuple(found), order
+
+
+def in_order(parts: Sequence[Looked], order: Tensor) -> Looked:
+    """What heads of several windows got, in the order of the heads; see `by_window`."""
     if len(parts) == 1:
         return parts[0]
-    order = torch.cat([spread_heads(cast(Tensor, some), shared) for some in heads]).argsort()
 
     def join_heads(tensors: Sequence[Any]) -> Any:
         return None if tensors[0] is None else torch.cat([*tensors], 1)[:, order]

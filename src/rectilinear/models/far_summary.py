@@ -55,6 +55,11 @@ class FarSums(NamedTuple):
         weighted = weighted + goes_on[..., None] * self.weighted[:, :, None]
         return FarSums(weighted, mask @ ones[..., :-1] + goes_on * self.values[:, :, None])
 
+    def with_one(self, value: Tensor, weights: Tensor) -> FarSums:
+        """The sums with those of a token more of each row, ``[rows, heads, 1, ...]``."""
+        one = nn.functional.pad(value.to(weights.dtype), (0, 1), value=1.0)
+        return FarSums(self.weighted + weights.transpose(-1, -2) * one, self.values + one[:, :, 0, :-1])
+
     def after(self, values: Tensor, weights: Tensor, left: Tensor, continues: Tensor) -> FarSums:
         """The sums with those of tokens that ``left``, ``[rows, keys]``, anew in rows whose document does not go on."""
         every = self.seen(values, weights, left[:, None], continues[:, None])

@@ -6,7 +6,7 @@ This file travels with checkpoints as `modeling_rectilinear` does, so it imports
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class PaddingMask:
 
     def __init__(self) -> None:
         self.mask = self.positions = self.lengths = None  # type: Any
+        self._found: tuple[tuple[Any, ...], dict[Any, Tensor | None]] = ((), {})
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the attention mask, positions and lengths of documents of this forward pass."""
@@ -29,13 +30,11 @@ class PaddingMask:
             kwargs = named_arguments(module, args, kwargs)
         names = ("attention_mask", "position_ids", "cu_seq_lens_q")
         self.mask, self.positions, self.lengths = (kwargs.get(name) for name in names)
+        self._found = ((), {})
 
     def of_last(self, tokens: int) -> Tensor | None:
         """``[rows, tokens]`` bool, true where one of the last tokens is real; None where all are."""
-        mask = self._mask()
-        if mask is not None and mask.ndim == 4:  # a token sees itself unless it is padding
-            mask = mask[:, 0].diagonal(mask.shape[-1] - mask.shape[-2], -2, -1)
-        return None if mask is None else mask[:, -tokens:]
+        return self._once(self._of_last, tokens)
 
     def starts_of_last(self, tokens: int) -> Tensor | None:
         """``[rows, tokens]`` bool, true where one of the last tokens begins a document in a row of several.
@@ -44,6 +43,26 @@ class PaddingMask:
         positions that do not go on or by lengths that were summed up, as transformers' own attentions tell them.
         None where every row is one document.
         """
+        return self._once(self._starts_of_last, tokens)
+
+    def _once(self, find: Callable[[int], Tensor | None], tokens: int) -> Tensor | None:
+        """What is found in a forward pass is found for all stand-ins: whether there is any, the device has to say."""
+        noted = (self.mask, self.positions, self.lengths)
+        if len(self._found[0]) != len(noted) or any(a is not b for a, b in zip(self._found[0], noted, strict=True)):
+            self._found = (noted, {})
+        found, what = self._found[1], (find.__name__, tokens)
+        if what not in found:
+            found[what] = find(tokens)
+        return found[what]
+
+    def _of_last(self, tokens: int) -> Tensor | None:
+        mask = self._mask()
+        if mask is not None and mask.ndim == 4:  # a token sees itself unless it is padding
+            mask = mask[:, 0].diagonal(mask.shape[-1] - mask.shape[-2], -2, -1)
+        real = None if mask is None else mask[:, -tokens:]
+        return None if real is None or real.all() else real
+
+    def _starts_of_last(self, tokens: int) -> Tensor | None:
         mask, starts = self._mask(), None
         if mask is not None and mask.ndim == 4:
             offset = mask.shape[-1] - mask.shape[-2]
