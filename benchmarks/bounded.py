@@ -6,7 +6,8 @@ hour for SmolLM2-135M on one core. All choices and fits are made on one text; ea
 
     python benchmarks/bounded.py MODELS TEXTS [CELL ...]
 
-MODELS: folder with smollm2-135m (HuggingFaceTB/SmolLM2-135M-Instruct) and stories260K.
+MODELS: folder with smollm2-135m (HuggingFaceTB/SmolLM2-135M-Instruct), gemma3-270m (google/gemma-3-270m) and
+stories260K.
 TEXTS: folder with wikitext2/fit.txt and score.txt, tinystories/train.txt and valid.txt, documents separated by
 <|endoftext|>. Cells are named as their files.
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scoring import LOADING, SMOLLM2, STORIES, Study, linearized, make_cells, score
+from scoring import GEMMA3, LOADING, SMOLLM2, STORIES, Study, linearized, make_cells, score
 
 from rectilinear import Bounded, Filter, Plan, Selection
 from rectilinear.linearization.kinds.base import Kind
@@ -39,7 +40,8 @@ class Some:
 Way = Kind | Some | None
 
 
-#: SmolLM2 by state: some 16,500, 10,000 and 28,000 numbers a layer; a dense cache has 196,608 after a row.
+#: SmolLM2 by state: some 16,500, 10,000 and 28,000 numbers a layer; a dense cache has 196,608 after a row. Gemma 3: some
+#: 23,000 of 262,144.
 STUDIES = [
     replace(
         STORIES,
@@ -73,6 +75,14 @@ STUDIES = [
             "half-8": Some(Bounded(window=8), 15),
             "half-streaming-39": Some(Bounded(window=39, far="none", uniform=True), 15),
             "half-streaming-15": Some(Bounded(window=15, far="none", uniform=True), 15),
+        },
+    ),
+    replace(
+        GEMMA3,
+        ways={
+            "dense": None,
+            "far-33": Bounded(window=33),
+            "streaming-41": Bounded(window=41, far="none", uniform=True),
         },
     ),
 ]

@@ -53,7 +53,7 @@ def about_decoding(result: dict[str, Any]) -> str:
     """How fast steps are."""
     rows = [
         [
-            str(model["key_value_heads"]),
+            model["name"],
             f"{case['length']:,}",
             f"{1000 * case['seconds']['dense']['median']:.1f} ms",
             f"{1000 * case['seconds']['bounded']['median']:.1f} ms",
@@ -65,7 +65,7 @@ def about_decoding(result: dict[str, Any]) -> str:
         for case in model["cases"]
     ]
     headings = [
-        "key-value heads",
+        "decoder",
         "tokens before",
         "dense step",
         "bounded step",
@@ -75,8 +75,9 @@ def about_decoding(result: dict[str, Any]) -> str:
     ]
     return (
         "\n## Decoding\n\n"
-        f"`{result['command']}`, {result['date']}, {result['machine']['processor']}, {result['machine']['threads']} thread: a step of decoding of one row with random weights, width "
-        f"{result['width']:,}, {result['blocks']} blocks, 16 query heads, float32, interleaved with the dense model's; window 32, 4 sinks, 4 centroids, no refit. The dense model's steps cost more than its bytes: transformers' dynamic cache copies itself at each.\n\n"
+        f"`{result['command']}`, {result['date']}, {result['machine']['processor']}, {result['machine']['threads']} thread: a step of decoding of one row with random weights, float32, "
+        "interleaved with the dense model's; 4 sinks, 4 centroids. Those of width 1,024 have windows of 32 and no refit, that of SmolLM2-135M's shape has the windows and refitted outputs of *bounded, window 33, sinks 4, far centroids 4* above. "
+        "The dense model's steps cost more than its bytes: transformers' dynamic cache copies itself at each. A step of bounded attention is the same at any length: some hundred small operations for each attention, beside the weights.\n\n"
         + table(headings, rows)
         + "\n"
     )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from common import save
@@ -43,6 +43,7 @@ class Study:
         ways: what is done to the model, by cell.
         batch: rows in a forward pass.
         folder: where the cells are, beside this file.
+        bos: where the tokenizer's BOS stands: see `rectilinear.Rows`.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Study:
     ways: Mapping[str, Any]
     batch: int
     folder: str = "bounded"
+    bos: Literal["document", "row", "none"] = "document"
 
     def file(self, cell: str) -> Path:
         """Where a cell is."""
@@ -63,7 +65,8 @@ class Study:
     @property
     def rows(self) -> CalibrationRows:
         """The rows to fit on, and a tenth as many after them, which are not fitted on."""
-        return CalibrationRows(max_tokens=self.fitted * 10 // 9 // self.seq_len * self.seq_len, seq_len=self.seq_len)
+        tokens = self.fitted * 10 // 9 // self.seq_len * self.seq_len
+        return CalibrationRows(max_tokens=tokens, seq_len=self.seq_len, bos=self.bos)
 
     @property
     def tokens_fitted(self) -> int:
@@ -81,6 +84,8 @@ class Study:
 
 
 STORIES = Study("stories260K", 5, "tinystories/train.txt", "tinystories/valid.txt", 256, 100_000, 100_000, {}, 16)
+# Without BOS in each row this model predicts hardly anything.
+GEMMA3 = Study("gemma3-270m", 18, "wikitext2/fit.txt", "wikitext2/score.txt", 512, 32_000, 10**9, {}, 1, bos="row")
 SMOLLM2 = Study("smollm2-135m", 30, "wikitext2/fit.txt", "wikitext2/score.txt", 512, 32_000, 10**9, {}, 2)
 
 
@@ -142,7 +147,7 @@ def score(study: Study, model: Path, texts: Path, edited: Any, how: Any = None) 
     how = how or Whole(2 * study.batch)
     start = time.perf_counter()
     found: dict[str, Any] = {}
-    rows = Rows(max_tokens=study.scored, seq_len=study.seq_len)
+    rows = Rows(max_tokens=study.scored, seq_len=study.seq_len, bos=study.bos)
     read = Origin(model, Loading()).rows(texts / study.score, rows, load_tokenizer(model))
     found["parameters"] = count_parameters([edited])
     held = how.cached(edited, read.ids[:1])
@@ -218,8 +223,9 @@ def about_rows(study: Study, *, rows: str = "", fitted: str = "fitted") -> str:
     ``rows`` is said of rows beside their length, and ``fitted`` what was done to those of the first text.
     """
     dense, tokens = study.dense, sum(study.dense["sizes"]["all"])
+    first = ", BOS the first of them" if study.bos == "row" else ""
     return (
-        f"Rows of {study.seq_len}{rows}; {fitted} on {study.tokens_fitted:,} tokens of {study.fit}, scored on {tokens:,} tokens of {study.score} ({difference(dense, dense, 'all')[2]} documents), "
+        f"Rows of {study.seq_len}{first}{rows}; {fitted} on {study.tokens_fitted:,} tokens of {study.fit}, scored on {tokens:,} tokens of {study.score} ({difference(dense, dense, 'all')[2]} documents), "
         f"{dense['machine']['processor']}. The dense model's loss is {sum(dense['sums']['all']) / tokens:.4f}."
     )
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from .bounded_step import Group, Heads, Looked, Reach, Terms, by_window, in_order, look, look_once
+from .bounded_step import Group, Heads, Looked, Reach, Terms, by_window, in_order, look
+from .bounded_token import FullState, is_full, lay_out, look_once
 from .far_summary import Far, FarSummary, FarSums, mixed
 from .kept_tokens import KeptTokens, Places, find_places, starting
 from .stand_ins import PaddingMask, StandIn, one_or_all
@@ -45,19 +46,18 @@ class Bounds(NamedTuple):
 
 
 class BoundedState(NamedTuple):
-    """What is kept of a sequence by the key-value heads of each window.
-
-    Attributes:
-        groups: by window, in rising order.
-        full: whether it is known that every row keeps all that it can.
-    """
+    """What is kept of a sequence by the key-value heads of each window, in rising order."""
 
     groups: tuple[Group, ...]
-    full: bool = False
+
+    @property
+    def length(self) -> Tensor:
+        """``[rows]`` int64, tokens of the document so far."""
+        return self.groups[0].tokens.length
 
     def each_row(self, change: Callable[[Tensor, int], Tensor]) -> BoundedState:
         """The same, with each tensor changed; ``change`` takes one and the number of the axis that rows are on."""
-        return self._replace(groups=tuple(group.each_row(change) for group in self.groups))
+        return BoundedState(tuple(group.each_row(change) for group in self.groups))
 
 
 class BoundedAttention(StandIn):
@@ -144,17 +144,24 @@ class BoundedAttention(StandIn):
         self.times_called += 1
         far = None if self.far_summary is None else self.far_summary.there()
         kept = self._kept
-        state = cast("BoundedState | None", kept.state) if kept else None
+        state = cast("BoundedState | FullState | None", kept.state) if kept else None
         if state is None:
             state = self._begin(query, key, value)
         like = key.transpose(1, 2)
         positions = self._positions(like, kept.length if kept else 0)
         real, starts = self._noted(like)
         goes_on = key.shape[2] == 1 and real is None and starts is None and not terms.dropout
-        state = state._replace(full=goes_on and (state.full or self._is_full(state)))
-        places, before = find_places(state.groups[0].tokens.length, positions, real, starts), state
+        lay = partial(lay_out, *self.bounds, key.shape[1], query.shape[1], key.device)
+        if goes_on and isinstance(state, BoundedState) and is_full(state.groups, *self.bounds):
+            state = FullState.of(state.groups, lay())
+        if isinstance(state, FullState) and not goes_on:
+            state = BoundedState(state.groups(lay()))
+        places, before = find_places(state.length, positions, real, starts), state
 
-        def go(tokens: int) -> tuple[list[Looked], BoundedState]:
+        def go(tokens: int) -> tuple[list[Looked], BoundedState | FullState]:
+            if isinstance(before, FullState):
+                one, rest = look_once(query, key, value, before, places, lay(), (terms, far))
+                return [one], rest
             parts = query[:, :, :tokens], key[:, :, :tokens], value[:, :, :tokens]
             return self._go(*parts, before, places.part(0, tokens), (terms, far))
 
@@ -176,14 +183,6 @@ class BoundedAttention(StandIn):
             groups.append(Group(KeptTokens.none(*own), sums))
         return BoundedState(tuple(groups))
 
-    def _is_full(self, state: BoundedState) -> bool:
-        """Whether each row keeps all that it can of its document."""
-        windows = sorted({*self.bounds.windows})
-        sizes = [window + self.bounds.sinks - 1 for window in windows]
-        kept = [group.tokens.ranks for group in state.groups]
-        long = all(ranks.shape[1] == size for ranks, size in zip(kept, sizes, strict=True))
-        return long and bool((torch.cat(kept, 1) >= 0).all())
-
     def _go(
         self, query: Tensor, key: Tensor, value: Tensor, state: BoundedState, places: Places, asked: Asked
     ) -> tuple[list[Looked], BoundedState]:
@@ -191,7 +190,6 @@ class BoundedAttention(StandIn):
         groups, (terms, far) = state.groups, asked
         found = list[Looked]()
         every, order = self._by_window(query, key)
-        go = look_once if state.full else look
         for begin in range(0, key.shape[2], _CHUNK):
             here = slice(begin, min(begin + _CHUNK, key.shape[2]))
             parts, after = list[Looked](), list[Group]()
@@ -200,12 +198,12 @@ class BoundedAttention(StandIn):
                 inputs = query[:, heads.queries, here], key[:, heads.shared, here], value[:, heads.shared, here]
                 weigh = None if far is None else partial(far.weigh, scaling=terms.scaling, heads=heads.shared)
                 reach = Reach(heads.window, self.bounds.sinks, weigh)
-                part, rest = go(*inputs, group, places.part(here.start, here.stop), reach, own)
+                part, rest = look(*inputs, group, places.part(here.start, here.stop), reach, own)
                 parts.append(part)
                 after.append(rest)
             found.append(in_order(parts, order))
             groups = tuple(after)
-        return found, BoundedState(tuple(Group(starting(each.tokens), each.sums) for each in groups), state.full)
+        return found, BoundedState(tuple(Group(starting(each.tokens), each.sums) for each in groups))
 
     def _combine(self, query: Tensor, positions: Tensor, looked: list[Looked], asked: Asked) -> Tensor:
         """What the heads give, ``[rows, heads, tokens, width]``, of what is kept and of far tokens."""

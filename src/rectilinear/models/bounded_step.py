@@ -94,7 +94,8 @@ def look(
     """
     keys, values, there = join(before.tokens, key, value, places)
     visible = seen(places, there, reach.window, reach.sinks, terms.sliding)
-    output, near = _weighted(query, keys, values, visible, (there.ranks >= 0) & (there.ranks < reach.sinks), terms)
+    first = (there.ranks >= 0) & (there.ranks < reach.sinks)
+    output, near = weighted(query, keys, values, visible[:, None, None], first, terms)
     counts = (places.ranks + 1 - reach.window - reach.sinks).clamp(min=0)[:, None].expand(-1, query.shape[1], -1)
     after, sums = keep(keys, values, there, reach.window, reach.sinks), before.sums
     if sums is None or reach.weigh is None:
@@ -113,40 +114,10 @@ def look(
     return Looked(output, near, by_head.transpose(2, 3).flatten(1, 2), means, counts), Group(after, ended)
 
 
-def look_once(
-    query: Tensor, key: Tensor, value: Tensor, before: Group, places: Places, reach: Reach, terms: Terms
-) -> tuple[Looked, Group]:
-    """The same for a single token of each row, which goes on with what is kept, in rows that keep all that they can.
-
-    Of these it sees all, and the oldest but for the first tokens leaves for it.
-    """
-    kept, sinks = before.tokens, reach.sinks
-    keys, values = torch.cat([kept.keys, key], 2), torch.cat([kept.values, value], 2)
-    ranks, positions = torch.cat([kept.ranks, places.ranks], 1), torch.cat([kept.positions, places.positions], 1)
-    visible = None if terms.sliding is None else places.ranks[..., None] - ranks[:, None] < terms.sliding
-    output, near = _weighted(query, keys, values, visible, ranks < sinks, terms)
-    counts = (places.ranks + 1 - reach.window - sinks)[:, None].expand(-1, query.shape[1], -1)
-
-    def staying(tensor: Tensor, axis: int) -> Tensor:
-        behind = tensor.shape[axis] - sinks - 1
-        return torch.cat([tensor.narrow(axis, 0, sinks), tensor.narrow(axis, sinks + 1, behind)], axis)
-
-    stay = staying(keys, 2), staying(values, 2), staying(ranks, 1), staying(positions, 1)
-    after, sums = KeptTokens(*stay, kept.document, places.lengths[:, 0]), before.sums
-    if sums is None or reach.weigh is None:
-        return Looked(output, near, None, None, counts), Group(after, None)
-    shared = query.shape[1] // key.shape[1]
-    by_head = sums.weighted.view(*sums.weighted.shape[:2], shared, -1, value.shape[-1] + 1).flatten(1, 2)[:, :, None]
-    means = sums.values[:, :, None].repeat_interleave(shared, 1) / counts.clamp(min=1)[..., None]
-    oldest = slice(sinks, sinks + 1)
-    ended = sums.with_one(values[:, :, oldest], reach.weigh(keys[:, :, oldest], positions[:, oldest]))
-    return Looked(output, near, by_head, means, counts), Group(after, ended)
-
-
-def _weighted(
-    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, first: Tensor, terms: Terms
+def weighted(
+    query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, first: Tensor, terms: Terms
 ) -> tuple[Tensor, Near]:
-    """Softmax attention ``[rows, heads, queries, width]`` on what is visible, ``[rows, queries, keys]``, or on all.
+    """Softmax attention ``[rows, heads, queries, width]`` on what is ``visible``, ``[rows, heads, 1, queries, keys]``.
 
     ``first``, ``[rows, keys]``, are the first tokens of documents, whose scores `Near` has by themselves.
     """
@@ -156,8 +127,7 @@ def _weighted(
     if terms.softcap is not None:
         scores = terms.softcap * torch.tanh(scores / terms.softcap)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if visible is not None:
-        scores = scores.masked_fill(~visible[:, None, None], -torch.inf)
+    scores = scores.masked_fill(~visible, -torch.inf)
     largest = scores.detach().amax(-1, keepdim=True)
     nothing = terms.sinks
     if nothing is not None:

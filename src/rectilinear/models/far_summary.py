@@ -156,11 +156,16 @@ class Far(NamedTuple):
     turn: Tensor
 
     def without_rotation(self, states: Tensor, positions: Tensor) -> Tensor:
-        """Queries or keys ``[rows, heads, tokens, width]`` at some positions as before the rotary embedding."""
+        """Queries or keys ``[rows, heads, tokens, width]`` as before the rotary embedding.
+
+        ``positions`` are ``[rows, tokens]``, or ``[rows, heads, tokens]``.
+        """
         if self.rotary is None:
             return states
         cos, sin = rotation_of(positions, self.frequencies, self.rotary)
-        return turned(states, cos[:, None].to(states.dtype), -sin[:, None].to(states.dtype), self.rotary)
+        if positions.ndim < states.ndim - 1:  # of all heads
+            cos, sin = cos[:, None], sin[:, None]
+        return turned(states, cos.to(states.dtype), -sin.to(states.dtype), self.rotary)
 
     def turn_queries(self, queries: Tensor) -> Tensor:
         """Queries before rotary embedding as they are on average towards far keys."""
@@ -169,6 +174,8 @@ class Far(NamedTuple):
 
     def weigh(self, keys: Tensor, positions: Tensor, scaling: float, heads: Tensor | slice = slice(None)) -> Tensor:
         """Weights ``[rows, heads, tokens, shared * centroids]`` of keys ``[rows, heads, tokens, width]`` in the sums.
+
+        For positions see `without_rotation`.
 
         The heads are those key-value heads, of all, that ``heads`` says.
         """

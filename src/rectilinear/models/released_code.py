@@ -29,6 +29,7 @@ EVER = (
     "linear_block.py",
     "bounded_attention.py",
     "bounded_step.py",
+    "bounded_token.py",
     "far_summary.py",
     "kept_tokens.py",
     "stand_in_cache.py",
