@@ -168,7 +168,7 @@ def repeated(tokens: Sequence[int], length: int = 4) -> float:
 def mean_of(values: Sequence[float], form: str = ".2f") -> str:
     """A mean over independent cases, with half of its 95 % interval."""
     spread = half_width(statistics.stdev(values) / len(values) ** 0.5, len(values))
-    return f"{statistics.mean(values):{form}} ± {spread:{form}}"
+    return f"{statistics.mean(values):{form}} ± {spread:{form.removeprefix('+')}}"
 
 
 def recalled(cell: dict[str, Any], study: Study) -> str:

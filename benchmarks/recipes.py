@@ -135,7 +135,7 @@ def cuts(choosing: Choosing, count: int, kind: Kind) -> Made:
 
 
 def mixed(choosing: Choosing, count: int, **search: Any) -> Made:
-    """Ours: affine maps, or nothing, for those attentions, MLPs, blocks and runs of blocks that cost least together.
+    """Ours: maps, or nothing, for those attentions, MLPs, blocks and runs of blocks that cost least together.
 
     At most as many parameters are left as where that many blocks are removed. ``search``: kinds, and how the choice is
     made.

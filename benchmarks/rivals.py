@@ -75,6 +75,8 @@ class Plan:
                 "replaceme": replaceme,
                 "mixed": partial(mixed, **self.search),
                 "cuts-affine": partial(cuts, kind=Affine()),
+                "cuts-folded": partial(cuts, kind=Folded()),
+                "cuts-folded-bias": partial(cuts, kind=Folded(bias=True)),
                 "cuts-filter-small": partial(cuts, kind=small),
                 **{f"span-{name}": partial(best_span, kind=kind, most=self.spans) for name, kind in SPANS.items()},
                 "span-filter-small": partial(best_span, kind=small, most=self.spans),
@@ -92,7 +94,13 @@ class Plan:
 
 
 #: Kinds that spans are searched for.
-SPANS: dict[str, Kind] = {"drop": Drop(), "folded": Folded(), "affine": Affine(), "filter": Filter()}
+SPANS: dict[str, Kind] = {
+    "drop": Drop(),
+    "folded": Folded(),
+    "folded-bias": Folded(bias=True),
+    "affine": Affine(),
+    "filter": Filter(),
+}
 
 PLANS = [
     Plan(
@@ -103,7 +111,7 @@ PLANS = [
         spans=None,
         rank=8,
         kept=(10, 18),
-        search={"choices": "affine,drop", "span": 2, "trials": 6, "rounds": 2, "swaps": 10},
+        search={"choices": "affine,folded,drop", "span": 2, "trials": 6, "rounds": 2, "swaps": 10},
     ),
     Plan(
         SMOLLM2,

@@ -1,11 +1,15 @@
 """Fits in sequence, against float64 computations on stored activations."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from rectilinear import JobError
+from rectilinear import JobError, RequestError
 from rectilinear.core.maps import RIDGES
+from rectilinear.linearization.plan import Plan
 from tests.families import BLOCKS, build
 from tests.linearization.conftest import FITTED, SEQ_LEN
 from tests.models.test_linear_block import naive
@@ -130,6 +134,74 @@ def test_a_folded_map_is_that_of_the_projection_before(linearize, rows):
     expected = torch.from_numpy(weight).T @ model.model.layers[0].mlp.down_proj.weight.detach()
     got = made.model.model.layers[0].mlp.down_proj.weight.detach()
     torch.testing.assert_close(got, expected, rtol=0, atol=CLOSE * float(expected.abs().max()))
+
+
+def test_a_folded_map_has_a_bias_where_the_configuration_has_a_place_for_one(linearize, rows, tmp_path):
+    """In a stock checkpoint, whose other biases are zero; and the record counts all of them."""
+    model = build("llama", torch.float64)
+    made = linearize(model, blocks=[1], kind="folded", bias=True, out=tmp_path / "out")
+    folded = []
+    handle = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda m, args, y: folded.append(y.detach()))
+    seen = run(model, rows[:FITTED])
+    handle.remove()
+    stream, target, (one,) = seen["0"][1] - folded[0], seen["1"][1], made.plan.replacements
+    weight, bias = least_squares(flat(folded[0]), flat(target - stream), one.fit.ridge)
+    expected = torch.from_numpy(weight).T @ model.model.layers[0].mlp.down_proj.weight.detach()
+    layers = made.model.model.layers
+    got = layers[0].mlp.down_proj
+    torch.testing.assert_close(got.weight.detach(), expected, rtol=0, atol=CLOSE * float(expected.abs().max()))
+    torch.testing.assert_close(got.bias.detach(), torch.from_numpy(bias), rtol=0, atol=CLOSE * float(abs(bias).max()))
+    biases = {name: each for name, each in made.model.state_dict().items() if name.endswith(".bias")}
+    assert {name for name, each in biases.items() if each.any()} == {"model.layers.0.mlp.down_proj.bias"}
+    assert len(biases) == 3 * len(layers)
+    of_all = sum(each.numel() for block in model.model.layers for each in map(no_weights, linear(block.mlp)))
+    assert one.fit.parameters_after == of_all
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(again).__name__ == "LlamaForCausalLM"
+    assert again.config.mlp_bias
+    assert not again.config.attention_bias
+    torch.testing.assert_close(again(rows[:2]).logits, made.model(rows[:2]).logits)
+    replayed = linearize(build("llama", torch.float64), plan=made.plan)
+    torch.testing.assert_close(replayed.model(rows[:2]).logits, made.model(rows[:2]).logits)
+
+
+def linear(part):
+    return [module for module in part.modules() if isinstance(module, torch.nn.Linear)]
+
+
+def no_weights(layer):
+    return torch.zeros(layer.out_features)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_a_projection_that_has_a_bias_is_folded_into_as_it_is(linearize, rows, family):
+    plain, asked = (linearize(build(family), blocks=[1], kind="folded", **bias).model for bias in ({}, {"bias": True}))
+    assert asked.config.to_dict() == plain.config.to_dict()
+    torch.testing.assert_close(asked(rows[:2]).logits, plain(rows[:2]).logits)
+
+
+def test_a_bias_is_refused_where_the_configuration_has_no_place_for_one(linearize):
+    with pytest.raises(RequestError, match=r"place for a bias in model\.layers\.1\.mlp\.down_proj, got MistralConfig"):
+        linearize(build("mistral"), blocks=[2], kind="folded", bias=True)
+
+
+def test_folding_with_a_bias_goes_with_other_replacements(linearize, rows, tmp_path):
+    """The budget is kept with all biases; stand-ins and removed blocks have none."""
+    model = build("llama", num_hidden_layers=5)
+    before = sum(each.numel() for each in model.parameters())
+    choices = "folded:bias=true,affine"
+    made = linearize(model, choices=choices, budget="parameters=70%", out=tmp_path / "out", trials=6)
+    assert sum(each.numel() for each in made.model.parameters()) <= 0.7 * before
+    some = {"replacements": [{"kind": "folded", "bias": True, "blocks": [3]}, {"kind": "affine", "blocks": [1]}]}
+    edited = made.plan.model_copy(update={"replacements": Plan.model_validate(dump(made.plan) | some).replacements})
+    both = linearize(build("llama", num_hidden_layers=5), plan=edited, out=tmp_path / "both")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "both", trust_remote_code=True)
+    torch.testing.assert_close(again(rows[:2]).logits, both.model(rows[:2]).logits)
+    assert again.model.layers[2].mlp.down_proj.bias.any()
+
+
+def dump(plan):
+    return json.loads(plan.to_json())
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, "auto"])

@@ -236,8 +236,11 @@ def test_a_folded_projection_gives_its_output_times_a_matrix(family):
     folded = folded_projection(projection, matrix, bias)
     size = projection.weight.shape[0] if family == "gpt2" else projection.weight.shape[1]
     x = torch.randn(7, size, generator=generator)
-    expected = projection(x).double() @ matrix + (0 if projection.bias is None else bias)
+    expected = projection(x).double() @ matrix + bias
     torch.testing.assert_close(folded(x).double(), expected, rtol=1e-4, atol=1e-4)
+    if projection.bias is None:
+        unbiased = folded_projection(projection, matrix, None)
+        torch.testing.assert_close(unbiased(x).double(), expected - bias, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(projection.state_dict()[name], tensor) for name, tensor in before.items())
 
 

@@ -85,7 +85,10 @@ class Choice:
         search, own = Search(candidates, self._predicts), candidates.budget
         search.go(own)
         unmet: dict[str, str] = {}
-        for budget in [each for each in candidates.selection.budgets if each != own]:
+        others = [each for each in candidates.selection.budgets if each != own]
+        for done, budget in enumerate(others):
+            if self.bench.progress:
+                self.bench.progress(f"choices within {budget}", done, len(others))
             try:
                 search.go(budget)
             except (RequestError, JobError) as error:  # which is no reason to lose what is found already

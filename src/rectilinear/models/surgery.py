@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.errors import JobError, RequestError
+from rectilinear.models.biases import give_biases
 from rectilinear.models.capture import first_value, run_until, with_first
 from rectilinear.models.depth import reduced, remove_blocks
 from rectilinear.models.find_blocks import BlockStack
@@ -109,16 +110,18 @@ def adds_straight(model: nn.Module, block: nn.Module, part: nn.Module, inputs: A
     return any(bool((change - shift).norm() <= 0.05 * shift.norm()) for change in changes)
 
 
-def folded_projection(projection: nn.Module, matrix: Tensor, bias: Tensor) -> nn.Module:
-    """A projection whose output is that of another times a matrix ``[q, q]``, plus a bias ``[q]`` if it has one."""
+def folded_projection(projection: nn.Module, matrix: Tensor, bias: Tensor | None) -> nn.Module:
+    """A projection whose output is that of another times a matrix ``[q, q]``, plus a bias ``[q]`` if one is given."""
     new: Any = copy.deepcopy(projection)
     # On the CPU: not every device has float64.
-    weight, matrix, bias = new.weight.cpu().double(), matrix.cpu().double(), bias.cpu().double()
+    weight, matrix = new.weight.cpu().double(), matrix.cpu().double()
     with torch.no_grad():
         # transformers' Conv1D keeps its weight as [in, out], torch's Linear as [out, in].
         new.weight.copy_(matrix.T @ weight if isinstance(new, nn.Linear) else weight @ matrix)
-        if new.bias is not None:
-            new.bias.copy_(new.bias.cpu().double() @ matrix + bias)
+        if bias is not None and new.bias is None:
+            new.bias = nn.Parameter(bias.to(new.weight), new.weight.requires_grad)
+        elif bias is not None:
+            new.bias.copy_(new.bias.cpu().double() @ matrix + bias.cpu().double())
     folded: nn.Module = new
     return folded
 
@@ -126,8 +129,14 @@ def folded_projection(projection: nn.Module, matrix: Tensor, bias: Tensor) -> nn
 def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Sequence[int]) -> None:
     """Make edits permanent, take blocks out, renumber those that stay, and bring the configuration in step.
 
-    Where stand-ins are put in, the model becomes one of the classes of `linearized_model`.
+    Where stand-ins are put in, the model becomes one of the classes of `linearized_model`; where projections have a
+    bias that the model has none for, all get one for which the configuration has the same place.
     """
+    for path, new in edits.items():
+        if isinstance(new, nn.Linear) and new.bias is not None:
+            own = model.get_submodule(path)
+            if isinstance(own, nn.Linear) and own.bias is None:
+                give_biases(model, path)
     if removed:  # what is to be built is found out while all is as the architecture has it
         kept = [index for index in range(len(stack)) if index not in removed]
         built = reduced(model, stack, kept)

@@ -26,13 +26,30 @@ class Folded(Kind):
     removes_blocks: ClassVar[bool] = True
     needs_block_before: ClassVar[bool] = True
 
+    bias: bool = False
+    """Give the projection that a map is folded into a bias, where the configuration has a place for one: others that
+    get one by it have zeros."""
+
     def check_model(self, model: nn.Module, stack: BlockStack, index: int) -> None:
-        """The block before needs a projection that adds to the residual stream as it is."""
+        """The block before needs a projection that adds to the residual stream as it is, perhaps room for a bias."""
         import torch
 
         from rectilinear.models.surgery import find_projection
 
-        find_projection(model, stack, index - 1, torch.zeros(1, 4, dtype=torch.long))
+        path = find_projection(model, stack, index - 1, torch.zeros(1, 4, dtype=torch.long))
+        self._new_biases(model, path)
+
+    def _new_biases(self, model: Any, path: str) -> int:
+        """How many numbers the biases are that come with one of the projection."""
+        from rectilinear.models.biases import find_biases
+
+        if not self.bias or getattr(model.get_submodule(path), "bias", None) is not None:
+            return 0
+        return sum(layer.out_features for layer in find_biases(model, path)[1].values())
+
+    def parameters(self, width: int, target: Target) -> int:
+        """Those of the bias."""
+        return width if self.bias else 0
 
     def features(self, width: int, target: Target) -> int:
         """What the projection gives."""
@@ -53,11 +70,11 @@ class Folded(Kind):
             folded = bench.exact(edited[0].y).view_as(stream)
             return folded, bench.exact(original[0].y) - (stream - folded)
 
-        fitted, tokens = site.least_squares(
-            [projection, bench.stack.blocks[before]],
-            [site.modules[-1]],
-            pairs,
-            intercept=getattr(projection, "bias", None) is not None,
-        )
-        new = folded_projection(projection, fitted.weight, fitted.bias)
-        return Fit({**site.left_out(), path: new}, fitted, tokens)
+        intercept = self.bias or getattr(projection, "bias", None) is not None
+        modules = [projection, bench.stack.blocks[before]], [site.modules[-1]]
+        fitted, tokens = site.least_squares(*modules, pairs, intercept=intercept)
+        new = folded_projection(projection, fitted.weight, fitted.bias if intercept else None)
+        return Fit({**site.left_out(), path: new}, fitted, tokens, added=self._new_biases(bench.model, path))
+
+    def __str__(self) -> str:
+        return f"{self.name}, with a bias" if self.bias else self.name
