@@ -167,11 +167,11 @@ def by_window(
 
     ``windows`` are of each key-value head, or one of all.
     """
-    every = torch.arange(queries, device=device)
-    if len({*windows}) == 1:
-        return (Heads(windows[0], slice(None), slice(None)),), every
     found, shared = list[Heads](), queries // heads
     with torch.inference_mode(False):  # for all calls to come
+        every = torch.arange(queries, device=device)
+        if len({*windows}) == 1:
+            return (Heads(windows[0], slice(None), slice(None)),), every
         for window in sorted({*windows}):
             some = torch.tensor([head for head, own in enumerate(windows) if own == window], device=device)
             found.append(Heads(window, some, every.view(heads, shared)[some].flatten()))
