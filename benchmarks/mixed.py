@@ -91,6 +91,7 @@ SHORT = [("drop", "block"), ("affine", "block"), ("affine", "mlp"), ("drop", "ml
 #: Kinds that make a model smaller, and some that mix tokens as well.
 MIXED = {
     "mixed": Way("", "drop,affine"),
+    "mixed-tried": Way("", "drop,affine", trials=4),
     "mixed-searched": Way("", "drop,affine", trials=6, rounds=2, swaps=10),
 }
 FILTERS = Way("", "drop,affine,filter:rank=8,filter:rank=16", trials=6, rounds=2, swaps=10)

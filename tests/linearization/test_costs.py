@@ -297,8 +297,26 @@ def test_of_several_trials_the_one_with_the_least_loss_is_taken(model, linearize
     assert five.plan.selection.loss_after == min(losses)
 
 
+@pytest.mark.parametrize(
+    ("choice", "fitted"),
+    [
+        ({"choices": "drop,affine"}, 4),
+        ({"choices": "affine"}, 1),
+        ({"choices": "drop,affine", "max_tokens": SEQ_LEN}, 0),  # no rows are held out
+    ],
+)
+def test_several_choices_among_several_kinds_are_fitted_unless_nothing_tells_them_apart(
+    model, linearize, monkeypatch, choice, fitted
+):
+    fit, fits = searching.fit_all, []
+    monkeypatch.setattr(searching, "fit_all", lambda *given: fits.append(given[1]) or fit(*given))
+    selection = linearize(model, budget="parameters=75%", **choice).plan.selection
+    assert len(selection.losses) == fitted
+    assert len(fits) == max(fitted, 1)
+
+
 def test_exchanges_go_on_until_none_helps(model, linearize):
-    choice = {"choices": "drop,affine", "budget": "parameters=75%"}
+    choice = {"choices": "drop,affine", "budget": "parameters=75%", "trials": 1}
     one, many = (linearize(copy.deepcopy(model), **choice, swaps=swaps) for swaps in (0, 200))
     losses = many.plan.selection.losses
     assert losses[0] == one.plan.selection.loss_after

@@ -105,15 +105,16 @@ class Search:
     def _fit_cheapest(self, costs: Sequence[CostRecord], aim: dict[str, float], budget: Budget) -> dict[str, float]:
         """Fit as many of the cheapest choices as are asked for; what was aimed at, lower where fits need more."""
         limits = budget.limits(self._candidates.whole)
-        fitted = 0
+        fitted, wanted = 0, self._selection.tried
         for _ in range(_AIMS):
             for some in cheapest(costs, aim, len(self._bench.stack)):
-                over = self._try(_names(some), budget).over(limits)
+                trial = self._try(_names(some), budget)
+                over = trial.over(limits)
                 if over:
                     aim = {name: most - over.get(name, 0.0) for name, most in aim.items()}
                     break
                 fitted += 1
-                if fitted >= self._selection.trials:
+                if fitted >= wanted or trial.reached is None:  # where there is no loss, the first is the best
                     return aim
             else:
                 return aim

@@ -28,6 +28,10 @@ Select = Literal["score", "influence", "divergence", "loss"]
 #: Tokens of a text after which a budget counts the cache and times decoding, where that is not said.
 BUDGET_TOKENS = 2048
 
+# How many choices among several kinds are fitted, where that is not said: costs add up to more than their sum, and what
+# that is differs most between kinds.
+_TRIALS = 4
+
 #: The ways to say which blocks are replaced.
 WAYS = ("blocks", "count", "budget", "max_loss_increase", "plan")
 
@@ -88,9 +92,9 @@ class Selection(Named):
     keeps and loses."""
     span: PositiveInt = 1
     """Most consecutive blocks that one stand-in takes the place of, among `choices`."""
-    trials: PositiveInt = 1
+    trials: PositiveInt | None = None
     """How many of the cheapest choices by these costs are fitted, to take the one with the least loss on held-out
-    rows."""
+    rows; 4 when not given, or 1 of a single kind."""
     swaps: NonNegativeInt = 0
     """How many choices near the best one are fitted at most, until none has less loss."""
     rounds: PositiveInt = 1
@@ -157,9 +161,14 @@ class Selection(Named):
         return self.choices is not None or (self.budget is not None and self.budget.measured)
 
     @property
+    def tried(self) -> int:
+        """How many of the cheapest choices are fitted."""
+        return self.trials or (_TRIALS if self.choices and len(self.choices) > 1 else 1)
+
+    @property
     def by_loss(self) -> bool:
         """Whether losses decide which blocks, or how many."""
-        several = self.trials > 1 or self.rounds > 1 or self.swaps > 0
+        several = (self.trials or 1) > 1 or self.rounds > 1 or self.swaps > 0
         return self.max_loss_increase is not None or self.select == "loss" or several
 
     @property
