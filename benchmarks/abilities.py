@@ -2,7 +2,8 @@
 
 A cell is a model as a cell of benchmarks/bounded.py makes it, all choices and fits on one text, in rows of the length
 that is given there; each is a file of its own in benchmarks/abilities, and one that is there is not made again. That of
-the dense model is made first, as others are compared with what it writes.
+the dense model is made first, as others are compared with what it writes. Which attentions a cell has chosen is taken
+from there.
 
     python benchmarks/abilities.py MODELS TEXTS [CELL ...]
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 from bounded import STUDIES as BOUNDED
-from bounded import Way, bounded
+from bounded import Some, Way, bounded
 from scoring import Study, make_cells, score
 from transformers import GenerationConfig
 
@@ -99,7 +100,7 @@ def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
     """A cell: losses by document on each text, losses and hits of each stretch, what is written."""
     plan, start = PLAN_OF[study.model], time.perf_counter()
     dense = None if way is None else json.loads(study.file("dense").read_text())
-    edited, _ = bounded(study, model, texts, way)
+    edited, _ = bounded(study, model, texts, way, known_blocks(study, way))
     found: dict[str, Any] = {"model": study.model, "fit_seconds": time.perf_counter() - start}
     longer = replace(study, seq_len=plan.long, batch=max(1, study.batch * study.seq_len // plan.long))
     found["long"] = score(longer, model, texts, edited)
@@ -112,6 +113,14 @@ def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
         found["recall"] = {str(distance): recall(plan, model, texts, edited, distance) for distance in plan.distances}
         found["writing"] = write(study, model, texts, edited, dense)
     return {**found, "seconds": time.perf_counter() - start}
+
+
+def known_blocks(study: Study, way: Way) -> list[int] | None:
+    """Which attentions a cell of benchmarks/bounded.py has chosen; None where there was no choice."""
+    (name,) = (name for name, each in study.ways.items() if each is way)
+    return (
+        json.loads(replace(study, folder="bounded").file(name).read_text())["blocks"] if isinstance(way, Some) else None
+    )
 
 
 def answer(plan: Plan, model: Path, texts: Path, edited: Any) -> dict[str, list[float]]:

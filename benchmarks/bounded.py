@@ -15,6 +15,7 @@ TEXTS: folder with wikitext2/fit.txt and score.txt, tinystories/train.txt and va
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,15 @@ def parts_of(way: Way) -> tuple[Kind | None, dict[str, Any] | None]:
     return (way.kind, {"count": way.count, "select": "divergence"}) if isinstance(way, Some) else (way, None)
 
 
-def bounded(study: Study, model: Path, texts: Path, way: Way) -> tuple[Any, Plan | None]:
-    """A model with its attentions replaced, and what by; the dense one without a plan."""
+def bounded(
+    study: Study, model: Path, texts: Path, way: Way, blocks: Sequence[int] | None = None
+) -> tuple[Any, Plan | None]:
+    """A model with its attentions replaced, of some blocks where they are known, and what by; the dense one without."""
     kind, chosen = parts_of(way)
     if kind is None:
         return load_model(model, LOADING), None
-    selection = Selection(target="attention", **(chosen or {"blocks": [*range(study.depth)]}))
+    known = {"blocks": [*(blocks or range(study.depth))]} if blocks or not chosen else chosen
+    selection = Selection(target="attention", **known)
     made = linearized(study, model, texts, kind, selection)
     return made.model, made.plan
 

@@ -40,6 +40,7 @@ def test_the_experiments_page_is_what_the_results_make_it():
         ("engines_page", "engines"),
         ("mixed_page", "mixed"),
         ("healing_page", "healing"),
+        ("abilities_page", "abilities"),
         ("scale_page", "scale"),
     ],
 )
