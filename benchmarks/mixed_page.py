@@ -22,7 +22,7 @@ What is lost where a model has to become smaller, or its cache: by plans of a si
 (`--choices`, [linearization.md](linearization.md#several-kinds-under-a-budget)). No training. `{COMMAND}`; all choices and fits are made on one text, and each row of a table is scored once on another. Losses are in nats a token above the
 dense model's; ± is half of a 95 % interval over documents of the paired difference (Student's t); *late* is the second half of each row. *Parameters* and *cache* are what is left of the model's and of what a row leaves in the cache.
 Greedy plans end with the replacement that meets the budget, and so may save more than they have to; *least divergence* is the program's choice for one kind, which is that of the smallest divergences where all replacements save the same. *Trials*, *rounds* and *swaps* are options of the search, which takes the
-fitted choice with the least loss on held-out rows of the fit's text. Costs are divergences on such rows, too, where plans have runs of blocks; the others were chosen when they were still measured on rows that are fitted on, and may come out a little differently now.
+fitted choice with the least loss on held-out rows of the fit's text. Costs are divergences on such rows, too, but for *drop, affine* on SmolLM2 and for budgets of the cache, which were chosen when they were still measured on rows that are fitted on, and may come out a little differently now.
 """
 
 
