@@ -90,7 +90,7 @@ def test_a_budget_is_what_is_saved_or_what_is_kept_and_is_recorded_as_it_is_read
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        ({"budget": "speed=80%"}, "expected `budget=parameters=80%,cache=25%`"),
+        ({"budget": "speed=80%"}, "expected `budget=parameters=80%,cache=25%,decoding=70%`"),
         ({"budget": "cache=25%,cache=30%"}, "each once"),
         ({"budget": "cache=120%"}, "above 0% and below 100% to keep of cache"),
         ({"choices": "drop"}, "expected a `budget` with `choices`"),

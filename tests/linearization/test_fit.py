@@ -154,8 +154,9 @@ def test_a_folded_map_has_a_bias_where_the_configuration_has_a_place_for_one(lin
     biases = {name: each for name, each in made.model.state_dict().items() if name.endswith(".bias")}
     assert {name for name, each in biases.items() if each.any()} == {"model.layers.0.mlp.down_proj.bias"}
     assert len(biases) == 3 * len(layers)
-    of_all = sum(each.numel() for block in model.model.layers for each in map(no_weights, linear(block.mlp)))
-    assert one.fit.parameters_after == of_all
+    gone = sum(each.numel() for each in model.model.layers[1].parameters())
+    kept = [layer for index in (0, 2) for layer in linear(model.model.layers[index].mlp)]
+    assert made.plan.parameters.after == made.plan.parameters.before - gone + sum(each.out_features for each in kept)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(again).__name__ == "LlamaForCausalLM"
     assert again.config.mlp_bias
@@ -167,10 +168,6 @@ def test_a_folded_map_has_a_bias_where_the_configuration_has_a_place_for_one(lin
 
 def linear(part):
     return [module for module in part.modules() if isinstance(module, torch.nn.Linear)]
-
-
-def no_weights(layer):
-    return torch.zeros(layer.out_features)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])
@@ -186,18 +183,29 @@ def test_a_bias_is_refused_where_the_configuration_has_no_place_for_one(lineariz
 
 
 def test_folding_with_a_bias_goes_with_other_replacements(linearize, rows, tmp_path):
-    """The budget is kept with all biases; stand-ins and removed blocks have none."""
+    """A budget counts the biases of all that stays, once; stand-ins and removed blocks have none."""
     model = build("llama", num_hidden_layers=5)
     before = sum(each.numel() for each in model.parameters())
     choices = "folded:bias=true,affine"
-    made = linearize(model, choices=choices, budget="parameters=70%", out=tmp_path / "out", trials=6)
-    assert sum(each.numel() for each in made.model.parameters()) <= 0.7 * before
+    made = linearize(model, choices=choices, budget="parameters=70%", sweep="parameters=60%", trials=6)
+    after = sum(each.numel() for each in made.model.parameters())
+    assert after <= 0.7 * before
+    assert next(point.parameters for point in made.plan.selection.sweep if point.taken) == after
     some = {"replacements": [{"kind": "folded", "bias": True, "blocks": [3]}, {"kind": "affine", "blocks": [1]}]}
     edited = made.plan.model_copy(update={"replacements": Plan.model_validate(dump(made.plan) | some).replacements})
     both = linearize(build("llama", num_hidden_layers=5), plan=edited, out=tmp_path / "both")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "both", trust_remote_code=True)
     torch.testing.assert_close(again(rows[:2]).logits, both.model(rows[:2]).logits)
     assert again.model.layers[2].mlp.down_proj.bias.any()
+
+
+def test_a_saving_is_kept_with_the_biases_that_come_along(linearize):
+    model = build("llama", num_hidden_layers=8)
+    before = sum(each.numel() for each in model.parameters())
+    block = sum(each.numel() for each in model.model.layers[0].parameters())
+    budget = (2 * block - 1) / before  # two blocks would do without biases
+    made = linearize(model, kind="folded", bias=True, budget=budget)
+    assert before - sum(each.numel() for each in made.model.parameters()) >= budget * before
 
 
 def dump(plan):

@@ -1,9 +1,12 @@
 """Bounded attention: against softmax attention written out, and against the model's own with a mask."""
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig
 
 from rectilinear import RequestError
@@ -188,6 +191,18 @@ def test_a_token_more_is_taken_at_once_where_every_row_keeps_all_that_it_can(mon
     # The second row keeps 2 + 5 - 1 tokens after its sixth, the tenth of all, and again after six of its document.
     lengths = torch.where(real[0], real[0].cumsum(0), 0)
     assert taken == [int(lengths[t]) for t in range(tokens) if 10 <= t < 20 or t == 21 or t >= 28]
+
+
+@torch.no_grad()
+def test_what_is_kept_for_later_steps_is_not_of_a_trace():
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, 2, 20, 4, generator=generator) for _ in range(3)]
+    module = made((7, 11), 3)
+    with FakeTensorMode(allow_non_fake_inputs=True), contextlib.suppress(Exception):
+        module.attend(*inputs, Terms(0.5))
+    none = torch.zeros(1, 20, dtype=torch.bool)
+    expected = naive(*inputs, ~none, none, (7, 11), 3, Terms(0.5))
+    torch.testing.assert_close(module.attend(*inputs, Terms(0.5)).double(), expected, rtol=CLOSE, atol=CLOSE)
 
 
 def test_more_tokens_than_are_taken_at_once():

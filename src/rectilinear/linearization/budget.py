@@ -56,8 +56,8 @@ class Budget:
         for word in words:
             name, _, share = word.partition("=")
             if name not in QUANTITIES or name in found:
-                raise ValueError(f"expected `budget=parameters=80%,cache=25%`, each once, got {value!r}")
-            usual = f"expected `budget=parameters=80%,cache=25%`, got {value!r}"
+                raise ValueError(f"expected `budget=parameters=80%,cache=25%,decoding=70%`, each once, got {value!r}")
+            usual = f"expected `budget=parameters=80%,cache=25%,decoding=70%`, got {value!r}"
             found[name] = _parse_kept(name, share, usual, all_of_it=name == "parameters")
         kept = found.pop("parameters", None)
         return cls(saving=None if kept is None else round(1 - kept, 12), **found)

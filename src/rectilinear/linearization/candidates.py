@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +23,7 @@ from rectilinear.linearization.workbench import Workbench
 from rectilinear.measurement.kept import Kept
 from rectilinear.models.describe import count_parameters
 from rectilinear.models.find_blocks import context_of
+from rectilinear.models.surgery import count_new_biases
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +62,7 @@ class Candidates:
             check_cache(bench.model, sizes)
         time = DecodingTime.of(bench, sizes.ids) if "decoding" in limited else None
         found, left_out = _possible(scope, bench)
-        kept = kept.changed(budget_tokens=tokens, **({"timed": True} if time else {}))
+        kept = kept.changed(budget_tokens=tokens, **({"timed": platform.node()} if time else {}))
         unmeasured = cls(bench, selection, left_out, sizes, time, found, kept)
         unmeasured.check(["parameters"])
         measured = replace(unmeasured, alone=unmeasured.among([]))
@@ -70,7 +72,13 @@ class Candidates:
     def among(self, fits: Sequence[Fitted]) -> list[CostRecord]:
         """What each costs among others; see `measure_costs`."""
         ones = [cost.replacement.unfitted() for cost in self.alone]
-        return measure_costs(self.bench, ones, (self.sizes, self.time), self.kept, fits)
+        if not fits:
+            return measure_costs(self.bench, ones, (self.sizes, self.time), self.kept)
+        found = measure_costs(self.bench, ones, (self.sizes, None), self.kept, fits)
+        alone = [
+            self._of_each[cost.replacement.unfitted()].decoding for cost in found
+        ]  # which is the same among others
+        return [cost.model_copy(update={"decoding": time}) for cost, time in zip(found, alone, strict=True)]
 
     @property
     def budget(self) -> Budget:
@@ -86,9 +94,11 @@ class Candidates:
     def changes(self, fits: Sequence[Fitted]) -> dict[str, float]:
         """How much more, or less, there is of each with some replacements; of decoding by what each changes alone."""
         longer = sum(self._of_each[fitted.replacement.unfitted()].decoding or 0.0 for fitted in fits)
-        found = {"parameters": float(sum(map(grown, fits))), "cache": 0.0, "decoding": longer}
+        edits = merge_edits(fits)
+        more = sum(map(grown, fits)) + count_new_biases(self.bench.model, edits)
+        found = {"parameters": float(more), "cache": 0.0, "decoding": longer}
         if self.sizes.total:
-            found["cache"] = float(self.sizes.of_edits(self.bench, merge_edits(fits)) - self.sizes.total)
+            found["cache"] = float(self.sizes.of_edits(self.bench, edits) - self.sizes.total)
         return found
 
     def divergence(self, chosen: Iterable[Replacement]) -> float:
@@ -110,7 +120,9 @@ class Candidates:
         """What to say of a budget that no choice is within."""
         option = "a `budget`" if budget == self.budget else "shares in `sweep`"
         least = least_shares(costs, self.whole, len(self.bench.stack), limited)
-        together = ", not both at once" * (len(budget.kept) > 1)
+        together = f", not {'both' if len(budget.kept) == 2 else 'all'} at once" * (len(budget.kept) > 1)
+        if "decoding" in limited and not any((cost.decoding or 0.0) < 0 for cost in costs):
+            return RequestError(f"expected choices that decode faster than what they replace for {budget}, got none")
         return RequestError(f"expected {option} of at least {least}{together} with these choices, got {budget}")
 
 
@@ -147,6 +159,8 @@ def tokens_of(selection: Selection, context: int | None) -> int:
         RequestError: more than the model's context has.
     """
     tokens = selection.budget_tokens or min(BUDGET_TOKENS, context or BUDGET_TOKENS)
+    if tokens < 2 and any(budget.decoding is not None for budget in selection.budgets):
+        raise RequestError(f"expected `budget_tokens` of at least 2, the last of which is decoded, got {tokens}")
     if context is not None and tokens > context:
         raise RequestError(f"expected `budget_tokens` of at most the model's context of {context:,}, got {tokens:,}")
     return tokens

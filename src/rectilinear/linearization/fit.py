@@ -96,7 +96,7 @@ def _fit(site: Site) -> Fitted:
         features=len(fit.map.factors[0]) if fit.map else 0,
         tokens=fit.tokens,
         parameters_before=count_parameters(site.modules),
-        parameters_after=_count_after(site, fit.edits) + fit.added,
+        parameters_after=_count_after(site, fit.edits),
         windows=fit.windows,
     )
     return Fitted(site.replacement.model_copy(update={"fit": record}), fit.edits, site.prepared)
@@ -116,14 +116,12 @@ class Fit(NamedTuple):
         map: what was fitted; None for nothing.
         tokens: that it was fitted on.
         windows: of heads.
-        added: parameters that the model gets elsewhere by it.
     """
 
     edits: Edits
     map: FittedMap | None = None
     tokens: int = 0
     windows: tuple[int, ...] = ()
-    added: int = 0
 
 
 @dataclass(frozen=True, eq=False)

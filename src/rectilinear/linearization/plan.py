@@ -65,7 +65,7 @@ class SelectionRecord(Record):
     tokens: int = 0
 
     def warnings(self, replacements: Sequence[Replacement]) -> list[str]:
-        """What was not considered, and what a budget of the cache has made larger, in sentences."""
+        """What was not considered, what a budget has made larger, and what turned out slower, in sentences."""
         found = [f"{what} was not considered: {why}" for what, why in self.left_out.items()]
         found += [f"no choice within {budget} was compared: {why}" for budget, why in self.unmet.items()]
         fits = [one.fit for one in replacements if one.fit] if self.costs else []
@@ -94,10 +94,8 @@ class SelectionRecord(Record):
             found.append(f"cache after {self.budget_tokens:,} tokens {before:,} -> {after:,} bytes ({share})")
         if self.decoding_seconds:
             first, then = (1000 * seconds for seconds in self.decoding_seconds)
-            share = f"{then / first - 1:+.1%}"
-            found.append(
-                f"decoding a token after {self.budget_tokens:,} others {first:.3g} -> {then:.3g} ms to decode ({share})"
-            )
+            share, others = f"{then / first - 1:+.1%}", (self.budget_tokens or 1) - 1
+            found.append(f"decoding a token after {others:,} others {first:.3g} -> {then:.3g} ms ({share})")
         return found
 
 
@@ -219,6 +217,8 @@ class Plan(ResultFile):
         if not (chosen and chosen.sweep):
             return (table,)
         caption = [f"cache bytes: after {chosen.budget_tokens:,} tokens"] * (chosen.cache_bytes is not None)
+        if chosen.sweep[0].quantity == "decoding":
+            caption.append("decoding: of the original's time, by what each replacement saves alone")
         caption += ["alone: sum of the divergences of each replacement by itself", "*: what was replaced"]
         if chosen.sweep[0].increase is not None:
             caption.append(f"loss: {self._of_the_sweep}; ± is the standard error over rows")

@@ -28,7 +28,7 @@ def cheapest(
 
     Args:
         costs: of replacements of blocks, runs of them, or parts of them.
-        limits: the largest sum of changes by quantity, ``parameters`` and ``cache``.
+        limits: the largest sum of changes by quantity, those of `rectilinear.linearization.budget.QUANTITIES`.
         num_blocks: of the model.
         by: what has the least sum.
     """

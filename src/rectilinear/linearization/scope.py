@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -164,7 +164,15 @@ class Scope:
 
     def saving(self, indices: Sequence[int]) -> int:
         """Parameters that replacing some blocks takes away, less those that it brings."""
-        return -sum(map(self.change, self.request.group(indices)))
+        ones = self.request.group(indices)
+        gone = tuple(f"{self.stack.path_of(block)}." for one in ones for block in one.removed)
+        along = sum(count for path, count in self._along.items() if not path.startswith(gone)) if ones else 0
+        return -sum(map(self.change, ones)) - along
+
+    @cached_property
+    def _along(self) -> Mapping[str, int]:
+        """What comes along in a model that has its weights."""
+        return {} if self.parts is None else self.request.template.by.comes_along(self.model, self.stack)
 
     def change(self, one: Replacement) -> int:
         """Parameters that a replacement brings, less those that it takes away."""

@@ -41,13 +41,17 @@ def sweep_table(points: Sequence[SweepRecord], title: str, original: Sequence[in
     """
     parameters, cache = original
     columns: list[Column | str] = ["budget", "replaced", Column("parameters", ",d")]
-    columns += [Column("cache bytes", ",d")] * (cache is not None) + [Column("alone", ".4f"), Column("loss", "+.4f")]
-    rows: list[tuple[Cell, ...]] = [("the original", "nothing", *_sizes(parameters, cache), None, None)]
+    timed = any(point.quantity == "decoding" for point in points)
+    columns += [Column("cache bytes", ",d")] * (cache is not None) + [Column("decoding", ".1%")] * timed
+    columns += [Column("alone", ".4f"), Column("loss", "+.4f")]
+    whole = [1.0] * timed
+    rows: list[tuple[Cell, ...]] = [("the original", "nothing", *_sizes(parameters, cache), *whole, None, None)]
     for point in points:
         loss = None if point.increase is None else Estimate(point.increase, point.stderr)
         budget = f"{point.budget}{' *' * point.taken}"
         sizes = _sizes(point.parameters, point.cache_bytes)
-        rows.append((budget, words_of(point.replacements), *sizes, point.divergence, loss))
+        kept = [point.kept] * timed
+        rows.append((budget, words_of(point.replacements), *sizes, *kept, point.divergence, loss))
     return Table.of(columns, rows, title=title, caption=caption)
 
 
@@ -60,7 +64,11 @@ def sweep_chart(points: Sequence[SweepRecord], title: str, caption: str) -> Char
     known = [point for point in points if point.increase is not None]
     if not known:
         return None
-    whats = {"parameters": "parameters", "cache": "bytes of the cache", "decoding": "time to decode a token"}
+    whats = {
+        "parameters": "parameters",
+        "cache": "bytes of the cache",
+        "decoding": "time to decode a token, by each alone,",
+    }
     what = whats[known[0].quantity]
     x, y = Axis(f"{what} kept, %"), Axis("loss above the original's, nats a token")
     corners = unbeaten([(100.0, 0.0, ""), *((100 * each.kept, each.increase or 0.0, each.budget) for each in known)])

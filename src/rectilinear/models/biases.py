@@ -43,7 +43,7 @@ def find_biases(model: PreTrainedModel, path: str) -> tuple[str, dict[str, nn.Li
             return name, linear
     raise RequestError(
         f"expected an architecture with a place for a bias in {path}, got {type(model.config).__name__}, which has no "
-        "field for one; try without `bias`"
+        "field that gives it, and plain layers alone, a bias; try without `bias`"
     )
 
 

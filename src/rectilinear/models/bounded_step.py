@@ -6,14 +6,15 @@ This file travels with checkpoints as `modeling_rectilinear` does, so it imports
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .far_summary import FarSums, Near
 from .kept_tokens import KeptTokens, Places, join, keep, seen
+
+_Made = TypeVar("_Made")
 
 # Of a sum of exponentials, so that its logarithm is finite.
 _LEAST = 1e-37
@@ -159,7 +160,31 @@ class Heads(NamedTuple):
     queries: Tensor | slice
 
 
-@cache
+def remembered(make: Callable[..., _Made]) -> Callable[..., _Made]:
+    """A function whose results, tuples with tensors, are kept for the next call with the same arguments.
+
+    But not those of a traced model, whose tensors are of that trace.
+    """
+    kept: dict[Any, _Made] = {}
+
+    def find(*given: Any) -> _Made:
+        if given in kept:
+            return kept[given]
+        found = make(*given)
+        if all(type(tensor) is Tensor for tensor in _tensors(found)):
+            kept[given] = found
+        return found
+
+    return find
+
+
+def _tensors(held: Any) -> list[Tensor]:
+    if isinstance(held, tuple):
+        return [tensor for each in held for tensor in _tensors(each)]
+    return [held] if isinstance(held, Tensor) else []
+
+
+@remembered
 def by_window(
     windows: tuple[int, ...], heads: int, queries: int, device: torch.device
 ) -> tuple[tuple[Heads, ...], Tensor]:

@@ -8,13 +8,12 @@ kept token stands, and which one leaves, is the same at every step. This file tr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .bounded_step import Group, Heads, Looked, Terms, by_window, weighted
+from .bounded_step import Group, Heads, Looked, Terms, by_window, remembered, weighted
 from .far_summary import Far, FarSums
 from .kept_tokens import KeptTokens, Places
 
@@ -47,7 +46,7 @@ class Layout(NamedTuple):
     leave: Tensor
 
 
-@cache
+@remembered
 def lay_out(windows: tuple[int, ...], sinks: int, heads: int, queries: int, device: torch.device) -> Layout:
     """The layout for so many key-value and query heads; ``windows`` are of each key-value head, or one of all."""
     groups, _ = by_window(windows, heads, queries, device)

@@ -25,7 +25,7 @@ STEPS, WARM_UP = 9, 2
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds to decode a token, the medians of several steps.
+    """Seconds to decode a token, sums of medians over several steps: what delays a step delays it in one place.
 
     Attributes:
         whole: of all of the model.
@@ -54,21 +54,26 @@ class Decoder:
         with evaluating(model):
             cache = next_logits(model, ids[:, :-1])[1]
         if cache is None:
-            raise RequestError(f"expected a model that decodes with a cache, got {type(model).__name__}")
+            raise RequestError(
+                f"expected a model that decodes with a cache for a `budget` of decoding, got {type(model).__name__}; "
+                "try `budget=parameters=80%`"
+            )
         self._cache: DecodingCache = cache
 
     def time(self, steps: int = STEPS) -> StepTime:
         """Time some steps, each of which begins with a copy of the same cache."""
-        wholes, blocks = list[float](), list[list[float]]()
+        besides, blocks = list[float](), list[list[float]]()
+        stacked = self._blocks
         with evaluating(self._model), self._timing() as clock:
             for _ in range(WARM_UP + steps):
                 cache = copy.deepcopy(self._cache)
                 clock.clear()
                 begin = self._now()
                 next_logits(self._model, self._last, cache)
-                wholes.append(self._now() - begin)
-                blocks.append([clock[block] for block in self._blocks])
-        return StepTime(median(wholes[WARM_UP:]), tuple(map(median, zip(*blocks[WARM_UP:], strict=True))))
+                besides.append(self._now() - begin - sum(clock.values()))
+                blocks.append([clock[block] / stacked.count(block) for block in stacked])
+        medians = tuple(map(median, zip(*blocks[WARM_UP:], strict=True)))
+        return StepTime(median(besides[WARM_UP:]) + sum(medians), medians)
 
     @contextmanager
     def _timing(self) -> Iterator[dict[nn.Module, float]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rectilinear.errors import JobError, RequestError
-from rectilinear.models.biases import give_biases
+from rectilinear.models.biases import find_biases, give_biases
 from rectilinear.models.capture import first_value, run_until, with_first
 from rectilinear.models.depth import reduced, remove_blocks
 from rectilinear.models.find_blocks import BlockStack
@@ -126,17 +126,34 @@ def folded_projection(projection: nn.Module, matrix: Tensor, bias: Tensor | None
     return folded
 
 
+def _newly_biased(model: nn.Module, edits: Edits) -> str | None:
+    """The path of a layer that has a bias by edits and none in the model; None where there is none such."""
+    for path, new in edits.items():
+        own = model.get_submodule(path)
+        if isinstance(new, nn.Linear) and isinstance(own, nn.Linear) and new.bias is not None and own.bias is None:
+            return path
+    return None
+
+
+def count_new_biases(model: PreTrainedModel, edits: Edits) -> int:
+    """How many numbers the biases are that a model gets by edits: see `commit`. What they leave out has none."""
+    path = _newly_biased(model, edits)
+    if path is None:
+        return 0
+    layers = find_biases(model, path)[1]
+    with swapped(model, edits):
+        there = dict(model.named_modules(remove_duplicate=False))
+    return sum(layer.out_features for name, layer in layers.items() if isinstance(there.get(name), nn.Linear))
+
+
 def commit(model: PreTrainedModel, stack: BlockStack, edits: Edits, removed: Sequence[int]) -> None:
     """Make edits permanent, take blocks out, renumber those that stay, and bring the configuration in step.
 
     Where stand-ins are put in, the model becomes one of the classes of `linearized_model`; where projections have a
     bias that the model has none for, all get one for which the configuration has the same place.
     """
-    for path, new in edits.items():
-        if isinstance(new, nn.Linear) and new.bias is not None:
-            own = model.get_submodule(path)
-            if isinstance(own, nn.Linear) and own.bias is None:
-                give_biases(model, path)
+    while biased := _newly_biased(model, edits):
+        give_biases(model, biased)
     if removed:  # what is to be built is found out while all is as the architecture has it
         kept = [index for index in range(len(stack)) if index not in removed]
         built = reduced(model, stack, kept)

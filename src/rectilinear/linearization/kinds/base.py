@@ -73,6 +73,10 @@ class Kind(Settings):
         """How many parameters take the place of those that are replaced; not asked where these stay."""
         return 0
 
+    def comes_along(self, model: nn.Module, stack: BlockStack) -> Mapping[str, int]:
+        """How many parameters a model, with its weights, gets elsewhere where anything in it is replaced, by module."""
+        return {}
+
     def features(self, width: int, target: Target) -> int:
         """How many numbers a token the map takes that is fitted; 0 where none is."""
         return 0

@@ -39,17 +39,21 @@ class Folded(Kind):
         path = find_projection(model, stack, index - 1, torch.zeros(1, 4, dtype=torch.long))
         self._new_biases(model, path)
 
-    def _new_biases(self, model: Any, path: str) -> int:
-        """How many numbers the biases are that come with one of the projection."""
+    def comes_along(self, model: nn.Module, stack: BlockStack) -> Mapping[str, int]:
+        """The biases of all layers that get one."""
+        import torch
+
+        from rectilinear.models.surgery import find_projection
+
+        return self._new_biases(model, find_projection(model, stack, 0, torch.zeros(1, 4, dtype=torch.long)))
+
+    def _new_biases(self, model: Any, path: str) -> Mapping[str, int]:
+        """How many numbers the biases are that come with one of the projection, by the layer."""
         from rectilinear.models.biases import find_biases
 
         if not self.bias or getattr(model.get_submodule(path), "bias", None) is not None:
-            return 0
-        return sum(layer.out_features for layer in find_biases(model, path)[1].values())
-
-    def parameters(self, width: int, target: Target) -> int:
-        """Those of the bias."""
-        return width if self.bias else 0
+            return {}
+        return {name: layer.out_features for name, layer in find_biases(model, path)[1].items()}
 
     def features(self, width: int, target: Target) -> int:
         """What the projection gives."""
@@ -74,7 +78,7 @@ class Folded(Kind):
         modules = [projection, bench.stack.blocks[before]], [site.modules[-1]]
         fitted, tokens = site.least_squares(*modules, pairs, intercept=intercept)
         new = folded_projection(projection, fitted.weight, fitted.bias if intercept else None)
-        return Fit({**site.left_out(), path: new}, fitted, tokens, added=self._new_biases(bench.model, path))
+        return Fit({**site.left_out(), path: new}, fitted, tokens)
 
     def __str__(self) -> str:
         return f"{self.name}, with a bias" if self.bias else self.name
