@@ -44,7 +44,7 @@ def about(plan: Plan) -> str:
         way = f"{chosen['count']} of {study.depth}: {way}" if chosen else way
         losses = [loss_of(cell["long"], dense["long"], which) for which in ("all", "late")]
         losses += [loss_of(cell["other"][text], dense["other"][text], "all") for text in plan.other]
-        rows.append([way, *losses])
+        rows.append([way, *([""] * len(losses) if cell is dense else losses)])
         tasks = [answered(cell["tasks"][task], None if cell is dense else dense["tasks"][task]) for task in plan.tasks]
         found.append([way, *tasks, *(mean_of(cell["recall"][str(each)]["hits"]) for each in plan.distances)])
         writing = cell["writing"]

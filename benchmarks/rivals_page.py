@@ -77,7 +77,7 @@ WHY = {
     "smollm2-135m": """Why, as far as these figures show it:
 
 - *Which blocks.* Directions and measured losses agree on blocks 12 to 17 or so, and removal costs about a nat by either. One at a time, both also take a block near the end (25, 26); the span of least cosine distance is 13 to 18.
-- *What is put there* saves more than the choice: a map of the stream in the place of one span loses less than half of what removing as many blocks does by either choice, and one map for the span less than three maps for the three runs that SLEB leaves, though these have more parameters.
+- *What is put there* saves more than the choice: a map of the stream in the place of one span loses less than half of what removing as many blocks does by either choice, and one map for the span less than three maps for the three runs that SLEB leaves, though these have more parameters. By cosine and by loss the same span is found, and at that span Ghosted Layers' matrix is a hair before our affine map, which has a bias and a ridge chosen by folds instead: how the matrix is solved for hardly matters there, and what would is something else than a matrix.
 - *Under a budget* that counts parameters alone, the integer program takes the same span by itself from 225 replacements of blocks, runs of them and parts (by divergences, without looking at cosines), and pays for the map with an attention near the end.
 - *Attentions*: as for stories260K, what keeps a little of its memory loses a hundredth or so of what keeps none.
 """,
