@@ -72,8 +72,8 @@ def answered(values: list[float], others: list[float] | None) -> str:
 
 #: What the figures of a model show, in words.
 WHAT = {
-    "smollm2-135m": """- *All attentions bounded*: nothing of a random string is found again that is not kept, whatever sums say of the rest; few tokens of text are lost by that, more of them where rows are longer than those that were fitted on. A summary of far tokens makes good for more than half of what windows of the same size lose.
-- *Half of them*, those where it moves predictions least, by the same windows and summaries: recall, tasks and longer rows are all but the dense model's, for half of the cache and all of the model's parameters and some more.
+    "smollm2-135m": """- *All attentions bounded*: nothing of a random string is found again that is not kept, whatever sums say of the rest; few tokens of text need that, more of them where rows are longer than those that were fitted on. A summary of far tokens makes good for more than half of what windows of the same size lose.
+- *Half of them*, those where it moves predictions least, by the same windows and summaries: recall, tasks and longer rows are all but the dense model's, for a little more than half of the cache, and more parameters than the model has.
 
 """
 }
