@@ -117,10 +117,10 @@ def measure(study: Study, model: Path, texts: Path, way: Way) -> dict[str, Any]:
 
 def known_blocks(study: Study, way: Way) -> list[int] | None:
     """Which attentions a cell of benchmarks/bounded.py has chosen; None where there was no choice."""
+    if not isinstance(way, Some):
+        return None
     (name,) = (name for name, each in study.ways.items() if each is way)
-    return (
-        json.loads(replace(study, folder="bounded").file(name).read_text())["blocks"] if isinstance(way, Some) else None
-    )
+    return list(json.loads(replace(study, folder="bounded").file(name).read_text())["blocks"])
 
 
 def answer(plan: Plan, model: Path, texts: Path, edited: Any) -> dict[str, list[float]]:

@@ -120,8 +120,9 @@ def bounded(
     kind, chosen = parts_of(way)
     if kind is None:
         return load_model(model, LOADING), None
-    known = {"blocks": [*(blocks or range(study.depth))]} if blocks or not chosen else chosen
-    selection = Selection(target="attention", **known)
+    if chosen is None or blocks is not None:
+        chosen = {"blocks": [*(range(study.depth) if blocks is None else blocks)]}
+    selection = Selection(target="attention", **chosen)
     made = linearized(study, model, texts, kind, selection)
     return made.model, made.plan
 

@@ -77,7 +77,7 @@ def about_decoding(result: dict[str, Any]) -> str:
         "\n## Decoding\n\n"
         f"`{result['command']}`, {result['date']}, {result['machine']['processor']}, {result['machine']['threads']} thread: a step of decoding of one row with random weights, float32, "
         "interleaved with the dense model's; 4 sinks, 4 centroids. Those of width 1,024 have windows of 32 and no refit, that of SmolLM2-135M's shape has the windows and refitted outputs of *bounded, window 33, sinks 4, far centroids 4* above. "
-        "The dense model's steps cost more than its bytes: transformers' dynamic cache copies itself at each. A step of bounded attention is the same at any length: some hundred small operations for each attention, beside the weights.\n\n"
+        "The dense model's steps cost more than its bytes: transformers' dynamic cache copies itself at each. A step of bounded attention is the same at any length: many small operations for each attention, beside the weights.\n\n"
         + table(headings, rows)
         + "\n"
     )

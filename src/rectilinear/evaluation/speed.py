@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
 from rectilinear.models.logits import DecodingCache, cache_bytes, check_continued, next_logits
-from rectilinear.models.running import device_of, evaluating
+from rectilinear.models.running import device_of, evaluating, wait_for
 from rectilinear.progress import Progress
 
 #: How many tokens are decoded, and how often the prompt is read, after once to warm up.
@@ -85,10 +85,10 @@ def measure_speed(
 
     def timed(ids: Tensor, cache: DecodingCache | None = None) -> tuple[Tensor, DecodingCache | None, float]:
         nonlocal done
-        _wait(device)
+        wait_for(device)
         start = perf_counter()
         logits, cache = next_logits(model, ids, cache)
-        _wait(device)
+        wait_for(device)
         seconds = perf_counter() - start
         done += 1
         report("speed", done, total)
@@ -123,8 +123,3 @@ def _rates(tokens: int, seconds: list[float]) -> tuple[float, tuple[float, float
         return tokens / seconds[0], None
     fast, _, slow = quantiles(seconds, n=4, method="inclusive")
     return tokens / median(seconds), (tokens / slow, tokens / fast)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
@@ -75,10 +75,8 @@ class Candidates:
         if not fits:
             return measure_costs(self.bench, ones, (self.sizes, self.time), self.kept)
         found = measure_costs(self.bench, ones, (self.sizes, None), self.kept, fits)
-        alone = [
-            self._of_each[cost.replacement.unfitted()].decoding for cost in found
-        ]  # which is the same among others
-        return [cost.model_copy(update={"decoding": time}) for cost, time in zip(found, alone, strict=True)]
+        alone = self._of_each  # among others a part takes as long
+        return [cost.model_copy(update={"decoding": alone[cost.replacement.unfitted()].decoding}) for cost in found]
 
     @property
     def budget(self) -> Budget:
@@ -116,13 +114,13 @@ class Candidates:
             if limits and next(cheapest(self.alone, limits, len(self.bench.stack)), None) is None:
                 raise self.refusal(budget, self.alone, [*limits])
 
-    def refusal(self, budget: Budget, costs: Sequence[CostRecord], limited: Iterable[str]) -> RequestError:
+    def refusal(self, budget: Budget, costs: Sequence[CostRecord], limited: Collection[str]) -> RequestError:
         """What to say of a budget that no choice is within."""
+        if "decoding" in limited and not any((cost.decoding or 0.0) < 0 for cost in costs):
+            return RequestError(f"expected choices that decode faster than what they replace for {budget}, got none")
         option = "a `budget`" if budget == self.budget else "shares in `sweep`"
         least = least_shares(costs, self.whole, len(self.bench.stack), limited)
         together = f", not {'both' if len(budget.kept) == 2 else 'all'} at once" * (len(budget.kept) > 1)
-        if "decoding" in limited and not any((cost.decoding or 0.0) < 0 for cost in costs):
-            return RequestError(f"expected choices that decode faster than what they replace for {budget}, got none")
         return RequestError(f"expected {option} of at least {least}{together} with these choices, got {budget}")
 
 

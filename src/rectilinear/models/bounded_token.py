@@ -30,6 +30,7 @@ class Layout(NamedTuple):
         sinks: first tokens of a document that are kept.
         seen: ``[heads, most]``, what each head sees, and any place behind that.
         there: ``[heads, most]`` bool, which of these it sees.
+        first: ``[most]`` bool, which of these are first tokens.
         ages: ``[heads, most]``, how many tokens before the last each is, of those that are no first ones.
         stay: ``[kept]``, what is kept afterwards.
         leave: ``[heads]``, what is not.
@@ -41,6 +42,7 @@ class Layout(NamedTuple):
     sinks: int
     seen: Tensor
     there: Tensor
+    first: Tensor
     ages: Tensor
     stay: Tensor
     leave: Tensor
@@ -69,6 +71,7 @@ def lay_out(windows: tuple[int, ...], sinks: int, heads: int, queries: int, devi
             sinks,
             torch.tensor([places + [0] * (most - len(places)) for places in seen], device=device),
             torch.tensor([[place < len(places) for place in range(most)] for places in seen], device=device),
+            torch.arange(most, device=device) < sinks,
             torch.tensor(ages, device=device),
             torch.tensor([place for head in ordered for place in stays[head]], dtype=torch.long, device=device),
             torch.tensor([places[sinks] for places in seen], device=device),
@@ -172,7 +175,7 @@ def look_once(
     terms, far = asked
     keys, values = torch.cat([before.keys, key[:, :, 0]], 1), torch.cat([before.values, value[:, :, 0]], 1)
     positions = torch.cat([before.positions, places.positions.expand(-1, key.shape[1])], 1)
-    visible, first = layout.there[None], torch.arange(layout.seen.shape[1], device=key.device) < layout.sinks
+    visible, first = layout.there[None], layout.first
     if terms.sliding is not None:
         ages = places.ranks[:, :, None] - torch.arange(len(first), device=key.device)
         visible = visible & (torch.where(first, ages, layout.ages) < terms.sliding)

@@ -93,6 +93,12 @@ def pick_device(device: str) -> torch.device:
     return picked
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done all that it was given, so that the time that it took can be read."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no outputs beside what is asked for; every submodule's own mode is restored at the end.

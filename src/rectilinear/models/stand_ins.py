@@ -22,7 +22,7 @@ class PaddingMask:
 
     def __init__(self) -> None:
         self.mask = self.positions = self.lengths = None  # type: Any
-        self._found: tuple[tuple[Any, ...], dict[Any, Tensor | None]] = ((), {})
+        self._found: tuple[tuple[Any, ...] | None, dict[Any, Tensor | None]] = (None, {})
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the attention mask, positions and lengths of documents of this forward pass."""
@@ -30,7 +30,7 @@ class PaddingMask:
             kwargs = named_arguments(module, args, kwargs)
         names = ("attention_mask", "position_ids", "cu_seq_lens_q")
         self.mask, self.positions, self.lengths = (kwargs.get(name) for name in names)
-        self._found = ((), {})
+        self._found = (None, {})
 
     def of_last(self, tokens: int) -> Tensor | None:
         """``[rows, tokens]`` bool, true where one of the last tokens is real; None where all are."""
@@ -47,10 +47,11 @@ class PaddingMask:
 
     def _once(self, find: Callable[[int], Tensor | None], tokens: int) -> Tensor | None:
         """What is found in a forward pass is found for all stand-ins: whether there is any, the device has to say."""
-        noted = (self.mask, self.positions, self.lengths)
-        if len(self._found[0]) != len(noted) or any(a is not b for a, b in zip(self._found[0], noted, strict=True)):
-            self._found = (noted, {})
-        found, what = self._found[1], (find.__name__, tokens)
+        noted, (known, found) = (self.mask, self.positions, self.lengths), self._found
+        if known is None or any(one is not other for one, other in zip(known, noted, strict=True)):
+            found = {}
+            self._found = (noted, found)
+        what = find.__name__, tokens
         if what not in found:
             found[what] = find(tokens)
         return found[what]

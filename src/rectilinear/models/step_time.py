@@ -11,13 +11,12 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rectilinear.errors import RequestError
 from rectilinear.models.find_blocks import BlockStack
 from rectilinear.models.logits import DecodingCache, next_logits
-from rectilinear.models.running import device_of, evaluating, hooked, hooked_before
+from rectilinear.models.running import device_of, evaluating, hooked, hooked_before, wait_for
 
 #: Steps that are timed, after some to warm up.
 STEPS, WARM_UP = 9, 2
@@ -95,8 +94,7 @@ class Decoder:
         return [self._model.get_submodule(self._stack.path_of(index)) for index in range(len(self._stack))]
 
     def _now(self) -> float:
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
+        wait_for(self._device)
         return perf_counter()
 
 
