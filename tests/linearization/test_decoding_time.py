@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import rectilinear
 from rectilinear import RequestError, Selection
+from rectilinear.linearization import search as searching
 from rectilinear.linearization.budget import Budget
 from rectilinear.linearization.decoding_time import DecodingTime
 from rectilinear.models.find_blocks import find_blocks
@@ -132,7 +133,12 @@ def test_times_are_taken_once_for_all_rounds(model, linearize, monkeypatch):
     timed = []
     change = DecodingTime.change
     monkeypatch.setattr(DecodingTime, "change", lambda *given: timed.append(given[2].replacement) or change(*given))
+    solve, solved = searching.cheapest, []
+    monkeypatch.setattr(searching, "cheapest", lambda costs, *given: solved.append(costs) or solve(costs, *given))
     linearize(model, choices="drop,affine", budget="decoding=70%", budget_tokens=30, rounds=2)
+    first, later = ({cost.replacement.unfitted(): cost for cost in costs} for costs in (solved[0], solved[-1]))
+    assert {one: cost.decoding for one, cost in later.items()} == {one: cost.decoding for one, cost in first.items()}
+    assert any(later[one].divergence != first[one].divergence for one in first)
     assert len(timed) == len({*(one.unfitted() for one in timed)}) == 2 * 3 * BLOCKS
 
 
